@@ -1,0 +1,290 @@
+"""The sampling law: logits, position and seed give a token. Every emitted token obeys it.
+
+    token(row, t) = argmax over v of score(v)
+    score(v) = logits[v] / T + gumbel(seed, sample, t, v)  where kept, else -inf     (T > 0)
+    score(v) = logits[v]                                                           (T = 0)
+
+In reading order: the noise, the filters, the scores and the pick, and `Randomness`, which hands the
+noise of a round to drafters and accept rules.
+
+The noise is defined per (key, token id), so a shard of the vocabulary, a padded vocabulary and a
+list of candidates each compute their own ids and agree bit for bit. Filters are thresholds found by
+bisection over the ordered bits of a float, never by sorting: 32 passes give the exact threshold.
+
+Source: the Gumbel-max trick; for chains, drafter-invariant speculative decoding (Daliri, Musco and
+Suresh 2024, arXiv 2408.07978). Differs: trees, filters and mixed batches under the same noise.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.extend.random import threefry2x32_p
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from jspec.state import Sampling, state
+
+NEVER = -jnp.inf
+"""Score of a token that the law cannot pick."""
+
+MIN_TEMPERATURE = 0.01
+
+
+class Stream(enum.IntEnum):
+    """Independent uses of a row's randomness; each draws from its own key."""
+
+    NOISE = 0
+    DRAFT = 1
+    ACCEPT = 2
+    RESIDUAL = 3
+
+
+class Mode(enum.Enum):
+    """Static: how much of the law a program computes. A greedy row picks the same in each."""
+
+    GREEDY = "greedy"
+    PLAIN = "plain"
+    FULL = "full"
+
+
+class Rule(enum.Enum):
+    """Static: how a draft is accepted. Under REJECTION the text depends on the drafter."""
+
+    WALK = "walk"
+    REJECTION = "rejection"
+
+
+# --- noise ---------------------------------------------------------------------------------------
+
+
+def position_keys(
+    seed: UInt[Array, " B"], sample: UInt[Array, " B"], position: Int[Array, " B"], stream: Stream
+) -> UInt[Array, "B 2"]:
+    """Key data of one text position of each row: nested folds, always threefry."""
+
+    def one(seed, sample, position):
+        key = jax.random.key(seed, impl="threefry2x32")
+        key = jax.random.fold_in(key, jnp.uint32(stream))
+        key = jax.random.fold_in(key, sample)
+        key = jax.random.fold_in(key, position.astype(jnp.uint32))
+        return jax.random.key_data(key)
+
+    return jax.vmap(one)(seed, sample, position)
+
+
+def random_bits(keys: UInt[Array, "B 2"], ids: Int[Array, "B V"]) -> UInt[Array, "B V"]:
+    """32 random bits for every (key, id), whatever other ids are asked for in the same call.
+
+    Equals `jax.random.bits(key, (V,))[id]` of the partitionable threefry generator, but does not
+    depend on the process's default generator, nor on the shape it is drawn in.
+    """
+    low = ids.astype(jnp.uint32)
+    first = jnp.broadcast_to(keys[:, :1], low.shape)
+    second = jnp.broadcast_to(keys[:, 1:], low.shape)
+    high_bits, low_bits = threefry2x32_p.bind(first, second, jnp.zeros_like(low), low)
+    return high_bits ^ low_bits
+
+
+def uniform_from_bits(bits: UInt[Array, "..."]) -> Float[Array, "..."]:
+    """(bits + 1/2) / 2^32 in float32, inside the open interval (0, 1)."""
+    uniform = (bits.astype(jnp.float32) + jnp.float32(0.5)) * jnp.float32(2.0**-32)
+    return jnp.minimum(uniform, jnp.float32(1.0 - 2.0**-24))
+
+
+def gumbel_from_bits(bits: UInt[Array, "..."]) -> Float[Array, "..."]:
+    """Standard Gumbel noise with a resolved upper tail: -log(-log1p(-u)), float32.
+
+    The largest value is about 22.9; `jax.random.gumbel` stops at 15.9 in coarse steps, which would
+    lose every token of probability under about 1e-7.
+    """
+    return -jnp.log(-jnp.log1p(-uniform_from_bits(bits)))
+
+
+def gumbel(
+    sampling: Sampling, position: Int[Array, " B"], ids: Int[Array, "B V"], stream: Stream
+) -> Float[Array, "B V"]:
+    """Noise of the given token ids at one text position of each row, float32."""
+    keys = position_keys(sampling.seed, sampling.sample, position, stream)
+    return gumbel_from_bits(random_bits(keys, ids))
+
+
+def uniform(
+    sampling: Sampling, position: Int[Array, " B"], stream: Stream
+) -> Float[Array, " B"]:
+    """One uniform number in (0, 1) at one text position of each row, float32."""
+    keys = position_keys(sampling.seed, sampling.sample, position, stream)
+    return uniform_from_bits(random_bits(keys, jnp.zeros((keys.shape[0], 1), jnp.int32)))[:, 0]
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+
+def _ordered_bits(x: Float[Array, "B V"]) -> UInt[Array, "B V"]:
+    """float32 to uint32 so that order is kept: `a < b` exactly where the bits are."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32) + 0.0, jnp.uint32)
+    sign = bits >> 31
+    return jnp.where(sign == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _largest_threshold(
+    ordered: UInt[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
+) -> UInt[Array, " B"]:
+    """The largest threshold t for which the weight of `ordered >= t` is at least `wanted`.
+
+    Bisection over the 32 bits, from the highest: exact, and ties at the edge stay together.
+    """
+
+    def step(i, threshold):
+        trial = threshold | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
+        mass = jnp.sum(jnp.where(ordered >= trial[:, None], weight, 0), axis=1, dtype=weight.dtype)
+        return jnp.where(mass >= wanted, trial, threshold)
+
+    return jax.lax.fori_loop(0, 32, step, jnp.zeros(ordered.shape[:1], jnp.uint32))
+
+
+def keep(scaled: Float[Array, "B V"], sampling: Sampling) -> Bool[Array, "B V"]:
+    """Which tokens the filters leave: top-k, then top-p on what is left, then min-p.
+
+    A filter that is off is exactly off. Ties at an edge stay. The largest token always stays.
+
+    Args:
+      scaled: logits after temperature; padding ids are -inf.
+    """
+    ordered = _ordered_bits(scaled)
+    vocabulary = scaled.shape[1]
+    one = jnp.ones_like(scaled, dtype=jnp.float32)
+    wanted = jnp.clip(sampling.top_k, 1, vocabulary).astype(jnp.float32)
+    by_rank = ordered >= _largest_threshold(ordered, one, wanted)[:, None]
+    kept = jnp.isfinite(scaled) & (by_rank | (sampling.top_k <= 0)[:, None])
+
+    largest = jnp.max(scaled, axis=1, keepdims=True)
+    weight = jnp.where(kept, jnp.exp(scaled - largest), 0).astype(jnp.float32)
+    wanted = sampling.top_p * jnp.sum(weight, axis=1)
+    in_nucleus = ordered >= _largest_threshold(ordered, weight, wanted)[:, None]
+    kept = kept & (in_nucleus | (sampling.top_p >= 1)[:, None])
+
+    floor = jnp.log(jnp.maximum(sampling.min_p, jnp.finfo(jnp.float32).tiny))[:, None]
+    above_floor = scaled >= largest + floor.astype(scaled.dtype)
+    return kept & (above_floor | (sampling.min_p <= 0)[:, None])
+
+
+# --- scores and the pick -------------------------------------------------------------------------
+
+
+def is_bad(logits: Float[Array, "B V"]) -> Bool[Array, " B"]:
+    """Rows with a NaN, a positive infinity or nothing finite: no token can be picked."""
+    return ~jnp.isfinite(jnp.max(logits, axis=-1))
+
+
+def processed(logits: Float[Array, "B V"], sampling: Sampling, mode: Mode) -> Float[Array, "B V"]:
+    """Logits after temperature and filters, without noise; -inf where filtered out.
+
+    Greedy rows keep their logits, and no filter changes what they pick.
+    """
+    if mode is Mode.GREEDY:
+        return logits
+    is_greedy = (sampling.temperature == 0)[:, None]
+    divisor = jnp.where(is_greedy, 1, sampling.temperature[:, None]).astype(logits.dtype)
+    scaled = logits / divisor
+    if mode is Mode.FULL:
+        scaled = jnp.where(keep(scaled, sampling) | is_greedy, scaled, NEVER)
+    return scaled
+
+
+def scores(
+    logits: Float[Array, "B V"],
+    sampling: Sampling,
+    noise: Float[Array, "B V"] | None,
+    mode: Mode,
+) -> Float[Array, "B V"]:
+    """The law's score of every token.
+
+    Args:
+      logits: float32 (float64 in exactness tests), ids past the vocabulary at -inf.
+      noise: standard Gumbel noise of the position the token is chosen for; unused when greedy.
+      mode: `Mode.GREEDY` only if every row has temperature 0, `Mode.PLAIN` only if no row filters.
+    """
+    scaled = processed(logits, sampling, mode)
+    if mode is Mode.GREEDY or noise is None:
+        return scaled
+    is_greedy = (sampling.temperature == 0)[:, None]
+    return scaled + jnp.where(is_greedy, 0, noise).astype(scaled.dtype)
+
+
+def pick(score: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """The law's token: the largest score, the lowest id among ties."""
+    return jnp.argmax(score, axis=-1).astype(jnp.int32)
+
+
+def log_distribution(
+    logits: Float[Array, "B V"], sampling: Sampling, mode: Mode
+) -> Float[Array, "B V"]:
+    """Natural log of the distribution a row's token is drawn from; a point mass for greedy rows."""
+    scaled = processed(logits, sampling, mode)
+    logprobs = jax.nn.log_softmax(scaled, axis=-1)
+    is_top = jnp.arange(logits.shape[-1])[None, :] == pick(logits)[:, None]
+    point = jnp.where(is_top, 0, NEVER).astype(logprobs.dtype)
+    if mode is Mode.GREEDY:
+        return point
+    return jnp.where((sampling.temperature == 0)[:, None], point, logprobs)
+
+
+@state
+class Randomness:
+    """The randomness of one round. Depth d of a draft picks text position `length + d`.
+
+    Under the walk a drafter may use the noise that the law will use: ranking children by
+    `log q + g` raises acceptance and changes no token. Under rejection that would bias the
+    residual, so there `draft_noise` draws from a stream of its own.
+
+    Attributes:
+      sampling: the rows' settings.
+      length: committed text, the pending token included.
+      mode: how much of the law is computed.
+      rule: the accept rule, which decides what a drafter may draw from.
+    """
+
+    sampling: Sampling
+    length: Int[Array, " B"]
+    mode: Mode = flax.struct.field(pytree_node=False)
+    rule: Rule = flax.struct.field(pytree_node=False)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether a drafter that samples must hand over the rows it sampled from."""
+        return self.rule is Rule.REJECTION
+
+    def noise(self, depth: Int[Array, ""] | int, vocabulary: int) -> Float[Array, "B V"] | None:
+        """The law's noise for the token chosen at a node of this depth; None in greedy programs."""
+        return self._draw(depth, vocabulary, Stream.NOISE)
+
+    def draft_noise(
+        self, depth: Int[Array, ""] | int, vocabulary: int
+    ) -> Float[Array, "B V"] | None:
+        """What a drafter adds to its scores for children of a node of this depth."""
+        stream = Stream.NOISE if self.rule is Rule.WALK else Stream.DRAFT
+        return self._draw(depth, vocabulary, stream)
+
+    def _draw(self, depth, vocabulary: int, stream: Stream) -> Float[Array, "B V"] | None:
+        if self.mode is Mode.GREEDY:
+            return None
+        ids = jnp.broadcast_to(
+            jnp.arange(vocabulary, dtype=jnp.int32)[None, :], (self.length.shape[0], vocabulary)
+        )
+        return gumbel(self.sampling, self.length + depth, ids, stream)
+
+
+def mode_of(temperature, top_k, top_p, min_p) -> Mode:
+    """The cheapest mode that serves these settings; host values (numbers or sequences)."""
+    import numpy as np
+
+    is_sampled = np.asarray(temperature) > 0
+    filters = (
+        (np.asarray(top_k) > 0) | (np.asarray(top_p) < 1) | (np.asarray(min_p) > 0)
+    )
+    if not is_sampled.any():
+        return Mode.GREEDY
+    return Mode.FULL if (is_sampled & filters).any() else Mode.PLAIN
