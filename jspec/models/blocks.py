@@ -1,0 +1,43 @@
+"""Blocks: where new rows go and what they see, for the shapes of call that engines make."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jspec.ops import masks
+from jspec.state import Block
+
+
+def causal_block(prefix: Int[Array, " B"], tokens: int) -> Block:
+    """T rows of text that follow the prefix: a prefill, a chain, or one plain step."""
+    visible = masks.causal_window(prefix.shape[0], tokens)
+    return Block(prefix=prefix, visible=visible, positions=_following(prefix, tokens))
+
+
+def bidirectional_block(prefix: Int[Array, " B"], tokens: int) -> Block:
+    """T rows of text after the prefix, each of which sees all of them."""
+    visible = masks.bidirectional_window(prefix.shape[0], tokens)
+    return Block(prefix=prefix, visible=visible, positions=_following(prefix, tokens))
+
+
+def tree_block(
+    prefix: Int[Array, " B"],
+    ancestors: Bool[Array, "B M M"],
+    depth: Int[Array, "B M"],
+    new: int | None = None,
+) -> Block:
+    """The last `new` nodes of a tree of M whose earlier nodes are written already.
+
+    Args:
+      prefix: committed slots; node i sits at slot `prefix + i`.
+      ancestors: `[b, i, j]`: node j is node i or above it.
+      depth: 0 for the root, which sits at text position `prefix`.
+      new: all M nodes if not given.
+    """
+    first = 0 if new is None else ancestors.shape[1] - new
+    return Block(prefix=prefix, visible=ancestors[:, first:], positions=prefix[:, None] + depth)
+
+
+def _following(prefix: Int[Array, " B"], tokens: int) -> Int[Array, "B T"]:
+    return prefix[:, None] + jnp.arange(tokens, dtype=prefix.dtype)[None, :]

@@ -1,0 +1,152 @@
+"""The decoder as Flax NNX modules: embedding, layers, final norm, head.
+
+Modules define what is computed and which weights there are; they hold no state, no random numbers
+and no sharding. `model.py` builds them abstractly and merges arrays into them inside `jit`.
+
+Weights are stored input axes first. Letters: D width, N query heads, K key/value heads, H head
+width, F MLP width, V vocabulary, B rows, T tokens of this call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jspec.models.config import DecoderConfig
+from jspec.ops.attention import attend, write_rows
+from jspec.ops.linear import einsum, wide_einsum
+from jspec.ops.norms import rms_norm
+from jspec.ops.rope import rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What every layer needs to know of the new rows, computed once a forward.
+
+    Attributes:
+      start: cache slot of the first new row.
+      cos, sin: rotation of each new row.
+      masks: which slots each new row sees, by window (None: no window).
+    """
+
+    start: Int[Array, " B"]
+    cos: Float[Array, "B T half_H"]
+    sin: Float[Array, "B T half_H"]
+    masks: dict[int | None, Bool[Array, "B T S"]]
+
+
+def weight(*shape: int) -> nnx.Param:
+    """A weight to be filled in; modules are only ever built abstractly."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
+def _add_bias(x: Float[Array, "B T *F"], bias: nnx.Param | None) -> Float[Array, "B T *F"]:
+    if bias is None:
+        return x
+    return x + jnp.broadcast_to(bias[...], x.shape)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig, window: int | None):
+        D, N, K, H = config.width, config.n_heads, config.n_kv_heads, config.head_dim
+        self.eps = config.norm_eps
+        self.window = window
+        self.q, self.k, self.v = weight(D, N, H), weight(D, K, H), weight(D, K, H)
+        self.o = weight(N, H, D)
+        has_bias = config.has_qkv_bias
+        self.q_bias = weight(N, H) if has_bias else None
+        self.k_bias = weight(K, H) if has_bias else None
+        self.v_bias = weight(K, H) if has_bias else None
+        self.o_bias = weight(D) if config.has_out_bias else None
+        self.q_norm = weight(H) if config.has_qk_norm else None
+        self.k_norm = weight(H) if config.has_qk_norm else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        keys: Float[Array, "B K S H"],
+        values: Float[Array, "B K S H"],
+        rows: Rows,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+        new_queries = _add_bias(einsum("BTD,DNH->BTNH", x, self.q[...]), self.q_bias)
+        new_keys = _add_bias(einsum("BTD,DKH->BTKH", x, self.k[...]), self.k_bias)
+        new_values = _add_bias(einsum("BTD,DKH->BTKH", x, self.v[...]), self.v_bias)
+        if self.q_norm is not None and self.k_norm is not None:
+            new_queries = rms_norm(new_queries, self.q_norm[...], self.eps)
+            new_keys = rms_norm(new_keys, self.k_norm[...], self.eps)
+        new_queries = rotate(new_queries, rows.cos, rows.sin)
+        new_keys = rotate(new_keys, rows.cos, rows.sin)
+        keys = write_rows(keys, new_keys.transpose(0, 2, 1, 3), rows.start)
+        values = write_rows(values, new_values.transpose(0, 2, 1, 3), rows.start)
+        mixed = attend(new_queries, keys, values, rows.masks[self.window])
+        return _add_bias(einsum("BTNH,NHD->BTD", mixed, self.o[...]), self.o_bias), keys, values
+
+
+class MLP(nnx.Module):
+    """Gated feed-forward: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig):
+        D, F = config.width, config.mlp_width
+        self.gate, self.up, self.down = weight(D, F), weight(D, F), weight(F, D)
+        has_bias = config.has_mlp_bias
+        self.gate_bias = weight(F) if has_bias else None
+        self.up_bias = weight(F) if has_bias else None
+        self.down_bias = weight(D) if has_bias else None
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = _add_bias(einsum("BTD,DF->BTF", x, self.gate[...]), self.gate_bias)
+        up = _add_bias(einsum("BTD,DF->BTF", x, self.up[...]), self.up_bias)
+        return _add_bias(
+            einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down[...]), self.down_bias
+        )
+
+
+class Layer(nnx.Module):
+    """Attention and MLP, each behind a norm and added to the residual."""
+
+    def __init__(self, config: DecoderConfig, window: int | None):
+        self.eps = config.norm_eps
+        self.attention_norm = weight(config.width)
+        self.attention = Attention(config, window)
+        self.mlp_norm = weight(config.width)
+        self.mlp = MLP(config)
+
+    def __call__(self, x, keys, values, rows: Rows):
+        with jax.named_scope("attention"):
+            normed = rms_norm(x, self.attention_norm[...], self.eps)
+            mixed, keys, values = self.attention(normed, keys, values, rows)
+            x = x + mixed
+        with jax.named_scope("mlp"):
+            x = x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
+        return x, keys, values
+
+
+class Decoder(nnx.Module):
+    """The whole model; a tied head is a matter of the config, not of a shared variable."""
+
+    def __init__(self, config: DecoderConfig):
+        self.eps = config.norm_eps
+        self.embedding = weight(config.vocab_size, config.width)
+        self.layers = nnx.List([Layer(config, window) for window in config.windows])
+        self.norm = weight(config.width)
+        has_head = not config.has_tied_head
+        self.head_weight = weight(config.width, config.vocab_size) if has_head else None
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return jnp.take(self.embedding[...], tokens, axis=0, mode="clip")
+
+    def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return rms_norm(x, self.norm[...], self.eps)
+
+    def head(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits in the wide type, float32 or float64."""
+        with jax.named_scope("head"):
+            if self.head_weight is None:
+                return wide_einsum("BTD,VD->BTV", hidden, self.embedding[...])
+            return wide_einsum("BTD,DV->BTV", hidden, self.head_weight[...])

@@ -1,0 +1,180 @@
+"""A model as a static value and a pure `forward` over plain arrays.
+
+In reading order: `Model` and how it is built, its parameters and cache, `forward`, and `embed` and
+`head` for drafters that share them.
+
+Parameters are nested dicts and tuples of arrays, one array per weight per layer. The NNX
+definition is merged with them while tracing; nothing of NNX reaches a call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jspec.errors import UserError
+from jspec.models.config import DecoderConfig
+from jspec.models.decoder import Decoder, Rows
+from jspec.ops.linear import wide_dtype
+from jspec.ops.masks import attention_mask
+from jspec.ops.rope import rotations
+from jspec.state import Block, KVCache, Params, state
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is computed, without the numbers. Static: two models of one config are equal.
+
+    Attributes:
+      config: the decoder.
+      definition: its NNX graph definition, which follows from the config.
+    """
+
+    config: DecoderConfig
+    definition: Any = dataclasses.field(compare=False, repr=False)
+
+
+@state
+class ModelOutput:
+    """What a forward leaves besides the cache.
+
+    Attributes:
+      logits: float32 (float64 in float64 models), of all new rows or of `logits_rows`.
+      features: by name, of all new rows, in the model's type.
+    """
+
+    logits: Float[Array, "B R V"]
+    features: dict[str, Float[Array, "B T D"]]
+
+
+def build(config: DecoderConfig) -> Model:
+    """The model of a config; allocates nothing."""
+    return Model(config, nnx.split(_abstract_decoder(config))[0])
+
+
+def abstract_params(model: Model, dtype) -> Params:
+    """Shapes of the parameters: a pytree of `jax.ShapeDtypeStruct`."""
+    pure = nnx.to_pure_dict(nnx.split(_abstract_decoder(model.config))[1])
+
+    def plain(node):
+        if not isinstance(node, dict):
+            return jax.ShapeDtypeStruct(node.shape, jnp.dtype(dtype))
+        if all(isinstance(key, int) for key in node):
+            return tuple(plain(node[key]) for key in sorted(node))
+        return {key: plain(child) for key, child in node.items()}
+
+    return plain(pure)
+
+
+def random_params(model: Model, *, key, dtype=jnp.float32, scale: float = 0.02) -> Params:
+    """Normal weights of standard deviation `scale`, norms around 1; each leaf its own key."""
+    flat, treedef = jax.tree.flatten_with_path(abstract_params(model, dtype))
+    leaves = []
+    for i, (path, leaf) in enumerate(flat):
+        noise = jax.random.normal(jax.random.fold_in(key, i), leaf.shape, jnp.float32) * scale
+        is_norm = "norm" in jax.tree_util.keystr(path[-1:])
+        leaves.append((noise + 1 if is_norm else noise).astype(leaf.dtype))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype) -> KVCache:
+    """A cache of zeros. Zeros matter: an unwritten slot is masked, but must be finite."""
+    shape = (batch, config.n_kv_heads, slots, config.head_dim)
+    layers = range(config.n_layers)
+    return KVCache(
+        keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
+        values=tuple(jnp.zeros(shape, dtype) for _ in layers),
+    )
+
+
+def forward(
+    params: Params,
+    model: Model,
+    cache: KVCache,
+    tokens: Int[Array, "B T"],
+    block: Block,
+    *,
+    capture: tuple[str, ...] = (),
+    logits_rows: Int[Array, "B R"] | None = None,
+) -> tuple[ModelOutput, KVCache]:
+    """One pass over T new rows, which are written to the cache where `block` says.
+
+    Prefill, one-token decoding, chains, trees and bidirectional blocks are all this function.
+
+    Args:
+      tokens: ids of the new rows; ids outside the vocabulary are clipped into it.
+      block: where the rows go and what they see.
+      capture: names of features to return: "enter.i", the residual entering layer i, or "final",
+        the output of the final norm.
+      logits_rows: which of the new rows get logits, in this order; all of them if None.
+    """
+    config = model.config
+    check_capture(config, capture)
+    decoder = _merge(model, params)
+    x = decoder.embed(tokens)
+    rows = _rows(config, block, cache.capacity, wide_dtype(x.dtype))
+    features, keys, values = {}, [], []
+    for i, layer in enumerate(decoder.layers):
+        if f"enter.{i}" in capture:
+            features[f"enter.{i}"] = x
+        x, layer_keys, layer_values = layer(x, cache.keys[i], cache.values[i], rows)
+        keys.append(layer_keys)
+        values.append(layer_values)
+    hidden = decoder.final_norm(x)
+    if "final" in capture:
+        features["final"] = hidden
+    if logits_rows is not None:
+        hidden = jnp.take_along_axis(hidden, logits_rows[:, :, None], axis=1)
+    output = ModelOutput(logits=decoder.head(hidden), features=features)
+    return output, KVCache(keys=tuple(keys), values=tuple(values))
+
+
+def embed(params: Params, model: Model, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Embeddings of tokens, for drafters that share the target's."""
+    return _merge(model, params).embed(tokens)
+
+
+def head(params: Params, model: Model, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Logits of hidden rows that went through a final norm, for drafters that share the head."""
+    return _merge(model, params).head(hidden)
+
+
+def check_capture(config: DecoderConfig, capture: tuple[str, ...]) -> None:
+    """Refuse names of features that this model does not have."""
+    known = {f"enter.{i}" for i in range(config.n_layers)} | {"final"}
+    unknown = sorted(set(capture) - known)
+    if unknown:
+        raise UserError(
+            f"unknown features {', '.join(unknown)}: a model of {config.n_layers} layers has "
+            f'"enter.0" to "enter.{config.n_layers - 1}" and "final"'
+        )
+
+
+def _abstract_decoder(config: DecoderConfig) -> Decoder:
+    return nnx.eval_shape(lambda: Decoder(config))
+
+
+def _merge(model: Model, params: Params) -> Decoder:
+    def numbered(node):
+        if isinstance(node, tuple):
+            return {i: numbered(child) for i, child in enumerate(node)}
+        if isinstance(node, dict):
+            return {key: numbered(child) for key, child in node.items()}
+        return node
+
+    return nnx.merge(model.definition, numbered(params))
+
+
+def _rows(config: DecoderConfig, block: Block, slots: int, dtype) -> Rows:
+    frequencies, factor = config.rope.frequencies(config.head_dim)
+    cos, sin = rotations(block.query_positions, frequencies, factor, dtype)
+    masks = {
+        window: attention_mask(block.prefix, block.visible, block.positions, slots, window)
+        for window in dict.fromkeys(config.windows)
+    }
+    return Rows(start=block.write_start, cos=cos, sin=sin, masks=masks)
