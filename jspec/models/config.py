@@ -145,7 +145,7 @@ class DecoderConfig:
       family: name in `hf_config.FAMILIES`; decides only how it is written for Hugging Face.
       vocab_size: V; width: D; mlp_width: F; n_layers: L.
       n_heads: N; n_kv_heads: K, which divides N; head_dim: H, even, and free of D / N.
-      max_length: longest text the checkpoint serves, tokens.
+      max_positions: `max_position_embeddings` of the checkpoint, tokens.
       norm_eps: inside the square root of every norm.
       rope: rotary embedding.
       windows: of each layer, how many positions back it sees (itself included); None for all.
@@ -163,7 +163,7 @@ class DecoderConfig:
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    max_length: int
+    max_positions: int
     norm_eps: float = 1e-6
     rope: Rope = Rope()
     windows: tuple[int | None, ...] = ()
@@ -178,7 +178,7 @@ class DecoderConfig:
         if not self.windows:
             object.__setattr__(self, "windows", (None,) * self.n_layers)
         sizes = ("vocab_size", "width", "mlp_width", "n_layers", "n_heads", "n_kv_heads")
-        for name in (*sizes, "head_dim", "max_length"):
+        for name in (*sizes, "head_dim", "max_positions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.n_heads % self.n_kv_heads:
@@ -194,6 +194,23 @@ class DecoderConfig:
         factors = self.rope.short_factors
         if factors is not None and len(factors) != self.head_dim // 2:
             raise ValueError(f"{len(factors)} longrope factors for head_dim {self.head_dim}")
+
+    @property
+    def max_length(self) -> int:
+        """Longest text the model serves, tokens: what its rope scaling stretches positions to.
+
+        `max_position_embeddings` counts before stretching for linear scaling, and either way for
+        yarn; it counts after it for llama3.
+        """
+        original, factor = self.rope.original_length or self.max_positions, self.rope.factor or 1
+        match self.rope.kind:
+            case RopeKind.LINEAR:
+                return int(self.max_positions * factor)
+            case RopeKind.YARN:
+                return max(self.max_positions, int(original * factor))
+            case RopeKind.LONGROPE:
+                return min(self.max_positions, original)
+        return self.max_positions
 
     @classmethod
     def from_hf(cls, values: dict[str, Any]) -> DecoderConfig:

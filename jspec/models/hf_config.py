@@ -127,7 +127,7 @@ def read_config(values: dict[str, Any]) -> DecoderConfig:
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     layers = fields.integer("num_hidden_layers")
     attention_bias = family.reads_biases and fields.flag("attention_bias")
-    rope, max_length = _read_rope(values, fields)
+    rope = _read_rope(values, fields)
     try:
         return DecoderConfig(
             family=name,
@@ -138,7 +138,7 @@ def read_config(values: dict[str, Any]) -> DecoderConfig:
             n_heads=heads,
             n_kv_heads=fields.integer("num_key_value_heads", missing=heads),
             head_dim=fields.integer("head_dim", missing=width // heads),
-            max_length=max_length,
+            max_positions=fields.integer("max_position_embeddings"),
             norm_eps=fields.number("rms_norm_eps"),
             rope=rope,
             windows=_read_windows(family, fields, layers),
@@ -169,8 +169,8 @@ def _family(values: dict[str, Any]) -> tuple[str, Family]:
     return name, FAMILIES[name]
 
 
-def _read_rope(values: dict[str, Any], fields: _Fields) -> tuple[Rope, int]:
-    """The rotary embedding, and the longest text the model serves."""
+def _read_rope(values: dict[str, Any], fields: _Fields) -> Rope:
+    """The rotary embedding; the original length defaults as Hugging Face does it."""
     longest = fields.integer("max_position_embeddings")
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(given, dict):
@@ -188,10 +188,7 @@ def _read_rope(values: dict[str, Any], fields: _Fields) -> tuple[Rope, int]:
         given["original_max_position_embeddings"] = outside or inside or longest
         if given.get("factor") is None and kind is not RopeKind.LLAMA3:
             given["factor"] = longest / given["original_max_position_embeddings"]
-    rope = _rope_of(kind, given)
-    if kind is RopeKind.LONGROPE:
-        longest = min(longest, int(given["original_max_position_embeddings"]))
-    return rope, longest
+    return _rope_of(kind, given)
 
 
 def _rope_kind(name: Any) -> RopeKind:
@@ -262,7 +259,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.has_tied_head,
         "rope_parameters": _write_rope(config.rope),

@@ -1,0 +1,178 @@
+"""Checkpoint directories in and out.
+
+In reading order: reading a config, reading parameters tensor by tensor onto their device
+shardings, writing a directory that `transformers` loads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jspec.errors import UserError
+from jspec.models.config import DecoderConfig
+from jspec.models.llama2c import is_llama2c, read_llama2c_config
+from jspec.models.model import Model
+from jspec.models.names import HUGGING_FACE, LLAMA2C, Layout, Stored
+from jspec.models.tensor_files import Tensors, open_checkpoint, read_json
+from jspec.models.weights import AXES, leaf_name
+from jspec.sharding import TARGET, Table, sharding
+from jspec.state import Params
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+_NAMES_SHOWN = 3
+
+
+def read_config(directory: Path) -> DecoderConfig:
+    """The decoder described by a directory's `config.json`."""
+    path = directory / "config.json"
+    values = read_json(path)
+    try:
+        return read_llama2c_config(values) if is_llama2c(values) else DecoderConfig.from_hf(values)
+    except UserError as error:
+        raise UserError(f"{directory}/{error}") from None
+
+
+def read_params(
+    directory: Path,
+    config: DecoderConfig,
+    model: Model,
+    *,
+    dtype,
+    mesh: Mesh,
+    table: Table = TARGET,
+) -> Params:
+    """The parameters of a directory, in `dtype`, on their shardings.
+
+    Each device's part of a tensor is read, converted and placed before the next tensor, so the
+    host holds little more than one tensor of memory of its own.
+
+    Args:
+      config: of the checkpoint.
+      model: what to fill; its key/value heads may be those of the checkpoint repeated.
+
+    Raises:
+      UserError: unreadable files; missing, unexpected or misshapen tensors, told all at once.
+    """
+    layout = LLAMA2C if is_llama2c(read_json(directory / "config.json")) else HUGGING_FACE
+    tensors = open_checkpoint(directory)
+    expected = layout.stored(config)
+    _check(directory, tensors, expected, layout, config)
+    repeats = model.config.n_kv_heads // config.n_kv_heads
+
+    def place(path, stored: Stored) -> jax.Array:
+        axes = AXES[leaf_name(path)]
+        array = stored.load(tensors[stored.name]())
+        if "kv_heads" in axes and repeats > 1:
+            array = np.repeat(array, repeats, axis=axes.index("kv_heads"))
+
+        def part(index) -> np.ndarray:
+            # A copy of its own, never a view of the file, which may change or go away.
+            return np.array(array[index], dtype=jnp.dtype(dtype), order="C")
+
+        where = sharding(mesh, table, axes, array.shape)
+        return jax.make_array_from_callback(array.shape, where, part)
+
+    return jax.tree.map_with_path(place, expected)
+
+
+def _check(
+    directory: Path, tensors: Tensors, expected: Any, layout: Layout, config: DecoderConfig
+) -> None:
+    wanted = {stored.name: stored for stored in jax.tree.leaves(expected)}
+    harmless = {layout.top["head_weight"]} if config.has_tied_head else set()
+    faults = []
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        faults.append(f"missing {_some(missing)}")
+    unexpected = [
+        name
+        for name in tensors
+        if name not in wanted and name not in harmless and not name.endswith(layout.harmless)
+    ]
+    if unexpected:
+        faults.append(f"unexpected {_some(unexpected)}")
+    shapes = [
+        f"{name} {list(tensors[name]().shape)} instead of {list(stored.shape)}"
+        for name, stored in wanted.items()
+        if name in tensors and tensors[name]().shape != stored.shape
+    ]
+    if shapes:
+        faults.append(f"wrong shapes: {_some(shapes)}")
+    if faults:
+        raise UserError(
+            f"{directory}: the tensors do not fit config.json: {'; '.join(faults)}; "
+            "give the complete checkpoint of this config"
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _NAMES_SHOWN
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return f"{len(names)} tensors ({shown}{f' and {rest} more' if rest > 0 else ''})"
+
+
+def write_checkpoint(
+    directory: Path,
+    params: Params,
+    config: DecoderConfig,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    extra_config: dict[str, Any] | None = None,
+) -> None:
+    """Write a Hugging Face directory: `config.json` and safetensors, sharded beyond a size.
+
+    Args:
+      params: float32, float16 or bfloat16; written as they are.
+      extra_config: more entries of `config.json`, such as token ids.
+    """
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = jax.tree.leaves(params)[0].dtype.name
+    values = config.to_hf() | {"dtype": dtype} | (extra_config or {})
+    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    stored = jax.tree.leaves(HUGGING_FACE.stored(config))
+    pairs = list(zip(stored, jax.tree.leaves(params), strict=True))
+    shards = list(_split(pairs, max_shard_bytes))
+    weight_map, total = {}, 0
+    for i, shard in enumerate(shards):
+        name = "model.safetensors"
+        if len(shards) > 1:
+            name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {
+            entry.name: np.ascontiguousarray(entry.save(np.asarray(leaf))) for entry, leaf in shard
+        }
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = directory / "model.safetensors.index.json"
+    if len(shards) > 1:
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    else:
+        index.unlink(missing_ok=True)
+
+
+def _split(
+    pairs: list[tuple[Stored, jax.Array]], limit: int
+) -> Iterator[list[tuple[Stored, jax.Array]]]:
+    """Runs of tensors of at most `limit` bytes; a larger tensor stands alone."""
+    run, size = [], 0
+    for stored, leaf in pairs:
+        nbytes = math.prod(leaf.shape) * leaf.dtype.itemsize
+        if run and size + nbytes > limit:
+            yield run
+            run, size = [], 0
+        run.append((stored, leaf))
+        size += nbytes
+    yield run

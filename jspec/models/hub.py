@@ -1,0 +1,55 @@
+"""From a path or a hub id to a local directory."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from jspec.errors import UserError
+
+_TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
+_IGNORED = ("original/*", "consolidated*", "onnx/*", "*.pth")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def local_directory(path_or_id: str | Path) -> Path:
+    """The directory itself, or a snapshot of the hub's files that are needed.
+
+    `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` are obeyed, because `huggingface_hub` obeys them.
+
+    Raises:
+      UserError: neither a directory nor an id that can be fetched.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{path} is a file; give the checkpoint directory that holds config.json")
+    text = os.fspath(path_or_id)
+    if not _HUB_ID.fullmatch(text) or text.startswith((".", "~")):
+        raise UserError(f"{path}: no such directory, and not a hub id of the form owner/name")
+    return _snapshot(text)
+
+
+def _snapshot(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    def fetch(*patterns: str) -> Path:
+        return Path(
+            snapshot_download(
+                repo_id, allow_patterns=list(patterns), ignore_patterns=list(_IGNORED)
+            )
+        )
+
+    try:
+        directory = fetch(*_TEXT_FILES, "*.safetensors")
+        if not any(directory.glob("*.safetensors")):
+            directory = fetch(*_TEXT_FILES, "*.bin")
+    except Exception as error:  # the hub's client raises its own, its transport's and OS errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{repo_id}: no such directory here, and the hub cannot be used ({reason}); "
+            "give the path of a local checkpoint directory"
+        ) from None
+    return directory

@@ -1,0 +1,124 @@
+"""A target: a model with its weights on their devices, and what its checkpoint says of texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jspec.errors import UserError
+from jspec.models import hf
+from jspec.models.hub import local_directory
+from jspec.models.model import Model, build
+from jspec.models.tensor_files import read_json
+from jspec.models.weights import fit_to_mesh
+from jspec.sharding import TARGET, Table, make_mesh
+from jspec.state import Params
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """A loaded model.
+
+    Attributes:
+      model: static; its key/value heads may be repeated to fit the mesh.
+      params: the weights.
+      dtype: their type, by name.
+      mesh: where they are.
+      path: the checkpoint directory; None for a model made in memory.
+      stop_ids: tokens that end a text, from the checkpoint.
+      max_length: longest text in tokens, prompt included.
+    """
+
+    model: Model
+    params: Params
+    dtype: str
+    mesh: Mesh
+    path: Path | None
+    stop_ids: tuple[int, ...]
+    max_length: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.config.vocab_size
+
+
+def load_target(
+    path_or_id: str | Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    table: Table = TARGET,
+) -> Target:
+    """Load a checkpoint directory, or a hub id, onto a mesh.
+
+    Args:
+      path_or_id: a Hugging Face directory (safetensors, or `.bin` with torch), a llama2.c-style
+        one, or an id on the hub.
+      dtype: type of weights and cache: float32, bfloat16 (or float64, with x64 enabled).
+      mesh: one device if not given.
+      table: where logical axes go on the mesh.
+
+    Raises:
+      UserError: everything that can be wrong with the arguments or the files.
+    """
+    name = check_dtype(dtype)
+    mesh = make_mesh() if mesh is None else mesh
+    directory = local_directory(path_or_id)
+    config = hf.read_config(directory)
+    model = build(fit_to_mesh(config, mesh, table))
+    params = hf.read_params(directory, config, model, dtype=name, mesh=mesh, table=table)
+    return Target(
+        model=model,
+        params=params,
+        dtype=name,
+        mesh=mesh,
+        path=directory,
+        stop_ids=read_stop_ids(directory),
+        max_length=config.max_length,
+    )
+
+
+def check_dtype(dtype: Any) -> str:
+    """The name of a supported type."""
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return name
+
+
+def read_stop_ids(directory: Path) -> tuple[int, ...]:
+    """Stop ids of a checkpoint: `generation_config.json` first, else `config.json`.
+
+    Nothing else is taken from `generation_config.json`; a repetition penalty there is ignored,
+    with a warning, because the law has no memory.
+    """
+    path = directory / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    penalty = generation.get("repetition_penalty")
+    if penalty not in (None, 1, 1.0):
+        logger.warning("%s: repetition_penalty %s is ignored", path, penalty)
+    config = read_json(directory / "config.json")
+    for values, name in (
+        (generation, "eos_token_id"),
+        (config, "eos_token_id"),
+        (config, "eos_id"),
+    ):
+        ids = values.get(name)
+        if ids is not None:
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(isinstance(token, int) and token >= 0 for token in ids):
+                raise UserError(f"{directory}: {name} must be token ids, got {values[name]!r}")
+            return tuple(dict.fromkeys(ids))
+    return ()

@@ -1,0 +1,47 @@
+"""Whether two checkpoints speak the same tokens."""
+
+from __future__ import annotations
+
+from jspec.errors import UserError
+from jspec.models.target import Target
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+def check_same_tokenizer(target: Target, drafter: Target) -> None:
+    """Refuse a drafter whose token ids mean something else.
+
+    Where both checkpoints carry a tokenizer their vocabularies are compared, since published sizes
+    differ by padding within a series; otherwise the sizes have to be equal.
+
+    Raises:
+      UserError: with both sizes, or the first token that differs.
+    """
+    ours, theirs = _vocabulary(target), _vocabulary(drafter)
+    if ours is None or theirs is None:
+        if target.vocab_size != drafter.vocab_size:
+            raise UserError(
+                f"the drafter has a vocabulary of {drafter.vocab_size} and the target one of "
+                f"{target.vocab_size}; choose a drafter with the target's tokenizer"
+            )
+        return
+    shared = ours.keys() & theirs.keys()
+    different = next((token for token in shared if ours[token] != theirs[token]), None)
+    if different is not None or len(shared) < 0.99 * len(ours):
+        example = (
+            f" ({different!r} is {theirs[different]}, not {ours[different]})"
+            if (different is not None)
+            else ""
+        )
+        raise UserError(
+            f"the drafter's tokenizer is not the target's{example}; "
+            "choose a drafter of the same series"
+        )
+
+
+def _vocabulary(model: Target) -> dict[str, int] | None:
+    if model.path is None or not any((model.path / name).exists() for name in _TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(model.path), local_files_only=True).get_vocab()

@@ -1,0 +1,112 @@
+"""Every weight of the decoder once: its logical axes, from which shardings and sizes follow.
+
+Also what a mesh asks of a config (`fit_to_mesh`), and the memory a model needs, known before
+anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from jspec.errors import UserError
+from jspec.models.config import DecoderConfig
+from jspec.models.model import Model, abstract_params, build
+from jspec.sharding import TARGET, Table, axis_size, sharding
+from jspec.state import KVCache, Params
+
+AXES: dict[str, tuple[str, ...]] = {
+    "embedding": ("vocab", "width"),
+    "head_weight": ("width", "vocab"),
+    "norm": ("width",),
+    "attention_norm": ("width",),
+    "mlp_norm": ("width",),
+    "q": ("width", "heads", "head_dim"),
+    "k": ("width", "kv_heads", "head_dim"),
+    "v": ("width", "kv_heads", "head_dim"),
+    "o": ("heads", "head_dim", "width"),
+    "q_bias": ("heads", "head_dim"),
+    "k_bias": ("kv_heads", "head_dim"),
+    "v_bias": ("kv_heads", "head_dim"),
+    "o_bias": ("width",),
+    "q_norm": ("head_dim",),
+    "k_norm": ("head_dim",),
+    "gate": ("width", "mlp"),
+    "up": ("width", "mlp"),
+    "down": ("mlp", "width"),
+    "gate_bias": ("mlp",),
+    "up_bias": ("mlp",),
+    "down_bias": ("width",),
+}
+"""By the last name on a weight's path."""
+
+CACHE_AXES = ("rows", "kv_heads", "slots", "head_dim")
+
+
+def leaf_name(path) -> str:
+    """The last name on the path of a parameter."""
+    return path[-1].key
+
+
+def param_shardings(model: Model, mesh: Mesh, table: Table = TARGET) -> Params:
+    """A `NamedSharding` for every parameter."""
+
+    def one(path, leaf) -> NamedSharding:
+        return sharding(mesh, table, AXES[leaf_name(path)], leaf.shape)
+
+    return jax.tree.map_with_path(one, abstract_params(model, jnp.float32))
+
+
+def cache_shardings(cache: KVCache, mesh: Mesh, table: Table = TARGET) -> KVCache:
+    """A `NamedSharding` for every array of a cache (or of its shapes)."""
+    return jax.tree.map(lambda leaf: sharding(mesh, table, CACHE_AXES, leaf.shape), cache)
+
+
+def fit_to_mesh(config: DecoderConfig, mesh: Mesh, table: Table = TARGET) -> DecoderConfig:
+    """The config with key/value heads repeated so that the mesh divides them.
+
+    Query head n keeps the key/value head it had: each is repeated next to itself.
+
+    Raises:
+      UserError: the mesh does not divide the query heads.
+    """
+    size, heads = axis_size(mesh, table, "heads"), config.n_heads
+    if heads % size:
+        largest = max(n for n in range(1, size) if heads % n == 0)
+        raise UserError(
+            f"{heads} query heads cannot be split over layer x tensor = {size} devices; "
+            f"the largest size that works is {largest}"
+        )
+    repeated = math.lcm(config.n_kv_heads, axis_size(mesh, table, "kv_heads"))
+    return dataclasses.replace(config, n_kv_heads=repeated)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes a model needs, over all devices.
+
+    Attributes:
+      weights: all parameters.
+      cache: keys and values of every row and slot.
+    """
+
+    weights: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache
+
+
+def estimate_memory(config: DecoderConfig, *, dtype, batch: int, slots: int) -> MemoryEstimate:
+    """What a config needs, before anything is read or allocated."""
+    size = jnp.dtype(dtype).itemsize
+    leaves = jax.tree.leaves(abstract_params(build(config), dtype))
+    entries = 2 * config.n_layers * batch * config.n_kv_heads * slots * config.head_dim
+    return MemoryEstimate(
+        weights=sum(math.prod(leaf.shape) for leaf in leaves) * size, cache=entries * size
+    )

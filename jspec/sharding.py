@@ -1,0 +1,95 @@
+"""Device meshes, and the one table from logical axis names to mesh axes.
+
+A mesh has three axes: `data` (rows of a batch), `layer` and `tensor`. The target shards its heads,
+MLP and vocabulary over `layer` and `tensor` together; on one device all sizes are 1 and the same
+code runs. Arrays name logical axes; a role's table says where these go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jspec.errors import UserError
+
+MESH_AXES = ("data", "layer", "tensor")
+
+Table = Mapping[str, str | tuple[str, ...] | None]
+
+TARGET: Table = {
+    "rows": "data",
+    "tokens": None,
+    "slots": None,
+    "width": None,
+    "head_dim": None,
+    "heads": ("layer", "tensor"),
+    "kv_heads": ("layer", "tensor"),
+    "mlp": ("layer", "tensor"),
+    "vocab": ("layer", "tensor"),
+}
+"""Where the target's axes go."""
+
+REPLICATED: Table = dict.fromkeys(TARGET) | {"rows": "data"}
+"""A drafter that every device holds whole: tiny drafters are slower sharded."""
+
+
+def make_mesh(*, data: int = 1, layer: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over the first `data * layer * tensor` devices, with automatic axes.
+
+    Raises:
+      UserError: a size below 1, or more devices than there are.
+    """
+    sizes = (data, layer, tensor)
+    if min(sizes) < 1:
+        raise UserError(
+            f"mesh sizes must be at least 1, got data={data},layer={layer},tensor={tensor}"
+        )
+    wanted, devices = math.prod(sizes), jax.devices()
+    if wanted > len(devices):
+        raise UserError(
+            f"mesh data={data},layer={layer},tensor={tensor} needs {wanted} devices, there are "
+            f"{len(devices)} ({devices[0].platform}); make it smaller"
+        )
+    return jax.make_mesh(
+        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted]
+    )
+
+
+def axis_size(mesh: Mesh, table: Table, axis: str) -> int:
+    """Over how many devices a logical axis is split."""
+    return math.prod(mesh.shape[name] for name in _mesh_axes(table, axis))
+
+
+def sharding(
+    mesh: Mesh, table: Table, axes: tuple[str, ...], shape: tuple[int, ...]
+) -> NamedSharding:
+    """Sharding of an array whose dimensions are the logical `axes`.
+
+    A dimension that its devices do not divide stays whole; heads are checked when a model is
+    loaded, so this happens to odd vocabularies and MLP widths only.
+
+    Raises:
+      ValueError: two dimensions would go to one mesh axis, or an axis is not in the table.
+    """
+    spec, used = [], set()
+    for axis, size in zip(axes, shape, strict=True):
+        names = _mesh_axes(table, axis)
+        if size % axis_size(mesh, table, axis):
+            names = ()
+        if used & set(names):
+            raise ValueError(f"axes {axes} put two dimensions on mesh axes {sorted(used)}")
+        used |= set(names)
+        spec.append(names or None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _mesh_axes(table: Table, axis: str) -> tuple[str, ...]:
+    if axis not in table:
+        raise ValueError(f"no logical axis {axis!r}; known: {', '.join(table)}")
+    names = table[axis]
+    if names is None:
+        return ()
+    return (names,) if isinstance(names, str) else names
