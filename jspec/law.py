@@ -111,9 +111,7 @@ def gumbel(
     return gumbel_from_bits(random_bits(keys, ids))
 
 
-def uniform(
-    sampling: Sampling, position: Int[Array, " B"], stream: Stream
-) -> Float[Array, " B"]:
+def uniform(sampling: Sampling, position: Int[Array, " B"], stream: Stream) -> Float[Array, " B"]:
     """One uniform number in (0, 1) at one text position of each row, float32."""
     keys = position_keys(sampling.seed, sampling.sample, position, stream)
     return uniform_from_bits(random_bits(keys, jnp.zeros((keys.shape[0], 1), jnp.int32)))[:, 0]
@@ -122,53 +120,66 @@ def uniform(
 # --- filters -------------------------------------------------------------------------------------
 
 
+_TOP_BIT = 1 << 31
+
+
 def _ordered_bits(x: Float[Array, "B V"]) -> UInt[Array, "B V"]:
     """float32 to uint32 so that order is kept: `a < b` exactly where the bits are."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32) + 0.0, jnp.uint32)
-    sign = bits >> 31
-    return jnp.where(sign == 1, ~bits, bits | jnp.uint32(1 << 31))
+    bits = jax.lax.bitcast_convert_type(x + jnp.float32(0), jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(_TOP_BIT))
+
+
+def _from_ordered_bits(ordered: UInt[Array, " B"]) -> Float[Array, " B"]:
+    bits = jnp.where(ordered >> 31 == 1, ordered ^ jnp.uint32(_TOP_BIT), ~ordered)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _largest_threshold(
-    ordered: UInt[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
-) -> UInt[Array, " B"]:
-    """The largest threshold t for which the weight of `ordered >= t` is at least `wanted`.
+    values: Float[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
+) -> Float[Array, "B 1"]:
+    """The largest t for which `values >= t` weigh at least `wanted`; -inf where none do.
 
     Bisection over the 32 bits, from the highest: exact, and ties at the edge stay together.
     """
+    ordered = _ordered_bits(values)
 
     def step(i, threshold):
         trial = threshold | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
-        mass = jnp.sum(jnp.where(ordered >= trial[:, None], weight, 0), axis=1, dtype=weight.dtype)
+        mass = jnp.sum(jnp.where(ordered >= trial[:, None], weight, 0), axis=1, dtype=jnp.float32)
         return jnp.where(mass >= wanted, trial, threshold)
 
-    return jax.lax.fori_loop(0, 32, step, jnp.zeros(ordered.shape[:1], jnp.uint32))
+    lowest = jnp.zeros(values.shape[:1], jnp.uint32)
+    found = jax.lax.fori_loop(0, 32, step, lowest)
+    return jnp.where(found == 0, NEVER, _from_ordered_bits(found)).astype(jnp.float32)[:, None]
 
 
-def keep(scaled: Float[Array, "B V"], sampling: Sampling) -> Bool[Array, "B V"]:
+def keep(scaled: Float[Array, "B V"], sampling: Sampling, slack: float = 0.0) -> Bool[Array, "B V"]:
     """Which tokens the filters leave: top-k, then top-p on what is left, then min-p.
 
     A filter that is off is exactly off. Ties at an edge stay. The largest token always stays.
 
     Args:
       scaled: logits after temperature; padding ids are -inf.
+      slack: moves every edge by this many units of score: above 0, tokens that an error of that
+        size could let in; below 0, only those that no such error could put out. For replay.
     """
-    ordered = _ordered_bits(scaled)
-    vocabulary = scaled.shape[1]
-    one = jnp.ones_like(scaled, dtype=jnp.float32)
-    wanted = jnp.clip(sampling.top_k, 1, vocabulary).astype(jnp.float32)
-    by_rank = ordered >= _largest_threshold(ordered, one, wanted)[:, None]
-    kept = jnp.isfinite(scaled) & (by_rank | (sampling.top_k <= 0)[:, None])
+    values = scaled.astype(jnp.float32)
+    wanted = jnp.clip(sampling.top_k, 1, scaled.shape[1]).astype(jnp.float32)
+    edge = _largest_threshold(values, jnp.ones_like(values), wanted)
+    kept = jnp.isfinite(values) & ((values >= edge - slack) | (sampling.top_k <= 0)[:, None])
 
-    largest = jnp.max(scaled, axis=1, keepdims=True)
-    weight = jnp.where(kept, jnp.exp(scaled - largest), 0).astype(jnp.float32)
-    wanted = sampling.top_p * jnp.sum(weight, axis=1)
-    in_nucleus = ordered >= _largest_threshold(ordered, weight, wanted)[:, None]
-    kept = kept & (in_nucleus | (sampling.top_p >= 1)[:, None])
+    largest = jnp.max(values, axis=1, keepdims=True)
+    weight = jnp.where(kept, jnp.exp(values - largest), 0)
+    mass = jnp.sum(weight, axis=1)
+    share = (
+        jnp.clip(sampling.top_p * (1 + 2 * slack) + 2 * slack, 0, 1) if slack else sampling.top_p
+    )
+    edge = _largest_threshold(values, weight, share * mass)
+    kept = kept & ((values >= edge - slack) | (sampling.top_p >= 1)[:, None])
 
     floor = jnp.log(jnp.maximum(sampling.min_p, jnp.finfo(jnp.float32).tiny))[:, None]
-    above_floor = scaled >= largest + floor.astype(scaled.dtype)
-    return kept & (above_floor | (sampling.min_p <= 0)[:, None])
+    kept = kept & ((values >= largest + floor - slack) | (sampling.min_p <= 0)[:, None])
+    return kept | (values == largest)
 
 
 # --- scores and the pick -------------------------------------------------------------------------
@@ -282,9 +293,7 @@ def mode_of(temperature, top_k, top_p, min_p) -> Mode:
     import numpy as np
 
     is_sampled = np.asarray(temperature) > 0
-    filters = (
-        (np.asarray(top_k) > 0) | (np.asarray(top_p) < 1) | (np.asarray(min_p) > 0)
-    )
+    filters = (np.asarray(top_k) > 0) | (np.asarray(top_p) < 1) | (np.asarray(min_p) > 0)
     if not is_sampled.any():
         return Mode.GREEDY
     return Mode.FULL if (is_sampled & filters).any() else Mode.PLAIN

@@ -153,11 +153,13 @@ class Prompt:
     Attributes:
       context: the prompt and the first token of the target, which is pending.
       features: the target's named features at prompt positions `[0, length - 1)`, right-padded.
-      slots: cache slots the target has; a drafter's own cache is sized after it.
+      width: padded length of the prompts; static. Prompt tokens are `context.tokens[:, :width]`.
+      slots: cache slots the target has; a drafter's own cache is sized after it. Static.
     """
 
     context: Context
     features: dict[str, Float[Array, "B T D"]]
+    width: int = flax.struct.field(pytree_node=False)
     slots: int = flax.struct.field(pytree_node=False)
 
 

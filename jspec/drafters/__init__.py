@@ -1,0 +1,57 @@
+"""Drafters by name. Joining is one file and one line of `_MODULES`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+
+from jspec.drafters.base import Drafter, DraftSize, LoadedDrafter, chain_draft
+from jspec.errors import UserError
+
+__all__ = ["NAMES", "DraftSize", "Drafter", "LoadedDrafter", "chain_draft", "load_drafter"]
+
+_MODULES = {
+    "none": "jspec.drafters.none",
+    "draft-model": "jspec.drafters.draft_model",
+    "prompt-lookup": "jspec.drafters.prompt_lookup",
+}
+
+NAMES = tuple(_MODULES)
+
+
+def load_drafter(name: str, path=None, *, target, **options) -> LoadedDrafter:
+    """A drafter for this target.
+
+    Args:
+      name: one of `NAMES`.
+      path: local directory or hub id, for drafters that have weights.
+      target: the loaded target it drafts for.
+      options: the drafter's own; its `load` function documents them.
+
+    Raises:
+      UserError: an unknown name or option, or a drafter that does not fit the target.
+    """
+    if name not in _MODULES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown drafter {name!r}: {hint}known are {', '.join(NAMES)}")
+    load = importlib.import_module(_MODULES[name]).load
+    _check_options(name, load, options)
+    return load(path, target=target, **options)
+
+
+def _check_options(name: str, load, options: dict) -> None:
+    """Every option is one of the load function's own, and of its default's type."""
+    parameters = inspect.signature(load).parameters
+    known = {key: p.default for key, p in parameters.items() if key not in ("path", "target")}
+    for key, value in options.items():
+        if key not in known:
+            listed = ", ".join(known) or "none"
+            raise UserError(f"drafter {name} has no option {key!r}; it has {listed}")
+        expected = type(known[key])
+        is_number = expected is float and isinstance(value, int) and not isinstance(value, bool)
+        if not is_number and type(value) is not expected:
+            raise UserError(
+                f"option {key} of drafter {name} must be {expected.__name__}, not {value!r}"
+            )

@@ -1,0 +1,7 @@
+"""Accept rules: the walk (default) and rejection; the law at rows of logits."""
+
+from jspec.verify.judge import Judgement, judge, judge_nodes
+from jspec.verify.rejection import reject, residual
+from jspec.verify.walk import reason_to_stop, walk
+
+__all__ = ["Judgement", "judge", "judge_nodes", "reason_to_stop", "reject", "residual", "walk"]

@@ -1,0 +1,123 @@
+"""The contract of a drafter (design, section 3): four pure methods on a small static value."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jspec.law import Randomness
+from jspec.state import Context, Draft, Params, Prompt, TargetOutput, Verdict
+
+DrafterState = Any
+"""A pytree of arrays; every leaf has the rows on axis 0, so that one row can be replaced."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DraftSize:
+    """The static shape of a draft.
+
+    Attributes:
+      n_nodes: M, the root included: rows of the target's forward.
+      max_depth: depth of the deepest node.
+    """
+
+    n_nodes: int
+    max_depth: int
+
+    def __post_init__(self):
+        if not 0 <= self.max_depth < self.n_nodes:
+            raise ValueError(
+                f"a draft of {self.n_nodes} nodes cannot be {self.max_depth} deep; "
+                "depth must be at least 0 and below the number of nodes"
+            )
+
+    @property
+    def is_chain(self) -> bool:
+        """Every node follows the one before it, so an accepted path needs no compaction."""
+        return self.max_depth == self.n_nodes - 1
+
+
+class Drafter(Protocol):
+    """Whatever proposes. Implementations are frozen dataclasses: hashable, no arrays.
+
+    Attributes:
+      sizes: the shapes its drafts may have. With several, the engine switches over the whole round.
+      captures: names of the target's features that `init` and `commit` read.
+      needs_picks: whether `commit` reads `TargetOutput.picks`.
+    """
+
+    @property
+    def sizes(self) -> tuple[DraftSize, ...]: ...
+
+    @property
+    def captures(self) -> tuple[str, ...]: ...
+
+    @property
+    def needs_picks(self) -> bool: ...
+
+    def init(self, params: Params, prompt: Prompt) -> DrafterState:
+        """State before the first round of the rows of `prompt`."""
+        ...
+
+    def size(self, state: DrafterState, context: Context) -> Int[Array, ""]:
+        """Index into `sizes`: the largest that any active row wants."""
+        ...
+
+    def propose(
+        self,
+        params: Params,
+        state: DrafterState,
+        context: Context,
+        randomness: Randomness,
+        size: int,
+    ) -> tuple[Draft, DrafterState]:
+        """A draft of shape `sizes[size]` for every row."""
+        ...
+
+    def commit(
+        self,
+        params: Params,
+        state: DrafterState,
+        context: Context,
+        draft: Draft,
+        verdict: Verdict,
+        output: TargetOutput,
+    ) -> DrafterState:
+        """State after a round; `context` is the text after it. Inactive rows stay as they were."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedDrafter:
+    """A drafter with its parameters, ready for the engine.
+
+    Attributes:
+      name: as the user names it, for records.
+      drafter: the static value.
+      params: its arrays; may share arrays with the target.
+    """
+
+    name: str
+    drafter: Drafter
+    params: Params
+
+
+def chain_draft(tokens: Int[Array, "B M"], is_valid, logprobs=None) -> Draft:
+    """A chain: node i at depth i, node 0 the pending token.
+
+    Args:
+      tokens: the pending token, then the drafted ones.
+      is_valid: `"B M"`; a prefix of each row, the root included.
+    """
+    depth = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    return Draft(
+        token=tokens,
+        parent=jnp.maximum(depth - 1, 0),
+        depth=depth,
+        is_valid=is_valid,
+        is_acceptable=is_valid,
+        logprobs=logprobs,
+    )

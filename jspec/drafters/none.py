@@ -1,0 +1,47 @@
+"""Plain decoding: a draft of the pending token alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jspec.drafters.base import DraftSize, LoadedDrafter, chain_draft
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoDrafter:
+    """Proposes nothing, so every round emits the target's own token.
+
+    Attributes:
+      padding: invalid nodes added to every draft. Plain decoding with the same number of rows as a
+        speculative round runs the same kernels, which makes strict equality testable.
+    """
+
+    padding: int = 0
+
+    captures = ()
+    needs_picks = False
+
+    @property
+    def sizes(self):
+        return (DraftSize(n_nodes=1 + self.padding, max_depth=self.padding),)
+
+    def init(self, params, prompt):
+        return ()
+
+    def size(self, state, context):
+        return jnp.int32(0)
+
+    def propose(self, params, state, context, randomness, size):
+        tokens = jnp.repeat(context.pending[:, None], 1 + self.padding, axis=1)
+        is_root = jnp.arange(1 + self.padding)[None, :] == 0
+        return chain_draft(tokens, jnp.broadcast_to(is_root, tokens.shape)), state
+
+    def commit(self, params, state, context, draft, verdict, output):
+        return state
+
+
+def load(path, *, target, padding: int = 0) -> LoadedDrafter:
+    """Plain decoding as a drafter; `path` is not used."""
+    return LoadedDrafter(name="none", drafter=NoDrafter(padding=padding), params=())

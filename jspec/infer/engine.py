@@ -1,0 +1,296 @@
+"""The engine: a target, a drafter and a batch of rows, fed from a queue of requests.
+
+Between chunks of a few rounds, finished rows are refilled from the queue. Nothing else happens on
+the host: a chunk is one dispatch, whatever the rows do in it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from jspec.drafters import LoadedDrafter, load_drafter
+from jspec.errors import UserError
+from jspec.infer.compiling import CompileCounts, compile_counts
+from jspec.infer.prefill import prompt_bucket
+from jspec.infer.programs import Programs
+from jspec.infer.request import (
+    Event,
+    Finished,
+    Request,
+    Result,
+    RowStats,
+    TokenInfo,
+    Tokens,
+    sampling_of,
+)
+from jspec.infer.state import Generation, Program
+from jspec.law import Mode, Rule
+from jspec.models.target import Target
+from jspec.state import StopReason
+
+Watch = Callable[[int, tuple[int, ...]], int | None]
+"""Called with a request's index and all its new tokens; a number ends the text after so many."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Row:
+    """What the host knows of one occupied row."""
+
+    index: int
+    request: Request
+    tokens: tuple[int, ...] = ()
+    prefill_s: float = 0.0
+    started: float = 0.0
+
+
+class Engine:
+    """Decodes requests with one compiled program per mode of the law.
+
+    Args:
+      target: the model whose distribution is kept.
+      drafter: None for plain decoding.
+      batch_size: rows decoded together.
+      max_length: longest text in tokens, prompt included; the target's own limit where None.
+      max_stop_ids: stop ids a request may have.
+      rule: "walk", or "rejection" for chains drawn from the drafter's distribution.
+      trace: keep, for every token, where it came from.
+      loop: "while" ends a chunk with its last active row, "static" runs a fixed number of rounds;
+        None takes what is fast on this backend.
+      rounds_per_chunk: rounds a dispatch; text is streamed once a chunk.
+
+    Raises:
+      UserError: settings that do not fit together.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: LoadedDrafter | None = None,
+        *,
+        batch_size: int = 1,
+        max_length: int | None = None,
+        max_stop_ids: int = 8,
+        rule: str | Rule = Rule.WALK,
+        trace: bool = False,
+        loop: str | None = None,
+        rounds_per_chunk: int = 8,
+    ):
+        self.target = target
+        self.drafter = drafter or load_drafter("none", target=target)
+        self.batch_size = _positive("batch_size", batch_size)
+        self.max_length = _positive("max_length", max_length or target.max_length)
+        if self.max_length > target.max_length:
+            raise UserError(
+                f"max_length {self.max_length} is more than the {target.max_length} tokens "
+                "this model was made for; lower it"
+            )
+        self.max_stop_ids = max_stop_ids
+        self.rule = Rule(rule)
+        self._programs = Programs(
+            target=target,
+            drafter=self.drafter,
+            rule=self.rule,
+            trace=trace,
+            loop=loop,
+            batch_size=self.batch_size,
+            capacity=self.max_length,
+            rounds=_positive("rounds_per_chunk", rounds_per_chunk),
+        )
+        self._started = compile_counts()
+
+    @property
+    def compile_counts(self) -> CompileCounts:
+        """What was traced, lowered and compiled since this engine was made."""
+        return compile_counts().since(self._started)
+
+    @property
+    def compile_s(self) -> float:
+        return self.compile_counts.seconds
+
+    @property
+    def compilations(self) -> int:
+        return self.compile_counts.compilations
+
+    @property
+    def program(self) -> Program:
+        """The static program of the cheapest mode, for those who call the pure functions."""
+        return self._programs.program(Mode.GREEDY)
+
+    def warm_up(self, requests: Sequence[Request] | None = None) -> CompileCounts:
+        """Compile what these requests need, or everything; nothing compiles afterwards.
+
+        Returns:
+          What it took.
+        """
+        before = compile_counts()
+        if requests is None:
+            lengths, modes = range(1, self.max_length), tuple(Mode)
+        else:
+            lengths = [len(r.tokens) for r in requests]
+            modes = tuple({r.mode for r in requests})
+        buckets = sorted({prompt_bucket(n, self.max_length) for n in lengths})
+        generation = None
+        for bucket in buckets:
+            request = Request(tokens=(0,), max_new_tokens=1)
+            row = self._prefill(request, bucket)
+            generation = self._programs.insert(generation, row, 0)
+        if generation is None:
+            return compile_counts().since(before)
+        generation = self._programs.deactivate(generation, np.zeros(self.batch_size, bool))
+        for mode in modes:
+            generation = self._programs.chunk(generation, mode)
+        jax.block_until_ready(generation)
+        return compile_counts().since(before)
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that this engine cannot serve.
+
+        Raises:
+          UserError: tokens outside the vocabulary, a prompt longer than the context, ...
+        """
+        vocabulary = self.target.vocab_size
+        outside = [t for t in (*request.tokens, *request.stop_ids) if not 0 <= t < vocabulary]
+        if outside:
+            raise UserError(
+                f"token id {outside[0]} is not in the vocabulary: ids go from 0 to {vocabulary - 1}"
+            )
+        if len(request.tokens) >= self.max_length:
+            raise UserError(
+                f"the prompt has {len(request.tokens)} tokens and the context holds "
+                f"{self.max_length}, one of them new: shorten the prompt or raise max_length"
+            )
+        if len(request.stop_ids) > self.max_stop_ids:
+            raise UserError(
+                f"{len(request.stop_ids)} stop ids, but this engine was made for "
+                f"{self.max_stop_ids}; raise max_stop_ids"
+            )
+
+    def run(self, requests: Iterable[Request], *, watch: Watch | None = None) -> Iterator[Event]:
+        """Decode requests, first come first served; events come as text is committed.
+
+        All requests are checked before anything runs.
+
+        Args:
+          watch: host-side stops, such as stop strings.
+        """
+        queue = collections.deque(enumerate(requests))
+        for _, request in queue:
+            self.check(request)
+        rows: list[Row | None] = [None] * self.batch_size
+        generation = None
+        while queue or any(row is not None for row in rows):
+            has_new = False
+            for place in range(self.batch_size):
+                if rows[place] is None and queue:
+                    index, request = queue.popleft()
+                    row = rows[place] = Row(index=index, request=request)
+                    generation = self._admit(generation, row, place)
+                    has_new = True
+            if generation is not None and has_new:
+                generation = yield from self._report(generation, rows, watch)
+            occupied = [row for row in rows if row is not None]
+            if generation is None or not occupied:
+                continue
+            mode = max((row.request.mode for row in occupied), key=list(Mode).index)
+            generation = self._programs.chunk(generation, mode)
+            generation = yield from self._report(generation, rows, watch)
+
+    def _admit(self, generation: Generation | None, row: Row, place: int) -> Generation:
+        row.started = time.perf_counter()
+        fresh = self._prefill(row.request)
+        jax.block_until_ready(fresh.context.length)
+        now = time.perf_counter()
+        row.prefill_s, row.started = now - row.started, now
+        return self._programs.insert(generation, fresh, place)
+
+    def _prefill(self, request: Request, bucket: int | None = None) -> Generation:
+        n_tokens = len(request.tokens)
+        width = bucket or prompt_bucket(n_tokens, self.max_length)
+        tokens = np.zeros((1, width), np.int32)
+        tokens[0, :n_tokens] = request.tokens
+        sampling = sampling_of(
+            [request], max_length=self.max_length, max_stop_ids=self.max_stop_ids
+        )
+        length = np.asarray([n_tokens], np.int32)
+        return self._programs.prefill(tokens, length, sampling)
+
+    def _report(self, generation: Generation, rows: list[Row | None], watch: Watch | None):
+        """Fetch what is new, tell it, and free the rows that ended."""
+        context = generation.context
+        small = (context.tokens, context.length, generation.stop_reason, generation.counters)
+        tokens, length, reasons, counters = jax.device_get(small)
+        now = time.perf_counter()
+        stopped_here = np.ones(self.batch_size, bool)
+        for place, row in enumerate(rows):
+            if row is None:
+                continue
+            n_prompt = len(row.request.tokens)
+            text = tuple(int(t) for t in tokens[place, n_prompt : length[place]])
+            new = text[len(row.tokens) :]
+            reason = self._reason(row.request, StopReason(int(reasons[place])))
+            keep = watch(row.index, text) if watch and new else None
+            if keep is not None and reason not in (StopReason.STOP_TOKEN, StopReason.BAD_LOGITS):
+                text, reason = text[:keep], StopReason.STOP_STRING
+                new = text[len(row.tokens) :]
+                stopped_here[place] = False
+            row.tokens = text
+            if new:
+                yield Tokens(index=row.index, tokens=new)
+            if reason is StopReason.NONE:
+                continue
+            rows[place] = None
+            stats = _row_stats(row, counters, place, now)
+            trace = self._trace(generation, place, n_prompt, len(text))
+            result = Result(tokens=text, stop_reason=reason, stats=stats, trace=trace)
+            yield Finished(index=row.index, result=result)
+        if not stopped_here.all():
+            generation = self._programs.deactivate(generation, stopped_here)
+        return generation
+
+    def _reason(self, request: Request, reason: StopReason) -> StopReason:
+        """The device sees one limit; here it is told whether the request or the context set it."""
+        wanted = len(request.tokens) + request.max_new_tokens
+        if reason is StopReason.MAX_TOKENS and wanted > self.max_length:
+            return StopReason.LENGTH
+        return reason
+
+    def _trace(self, generation: Generation, place: int, start: int, count: int):
+        if generation.trace is None:
+            return None
+        log = jax.device_get(generation.trace)
+        return tuple(
+            TokenInfo(
+                depth=int(log.depth[place, i]),
+                rank=int(log.rank[place, i]),
+                logprob=float(log.logprob[place, i]),
+                gap=float(log.gap[place, i]),
+            )
+            for i in range(start, start + count)
+        )
+
+
+def _row_stats(row: Row, counters, place: int, now: float) -> RowStats:
+    histogram = counters.accepted[place]
+    at_least = np.cumsum(histogram[::-1])[::-1]
+    kept = int((histogram * np.arange(len(histogram))).sum())
+    return RowStats(
+        new_tokens=len(row.tokens),
+        target_calls=int(counters.rounds[place]),
+        draft_tokens_accepted=kept,
+        draft_tokens_proposed=int(counters.proposed[place]),
+        accepted_by_depth=tuple(int(n) for n in at_least[1:]),
+        prefill_s=row.prefill_s,
+        decode_s=max(now - row.started, 0.0),
+    )
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise UserError(f"{name} must be at least 1, not {value}")
+    return int(value)

@@ -1,0 +1,168 @@
+"""Prefill: read the prompts, choose the first token by the law, prime the drafter."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jspec.infer.round import RoundParams
+from jspec.infer.state import Counters, Generation, Program, append
+from jspec.law import Randomness
+from jspec.models.model import empty_cache, forward
+from jspec.models.blocks import causal_block
+from jspec.state import (
+    Context,
+    KVCache,
+    Params,
+    Prompt,
+    Sampling,
+    StopReason,
+    TokenTrace,
+    replace,
+)
+from jspec.verify import judge, reason_to_stop
+
+CHUNK = 512
+"""Prompt tokens per forward; longer prompts take several, so that scores stay small."""
+
+SMALLEST_BUCKET = 32
+
+
+def prompt_bucket(n_tokens: int, capacity: int) -> int:
+    """The padded length of a prompt: a power of two, at most the (rounded) capacity."""
+    bucket = SMALLEST_BUCKET
+    while bucket < n_tokens:
+        bucket *= 2
+    return min(bucket, _round_up(capacity))
+
+
+def slots_for(program: Program, capacity: int) -> int:
+    """Cache slots for texts of at most `capacity` tokens: room for the text and one draft."""
+    return _round_up(capacity + program.max_nodes)
+
+
+def _round_up(n_tokens: int) -> int:
+    return -(-n_tokens // SMALLEST_BUCKET) * SMALLEST_BUCKET
+
+
+def prefill(
+    params: RoundParams,
+    program: Program,
+    tokens: Int[Array, "B T"],
+    length: Int[Array, " B"],
+    sampling: Sampling,
+    *,
+    capacity: int,
+    dtype=None,
+) -> Generation:
+    """The state after the prompts, with the first token of every row chosen and pending.
+
+    Pure: call it inside your own `jit`; `program`, `capacity` and the shape of `tokens` are static.
+
+    Args:
+      tokens: prompts, right-padded to a common length, at most `capacity`.
+      length: tokens in each prompt, at least 1.
+      capacity: the longest text a row may reach; the cache is sized after it.
+      dtype: of the cache; the parameters' own where None.
+    """
+    target_params, drafter_params = params
+    rows, width = tokens.shape
+    slots = slots_for(program, capacity)
+    cache = empty_cache(program.target.config, rows, slots, dtype or _dtype_of(target_params))
+    logits, features, cache = read_prompt(
+        target_params, program, cache, tokens, length, capture=program.drafter.captures
+    )
+    buffer = jnp.zeros((rows, capacity), jnp.int32)
+    context = Context(
+        tokens=append(buffer, tokens, jnp.zeros_like(length), length),
+        length=length,
+        is_active=jnp.ones((rows,), bool),
+        sampling=sampling,
+    )
+    context, reason, trace = first_token(context, logits, program)
+    prompt = Prompt(context=context, features=features, width=width, slots=slots)
+    return Generation(
+        cache=cache,
+        context=context,
+        drafter=program.drafter.init(drafter_params, prompt),
+        stop_reason=reason,
+        counters=Counters(
+            rounds=jnp.zeros((rows,), jnp.int32),
+            proposed=jnp.zeros((rows,), jnp.int32),
+            accepted=jnp.zeros((rows, program.max_depth + 1), jnp.int32),
+        ),
+        trace=trace,
+    )
+
+
+def read_prompt(
+    params: Params,
+    program: Program,
+    cache: KVCache,
+    tokens: Int[Array, "B T"],
+    length: Int[Array, " B"],
+    *,
+    capture: tuple[str, ...] = (),
+) -> tuple[Float[Array, "B V"], dict[str, Float[Array, "B T D"]], KVCache]:
+    """The target over padded prompts, chunk by chunk: logits after the last token of each row."""
+    rows, width = tokens.shape
+    last = None
+    pieces: list[dict] = []
+    for start in range(0, width, CHUNK):
+        piece = tokens[:, start : start + CHUNK]
+        n_tokens = piece.shape[1]
+        prefix = jnp.full((rows,), start, jnp.int32)
+        at = jnp.clip(length - 1 - start, 0, n_tokens - 1)
+        output, cache = forward(
+            params,
+            program.target,
+            cache,
+            piece,
+            causal_block(prefix, n_tokens),
+            capture=capture,
+            logits_rows=at[:, None],
+        )
+        logits = output.logits[:, 0]
+        is_here = (length > start)[:, None]
+        last = logits if last is None else jnp.where(is_here, logits, last)
+        pieces.append(output.features)
+    assert last is not None, "a prompt has at least one token"
+    features = {name: jnp.concatenate([p[name] for p in pieces], axis=1) for name in capture}
+    return last, features, cache
+
+
+def first_token(
+    context: Context, logits: Float[Array, "B V"], program: Program
+) -> tuple[Context, Int[Array, " B"], TokenTrace | None]:
+    """Choose the token after the prompt by the law, as any other."""
+    randomness = Randomness(
+        sampling=context.sampling, length=context.length, mode=program.mode, rule=program.rule
+    )
+    noise = randomness.noise(0, logits.shape[1])
+    says = judge(logits, context.sampling, noise, program.mode, trace=program.trace)
+    reason = reason_to_stop(says.token, says.is_bad, context.length + 1, context.sampling)
+    count = jnp.where(says.is_bad, 0, 1)
+    after = replace(
+        context,
+        tokens=append(context.tokens, says.token[:, None], context.length, count),
+        length=context.length + count,
+        is_active=reason == StopReason.NONE,
+    )
+    if not program.trace:
+        return after, reason, None
+    assert says.logprob is not None and says.gap is not None
+    ints = jnp.zeros(context.tokens.shape, jnp.int32)
+    flat = jnp.zeros(context.tokens.shape, jnp.float32)
+    trace = TokenTrace(
+        depth=ints,
+        rank=ints - 1,
+        logprob=append(flat, says.logprob[:, None], context.length, count),
+        gap=append(flat, says.gap[:, None], context.length, count),
+    )
+    return after, reason, trace
+
+
+def _dtype_of(params: Params):
+    import jax
+
+    return jax.tree.leaves(params)[0].dtype

@@ -1,0 +1,172 @@
+"""What a caller asks of the engine and what comes back; host values only."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from jspec.errors import UserError
+from jspec.law import MIN_TEMPERATURE, Mode, mode_of
+from jspec.state import Sampling, StopReason
+
+_LARGEST_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One text to continue.
+
+    Attributes:
+      tokens: the prompt.
+      max_new_tokens: the text ends after this many new tokens.
+      temperature: 0 for greedy, else at least 0.01.
+      top_k: keep the k likeliest tokens; 0 is off.
+      top_p: keep the smallest set of this mass; 1 is off.
+      min_p: keep tokens of this share of the likeliest; 0 is off.
+      seed: with `sample`, names the noise: one prompt, seed and sample are one text.
+      sample: number of the request under this seed.
+      stop_ids: tokens that end the text.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    tokens: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    sample: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if not self.tokens:
+            raise UserError("the prompt is empty: expected at least one token; give it some text")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        check_settings(self)
+
+    @property
+    def mode(self) -> Mode:
+        """The cheapest mode of the law that serves this request."""
+        return mode_of(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+def check_settings(request) -> None:
+    """Refuse settings the law does not define; each error names the range.
+
+    Raises:
+      UserError: the first value out of its range.
+    """
+    temperature = request.temperature
+    if not math.isfinite(temperature) or temperature < 0:
+        raise UserError(f"temperature must be 0 or at least {MIN_TEMPERATURE}, not {temperature}")
+    if 0 < temperature < MIN_TEMPERATURE:
+        raise UserError(
+            f"temperature {temperature} is too close to 0: "
+            f"give 0 for greedy decoding, or at least {MIN_TEMPERATURE}"
+        )
+    if request.top_k < 0:
+        raise UserError(f"top_k must be 0 (off) or more, not {request.top_k}")
+    if not 0 < request.top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1 (off), not {request.top_p}")
+    if not 0 <= request.min_p < 1:
+        raise UserError(f"min_p must be at least 0 (off) and below 1, not {request.min_p}")
+    for name in ("seed", "sample"):
+        value = getattr(request, name)
+        if not 0 <= value <= _LARGEST_SEED:
+            raise UserError(f"{name} must be from 0 to {_LARGEST_SEED}, not {value}")
+
+
+def sampling_of(requests, *, max_length: int, max_stop_ids: int) -> Sampling:
+    """The settings of some requests as arrays, a row each."""
+    stop_ids = np.full((len(requests), max_stop_ids), -1, np.int32)
+    for row, request in enumerate(requests):
+        stop_ids[row, : len(request.stop_ids)] = request.stop_ids
+    limits = [min(len(r.tokens) + r.max_new_tokens, max_length) for r in requests]
+
+    def column(name, dtype):
+        return np.asarray([getattr(request, name) for request in requests], dtype)
+
+    return Sampling(
+        temperature=column("temperature", np.float32),
+        top_k=column("top_k", np.int32),
+        top_p=column("top_p", np.float32),
+        min_p=column("min_p", np.float32),
+        seed=column("seed", np.uint32),
+        sample=column("sample", np.uint32),
+        stop_ids=stop_ids,
+        max_length=np.asarray(limits, np.int32),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowStats:
+    """What one text cost. Times are wall time while its row was active, seconds.
+
+    Attributes:
+      new_tokens: emitted, the stop token included.
+      target_calls: target forwards in decoding; the prefill is not one.
+      accepted_by_depth: rounds in which the drafted token at depth 1, 2, ... was kept.
+    """
+
+    new_tokens: int
+    target_calls: int
+    draft_tokens_accepted: int
+    draft_tokens_proposed: int
+    accepted_by_depth: tuple[int, ...]
+    prefill_s: float
+    decode_s: float
+
+    @property
+    def tokens_per_call(self) -> float:
+        """Tokens a target forward yields, its own included; the first comes from the prefill."""
+        return (self.new_tokens - 1) / self.target_calls if self.target_calls else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoded tokens a second; the first token belongs to the prefill."""
+        return (self.new_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenInfo:
+    """Where a token came from; see `jspec.state.TokenTrace`."""
+
+    depth: int
+    rank: int
+    logprob: float
+    gap: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished text: its new tokens (stop token included) and how they came."""
+
+    tokens: tuple[int, ...]
+    stop_reason: StopReason
+    stats: RowStats
+    trace: tuple[TokenInfo, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """New tokens of a request, as they are committed."""
+
+    index: int
+    tokens: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A request has ended."""
+
+    index: int
+    result: Result
+
+
+Event = Tokens | Finished

@@ -1,0 +1,165 @@
+"""One round: propose, score, accept, commit. A pure function with static shapes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jspec.drafters.base import DraftSize
+from jspec.infer.state import Generation, Program, append, append_trace, count_round
+from jspec.law import Randomness, Rule
+from jspec.models.blocks import tree_block
+from jspec.models.model import forward
+from jspec.ops import cache as cache_ops
+from jspec.ops import trees
+from jspec.state import (
+    Block,
+    Context,
+    Draft,
+    KVCache,
+    Params,
+    StopReason,
+    TargetOutput,
+    Verdict,
+    replace,
+)
+from jspec.verify import Judgement, judge_nodes, reject, walk
+
+RoundParams = tuple[Params, Params]
+"""Parameters of the target and of the drafter."""
+
+
+def decode_round(params: RoundParams, program: Program, generation: Generation) -> Generation:
+    """Advance every active row by at least one token.
+
+    With several draft sizes the whole round is switched over, so that a short draft is also
+    verified cheaply.
+    """
+    sizes = program.drafter.sizes
+    if len(sizes) == 1:
+        return _round_of(0, params, program, generation)
+    wanted = program.drafter.size(generation.drafter, generation.context)
+    branches = [
+        lambda generation, index=index: _round_of(index, params, program, generation)
+        for index in range(len(sizes))
+    ]
+    return lax.switch(wanted, branches, generation)
+
+
+def _round_of(
+    index: int, params: RoundParams, program: Program, generation: Generation
+) -> Generation:
+    """A round whose draft has the shape `sizes[index]`."""
+    target_params, drafter_params = params
+    drafter, size = program.drafter, program.drafter.sizes[index]
+    before = generation.context
+    randomness = Randomness(
+        sampling=before.sampling, length=before.length, mode=program.mode, rule=program.rule
+    )
+    with jax.named_scope("draft"):
+        draft, drafter_state = drafter.propose(
+            drafter_params, generation.drafter, before, randomness, index
+        )
+    with jax.named_scope("verify"):
+        logits, features, cache = score(
+            target_params, program, generation.cache, before, draft, size
+        )
+        verdict, nodes = accept(program, draft, logits, before, randomness, size)
+    with jax.named_scope("commit"):
+        cache = compact(cache, before, verdict, size)
+        after = emit(before, verdict)
+        output = TargetOutput(features=features, picks=None if nodes is None else nodes.token)
+        drafter_state = drafter.commit(drafter_params, drafter_state, after, draft, verdict, output)
+    n_proposed = jnp.sum(draft.is_valid[:, 1:], axis=1, dtype=jnp.int32)
+    return Generation(
+        cache=cache,
+        context=after,
+        drafter=drafter_state,
+        stop_reason=jnp.where(before.is_active, verdict.stop_reason, generation.stop_reason),
+        counters=count_round(generation.counters, verdict, n_proposed, before.is_active),
+        trace=append_trace(generation.trace, verdict.trace, before.length, verdict.n_emitted),
+    )
+
+
+def draft_block(draft: Draft, context: Context, max_depth: int) -> Block:
+    """Nodes at positions `length - 1 + depth`, each seeing the prefix and its own ancestors."""
+    prefix = jnp.maximum(context.length - 1, 0)
+    return tree_block(prefix, trees.ancestors_and_self(draft.parent, max_depth), draft.depth)
+
+
+def score(
+    params: Params,
+    program: Program,
+    cache: KVCache,
+    context: Context,
+    draft: Draft,
+    size: DraftSize,
+) -> tuple[Float[Array, "B M V"], dict[str, Float[Array, "B M D"]], KVCache]:
+    """One target forward over the nodes of a draft: logits, captured features, cache."""
+    output, cache = forward(
+        params,
+        program.target,
+        cache,
+        draft.token,
+        draft_block(draft, context, size.max_depth),
+        capture=program.drafter.captures,
+    )
+    return output.logits, output.features, cache
+
+
+def accept(
+    program: Program,
+    draft: Draft,
+    logits: Float[Array, "B M V"],
+    context: Context,
+    randomness: Randomness,
+    size: DraftSize,
+) -> tuple[Verdict, Judgement | None]:
+    """The verdict, and the law's picks at all nodes where something needs them."""
+    depth, trace = size.max_depth, program.trace
+    if program.rule is Rule.REJECTION:
+        verdict = reject(draft, logits, context, randomness, max_depth=depth, trace=trace)
+        return verdict, None
+    nodes = None
+    if program.judges_all_nodes or program.drafter.needs_picks:
+        nodes = judge_nodes(logits, draft.depth, randomness, depth, trace=trace)
+    verdict = walk(
+        draft,
+        logits,
+        context,
+        randomness,
+        max_depth=depth,
+        nodes=nodes,
+        may_exit_early=program.exits_early,
+        trace=trace,
+    )
+    return verdict, nodes
+
+
+def compact(cache: KVCache, context: Context, verdict: Verdict, size: DraftSize) -> KVCache:
+    """Make the accepted path's keys and values contiguous. A chain's already are."""
+    if size.is_chain:
+        return cache
+    start = jnp.maximum(context.length - 1, 0)
+
+    def kept(arrays):
+        return tuple(cache_ops.compact(a, start, verdict.path, size.n_nodes) for a in arrays)
+
+    return KVCache(keys=kept(cache.keys), values=kept(cache.values))
+
+
+def emit(context: Context, verdict: Verdict) -> Context:
+    """The text after a round."""
+    return replace(
+        context,
+        tokens=append(context.tokens, verdict.tokens, context.length, verdict.n_emitted),
+        length=context.length + verdict.n_emitted,
+        is_active=context.is_active & (verdict.stop_reason == StopReason.NONE),
+    )
+
+
+def n_active(context: Context) -> Int[Array, ""]:
+    """Rows still decoding."""
+    return jnp.sum(context.is_active, dtype=jnp.int32)

@@ -1,0 +1,61 @@
+"""Rows of a key/value array: read a small window, write rows in place, keep an accepted path.
+
+Nothing here touches more of the array than the rows concerned. Reading straight from the array
+being updated would make XLA copy all of it, and a shifted slice of the same operand can even come
+out wrong on CPU (openxla/xla#49176): hence the window and the barrier.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+def write_rows(
+    array: Float[Array, "B K S H"], rows: Float[Array, "B K T H"], start: Int[Array, " B"]
+) -> Float[Array, "B K S H"]:
+    """Write T rows of every batch row at its own start slot, in place where the array is donated.
+
+    One small update a row, unrolled: a batched update becomes a scatter, which is a sequential
+    loop on TPU (openxla/xla#12982). `start + T` must not pass the last slot: XLA clamps silently.
+    """
+    zero = jnp.zeros((), start.dtype)
+    for b in range(array.shape[0]):
+        at = (jnp.asarray(b, start.dtype), zero, start[b], zero)
+        array = lax.dynamic_update_slice(array, rows[b : b + 1].astype(array.dtype), at)
+    return array
+
+
+def read_window(
+    array: Float[Array, "B K S H"], start: Int[Array, " B"], size: int
+) -> Float[Array, "B K size H"]:
+    """`size` slots of every batch row from its own start slot."""
+
+    def one(row, at):
+        zero = jnp.zeros((), at.dtype)
+        heads, _, width = row.shape
+        return lax.dynamic_slice(row, (zero, at, zero), (heads, size, width))
+
+    return jax.vmap(one)(array, start)
+
+
+def compact(
+    array: Float[Array, "B K S H"],
+    start: Int[Array, " B"],
+    path: Int[Array, "B W"],
+    window: int,
+) -> Float[Array, "B K S H"]:
+    """Move the rows of an accepted path to the front of their window, in order.
+
+    Row `start + path[i]` lands at `start + i`. Slots before `start` keep their values.
+
+    Args:
+      start: slot of node 0.
+      path: node indices below `window`.
+      window: number of nodes M written at `start`.
+    """
+    rows = read_window(array, start, window)
+    kept = jnp.take_along_axis(rows, path[:, None, :, None], axis=2)
+    return write_rows(array, lax.optimization_barrier(kept), start)

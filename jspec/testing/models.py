@@ -1,0 +1,44 @@
+"""Tiny random models: big enough to disagree with each other, small enough to compile at once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jspec.models.config import DecoderConfig
+from jspec.models.model import build, random_params
+from jspec.models.target import Target
+
+
+def tiny_config(**changes) -> DecoderConfig:
+    """Two layers, grouped heads, 61 tokens; `changes` override any field."""
+    fields = dict(
+        vocab_size=61,
+        width=32,
+        mlp_width=48,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        max_positions=256,
+    )
+    return DecoderConfig(**(fields | changes))
+
+
+def tiny_target(seed: int = 0, *, dtype=jnp.float32, scale: float = 0.35, **changes) -> Target:
+    """A random target whose next-token distribution is neither flat nor a point."""
+    config = tiny_config(**changes)
+    model = build(config)
+    params = random_params(model, key=jax.random.key(seed), dtype=dtype, scale=scale)
+    return Target(model=model, params=params, dtype=jnp.dtype(dtype).name)
+
+
+def perturbed(target: Target, *, seed: int = 1, scale: float = 0.05) -> Target:
+    """The same model with noise on its weights: a drafter that is right now and then."""
+    leaves, treedef = jax.tree.flatten(target.params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [
+        leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return Target(model=target.model, params=jax.tree.unflatten(treedef, noisy), dtype=target.dtype)

@@ -1,0 +1,1 @@
+"""Losses, steps, data and checkpoints for drafters and small targets."""
