@@ -88,13 +88,13 @@ def random_bits(keys: UInt[Array, "B 2"], ids: Int[Array, "B V"]) -> UInt[Array,
     return high_bits ^ low_bits
 
 
-def uniform_from_bits(bits: UInt[Array, "..."]) -> Float[Array, "..."]:
+def uniform_from_bits(bits: UInt[Array, ...]) -> Float[Array, ...]:
     """(bits + 1/2) / 2^32 in float32, inside the open interval (0, 1)."""
     uniform = (bits.astype(jnp.float32) + jnp.float32(0.5)) * jnp.float32(2.0**-32)
     return jnp.minimum(uniform, jnp.float32(1.0 - 2.0**-24))
 
 
-def gumbel_from_bits(bits: UInt[Array, "..."]) -> Float[Array, "..."]:
+def gumbel_from_bits(bits: UInt[Array, ...]) -> Float[Array, ...]:
     """Standard Gumbel noise with a resolved upper tail: -log(-log1p(-u)), float32.
 
     The largest value is about 22.9; `jax.random.gumbel` stops at 15.9 in coarse steps, which would

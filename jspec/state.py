@@ -37,7 +37,7 @@ def state(cls):
 
 
 class StopReason(enum.IntEnum):
-    """Why a row ended. `LENGTH` is told apart from `MAX_TOKENS` on the host, where both are known."""
+    """Why a row ended. The host tells `LENGTH` from `MAX_TOKENS`: both are one limit on the device."""
 
     NONE = 0
     STOP_TOKEN = 1

@@ -23,12 +23,12 @@ from jspec import law
 from jspec.drafters.base import DraftSize, LoadedDrafter
 from jspec.errors import UserError
 from jspec.law import Randomness
+from jspec.models.blocks import causal_block, tree_block
 from jspec.models.model import Model, empty_cache, forward
 from jspec.models.target import Target, load_target
 from jspec.models.vocabulary import check_same_tokenizer
 from jspec.ops import cache as cache_ops
 from jspec.ops import trees
-from jspec.models.blocks import causal_block, tree_block
 from jspec.state import Draft, KVCache, Params, Prompt, state
 
 CHUNK = 512
@@ -225,7 +225,7 @@ def load(
     """
     if path is None:
         raise UserError(
-            "draft-model needs the small model's checkpoint; pass --drafter-path DIR (or its hub id)"
+            "draft-model needs the small model's checkpoint: pass --drafter-path DIR or a hub id"
         )
     small = load_target(path, dtype=target.dtype, mesh=target.mesh)
     check_same_tokenizer(target, small)

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int
 from jspec.infer.round import RoundParams
 from jspec.infer.state import Counters, Generation, Program, append
 from jspec.law import Randomness
-from jspec.models.model import empty_cache, forward
 from jspec.models.blocks import causal_block
+from jspec.models.model import empty_cache, forward
 from jspec.state import (
     Context,
     KVCache,

@@ -17,7 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.models.config import DecoderConfig
-from jspec.ops.attention import attend, write_rows
+from jspec.ops.attention import attend
+from jspec.ops.cache import write_rows
 from jspec.ops.linear import einsum, wide_einsum
 from jspec.ops.norms import rms_norm
 from jspec.ops.rope import rotate

@@ -17,19 +17,6 @@ MASKED = -1e30
 """Score of a slot that a row does not see. Finite, so that no row of scores can become NaN."""
 
 
-def write_rows(
-    cache: Float[Array, "B K S H"], rows: Float[Array, "B K T H"], start: Int[Array, " B"]
-) -> Float[Array, "B K S H"]:
-    """The cache with row b's T new entries at slots `start[b] .. start[b] + T - 1`.
-
-    One update per batch row: unrolled, it stays in place on every backend.
-    """
-    rows = rows.astype(cache.dtype)
-    for b in range(cache.shape[0]):
-        cache = jax.lax.dynamic_update_slice(cache, rows[b : b + 1], (b, 0, start[b], 0))
-    return cache
-
-
 def attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B K S H"],

@@ -1,1 +1,1 @@
-"""What tests share: tiny models, hostile and oracle drafters. Nothing outside tests imports this."""
+"""What tests share: tiny models, hostile and oracle drafters. Nothing else imports this."""

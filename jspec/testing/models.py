@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jspec.models.config import DecoderConfig
-from jspec.models.model import build, random_params
+from jspec.models.model import Model, build, random_params
 from jspec.models.target import Target
+from jspec.sharding import make_mesh
 
 
 def tiny_config(**changes) -> DecoderConfig:
@@ -30,7 +31,7 @@ def tiny_target(seed: int = 0, *, dtype=jnp.float32, scale: float = 0.35, **chan
     config = tiny_config(**changes)
     model = build(config)
     params = random_params(model, key=jax.random.key(seed), dtype=dtype, scale=scale)
-    return Target(model=model, params=params, dtype=jnp.dtype(dtype).name)
+    return in_memory(model, params)
 
 
 def perturbed(target: Target, *, seed: int = 1, scale: float = 0.05) -> Target:
