@@ -86,7 +86,10 @@ class Attention(nnx.Module):
         keys = write_rows(keys, new_keys.transpose(0, 2, 1, 3), rows.start)
         values = write_rows(values, new_values.transpose(0, 2, 1, 3), rows.start)
         mixed = attend(new_queries, keys, values, rows.masks[self.window])
-        return _add_bias(einsum("BTNH,NHD->BTD", mixed, self.o[...]), self.o_bias), keys, values
+        # Contracting N and H as two axes would copy the transposed weight in every call.
+        B, T, N, H = mixed.shape
+        out = einsum("BTX,XD->BTD", mixed.reshape(B, T, N * H), self.o[...].reshape(N * H, -1))
+        return _add_bias(out, self.o_bias), keys, values
 
 
 class MLP(nnx.Module):
