@@ -37,7 +37,7 @@ def state(cls):
 
 
 class StopReason(enum.IntEnum):
-    """Why a row ended. The host tells `LENGTH` from `MAX_TOKENS`: both are one limit on the device."""
+    """Why a row ended. On the device `LENGTH` and `MAX_TOKENS` are one limit."""
 
     NONE = 0
     STOP_TOKEN = 1

@@ -42,4 +42,17 @@ def perturbed(target: Target, *, seed: int = 1, scale: float = 0.05) -> Target:
         leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
         for leaf, key in zip(leaves, keys, strict=True)
     ]
-    return Target(model=target.model, params=jax.tree.unflatten(treedef, noisy), dtype=target.dtype)
+    return in_memory(target.model, jax.tree.unflatten(treedef, noisy))
+
+
+def in_memory(model: Model, params) -> Target:
+    """A target of one device that came from no file and stops at no token."""
+    return Target(
+        model=model,
+        params=params,
+        dtype=jax.tree.leaves(params)[0].dtype.name,
+        mesh=make_mesh(),
+        path=None,
+        stop_ids=(),
+        max_length=model.config.max_length,
+    )
