@@ -235,7 +235,8 @@ class Engine:
             new = text[len(row.tokens) :]
             reason = self._reason(row.request, StopReason(int(reasons[place])))
             keep = watch(row.index, text) if watch and new else None
-            if keep is not None and reason not in (StopReason.STOP_TOKEN, StopReason.BAD_LOGITS):
+            ends_in_stop_token = reason is StopReason.STOP_TOKEN and keep == len(text)
+            if keep is not None and not ends_in_stop_token:
                 text, reason = text[:keep], StopReason.STOP_STRING
                 new = text[len(row.tokens) :]
                 stopped_here[place] = False
