@@ -171,9 +171,7 @@ def keep(scaled: Float[Array, "B V"], sampling: Sampling, slack: float = 0.0) ->
     largest = jnp.max(values, axis=1, keepdims=True)
     weight = jnp.where(kept, jnp.exp(values - largest), 0)
     mass = jnp.sum(weight, axis=1)
-    share = (
-        jnp.clip(sampling.top_p * (1 + 2 * slack) + 2 * slack, 0, 1) if slack else sampling.top_p
-    )
+    share = sampling.top_p + slack * (4 * (1 - sampling.top_p) + 0.01)
     edge = _largest_threshold(values, weight, share * mass)
     kept = kept & ((values >= edge - slack) | (sampling.top_p >= 1)[:, None])
 

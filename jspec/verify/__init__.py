@@ -2,6 +2,19 @@
 
 from jspec.verify.judge import Judgement, judge, judge_nodes
 from jspec.verify.rejection import reject, residual
+from jspec.verify.replay import BOUNDS, Difference, ReplayReport, replay
 from jspec.verify.walk import reason_to_stop, walk
 
-__all__ = ["Judgement", "judge", "judge_nodes", "reason_to_stop", "reject", "residual", "walk"]
+__all__ = [
+    "BOUNDS",
+    "Difference",
+    "Judgement",
+    "ReplayReport",
+    "judge",
+    "judge_nodes",
+    "reason_to_stop",
+    "reject",
+    "replay",
+    "residual",
+    "walk",
+]

@@ -1,0 +1,227 @@
+"""Replay: one teacher-forced plain pass over an emitted text, against the law (proof tier E2).
+
+The same logits computed with another number of rows differ in their last bits, so two exact
+decodings can part at a near-tie. Replay does not part: it feeds the text that was emitted, so every
+token is judged given the same prefix. A token that is not the law's pick is a bug, unless a
+perturbation of the scores below a stated bound explains it; such near-ties are counted, with gaps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jspec import law
+from jspec.law import Mode, Stream
+from jspec.models.blocks import causal_block
+from jspec.models.model import Model, empty_cache, forward
+from jspec.models.target import Target
+from jspec.state import Sampling, state
+
+BOUNDS = {"float32": 2e-4, "bfloat16": 0.25, "float64": 1e-9}
+"""Largest gap in logits that an excused near-tie may have, by dtype; divided by the temperature.
+
+float32: logits of other row counts differ by about 5e-6, with a margin of 40. float64: the same
+margin over its own rounding. bfloat16: a rounding step of a logit near 16 is 0.06, and two
+independent ones meet in a gap.
+"""
+
+CHUNK = 128
+"""Tokens judged per forward."""
+
+
+class Settings(Protocol):
+    """What a request says of the law; `jspec.infer.request.Request` is one."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def sample(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A token that is not the law's pick.
+
+    Attributes:
+      position: index in the new tokens.
+      gap: score that the law's pick is ahead by, filters' edges allowed for; infinite where no
+        perturbation within the bound lets the emitted token through the filters.
+      excused: the gap is within the bound.
+    """
+
+    position: int
+    emitted: int
+    expected: int
+    gap: float
+    excused: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplayReport:
+    """What a replay found.
+
+    Attributes:
+      n_tokens: tokens judged.
+      bound: largest excused gap, units of score.
+      differences: in order.
+    """
+
+    n_tokens: int
+    bound: float
+    differences: tuple[Difference, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        """Every difference is excused."""
+        return all(difference.excused for difference in self.differences)
+
+    @property
+    def near_ties(self) -> tuple[Difference, ...]:
+        return tuple(d for d in self.differences if d.excused)
+
+
+@state
+class ReplayState:
+    """One judged row per token."""
+
+    expected: Int[Array, " T"]
+    gap: Float[Array, " T"]
+
+
+def replay(
+    target: Target,
+    prompt_tokens: Sequence[int],
+    new_tokens: Sequence[int],
+    request: Settings,
+    bound: float | None = None,
+) -> ReplayReport:
+    """Judge every new token of a text against the law.
+
+    Args:
+      prompt_tokens: at least one token.
+      new_tokens: what was emitted after them, the stop token included.
+      request: the settings it was emitted under.
+      bound: largest excused gap in units of logits; by the target's dtype where None.
+    """
+    bound = BOUNDS[target.dtype] if bound is None else bound
+    scale = request.temperature or 1.0
+    text = np.asarray([*prompt_tokens, *new_tokens], np.int32)
+    first, count = len(prompt_tokens), len(new_tokens)
+    expected, gaps = _judge_text(target, text, request, bound / scale)
+    differences = tuple(
+        Difference(
+            position=i,
+            emitted=int(text[first + i]),
+            expected=int(expected[first + i - 1]),
+            gap=float(gaps[first + i - 1]),
+            excused=bool(gaps[first + i - 1] <= bound / scale),
+        )
+        for i in range(count)
+        if text[first + i] != expected[first + i - 1]
+    )
+    return ReplayReport(n_tokens=count, bound=bound / scale, differences=differences)
+
+
+def _judge_text(target: Target, text: np.ndarray, request: Settings, slack: float):
+    """The law's pick after every token but the last, and how far ahead of the next one it is."""
+    width = -(-len(text) // CHUNK) * CHUNK
+    padded = np.zeros((width,), np.int32)
+    padded[: len(text)] = text
+    following = np.roll(padded, -1)
+    cache = empty_cache(target.model.config, 1, width, jnp.dtype(target.dtype))
+    sampling = _sampling(request)
+    mode = law.mode_of(request.temperature, request.top_k, request.top_p, request.min_p)
+    expected, gaps = [], []
+    for start in range(0, width, CHUNK):
+        piece = slice(start, start + CHUNK)
+        cache, judged = _judge_chunk(
+            target.params,
+            target.model,
+            cache,
+            padded[piece],
+            following[piece],
+            np.int32(start),
+            sampling,
+            np.float32(slack),
+            mode=mode,
+        )
+        expected.append(np.asarray(judged.expected))
+        gaps.append(np.asarray(judged.gap))
+    return np.concatenate(expected), np.concatenate(gaps)
+
+
+def _sampling(request: Settings) -> Sampling:
+    def one(value, dtype):
+        return np.asarray([value], dtype)
+
+    return Sampling(
+        temperature=one(request.temperature, np.float32),
+        top_k=one(request.top_k, np.int32),
+        top_p=one(request.top_p, np.float32),
+        min_p=one(request.min_p, np.float32),
+        seed=one(request.seed, np.uint32),
+        sample=one(request.sample, np.uint32),
+        stop_ids=np.full((1, 1), -1, np.int32),
+        max_length=one(0, np.int32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mode"), donate_argnames="cache")
+def _judge_chunk(params, model: Model, cache, tokens, following, start, sampling, slack, *, mode):
+    """One forward over a chunk, every row judged. Static: model and mode; donates the cache."""
+    count = tokens.shape[0]
+    block = causal_block(start[None], count)
+    output, cache = forward(params, model, cache, tokens[None], block)
+    logits = output.logits[0]
+    rows = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), sampling)
+    noise = None
+    if mode is not Mode.GREEDY:
+        position = start + 1 + jnp.arange(count, dtype=jnp.int32)
+        ids = jnp.broadcast_to(jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :], logits.shape)
+        noise = law.gumbel(rows, position, ids, Stream.NOISE)
+    expected = law.pick(law.scores(logits, rows, noise, mode))
+    gap = tolerant_gap(logits, rows, noise, following, slack, mode)
+    return cache, ReplayState(expected=expected, gap=gap.astype(jnp.float32))
+
+
+def tolerant_gap(
+    logits: Float[Array, "T V"],
+    sampling: Sampling,
+    noise: Float[Array, "T V"] | None,
+    token: Int[Array, " T"],
+    slack: Float[Array, ""],
+    mode: Mode,
+) -> Float[Array, " T"]:
+    """How much a token's score is below the best of those that the filters surely keep.
+
+    Infinite where the filters drop the token even when every edge is moved by `slack` in its
+    favour. Without filters this is the plain difference of scores.
+    """
+    score = law.scores(logits, sampling, noise, Mode.PLAIN if mode is Mode.FULL else mode)
+    at = token[:, None]
+    own = jnp.take_along_axis(score, at, axis=1)[:, 0]
+    if mode is not Mode.FULL:
+        return jnp.max(score, axis=1) - own
+    scaled = law.processed(logits, sampling, Mode.PLAIN)
+    is_greedy = (sampling.temperature == 0)[:, None]
+    surely = law.keep(scaled, sampling, -slack) | is_greedy
+    maybe = law.keep(scaled, sampling, slack) | is_greedy
+    best = jnp.max(jnp.where(surely, score, law.NEVER), axis=1)
+    is_possible = jnp.take_along_axis(maybe, at, axis=1)[:, 0]
+    return jnp.where(is_possible, best - own, jnp.inf)
