@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jspec.models.config import DecoderConfig
 from jspec.ops.attention import attend
 from jspec.ops.cache import write_rows
-from jspec.ops.linear import einsum, wide_einsum
+from jspec.ops.linear import project, wide_project
 from jspec.ops.norms import rms_norm
 from jspec.ops.rope import rotate
 
@@ -75,9 +75,9 @@ class Attention(nnx.Module):
         values: Float[Array, "B K S H"],
         rows: Rows,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-        new_queries = _add_bias(einsum("BTD,DNH->BTNH", x, self.q[...]), self.q_bias)
-        new_keys = _add_bias(einsum("BTD,DKH->BTKH", x, self.k[...]), self.k_bias)
-        new_values = _add_bias(einsum("BTD,DKH->BTKH", x, self.v[...]), self.v_bias)
+        new_queries = _add_bias(project("BTD,DNH->BTNH", x, self.q[...]), self.q_bias)
+        new_keys = _add_bias(project("BTD,DKH->BTKH", x, self.k[...]), self.k_bias)
+        new_values = _add_bias(project("BTD,DKH->BTKH", x, self.v[...]), self.v_bias)
         if self.q_norm is not None and self.k_norm is not None:
             new_queries = rms_norm(new_queries, self.q_norm[...], self.eps)
             new_keys = rms_norm(new_keys, self.k_norm[...], self.eps)
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
         mixed = attend(new_queries, keys, values, rows.masks[self.window])
         # Contracting N and H as two axes would copy the transposed weight in every call.
         B, T, N, H = mixed.shape
-        out = einsum("BTX,XD->BTD", mixed.reshape(B, T, N * H), self.o[...].reshape(N * H, -1))
+        out = project("BTX,XD->BTD", mixed.reshape(B, T, N * H), self.o[...].reshape(N * H, -1))
         return _add_bias(out, self.o_bias), keys, values
 
 
@@ -104,10 +104,10 @@ class MLP(nnx.Module):
         self.down_bias = weight(D) if has_bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate = _add_bias(einsum("BTD,DF->BTF", x, self.gate[...]), self.gate_bias)
-        up = _add_bias(einsum("BTD,DF->BTF", x, self.up[...]), self.up_bias)
+        gate = _add_bias(project("BTD,DF->BTF", x, self.gate[...]), self.gate_bias)
+        up = _add_bias(project("BTD,DF->BTF", x, self.up[...]), self.up_bias)
         return _add_bias(
-            einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down[...]), self.down_bias
+            project("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down[...]), self.down_bias
         )
 
 
@@ -152,5 +152,5 @@ class Decoder(nnx.Module):
         """Logits in the wide type, float32 or float64."""
         with jax.named_scope("head"):
             if self.head_weight is None:
-                return wide_einsum("BTD,VD->BTV", hidden, self.embedding[...])
-            return wide_einsum("BTD,DV->BTV", hidden, self.head_weight[...])
+                return wide_project("BTD,VD->BTV", hidden, self.embedding[...])
+            return wide_project("BTD,DV->BTV", hidden, self.head_weight[...])

@@ -1,4 +1,4 @@
-"""Attention over a cache: write the new rows, then one masked pass over all slots.
+"""Attention over a cache whose new rows are written already: one masked pass over all slots.
 
 The pass reads every slot whatever the mask, so equal rows give bitwise equal results in chains and
 in plain decoding of the same shape. The group of query heads and the new rows are folded into one
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jspec.ops.linear import einsum, wide_einsum
+from jspec.ops.linear import wide_einsum
 
 MASKED = -1e30
 """Score of a slot that a row does not see. Finite, so that no row of scores can become NaN."""
@@ -32,6 +32,6 @@ def attend(
     scores = scores.reshape(B, K, G, T, S) * jnp.asarray(H**-0.5, scores.dtype)
     scores = jnp.where(mask[:, None, None], scores, jnp.asarray(MASKED, scores.dtype))
     probs = jax.nn.softmax(scores, axis=-1).reshape(B, K, G * T, S)
-    mixed = einsum("BKRS,BKSH->BKRH", probs.astype(values.dtype), values)
+    mixed = wide_einsum("BKRS,BKSH->BKRH", probs.astype(values.dtype), values)
     unfolded = mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4)
     return unfolded.reshape(B, T, N, H).astype(queries.dtype)

@@ -21,11 +21,29 @@ def write_rows(
     One small update a row, unrolled: a batched update becomes a scatter, which is a sequential
     loop on TPU (openxla/xla#12982). `start + T` must not pass the last slot: XLA clamps silently.
     """
+    rows = rows.astype(array.dtype)
+    is_lone = rows.shape[2] == 1 and array.shape[2] > 1 and array.dtype.itemsize >= 4
+    if is_lone and jax.default_backend() == "cpu":
+        rows, start = _with_neighbour(array, rows, start)
     zero = jnp.zeros((), start.dtype)
     for b in range(array.shape[0]):
         at = (jnp.asarray(b, start.dtype), zero, start[b], zero)
-        array = lax.dynamic_update_slice(array, rows[b : b + 1].astype(array.dtype), at)
+        array = lax.dynamic_update_slice(array, rows[b : b + 1], at)
     return array
+
+
+def _with_neighbour(
+    array: Float[Array, "B K S H"], row: Float[Array, "B K 1 H"], start: Int[Array, " B"]
+) -> tuple[Float[Array, "B K 2 H"], Int[Array, " B"]]:
+    """The row beside what is in the next slot (at the end, the one before), and where both go.
+
+    XLA:CPU fuses the write of a lone float32 row into its readers and copies the whole array four
+    times a layer; the write of two rows stays in place.
+    """
+    first = jnp.minimum(start, array.shape[2] - 2)
+    is_row = jnp.arange(2, dtype=start.dtype)[None, :] == (start - first)[:, None]
+    pair = jnp.where(is_row[:, None, :, None], row, read_window(array, first, 2))
+    return lax.optimization_barrier(pair), first
 
 
 def read_window(

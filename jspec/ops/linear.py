@@ -18,22 +18,39 @@ def wide_dtype(dtype) -> jnp.dtype:
     return jnp.dtype("float64" if is_double else "float32")
 
 
-def wide(x: Float[Array, ...]) -> Float[Array, ...]:
+def wide(x: Float[Array, "*X"]) -> Float[Array, "*X"]:
     """The same values in the wide type."""
     return x.astype(wide_dtype(x.dtype))
 
 
-def wide_einsum(spec: str, x: Float[Array, ...], weight: Float[Array, ...]) -> Float[Array, ...]:
+def wide_einsum(spec: str, x: Float[Array, "*X"], y: Float[Array, "*Y"]) -> Float[Array, "*Z"]:
     """`einsum` of two arrays of one type, in the wide type."""
     return jnp.einsum(
         spec,
         x,
-        weight,
+        y,
         precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=wide_dtype(weight.dtype),
+        preferred_element_type=wide_dtype(y.dtype),
     )
 
 
-def einsum(spec: str, x: Float[Array, ...], weight: Float[Array, ...]) -> Float[Array, ...]:
-    """`einsum` of two arrays of one type, accumulated in the wide type and rounded back once."""
-    return wide_einsum(spec, x, weight).astype(weight.dtype)
+def wide_project(
+    spec: str, rows: Float[Array, "B T *X"], weight: Float[Array, "*W"]
+) -> Float[Array, "B T *Y"]:
+    """Rows times a weight of their type, in the wide type."""
+    if _is_lone_narrow_row(rows):
+        return wide_einsum(spec, jnp.concatenate([rows, rows], axis=1), weight)[:, :1]
+    return wide_einsum(spec, rows, weight)
+
+
+def project(
+    spec: str, rows: Float[Array, "B T *X"], weight: Float[Array, "*W"]
+) -> Float[Array, "B T *Y"]:
+    """Rows times a weight of their type, accumulated wide and rounded back once."""
+    return wide_project(spec, rows, weight).astype(weight.dtype)
+
+
+def _is_lone_narrow_row(rows: Float[Array, "B T *X"]) -> bool:
+    """XLA:CPU converts a whole bfloat16 weight to float32 to multiply one row; not for two."""
+    is_lone = rows.shape[0] * rows.shape[1] == 1
+    return is_lone and rows.dtype.itemsize < 4 and jax.default_backend() == "cpu"
