@@ -19,13 +19,19 @@ def write_rows(
     """Write T rows of every batch row at its own start slot, in place where the array is donated.
 
     One small update a row, unrolled: a batched update becomes a scatter, which is a sequential
-    loop on TPU (openxla/xla#12982). `start + T` must not pass the last slot: XLA clamps silently.
+    loop on TPU (openxla/xla#12982). Where a mesh is set that shards the rows it is batched all the
+    same: unrolled, every row's update would travel to every device.
+    `start + T` must not pass the last slot: XLA clamps silently.
     """
     rows = rows.astype(array.dtype)
     is_lone = rows.shape[2] == 1 and array.shape[2] > 1 and array.dtype.itemsize >= 4
     if is_lone and jax.default_backend() == "cpu":
         rows, start = _with_neighbour(array, rows, start)
     zero = jnp.zeros((), start.dtype)
+    if jax.sharding.get_abstract_mesh().shape.get("data", 1) > 1:
+        return jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (zero, at, zero)))(
+            array, rows, start
+        )
     for b in range(array.shape[0]):
         at = (jnp.asarray(b, start.dtype), zero, start[b], zero)
         array = lax.dynamic_update_slice(array, rows[b : b + 1], at)
