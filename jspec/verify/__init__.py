@@ -3,7 +3,7 @@
 from jspec.verify.judge import Judgement, judge, judge_nodes
 from jspec.verify.rejection import reject, residual
 from jspec.verify.replay import BOUNDS, Difference, ReplayReport, replay
-from jspec.verify.walk import reason_to_stop, walk
+from jspec.verify.walk_rule import reason_to_stop, walk
 
 __all__ = [
     "BOUNDS",

@@ -17,7 +17,7 @@ from jspec.law import Randomness, Stream
 from jspec.ops import trees
 from jspec.state import Context, Draft, StopReason, Verdict
 from jspec.verify.judge import Judgement
-from jspec.verify.walk import _start, advance, reason_to_stop, verdict_of
+from jspec.verify.walk_rule import Walk, advance, reason_to_stop, start_walk, verdict_of
 
 
 def residual(
@@ -57,39 +57,44 @@ def reject(
     rows, n_nodes, vocabulary = logits.shape
     assert n_nodes == max_depth + 1, "the rejection rule takes chains"
     ranks = trees.sibling_rank(draft.parent, draft.is_valid)
-    at = _start(context, max_depth, trace)
-    for depth in range(max_depth + 1):
-        target_logprobs = law.log_distribution(
-            logits[:, depth], randomness.sampling, randomness.mode
-        )
+
+    def level(depth, at: Walk) -> Walk:
+        row = _node(logits, depth)
+        target_logprobs = law.log_distribution(row, randomness.sampling, randomness.mode)
         target_probs = jnp.exp(target_logprobs)
-        child = min(depth + 1, n_nodes - 1)
-        has_child = draft.is_valid[:, child] & draft.is_acceptable[:, child] & (depth < max_depth)
+        child = jnp.minimum(depth + 1, max_depth)
+        has_child = _node(draft.is_valid & draft.is_acceptable, child) & (depth < max_depth)
         draft_probs = _draft_probs(draft, child, vocabulary).astype(target_probs.dtype)
-        token = draft.token[:, child]
+        token = _node(draft.token, child)
         is_kept = has_child & _is_kept(token, target_probs, draft_probs, randomness, depth)
         left = jnp.where(has_child[:, None], residual(target_probs, draft_probs), target_probs)
         own = _draw(left, randomness, depth, vocabulary)
-        says = _judgement(
-            jnp.where(is_kept, token, own), logits[:, depth], target_logprobs, trace=trace
-        )
+        says = _judgement(jnp.where(is_kept, token, own), row, target_logprobs, trace=trace)
         text_length = context.length + depth + 1
         reason = reason_to_stop(says.token, says.is_bad, text_length, context.sampling)
         goes_on = at.is_walking & is_kept & (reason == StopReason.NONE)
-        step_to = jnp.full((rows,), child, jnp.int32)
-        at = advance(jnp.int32(depth), at, says, reason, goes_on, step_to, ranks)
-    return verdict_of(at, context)
+        step_to = jnp.broadcast_to(child, (rows,))
+        return advance(depth, at, says, reason, goes_on, step_to, ranks)
+
+    start = start_walk(context, max_depth, trace)
+    end = lax.fori_loop(0, max_depth + 1, level, start)
+    return verdict_of(end, context)
 
 
-def _draft_probs(draft: Draft, node: int, vocabulary: int) -> Float[Array, "B V"]:
+def _node(values: Array, node: Int[Array, ""]) -> Array:
+    """One node of every row: `values[:, node]`, where the node is an array."""
+    return lax.dynamic_index_in_dim(values, node, axis=1, keepdims=False)
+
+
+def _draft_probs(draft: Draft, node: Int[Array, ""], vocabulary: int) -> Float[Array, "B V"]:
     """The row that a node's token was drawn from; a point mass for deterministic proposals."""
     if draft.logprobs is not None:
-        return jnp.exp(draft.logprobs[:, node])
+        return jnp.exp(_node(draft.logprobs, node))
     ids = jnp.arange(vocabulary, dtype=jnp.int32)[None, :]
-    return (ids == draft.token[:, node][:, None]).astype(jnp.float32)
+    return (ids == _node(draft.token, node)[:, None]).astype(jnp.float32)
 
 
-def _is_kept(token, target_probs, draft_probs, randomness: Randomness, depth: int):
+def _is_kept(token, target_probs, draft_probs, randomness: Randomness, depth):
     """u q(x) < p(x), with no division."""
     at = token[:, None]
     p = jnp.take_along_axis(target_probs, at, axis=1)[:, 0]
@@ -99,7 +104,7 @@ def _is_kept(token, target_probs, draft_probs, randomness: Randomness, depth: in
 
 
 def _draw(
-    probs: Float[Array, "B V"], randomness: Randomness, depth: int, vocabulary: int
+    probs: Float[Array, "B V"], randomness: Randomness, depth: Int[Array, ""], vocabulary: int
 ) -> Int[Array, " B"]:
     """One sample of each row's distribution, from the RESIDUAL stream."""
     if randomness.mode is law.Mode.GREEDY:

@@ -66,7 +66,7 @@ def walk(
     def level(depth, at: Walk) -> Walk:
         return _one_level(depth, at, law_at(at.node, depth), draft, ranks, context)
 
-    start = _start(context, max_depth, trace)
+    start = start_walk(context, max_depth, trace)
     if may_exit_early:
         _, end = lax.while_loop(
             lambda carry: (carry[0] <= max_depth) & jnp.any(carry[1].is_walking),
@@ -111,7 +111,7 @@ def reason_to_stop(
     return jnp.where(is_bad, StopReason.BAD_LOGITS.value, reason).astype(jnp.int32)
 
 
-def _start(context: Context, max_depth: int, trace: bool) -> Walk:
+def start_walk(context: Context, max_depth: int, trace: bool) -> Walk:
     rows = context.length.shape[0]
     zeros = jnp.zeros((rows,), jnp.int32)
     wide = jnp.zeros((rows, max_depth + 1), jnp.int32)

@@ -1,0 +1,227 @@
+"""The proof tiers as functions that return what they found; tests and planted faults share them.
+
+In reading order: mixed requests, decoding them, equality with plain decoding (E1, E3), replay (E2),
+and the exact law by enumeration (E4) with an independent NumPy reference of the filters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jspec.drafters.base import LoadedDrafter
+from jspec.infer.engine import Engine
+from jspec.infer.loop import decode_loop
+from jspec.infer.prefill import prefill
+from jspec.infer.request import Finished, Request, Result, sampling_of
+from jspec.infer.state import Program
+from jspec.law import Mode, Rule
+from jspec.models.blocks import causal_block
+from jspec.models.model import empty_cache, forward
+from jspec.models.target import Target
+from jspec.verify import replay
+
+SETTINGS = (
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 7},
+    {"temperature": 1.0, "top_p": 0.8},
+    {"temperature": 1.3, "min_p": 0.1},
+    {"temperature": 0.8, "top_k": 12, "top_p": 0.9, "min_p": 0.02},
+)
+"""Greedy, temperature alone, each filter, all of them."""
+
+
+def mixed_requests(
+    target: Target, count: int, *, seed: int = 0, longest: int = 28, new_tokens: int = 36
+) -> list[Request]:
+    """Requests of unequal prompts, limits and settings; most have a stop token."""
+    rng = np.random.default_rng(seed)
+    requests = []
+    for i in range(count):
+        prompt = rng.integers(0, target.vocab_size, rng.integers(1, longest + 1))
+        stop_ids = tuple(int(t) for t in rng.choice(target.vocab_size, i % 3, replace=False))
+        requests.append(
+            Request(
+                tokens=tuple(int(t) for t in prompt),
+                max_new_tokens=int(rng.integers(new_tokens // 3, new_tokens + 1)),
+                seed=int(rng.integers(0, 2**32)),
+                sample=i,
+                stop_ids=stop_ids,
+                **SETTINGS[i % len(SETTINGS)],
+            )
+        )
+    return requests
+
+
+def decode(
+    target: Target, requests: Sequence[Request], drafter: LoadedDrafter | None = None, **options
+) -> list[Result]:
+    """Results in the order of the requests; `options` are the engine's."""
+    options = {"max_length": 80, "batch_size": 8} | options
+    engine = Engine(target, drafter, **options)
+    found: dict[int, Result] = {}
+    streamed: dict[int, tuple[int, ...]] = {}
+    for event in engine.run(requests):
+        if isinstance(event, Finished):
+            found[event.index] = event.result
+        else:
+            streamed[event.index] = streamed.get(event.index, ()) + event.tokens
+    assert all(streamed.get(i, ()) == result.tokens for i, result in found.items())
+    return [found[i] for i in range(len(requests))]
+
+
+def texts_of(requests: Sequence[Request], results: Sequence[Result]) -> list[tuple[int, ...]]:
+    """Prompts with their continuations."""
+    return [r.tokens + result.tokens for r, result in zip(requests, results, strict=True)]
+
+
+def unequal(ours: Sequence[Result], plain: Sequence[Result]) -> list[str]:
+    """Where tokens, stop reasons, log-probabilities or gaps are not bit for bit the same."""
+    problems = []
+    for i, (a, b) in enumerate(zip(ours, plain, strict=True)):
+        if a.tokens != b.tokens:
+            pairs = itertools.zip_longest(a.tokens, b.tokens)
+            at = next(p for p, (x, y) in enumerate(pairs) if x != y)
+            problems.append(f"request {i}: tokens differ from position {at}")
+        elif a.stop_reason != b.stop_reason:
+            problems.append(f"request {i}: {a.stop_reason.label}, not {b.stop_reason.label}")
+        elif a.trace is not None and b.trace is not None:
+            told = [(x.logprob, x.gap) for x in a.trace]
+            if told != [(x.logprob, x.gap) for x in b.trace]:
+                problems.append(f"request {i}: logprobs or gaps differ in their bits")
+    return problems
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What the replay of many texts found.
+
+    Attributes:
+      problems: one line for each unexcused difference or broken stop.
+      near_ties: gaps of the excused ones.
+    """
+
+    n_tokens: int
+    problems: tuple[str, ...]
+    near_ties: tuple[float, ...]
+
+
+def replay_all(target: Target, requests: Sequence[Request], results: Sequence[Result]) -> Replayed:
+    """Judge every emitted token, and that every text ended where and why it had to."""
+    problems, near_ties, n_tokens = [], [], 0
+    for i, (request, result) in enumerate(zip(requests, results, strict=True)):
+        report = replay(target, request.tokens, result.tokens, request)
+        n_tokens += report.n_tokens
+        near_ties += [d.gap for d in report.near_ties]
+        problems += [f"request {i}: {d}" for d in report.differences if not d.excused]
+        stops = [p for p, token in enumerate(result.tokens) if token in request.stop_ids]
+        wanted = stops[0] + 1 if stops else request.max_new_tokens
+        if len(result.tokens) != min(wanted, request.max_new_tokens):
+            problems.append(f"request {i}: {len(result.tokens)} tokens, not {wanted}")
+    return Replayed(n_tokens=n_tokens, problems=tuple(problems), near_ties=tuple(near_ties))
+
+
+def reference_probs(logits: np.ndarray, request: Request) -> np.ndarray:
+    """The law by its words, in float64 and with sorting: temperature, top-k, top-p, min-p."""
+    if request.temperature == 0:
+        return np.eye(len(logits))[int(np.argmax(logits))]
+    scaled = np.asarray(logits, np.float64) / request.temperature
+    kept = np.ones(len(scaled), bool)
+    if 0 < request.top_k < len(scaled):
+        kept &= scaled >= np.sort(scaled)[-request.top_k]
+    if request.top_p < 1:
+        weight = np.where(kept, np.exp(scaled - scaled.max()), 0)
+        order = np.argsort(-weight, kind="stable")
+        before = np.cumsum(weight[order]) - weight[order]
+        last = order[np.flatnonzero(before < request.top_p * weight.sum())[-1]]
+        kept &= scaled >= scaled[last]
+    if request.min_p > 0:
+        kept &= scaled >= scaled.max() + np.log(request.min_p)
+    weight = np.where(kept, np.exp(scaled - scaled.max()), 0)
+    return weight / weight.sum()
+
+
+def exact_joint(target: Target, request: Request, n_new: int) -> np.ndarray:
+    """Probability of every continuation of `n_new` tokens, `"V ... V"`, by enumeration."""
+    V = target.vocab_size
+    prefixes = list(itertools.product(range(V), repeat=n_new - 1))
+    rows = np.asarray([[*request.tokens, *prefix] for prefix in prefixes], np.int32)
+    cache = empty_cache(target.model.config, len(rows), rows.shape[1], jnp.dtype(target.dtype))
+    block = causal_block(jnp.zeros((len(rows),), jnp.int32), rows.shape[1])
+    output, _ = forward(target.params, target.model, cache, jnp.asarray(rows), block)
+    logits = np.asarray(output.logits)[:, len(request.tokens) - 1 :]
+    joint = np.zeros((V,) * n_new)
+    for row, prefix in enumerate(prefixes):
+        mass = 1.0
+        for step, token in enumerate(prefix):
+            mass *= reference_probs(logits[row, step], request)[token]
+        joint[prefix] = mass * reference_probs(logits[row, n_new - 1], request)
+    return joint
+
+
+def sampled_joint(
+    target: Target,
+    drafter: LoadedDrafter,
+    request: Request,
+    n_new: int,
+    *,
+    rule: Rule = Rule.WALK,
+    mode: Mode = Mode.FULL,
+    rows: int = 16,
+    batches: int = 2500,
+) -> np.ndarray:
+    """Counts of every continuation over many samples of one request, `"V ... V"`."""
+    program = Program(target=target.model, drafter=drafter.drafter, mode=mode, rule=rule)
+    requests = [dataclasses.replace(request, max_new_tokens=n_new)] * rows
+    limit = len(request.tokens) + n_new
+    sampling = sampling_of(requests, max_length=limit, max_stop_ids=1)
+    tokens = jnp.tile(jnp.asarray([request.tokens], jnp.int32), (rows, 1))
+    counts = np.zeros((target.vocab_size,) * n_new)
+    for first in range(0, batches * rows, rows):
+        numbers = np.arange(first, first + rows, dtype=np.uint32)
+        numbered = dataclasses.replace(sampling, sample=numbers)
+        drawn = _draw((target.params, drafter.params), program, tokens, numbered, limit)
+        np.add.at(counts, tuple(np.asarray(drawn).T), 1)
+    return counts
+
+
+@functools.partial(jax.jit, static_argnames=("program", "limit"))
+def _draw(params, program: Program, tokens, sampling, limit: int):
+    """Prompt and loop in one program: the new tokens of every row."""
+    rows, n_prompt = tokens.shape
+    length = jnp.full((rows,), n_prompt, jnp.int32)
+    generation = prefill(params, program, tokens, length, sampling, capacity=limit)
+    return decode_loop(params, program, generation).context.tokens[:, n_prompt:limit]
+
+
+def law_problems(counts: np.ndarray, probs: np.ndarray, *, sigmas: float = 5.0) -> list[str]:
+    """Where counts do not fit a distribution: an impossible outcome, a cell, or chi-square.
+
+    The bound is in standard deviations of each figure; five leave one false alarm in about
+    two million cells.
+    """
+    n = counts.sum()
+    impossible = counts[probs == 0].sum()
+    if impossible:
+        return [f"{int(impossible)} of {int(n)} outcomes have probability 0"]
+    expected = n * probs
+    deviation = np.sqrt(np.maximum(expected * (1 - probs), 1.0))
+    off = np.abs(counts - expected) / deviation
+    problems = []
+    if off.max() > sigmas:
+        cell = np.unravel_index(int(off.argmax()), off.shape)
+        problems.append(f"outcome {tuple(int(c) for c in cell)} is {off.max():.1f} sigmas off")
+    is_big = expected >= 5
+    squares = ((counts - expected) ** 2)[is_big] / expected[is_big]
+    freedom = max(int(is_big.sum()) - 1, 1)
+    excess = (squares.sum() - freedom) / np.sqrt(2 * freedom)
+    if excess > sigmas:
+        problems.append(f"chi-square is {excess:.1f} sigmas above its mean")
+    return problems

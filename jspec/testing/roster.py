@@ -1,0 +1,78 @@
+"""One list of drafters. Every contract and proof test runs over it; joining is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from jspec.drafters import load_drafter
+from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.draft_model import DraftModel
+from jspec.models.target import Target
+from jspec.testing import drafters as hostile
+from jspec.testing.models import perturbed
+
+Texts = Sequence[Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A drafter under test.
+
+    Attributes:
+      name: of the test case.
+      make: from the target and the texts that plain decoding gave.
+      is_chain: whether the rejection rule takes it, and strict equality is to be had.
+    """
+
+    name: str
+    make: Callable[[Target, Texts], LoadedDrafter]
+    is_chain: bool
+
+
+def _draft_model(**options):
+    def make(target: Target, texts: Texts) -> LoadedDrafter:
+        small = perturbed(target)
+        drafter = DraftModel(model=small.model, vocab_size=target.vocab_size, **options)
+        return LoadedDrafter(name="draft-model", drafter=drafter, params=small.params)
+
+    return make
+
+
+def _oracle(**options):
+    def make(target: Target, texts: Texts) -> LoadedDrafter:
+        return hostile.oracle(texts, vocab_size=target.vocab_size, **options)
+
+    return make
+
+
+def _named(name: str, **options):
+    return lambda target, texts: load_drafter(name, target=target, **options)
+
+
+def _random(**options):
+    return lambda target, texts: hostile.random_trees(vocab_size=target.vocab_size, **options)
+
+
+ROSTER = (
+    Entry(name="none", make=_named("none"), is_chain=True),
+    Entry(name="none-padded", make=_named("none", padding=4), is_chain=True),
+    Entry(name="prompt-lookup", make=_named("prompt-lookup", depth=4), is_chain=True),
+    Entry(name="draft-model-chain", make=_draft_model(depth=4), is_chain=True),
+    Entry(name="draft-model-tree", make=_draft_model(depth=3, width=3), is_chain=False),
+    Entry(name="oracle-chain", make=_oracle(depth=4, error_every=7), is_chain=True),
+    Entry(
+        name="oracle-tree",
+        make=_oracle(
+            depth=4, width=3, error_every=7, captures=("enter.1", "final"), needs_picks=True
+        ),
+        is_chain=False,
+    ),
+    Entry(name="always-wrong", make=_oracle(depth=4, error_every=1), is_chain=True),
+    Entry(name="random-trees", make=_random(shapes=((12, 4), (5, 2), (1, 0))), is_chain=False),
+)
+
+
+def entry(name: str) -> Entry:
+    """The roster's entry of this name."""
+    return next(e for e in ROSTER if e.name == name)

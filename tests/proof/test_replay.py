@@ -1,0 +1,59 @@
+"""E2: every drafter, chain or tree, all settings mixed in one batch or alone, judged by replay."""
+
+import dataclasses
+
+import pytest
+
+from jspec.state import StopReason
+from jspec.testing import proof
+from jspec.testing.roster import ROSTER, entry
+
+FULL_ALONE = [i for i in range(24) if i % 6 >= 2]
+
+
+@pytest.mark.parametrize("entry", ROSTER, ids=lambda e: e.name)
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_drafter_says_what_the_target_says(case, entry, batch_size):
+    chosen = FULL_ALONE if batch_size == 1 else range(len(case.requests))
+    requests = [case.requests[i] for i in chosen]
+    plain = [case.plain[i] for i in chosen]
+    drafter = entry.make(case.target, case.texts)
+    results = proof.decode(case.target, requests, drafter, batch_size=batch_size)
+    found = proof.replay_all(case.target, requests, results)
+    assert found.n_tokens > 200
+    assert found.problems == ()
+    same = [a.tokens == b.tokens for a, b in zip(results, plain, strict=True)]
+    assert same.count(False) <= len(found.near_ties)
+    print(f"{entry.name}: {found.n_tokens} tokens, near-ties {found.near_ties}")
+
+
+@pytest.mark.parametrize("name", ["draft-model-tree", "oracle-tree", "prompt-lookup"])
+def test_greedy_and_plain_programs_say_the_same(case, name):
+    chosen = [i for i in range(len(case.requests)) if i % 6 < 2]
+    requests = [case.requests[i] for i in chosen]
+    drafter = entry(name).make(case.target, case.texts)
+    results = proof.decode(case.target, requests, drafter, batch_size=1)
+    assert proof.replay_all(case.target, requests, results).problems == ()
+    assert proof.unequal(results, [case.plain[i] for i in chosen]) == []
+
+
+def test_every_stop_reason_occurs(case):
+    reasons = {result.stop_reason for result in case.plain}
+    assert {StopReason.STOP_TOKEN, StopReason.MAX_TOKENS} <= reasons
+    tight = [dataclasses.replace(r, max_new_tokens=100, stop_ids=()) for r in case.requests[:2]]
+    results = proof.decode(case.target, tight, max_length=64, batch_size=1)
+    assert {r.stop_reason for r in results} == {StopReason.LENGTH}
+    assert [len(q.tokens) + len(r.tokens) for q, r in zip(tight, results, strict=True)] == [64, 64]
+
+
+def test_accepted_drafts_are_what_it_is_about(case):
+    results = proof.decode(
+        case.target, case.requests, entry("oracle-tree").make(case.target, case.texts)
+    )
+    emitted = sum(r.stats.new_tokens - 1 for r in results)
+    calls = sum(r.stats.target_calls for r in results)
+    assert emitted / calls > 3
+    for result in results:
+        stats = result.stats
+        assert stats.draft_tokens_accepted == sum(stats.accepted_by_depth)
+        assert stats.new_tokens == 1 + stats.draft_tokens_accepted + stats.target_calls

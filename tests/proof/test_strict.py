@@ -1,0 +1,21 @@
+"""E1: chains against plain decoding padded to the same rows: equal bit for bit, no excuse."""
+
+import pytest
+
+from jspec.drafters import load_drafter
+from jspec.testing import proof
+from jspec.testing.roster import ROSTER
+
+CHAINS = [e for e in ROSTER if e.is_chain and e.name not in ("none", "none-padded")]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_chains_equal_padded_plain_decoding(case, batch_size):
+    options = {"batch_size": batch_size, "trace": True}
+    padded = load_drafter("none", target=case.target, padding=4)
+    plain = proof.decode(case.target, case.requests, padded, **options)
+    for entry in CHAINS:
+        drafter = entry.make(case.target, case.texts)
+        ours = proof.decode(case.target, case.requests, drafter, **options)
+        assert proof.unequal(ours, plain) == [], entry.name
+        assert all(r.trace is not None and len(r.trace) == len(r.tokens) for r in ours)
