@@ -227,20 +227,24 @@ def _rope_of(kind: RopeKind, given: dict[str, Any]) -> Rope:
 
 
 def _read_windows(family: Family, fields: _Fields, layers: int) -> tuple[int | None, ...]:
-    if family.windows == "none" or fields.get("sliding_window") is None:
+    if family.windows == "none":
         return (None,) * layers
     if family.windows == "all":
-        return (fields.integer("sliding_window"),) * layers
+        is_full = fields.get("sliding_window") is None
+        return (None if is_full else fields.integer("sliding_window"),) * layers
     kinds = fields.get("layer_types")
-    window = fields.integer("sliding_window") if fields.flag("use_sliding_window") else None
+    is_sliding = fields.flag("use_sliding_window") and fields.get("sliding_window") is not None
+    window = fields.integer("sliding_window") if is_sliding else None
     if kinds is None:
-        first = fields.get("max_window_layers")
+        first = fields.get("max_window_layers") or 0
         return tuple(window if i >= first else None for i in range(layers))
-    known = {"full_attention": None, "sliding_attention": window}
-    if len(kinds) != layers or not set(kinds) <= set(known):
+    known: dict[str, int | None] = {"full_attention": None}
+    if window is not None:
+        known["sliding_attention"] = window
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(known):
         raise UserError(
             f"config.json: layer_types must name {layers} layers, each one of "
-            f"{', '.join(known)}, got {kinds!r}"
+            f"{', '.join(known)} (sliding needs use_sliding_window), got {kinds!r}"
         )
     return tuple(known[kind] for kind in kinds)
 
@@ -293,10 +297,10 @@ def _write_windows(config: DecoderConfig, family: Family) -> dict[str, Any]:
     if family.windows == "all":
         return {"sliding_window": window}
     if family.windows == "some":
-        kinds = {None: "full_attention", window: "sliding_attention"}
+        kinds = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
         return {
             "use_sliding_window": window is not None,
             "sliding_window": window,
-            "layer_types": [kinds.get(w, "sliding_attention") for w in config.windows],
+            "layer_types": kinds,
         }
     return {}

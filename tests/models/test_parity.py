@@ -1,0 +1,123 @@
+"""Live comparison with `transformers`: needs torch, run by `make test-parity`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from jspec.models.hf import write_checkpoint
+from jspec.models.target import load_target
+from jspec.testing.checkpoints import CASES, prompt_of
+from jspec.testing.decoding import full_logits, greedy
+from jspec.testing.tolerances import tolerance
+
+pytestmark = pytest.mark.parity
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+OTHER_SIZES = dict(vocab_size=131, hidden_size=48, intermediate_size=72, num_hidden_layers=2)
+NEW_TOKENS = 64
+
+
+def hf_model(case: str, sizes: dict, seed: int = 0):
+    """A random model of a case, every weight moved so that biases and norms matter."""
+    family, arguments = CASES[case]
+    arguments = {name: value for name, value in arguments.items() if name != "layer_types"}
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{family}Config")(**(arguments | sizes))
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model.config._attn_implementation = "eager"
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    return model
+
+
+def hf_logits(model, tokens: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def hf_greedy(model, tokens: list[int]) -> list[int]:
+    prompt = torch.tensor([tokens])
+    with torch.no_grad():
+        text = model.generate(
+            prompt, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+        )
+    return text[0, len(tokens) :].tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_greedy_tokens_equal_transformers(case, tmp_path):
+    sizes = OTHER_SIZES if "longrope" not in case else {}
+    model = hf_model(case, sizes)
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    target = load_target(tmp_path)
+    prompt = prompt_of(case)
+    logits, tokens = greedy(target, prompt, NEW_TOKENS)
+    atol = tolerance("float32").logits
+    np.testing.assert_allclose(logits, hf_logits(model, prompt), rtol=0, atol=atol)
+    assert tokens == hf_greedy(model, prompt)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", ["llama_llama3", "mistral_window", "qwen2_yarn", "qwen3"])
+def test_transformers_loads_what_we_write(case, dtype, tmp_path):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    model = hf_model(case, OTHER_SIZES).to(getattr(torch, dtype))
+    model.save_pretrained(theirs)
+    target = load_target(theirs, dtype=dtype)
+    write_checkpoint(ours, target.params, target.model.config, max_shard_bytes=40_000)
+    assert len(list(ours.glob("*.safetensors"))) > 1
+
+    def read(directory):
+        loaded, report = type(model).from_pretrained(
+            directory, dtype="auto", output_loading_info=True, attn_implementation="eager"
+        )
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        assert loaded.dtype == model.dtype
+        return hf_logits(loaded.eval(), prompt_of(case))
+
+    np.testing.assert_array_equal(read(ours), read(theirs))
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_torch_shards_load_like_safetensors(is_sharded, tmp_path):
+    model = hf_model("llama", OTHER_SIZES).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    wanted = load_target(tmp_path, dtype="bfloat16")
+    (tmp_path / "model.safetensors").unlink()
+    tensors = model.state_dict()
+    if is_sharded:
+        shards = {name: f"pytorch_model-{i % 2}.bin" for i, name in enumerate(tensors)}
+        for shard in set(shards.values()):
+            part = {name: tensors[name] for name in tensors if shards[name] == shard}
+            torch.save(part, tmp_path / shard)
+        index = {"metadata": {}, "weight_map": shards}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    else:
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    target = load_target(tmp_path, dtype="bfloat16")
+    prompt = prompt_of("llama")
+    np.testing.assert_array_equal(full_logits(target, prompt), full_logits(wanted, prompt))
+
+
+def test_configs_of_transformers_4_are_read_like_transformers_reads_them(tmp_path):
+    model = hf_model("llama_llama3", OTHER_SIZES)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    scaling = values.pop("rope_parameters")
+    values |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
+    path.write_text(json.dumps(values))
+    reloaded = type(model).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    prompt = prompt_of("llama_llama3")
+    np.testing.assert_allclose(
+        full_logits(load_target(tmp_path), prompt),
+        hf_logits(reloaded, prompt),
+        rtol=0,
+        atol=tolerance("float32").logits,
+    )
