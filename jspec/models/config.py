@@ -61,6 +61,10 @@ class Rope:
         for name in _ROPE_NEEDS[self.kind]:
             if getattr(self, name) is None:
                 raise ValueError(f"rope type {self.kind.value!r} needs {name}")
+        for name in ("theta", *_ROPE_NEEDS[RopeKind.LLAMA3]):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"rope {name} must be positive, got {value}")
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
         """Inverse frequencies `[H/2]`, and the factor on rotated queries and keys.

@@ -241,7 +241,8 @@ def _read_windows(family: Family, fields: _Fields, layers: int) -> tuple[int | N
     known: dict[str, int | None] = {"full_attention": None}
     if window is not None:
         known["sliding_attention"] = window
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(known):
+    is_known = isinstance(kinds, list) and all(kind in list(known) for kind in kinds)
+    if not is_known or len(kinds) != layers:
         raise UserError(
             f"config.json: layer_types must name {layers} layers, each one of "
             f"{', '.join(known)} (sliding needs use_sliding_window), got {kinds!r}"
