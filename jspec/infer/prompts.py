@@ -226,20 +226,26 @@ class Reader:
     max_length: int
     vocab_size: int
 
-    def tokens(self, conversation: Conversation, answers: Sequence[str] = ()) -> tuple[int, ...]:
-        """The prompt of the turn after `answers`.
+    def tokens(self, conversation: Conversation) -> tuple[int, ...]:
+        """The prompt of the first turn, or of a prompt given as tokens; it is sure to fit.
 
         Raises:
           UserError: naming file and line.
         """
-        tokens = conversation.tokens
-        if tokens is None:
-            try:
-                tokens = self._encode(conversation, answers)
-            except UserError as error:
-                raise UserError(f"{conversation.where}: {error}") from None
+        tokens = conversation.tokens or self.next_tokens(conversation, ())
         self._check(tokens, conversation.where)
         return tokens
+
+    def next_tokens(self, conversation: Conversation, answers: Sequence[str]) -> tuple[int, ...]:
+        """The prompt of the turn after some answers, which may have outgrown the context.
+
+        Raises:
+          UserError: naming file and line.
+        """
+        try:
+            return self._encode(conversation, answers)
+        except UserError as error:
+            raise UserError(f"{conversation.where}: {error}") from None
 
     def _encode(self, conversation: Conversation, answers: Sequence[str]) -> tuple[int, ...]:
         if self.tokenizer is None:

@@ -1,0 +1,8 @@
+"""`python -m jspec.infer`."""
+
+import sys
+
+from jspec.infer.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(owns_process=True))

@@ -1,0 +1,240 @@
+"""`python -m jspec.infer`: prompts in, text or JSON lines out.
+
+In reading order: the flags, the config and the prompts that they make, and `main`, which turns
+every ending into an exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn, get_args
+
+from jspec.config import (
+    InferConfig,
+    Layer,
+    config_names,
+    find_config,
+    parse_sets,
+    parse_text,
+    read_yaml,
+    resolve,
+)
+from jspec.errors import UserError
+from jspec.infer.compile_cache import keep_compiled_programs
+from jspec.infer.log import Failure, say_error
+from jspec.infer.prompts import Conversation, from_file, from_standard_input, from_texts
+from jspec.infer.text import import_transformers_without_torch
+
+SHOW_TRACE = "JSPEC_TRACEBACK"
+"""With this in the environment, failures that are nobody's mistake show where they happened."""
+
+DEMO = "demo"
+"""The config that runs where nothing else is asked for."""
+
+_OF_THE_DRAFTER = ("drafter_path", "drafter_options")
+_NO_FLAG = ("drafter_options", "chat_template")
+_METAVARS = {
+    "target": "PATH|ID",
+    "drafter": "NAME",
+    "drafter_path": "PATH|ID",
+    "mesh": "data=1,layer=1,tensor=1",
+    "max_new_tokens": "N",
+    "temperature": "T",
+    "top_k": "K",
+    "top_p": "P",
+    "min_p": "P",
+    "seed": "S",
+    "sample": "N",
+    "max_length": "N",
+    "batch_size": "B",
+    "stop": "TEXT",
+    "system": "TEXT",
+}
+
+
+# --- flags ---------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags: where prompts come from, and one for each field of `InferConfig`."""
+    parser.add_argument(
+        "standard_input",
+        nargs="?",
+        metavar="-",
+        help="prompts from standard input: JSON lines if it starts with {, else one text",
+    )
+    parser.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help="prompts")
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE.jsonl",
+        help='prompts, a JSON object a line: {"id", "turns" | "prompt" | "prompt_tokens"}; its own '
+        "settings win over flags; - is standard input",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="NAME|PATH",
+        help=f"YAML file, or one of {', '.join(config_names()) or 'the ready ones'}; "
+        "flags win over it",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any field of the config, such as drafter_options.depth=4; flags win over it",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="an object a line for every answer, and last a summary with the resolved config",
+    )
+    for name, field in InferConfig.model_fields.items():
+        if name not in _NO_FLAG:
+            _add_flag(parser, name, field)
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    default = "" if field.default in (None, []) else f" (default: {_plain(field.default)})"
+    options: dict[str, Any] = {"dest": name, "help": f"{field.description}{default}"}
+    if field.annotation is bool:
+        options |= {"action": argparse.BooleanOptionalAction}
+    elif name == "stop":
+        options |= {"nargs": "+", "action": "extend", "metavar": "TEXT"}
+    elif name in _METAVARS:
+        options |= {"metavar": _METAVARS[name]}
+    else:
+        options |= {"metavar": "|".join(get_args(field.annotation))}
+    options["help"] = options["help"].replace("%", "%%")
+    parser.add_argument(flag, default=None, **options)
+
+
+def _plain(default: Any) -> str:
+    if hasattr(default, "model_dump"):
+        return ",".join(f"{key}={value}" for key, value in default.model_dump().items())
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m jspec.infer",
+        description="Generate text; with a drafter faster, and word for word the same.",
+        allow_abbrev=False,
+    )
+    add_arguments(parser)
+    return parser
+
+
+# --- config and prompts --------------------------------------------------------------------------
+
+
+def make_config(args: argparse.Namespace) -> InferConfig:
+    """The config file, then `--set`, then flags.
+
+    Options and weights in the file belong to the drafter it names; where another one is asked for,
+    they are left out.
+    """
+    given = {
+        name: _value(name, getattr(args, name))
+        for name in InferConfig.model_fields
+        if getattr(args, name, None) is not None
+    }
+    layers: list[Layer] = [("--set", parse_sets(args.set)), ("command line", given)]
+    named = args.config
+    if named is None and not any("target" in values for _, values in layers):
+        if DEMO not in config_names():
+            known = ", ".join(config_names())
+            raise UserError(
+                f"nothing to run: give --target with a checkpoint directory, or --config ({known})"
+            )
+        named = DEMO
+    if named is not None:
+        path = find_config(named)
+        values = read_yaml(path)
+        drafters = [layer["drafter"] for _, layer in layers if "drafter" in layer]
+        if drafters and drafters[-1] != values.get("drafter"):
+            values = {k: v for k, v in values.items() if k not in _OF_THE_DRAFTER}
+        layers.insert(0, (str(path), values))
+    config = resolve(InferConfig, layers)
+    if config.target is None:
+        raise UserError(f"{named}: no target; add `target: DIR`, or give --target")
+    if given.get("system") and config.raw:
+        raise UserError("--system is part of the chat template, which --raw leaves out; drop one")
+    return config
+
+
+def _value(name: str, given: Any) -> Any:
+    return parse_text(InferConfig, name, given) if isinstance(given, str) else given
+
+
+def read_prompts(args: argparse.Namespace, config: InferConfig) -> list[Conversation]:
+    """The prompts of the one source that was given."""
+    if args.standard_input not in (None, "-"):
+        raise UserError(
+            f"unexpected {args.standard_input!r}; a prompt is given as --prompt TEXT, a file as "
+            "--prompts FILE, standard input as -"
+        )
+    sources = {"--prompt": args.prompt, "--prompts": args.prompts, "-": args.standard_input}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        said = f"given {' and '.join(given)}" if given else "given no prompt"
+        raise UserError(f"expected --prompt TEXT, --prompts FILE or - for standard input, {said}")
+    if args.prompt is not None:
+        return from_texts(args.prompt, config)
+    if args.prompts is not None:
+        return from_file(args.prompts, config)
+    return from_standard_input(config)
+
+
+# --- from flags to an exit code ------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
+    """Runs the command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Args:
+      argv: without the program's name; those of the process where None.
+      owns_process: nothing else runs in it, so that imports may be cut short.
+    """
+    try:
+        args = make_parser().parse_args(argv)
+        config = make_config(args)
+        conversations = read_prompts(args, config)
+        from jspec.infer.run import run
+
+        if owns_process:
+            keep_compiled_programs()
+            import_transformers_without_torch()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return run(config, conversations, as_json=args.json)
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except UserError as error:
+        say_error(error)
+        return 2
+    except Failure as error:
+        if not error.is_quiet:
+            say_error(error)
+        return 1
+    except KeyboardInterrupt:
+        say_error("interrupted")
+        return 130
+    except Exception as error:  # a fault of ours or of the machine; one line, and how to see more
+        if os.environ.get(SHOW_TRACE):
+            raise
+        lines = str(error).strip().splitlines()
+        what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        say_error(f"{what} ({SHOW_TRACE}=1 shows where)")
+        return 1

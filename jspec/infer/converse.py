@@ -1,0 +1,160 @@
+"""Conversations through a session: turn by turn, each answer feeding the next prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from jspec.errors import UserError
+from jspec.infer.answers import Generation
+from jspec.infer.compare import Comparison, compare
+from jspec.infer.log import Log
+from jspec.infer.output import InOrder, Printer
+from jspec.infer.prompts import Conversation
+from jspec.infer.report import Turn
+from jspec.infer.request import Request
+from jspec.infer.session import Session
+from jspec.state import StopReason
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run has produced so far.
+
+    Attributes:
+      generations, comparisons: of all complete answers.
+      broken: turns whose logits were no numbers.
+      wall_s: seconds spent answering; compiling and the baseline are left out.
+    """
+
+    generations: list[Generation] = dataclasses.field(default_factory=list)
+    comparisons: list[Comparison] = dataclasses.field(default_factory=list)
+    broken: list[Turn] = dataclasses.field(default_factory=list)
+    wall_s: float = 0.0
+
+    def add(self, turn: Turn, generation: Generation, comparison: Comparison | None) -> None:
+        self.generations.append(generation)
+        if comparison is not None:
+            self.comparisons.append(comparison)
+        if generation.stop_reason == StopReason.BAD_LOGITS.label:
+            self.broken.append(turn)
+
+
+def converse(
+    session: Session,
+    printer: Printer,
+    outcome: Outcome,
+    log: Log,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer every turn of every conversation.
+
+    All first turns are answered, then all second ones, so that batches are full.
+
+    Args:
+      outcome: filled while answers come, so that an interrupted run keeps what it has.
+      advance: called after every answer.
+    """
+    turns = list(session.plan.turns)
+    said: list[list[str]] = [[] for _ in turns]
+    while turns:
+        answers = _answer_turns(session, turns, printer, outcome, advance)
+        next_turns, next_said = [], []
+        for turn, texts, generation in zip(turns, said, answers, strict=True):
+            is_over = generation.stop_reason == StopReason.BAD_LOGITS.label or not generation.tokens
+            if is_over or turn.number >= turn.conversation.n_turns:
+                continue
+            texts = [*texts, generation.text or ""]
+            following = _next_turn(session, turn.conversation, texts, log)
+            if following is not None:
+                next_turns.append(following)
+                next_said.append(texts)
+        turns, said = next_turns, next_said
+
+
+def _next_turn(
+    session: Session, conversation: Conversation, said: Sequence[str], log: Log
+) -> Turn | None:
+    """The prompt after some answers; None where the chat template refuses them."""
+    number = len(said) + 1
+    try:
+        tokens = session.plan.reader.next_tokens(conversation, said)
+    except UserError as error:
+        log.warning(f"turn {number} is left out: {error}")
+        return None
+    if not session.plan.reader.has_room(tokens):
+        log.warning(
+            f"{conversation.where}: turn {number} has no room: its prompt has {len(tokens)} "
+            f"tokens of {session.plan.reader.max_length}"
+        )
+    return Turn(conversation=conversation, number=number, tokens=tokens)
+
+
+def _answer_turns(
+    session: Session,
+    turns: Sequence[Turn],
+    printer: Printer,
+    outcome: Outcome,
+    advance: Callable[[], None],
+) -> list[Generation]:
+    """One answer a turn, in their order."""
+    in_order = InOrder(printer, turns)
+    answers: dict[int, Generation] = {}
+
+    def end(place: int, generation: Generation, comparison: Comparison | None) -> None:
+        answers[place] = generation
+        outcome.add(turns[place], generation, comparison)
+        in_order.end(place, generation, comparison)
+        advance()
+
+    places = []
+    for place, turn in enumerate(turns):
+        if session.plan.reader.has_room(turn.tokens):
+            places.append(place)
+        else:
+            end(place, session.answerer.no_room(), None)
+    requests = session.requests([turns[place] for place in places])
+    size = session.plan.config.batch_size if session.plain else max(len(requests), 1)
+    try:
+        for first in range(0, len(requests), size):
+            group = slice(first, first + size)
+            for place, generation, comparison in _answer_group(
+                session, requests[group], places[group], in_order, outcome
+            ):
+                end(place, generation, comparison)
+    except KeyboardInterrupt:
+        in_order.cut()
+        raise
+    return [answers[place] for place in range(len(turns))]
+
+
+def _answer_group(
+    session: Session,
+    requests: Sequence[Request],
+    places: Sequence[int],
+    in_order: InOrder,
+    outcome: Outcome,
+) -> Iterator[tuple[int, Generation, Comparison | None]]:
+    """Answers of some requests as they end; with a baseline, which goes second, all at its end."""
+    answers: dict[int, Generation] = {}
+    started = time.perf_counter()
+    for piece in session.answerer.answer(requests):
+        now = time.perf_counter()
+        outcome.wall_s, started = outcome.wall_s + now - started, now
+        in_order.text(places[piece.index], piece.text)
+        if piece.generation is None:
+            continue
+        answers[piece.index] = piece.generation
+        if session.plain is None:
+            yield places[piece.index], piece.generation, None
+    if session.plain is None:
+        return
+    baseline = {
+        piece.index: piece.generation
+        for piece in session.plain.answer(requests)
+        if piece.generation is not None
+    }
+    engine = session.answerer.engine
+    for i, request in enumerate(requests):
+        yield places[i], answers[i], compare(engine, request, answers[i], baseline[i])

@@ -1,0 +1,171 @@
+"""`jspec.generate` and `jspec.stream`: prompts in, text out, for use from Python."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jspec.config import Settings, resolve, shown
+from jspec.drafters import LoadedDrafter
+from jspec.errors import UserError
+from jspec.infer.answers import Answerer, Generation, Piece, whole_answers
+from jspec.infer.engine import Engine
+from jspec.infer.request import Request
+from jspec.infer.text import Tokenizer, load_tokenizer
+from jspec.models.target import Target
+
+Prompt = str | Sequence[int] | Sequence[dict[str, str]]
+"""A text, token ids, or a conversation of `{"role": ..., "content": ...}`."""
+
+_DEFAULT_STOP_IDS = 8
+
+
+def generate(
+    target: Target,
+    prompts: Sequence[Prompt],
+    *,
+    drafter: LoadedDrafter | None = None,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    sample: int = 0,
+    stop: str | Sequence[str] = (),
+    ignore_eos: bool = False,
+    max_length: int | None = None,
+    batch_size: int = 1,
+    rule: str = "walk",
+    trace: bool = False,
+    chat_template: str | None = None,
+) -> list[Generation]:
+    """Answers to some prompts, in their order. The text does not depend on the drafter.
+
+    Args:
+      target: from `jspec.load_target`.
+      prompts: a text is continued as it stands, with BOS where the tokenizer adds one; token ids
+        are taken as they are; a conversation goes through the chat template.
+      drafter: from `jspec.load_drafter`; None decodes plainly.
+      max_new_tokens: the stop token included.
+      temperature: 0 is greedy, else at least 0.01.
+      top_k: keep the k likeliest tokens; 0 is off.
+      top_p: keep the smallest set of this mass; 1 is off.
+      min_p: keep tokens of at least this share of the likeliest one's probability; 0 is off.
+      seed: with `sample`, names the noise: one prompt, seed and sample are one text.
+      sample: number of the request under this seed.
+      stop: texts that end an answer and are left out of it.
+      ignore_eos: go on past the target's stop tokens.
+      max_length: most tokens of a text, prompt included; the target's context where None.
+      batch_size: rows decoded together.
+      rule: "walk", or "rejection", under which the text depends on the drafter.
+      trace: keep where every token came from.
+      chat_template: Jinja, where the tokenizer has none or another is wanted.
+
+    Raises:
+      UserError: anything that cannot be done, before anything runs.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("target", "prompts")}
+    pieces = stream(target, prompts, **options)
+    return whole_answers(pieces, len(prompts))
+
+
+def stream(target: Target, prompts: Sequence[Prompt], **options: Any) -> Iterator[Piece]:
+    """The same, as it is committed. Takes the options of `generate`.
+
+    Yields:
+      Pieces: new text and tokens of one of the prompts; its last piece has the whole answer. Text
+      that may still change or begin a stop string is held back.
+    """
+    answerer, requests = _prepare(target, prompts, **options)
+    answerer.warm_up(requests)
+    return answerer.answer(requests)
+
+
+def _prepare(
+    target: Target,
+    prompts: Sequence[Prompt],
+    *,
+    drafter: LoadedDrafter | None = None,
+    stop: str | Sequence[str] = (),
+    ignore_eos: bool = False,
+    max_length: int | None = None,
+    batch_size: int = 1,
+    rule: str = "walk",
+    trace: bool = False,
+    chat_template: str | None = None,
+    **settings: Any,
+) -> tuple[Answerer, list[Request]]:
+    """Checks everything, compiles nothing."""
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Sequence):
+        raise UserError(
+            f"prompts: expected a list of prompts, given {shown(prompts)}; wrap it: [x]"
+        )
+    if drafter is not None and not isinstance(drafter, LoadedDrafter):
+        raise UserError(
+            f"drafter: expected what jspec.load_drafter returns, given {shown(drafter)}"
+        )
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in stops):
+        raise UserError(f"stop: expected texts that are not empty, given {shown(stop)}")
+    checked = resolve(Settings, [("", settings)]).model_dump()
+    tokenizer = cached_tokenizer(target.path, chat_template)
+    if stops and tokenizer is None:
+        raise UserError("stop strings need a tokenizer; the target's directory has none")
+    stop_ids = () if ignore_eos else target.stop_ids
+    requests = [
+        Request(tokens=_tokens(prompt, i, tokenizer), stop_ids=stop_ids, **checked)
+        for i, prompt in enumerate(prompts)
+    ]
+    engine = Engine(
+        target,
+        drafter,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_stop_ids=max(len(stop_ids), _DEFAULT_STOP_IDS),
+        rule=rule,
+        trace=trace,
+    )
+    for request in requests:
+        engine.check(request)
+    return Answerer(engine, tokenizer, stops), requests
+
+
+@functools.lru_cache(maxsize=4)
+def cached_tokenizer(folder: Path | None, chat_template: str | None) -> Tokenizer | None:
+    """Tokenizer files are read once for many calls of `generate`."""
+    return load_tokenizer(folder, chat_template)
+
+
+def _tokens(prompt: Any, index: int, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """A prompt of any kind as tokens."""
+    where = f"prompts[{index}]"
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise UserError(f"{where}: the target's directory has no tokenizer; give token ids")
+        if not prompt:
+            raise UserError(f"{where}: the text is empty; give some, or token ids such as BOS")
+        return tokenizer.encode(prompt)
+    try:
+        items = list(prompt)
+        if items and all(isinstance(item, Mapping) for item in items):
+            return _chat_tokens(items, where, tokenizer)
+        return tuple(operator.index(item) for item in items)
+    except TypeError:
+        raise UserError(
+            f"{where}: expected a text, token ids or a list of messages, given {shown(prompt)}"
+        ) from None
+
+
+def _chat_tokens(messages: list, where: str, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    if tokenizer is None:
+        raise UserError(f"{where}: the target's directory has no tokenizer; give token ids")
+    for message in messages:
+        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise UserError(
+                f'{where}: expected {{"role": ..., "content": ...}}, given {shown(message)}'
+            )
+    return tokenizer.encode_chat(messages)

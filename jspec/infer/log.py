@@ -1,0 +1,77 @@
+"""What goes to the terminal beside the results: notes, warnings and progress, all on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+class Log(logging.Handler):
+    """Speaks on stderr; as a handler it shows the library's warnings."""
+
+    def __init__(self):
+        super().__init__(level=logging.WARNING)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, style="dim", markup=False)
+
+    def warning(self, text: str) -> None:
+        self._console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Rows of plain text."""
+        table = Table(box=None, pad_edge=False)
+        for column in columns:
+            table.add_column(column, no_wrap=True)
+        for row in rows:
+            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        self._console.print(table, style="dim")
+
+    @contextlib.contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Something that takes a while; on a terminal only, where it leaves nothing behind."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with self._console.status(text):
+            yield
+
+    @contextlib.contextmanager
+    def progress(self, total: int, is_wanted: bool) -> Iterator[Callable[[], None]]:
+        """A bar over answers; on a terminal only, and not while text streams to it.
+
+        Yields:
+          A function to call after every answer.
+        """
+        if not (is_wanted and self._console.is_terminal and total > 1):
+            yield lambda: None
+            return
+        columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task("answers", total=total)
+            yield lambda: bar.advance(task)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warning(record.getMessage())
+
+
+class Failure(Exception):
+    """What goes wrong in a run and is nobody's mistake; `is_quiet` where nobody wants to know."""
+
+    def __init__(self, message: str, is_quiet: bool = False):
+        super().__init__(message)
+        self.is_quiet = is_quiet
+
+
+def say_error(error: BaseException | str) -> None:
+    """The one line of a failure. Plain, so that no terminal width can break it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    with contextlib.suppress(OSError, ValueError):
+        print(f"error: {text}", file=sys.stderr, flush=True)

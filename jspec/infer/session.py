@@ -1,0 +1,200 @@
+"""From a config to engines that answer: all that can be checked is checked before a weight is read.
+
+In reading order: `Plan`, what is known without weights, and `Session`, which holds the loaded
+models and gives its engines the room that the prompts need.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jspec.config import InferConfig, nearest
+from jspec.drafters import NAMES, LoadedDrafter, load_drafter
+from jspec.errors import UserError
+from jspec.infer.answers import Answerer
+from jspec.infer.engine import Engine
+from jspec.infer.log import Log
+from jspec.infer.memory import estimate, memory_line
+from jspec.infer.prompts import Conversation, Reader
+from jspec.infer.report import Turn
+from jspec.infer.request import Request
+from jspec.infer.text import Tokenizer, load_tokenizer
+from jspec.models.config import DecoderConfig
+from jspec.models.hf import read_config
+from jspec.models.hub import local_directory
+from jspec.models.target import load_target
+from jspec.sharding import make_mesh
+
+SLOTS = 128
+"""Texts are given room in steps of so many tokens, so that nearly equal runs compile alike."""
+
+_DEFAULT_STOP_IDS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is known before weights are read.
+
+    Attributes:
+      directory, drafter_directory: local checkpoints.
+      decoder: the target's config.
+      reader: makes prompt tokens; knows the longest text.
+      turns: the first of every conversation, checked.
+    """
+
+    config: InferConfig
+    directory: Path
+    drafter_directory: Path | None
+    decoder: DecoderConfig
+    tokenizer: Tokenizer | None
+    reader: Reader
+    turns: tuple[Turn, ...]
+
+    def capacity(self, turns: Sequence[Turn]) -> int:
+        """Tokens that the texts of these turns need room for.
+
+        A cache for the longest text a model can serve may be larger than the model.
+        """
+        longest = max(
+            len(turn.tokens) + turn.conversation.settings.max_new_tokens for turn in turns
+        )
+        return min(-(-longest // SLOTS) * SLOTS, self.reader.max_length)
+
+
+def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Plan:
+    """Find the models, read tokenizer and config, and make the tokens of all first turns.
+
+    Raises:
+      UserError: whatever is wrong with the config, the directories or the prompts.
+    """
+    assert config.target is not None
+    _check_drafter(config.drafter)
+    directory = local_directory(config.target)
+    drafter_directory = local_directory(config.drafter_path) if config.drafter_path else None
+    decoder = read_config(directory)
+    limit = config.max_length or decoder.max_length
+    if limit > decoder.max_length:
+        raise UserError(
+            f"max_length {limit} is more than the {decoder.max_length} tokens that {directory} "
+            "was made for; lower it"
+        )
+    tokenizer = load_tokenizer(directory, config.chat_template)
+    if config.stop and tokenizer is None:
+        raise UserError(
+            f"stop strings need a tokenizer, and {directory} has none; leave out --stop"
+        )
+    has_template = tokenizer is not None and tokenizer.has_chat_template
+    if config.system and not config.raw and not has_template:
+        raise UserError(
+            f"a system message needs a chat template, and {directory} has none; drop it"
+        )
+    reader = Reader(
+        tokenizer=tokenizer,
+        system=config.system,
+        is_raw=config.raw,
+        max_length=limit,
+        vocab_size=decoder.vocab_size,
+    )
+    turns = tuple(
+        Turn(conversation=each, number=1, tokens=reader.tokens(each)) for each in conversations
+    )
+    return Plan(
+        config=config,
+        directory=directory,
+        drafter_directory=drafter_directory,
+        decoder=decoder,
+        tokenizer=tokenizer,
+        reader=reader,
+        turns=turns,
+    )
+
+
+def _check_drafter(name: str) -> None:
+    """Before minutes of loading; the drafter's own checks come with its loading."""
+    if name in NAMES:
+        return
+    near = nearest(name, NAMES)
+    hint = f"did you mean {near!r}? " if near else ""
+    raise UserError(f"unknown drafter {name!r}: {hint}known are {', '.join(NAMES)}")
+
+
+class Session:
+    """Loaded models and the engines that use them.
+
+    Attributes:
+      answerer: answers with the drafter.
+      plain: answers without, for `--compare`; else None.
+    """
+
+    def __init__(self, plan: Plan, log: Log):
+        config = plan.config
+        mesh = make_mesh(**config.mesh.model_dump())
+        capacity = plan.capacity(plan.turns)
+        memory = estimate(config, plan.decoder, capacity, plan.drafter_directory)
+        log.note(memory_line(memory, config, capacity))
+        if not memory.fits:
+            log.warning("this does not fit: use more devices, another dtype or a smaller batch")
+        self.plan = plan
+        self._log = log
+        with log.status(f"loading {plan.directory}"):
+            self._target = load_target(plan.directory, dtype=config.dtype, mesh=mesh)
+            self._drafter = load_drafter(
+                config.drafter,
+                plan.drafter_directory,
+                target=self._target,
+                **config.drafter_options,
+            )
+        self.answerer = self._answerer(self._drafter, capacity)
+        self.plain = self._answerer(None, capacity) if config.compare else None
+
+    def requests(self, turns: Sequence[Turn]) -> list[Request]:
+        """What the engines are asked; afterwards they have the room and are compiled for it."""
+        requests = [
+            Request(
+                tokens=turn.tokens,
+                stop_ids=self._stop_ids,
+                **turn.conversation.settings.model_dump(),
+            )
+            for turn in turns
+        ]
+        capacity = self.plan.capacity(turns)
+        for answerer, drafter in ((self.answerer, self._drafter), (self.plain, None)):
+            if answerer is None:
+                continue
+            if answerer.engine.max_length < capacity:
+                answerer.engine = self._engine(drafter, capacity)
+            with self._log.status("compiling"):
+                answerer.warm_up(requests)
+                if self.plan.config.compare:
+                    _run_once(answerer.engine, requests)
+        return requests
+
+    @property
+    def _stop_ids(self) -> tuple[int, ...]:
+        return () if self.plan.config.ignore_eos else self._target.stop_ids
+
+    def _answerer(self, drafter: LoadedDrafter | None, capacity: int) -> Answerer:
+        engine = self._engine(drafter, capacity)
+        return Answerer(engine, self.plan.tokenizer, self.plan.config.stop)
+
+    def _engine(self, drafter: LoadedDrafter | None, capacity: int) -> Engine:
+        config = self.plan.config
+        return Engine(
+            self._target,
+            drafter,
+            batch_size=config.batch_size,
+            max_length=capacity,
+            max_stop_ids=max(len(self._stop_ids), _DEFAULT_STOP_IDS),
+            rule=config.rule,
+            trace=config.trace,
+        )
+
+
+def _run_once(engine: Engine, requests: Sequence[Request]) -> None:
+    """A short text outside the clock: whoever goes first would pay for cold caches."""
+    for request in requests[:1]:
+        few = min(request.max_new_tokens, SLOTS // 4)
+        collections.deque(engine.run([dataclasses.replace(request, max_new_tokens=few)]), maxlen=0)
