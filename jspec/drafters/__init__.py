@@ -5,11 +5,21 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jspec.drafters.base import Drafter, DraftSize, LoadedDrafter, chain_draft
 from jspec.errors import UserError
 
-__all__ = ["NAMES", "DraftSize", "Drafter", "LoadedDrafter", "chain_draft", "load_drafter"]
+__all__ = [
+    "NAMES",
+    "DraftSize",
+    "Drafter",
+    "LoadedDrafter",
+    "chain_draft",
+    "check_drafter",
+    "load_drafter",
+]
 
 _MODULES = {
     "none": "jspec.drafters.none",
@@ -32,18 +42,22 @@ def load_drafter(name: str, path=None, *, target, **options) -> LoadedDrafter:
     Raises:
       UserError: an unknown name or option, or a drafter that does not fit the target.
     """
+    check_drafter(name, options)
+    return _load(name)(path, target=target, **options)
+
+
+def check_drafter(name: str, options: Mapping[str, Any]) -> None:
+    """What can be checked before a target is loaded.
+
+    Raises:
+      UserError: no drafter of this name, or an option that its load function does not have, or that
+        is not of its default's type.
+    """
     if name not in _MODULES:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"unknown drafter {name!r}: {hint}known are {', '.join(NAMES)}")
-    load = importlib.import_module(_MODULES[name]).load
-    _check_options(name, load, options)
-    return load(path, target=target, **options)
-
-
-def _check_options(name: str, load, options: dict) -> None:
-    """Every option is one of the load function's own, and of its default's type."""
-    parameters = inspect.signature(load).parameters
+    parameters = inspect.signature(_load(name)).parameters
     known = {key: p.default for key, p in parameters.items() if key not in ("path", "target")}
     for key, value in options.items():
         if key not in known:
@@ -55,3 +69,7 @@ def _check_options(name: str, load, options: dict) -> None:
             raise UserError(
                 f"option {key} of drafter {name} must be {expected.__name__}, not {value!r}"
             )
+
+
+def _load(name: str) -> Callable[..., LoadedDrafter]:
+    return importlib.import_module(_MODULES[name]).load

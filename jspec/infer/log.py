@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from jspec.errors import UserError
+
+PATIENCE_S = 0.5
+"""Files are checked within this time; what takes longer is work."""
 
 
 class Log(logging.Handler):
@@ -57,6 +63,28 @@ class Log(logging.Handler):
         with Progress(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task("answers", total=total)
             yield lambda: bar.advance(task)
+
+    @contextlib.contextmanager
+    def unless_refused(self, lines: Sequence[str]) -> Iterator[None]:
+        """Notes on what is about to be done; a mistake that is found at once is told alone."""
+        once = threading.Lock()
+
+        def say():
+            if once.acquire(blocking=False):
+                for line in lines:
+                    self.note(line)
+
+        timer = threading.Timer(PATIENCE_S, say)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except UserError:
+            once.acquire(blocking=False)
+            raise
+        finally:
+            timer.cancel()
+        say()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.warning(record.getMessage())

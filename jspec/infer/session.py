@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from jspec.config import InferConfig, nearest
-from jspec.drafters import NAMES, LoadedDrafter, load_drafter
+from jspec.config import InferConfig
+from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer
 from jspec.infer.engine import Engine
@@ -71,7 +71,7 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
       UserError: whatever is wrong with the config, the directories or the prompts.
     """
     assert config.target is not None
-    _check_drafter(config.drafter)
+    check_drafter(config.drafter, config.drafter_options)
     directory = local_directory(config.target)
     drafter_directory = local_directory(config.drafter_path) if config.drafter_path else None
     decoder = read_config(directory)
@@ -112,15 +112,6 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
     )
 
 
-def _check_drafter(name: str) -> None:
-    """Before minutes of loading; the drafter's own checks come with its loading."""
-    if name in NAMES:
-        return
-    near = nearest(name, NAMES)
-    hint = f"did you mean {near!r}? " if near else ""
-    raise UserError(f"unknown drafter {name!r}: {hint}known are {', '.join(NAMES)}")
-
-
 class Session:
     """Loaded models and the engines that use them.
 
@@ -134,12 +125,12 @@ class Session:
         mesh = make_mesh(**config.mesh.model_dump())
         capacity = plan.capacity(plan.turns)
         memory = estimate(config, plan.decoder, capacity, plan.drafter_directory)
-        log.note(memory_line(memory, config, capacity))
+        estimated = [memory_line(memory, config, capacity)]
         if not memory.fits:
-            log.warning("this does not fit: use more devices, another dtype or a smaller batch")
+            estimated.append("this may not fit: use more devices, another dtype, a smaller batch")
         self.plan = plan
         self._log = log
-        with log.status(f"loading {plan.directory}"):
+        with log.status(f"loading {plan.directory}"), log.unless_refused(estimated):
             self._target = load_target(plan.directory, dtype=config.dtype, mesh=mesh)
             self._drafter = load_drafter(
                 config.drafter,
