@@ -131,6 +131,8 @@ def write_checkpoint(
 ) -> None:
     """Write a Hugging Face directory: `config.json` and safetensors, sharded beyond a size.
 
+    Weights that an earlier call left in the directory are removed first.
+
     Args:
       params: float32, float16 or bfloat16; written as they are.
       extra_config: more entries of `config.json`, such as token ids.
@@ -138,6 +140,8 @@ def write_checkpoint(
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("model*.safetensors*"):
+        old.unlink()
     dtype = jax.tree.leaves(params)[0].dtype.name
     values = config.to_hf() | {"dtype": dtype} | (extra_config or {})
     (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -155,12 +159,10 @@ def write_checkpoint(
         save_file(tensors, directory / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
-    index = directory / "model.safetensors.index.json"
     if len(shards) > 1:
-        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    else:
-        index.unlink(missing_ok=True)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        path = directory / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _split(

@@ -121,13 +121,13 @@ _LAYOUTS = (
 def open_checkpoint(directory: Path) -> Tensors:
     """All tensors of a checkpoint directory."""
     for single, index, open_shard in _LAYOUTS:
+        if (directory / single).is_file():
+            return open_shard(directory / single)
         if (directory / index).is_file():
             tensors: Tensors = {}
             for shard in _shards(directory / index):
                 tensors |= open_shard(shard)
             return tensors
-        if (directory / single).is_file():
-            return open_shard(directory / single)
     raise UserError(
         f"{directory}: no weights: expected model.safetensors, pytorch_model.bin, or one of their "
         "indexes"

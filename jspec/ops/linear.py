@@ -25,13 +25,8 @@ def wide(x: Float[Array, "*X"]) -> Float[Array, "*X"]:
 
 def wide_einsum(spec: str, x: Float[Array, "*X"], y: Float[Array, "*Y"]) -> Float[Array, "*Z"]:
     """`einsum` of two arrays of one type, in the wide type."""
-    return jnp.einsum(
-        spec,
-        x,
-        y,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=wide_dtype(y.dtype),
-    )
+    precision = jax.lax.Precision.HIGHEST if y.dtype.itemsize >= 4 else None
+    return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=wide_dtype(y.dtype))
 
 
 def wide_project(
