@@ -234,7 +234,7 @@ def log_distribution(
     """Natural log of the distribution a row's token is drawn from; a point mass for greedy rows."""
     scaled = processed(logits, sampling, mode)
     logprobs = jax.nn.log_softmax(scaled, axis=-1)
-    is_top = jnp.arange(logits.shape[-1])[None, :] == pick(logits)[:, None]
+    is_top = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] == pick(logits)[:, None]
     point = jnp.where(is_top, 0, NEVER).astype(logprobs.dtype)
     if mode is Mode.GREEDY:
         return point

@@ -29,6 +29,7 @@ from jspec.models.target import Target, load_target
 from jspec.models.vocabulary import check_same_tokenizer
 from jspec.ops import cache as cache_ops
 from jspec.ops import trees
+from jspec.sharding import REPLICATED
 from jspec.state import Draft, KVCache, Params, Prompt, state
 
 CHUNK = 512
@@ -227,7 +228,7 @@ def load(
         raise UserError(
             "draft-model needs the small model's checkpoint: pass --drafter-path DIR or a hub id"
         )
-    small = load_target(path, dtype=target.dtype, mesh=target.mesh)
+    small = load_target(path, dtype=target.dtype, mesh=target.mesh, table=REPLICATED)
     check_same_tokenizer(target, small)
     try:
         drafter = DraftModel(

@@ -35,7 +35,7 @@ class NoDrafter:
 
     def propose(self, params, state, context, randomness, size):
         tokens = jnp.repeat(context.pending[:, None], 1 + self.padding, axis=1)
-        is_root = jnp.arange(1 + self.padding)[None, :] == 0
+        is_root = jnp.arange(1 + self.padding, dtype=jnp.int32)[None, :] == 0
         return chain_draft(tokens, jnp.broadcast_to(is_root, tokens.shape)), state
 
     def commit(self, params, state, context, draft, verdict, output):

@@ -12,20 +12,24 @@ engines of equal shapes share their compiled code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
-from jspec.infer import loop as loops
+from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill
 from jspec.infer.state import Generation, Program
 from jspec.law import Mode, Rule
 from jspec.models.target import Target
+from jspec.sharding import TARGET
 from jspec.state import replace
 
 LOOPS = ("while", "static")
@@ -33,16 +37,20 @@ LOOPS = ("while", "static")
 
 def empty_batch(row: Generation, batch_size: int) -> Generation:
     """A batch of the shapes of `row` in which no row is occupied."""
-    return jax.tree.map(lambda one: jnp.zeros((batch_size, *one.shape[1:]), one.dtype), row)
+    batch = jax.tree.map(lambda one: jnp.zeros((batch_size, *one.shape[1:]), one.dtype), row)
+    return place_rows(batch)
 
 
 def insert_row(generation: Generation, row: Generation, place: Int[Array, ""]) -> Generation:
     """Replace one row: every leaf has the rows on axis 0."""
-    return jax.tree.map(
-        lambda all_rows, one: lax.dynamic_update_slice_in_dim(all_rows, one, place, axis=0),
-        generation,
-        row,
-    )
+
+    def insert(all_rows, one):
+        if _mesh_size("data") == 1:
+            return lax.dynamic_update_slice_in_dim(all_rows, one, place, axis=0)
+        is_here = jnp.arange(all_rows.shape[0], dtype=jnp.int32) == place
+        return jnp.where(is_here.reshape(-1, *(1,) * (one.ndim - 1)), one, all_rows)
+
+    return place_rows(jax.tree.map(insert, generation, row))
 
 
 def deactivate_rows(generation: Generation, goes_on: Bool[Array, " B"]) -> Generation:
@@ -51,13 +59,45 @@ def deactivate_rows(generation: Generation, goes_on: Bool[Array, " B"]) -> Gener
     return replace(generation, context=replace(context, is_active=context.is_active & goes_on))
 
 
-_prefill = jax.jit(prefill, static_argnames=("program", "capacity"))
+def prefill_row(params, program: Program, tokens, length, sampling, *, capacity: int) -> Generation:
+    """`prefill`, its result laid out as a batch is."""
+    return place_rows(prefill(params, program, tokens, length, sampling, capacity=capacity))
+
+
+def decode_chunk(params, program: Program, generation: Generation, *, rounds: int) -> Generation:
+    """`decode_loop` for some rounds, its result laid out as its input is."""
+    return place_rows(decode_loop(params, program, generation, rounds=rounds))
+
+
+def place_rows(generation: Generation) -> Generation:
+    """Lay a generation out over the mesh that is set: rows over `data`, target heads as the table
+    says. Without a mesh nothing happens.
+
+    Every program ends with this, so that each finds its input where it expects it: a state that
+    moved would be copied, and would compile anew.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return generation
+    rows = generation.context.length.shape[0]
+    over_rows = "data" if rows % mesh.shape["data"] == 0 else None
+    placed = jax.tree.map(
+        lambda leaf: lax.with_sharding_constraint(leaf, PartitionSpec(over_rows)), generation
+    )
+    heads = PartitionSpec(over_rows, TARGET["kv_heads"])
+    cache = jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, heads), generation.cache)
+    return replace(placed, cache=cache)
+
+
+def _mesh_size(axis: str) -> int:
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
+_prefill = jax.jit(prefill_row, static_argnames=("program", "capacity"))
 _spread = jax.jit(empty_batch, static_argnames="batch_size")
 _insert = jax.jit(insert_row, donate_argnums=0)
 _deactivate = jax.jit(deactivate_rows, donate_argnums=0)
-_chunk = jax.jit(
-    loops.decode_loop, static_argnames=("program", "rounds"), donate_argnames="generation"
-)
+_chunk = jax.jit(decode_chunk, static_argnames=("program", "rounds"), donate_argnames="generation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +116,12 @@ class Programs:
     def __post_init__(self):
         if self.loop not in (None, *LOOPS):
             raise UserError(f"loop must be one of {', '.join(LOOPS)}, not {self.loop!r}")
+        rows_apart = self.target.mesh.shape["data"]
+        if self.batch_size % rows_apart:
+            raise UserError(
+                f"batch size {self.batch_size} cannot be split over data={rows_apart} devices; "
+                f"make it a multiple of {rows_apart}"
+            )
         try:
             self.program(Mode.GREEDY)
         except ValueError as error:
@@ -106,19 +152,28 @@ class Programs:
         one executable a bucket.
         """
         program = self.program(Mode.FULL)
-        return _prefill(self.params, program, tokens, length, sampling, capacity=self.capacity)
+        with self._on_mesh():
+            return _prefill(self.params, program, tokens, length, sampling, capacity=self.capacity)
 
     def insert(self, generation: Generation | None, row: Generation, place: int) -> Generation:
         """Put a row into the batch; the first one makes the batch. A single row is all of it."""
         if self.batch_size == 1:
             return row
-        if generation is None:
-            generation = _spread(row, batch_size=self.batch_size)
-        return _insert(generation, row, jnp.int32(place))
+        with self._on_mesh():
+            if generation is None:
+                generation = _spread(row, batch_size=self.batch_size)
+            return _insert(generation, row, np.int32(place))
 
     def chunk(self, generation: Generation, mode: Mode) -> Generation:
         """A few rounds for all rows."""
-        return _chunk(self.params, self.program(mode), generation, rounds=self.rounds)
+        with self._on_mesh():
+            return _chunk(self.params, self.program(mode), generation, rounds=self.rounds)
 
     def deactivate(self, generation: Generation, goes_on) -> Generation:
-        return _deactivate(generation, jnp.asarray(goes_on))
+        with self._on_mesh():
+            return _deactivate(generation, np.asarray(goes_on))
+
+    def _on_mesh(self):
+        """The target's mesh, where it is one of several devices."""
+        mesh = self.target.mesh
+        return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()

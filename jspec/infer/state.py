@@ -91,7 +91,7 @@ class Generation:
 
 def append(buffer: Array, values: Array, start: Int[Array, " B"], count: Int[Array, " B"]) -> Array:
     """Write the first `count` of each row's `values` into `buffer` from `start` on."""
-    place = jnp.arange(buffer.shape[1])[None, :] - start[:, None]
+    place = jnp.arange(buffer.shape[1], dtype=jnp.int32)[None, :] - start[:, None]
     is_new = (place >= 0) & (place < count[:, None])
     index = jnp.clip(place, 0, values.shape[1] - 1)
     return jnp.where(is_new, jnp.take_along_axis(values, index, axis=1), buffer)
@@ -116,7 +116,7 @@ def count_round(
 ) -> Counters:
     """Counters after one round; inactive rows stay unchanged."""
     one = is_active.astype(jnp.int32)
-    kept = jnp.arange(counters.accepted.shape[1])[None, :] == verdict.n_accepted[:, None]
+    kept = jnp.arange(counters.accepted.shape[1], dtype=jnp.int32)[None, :] == verdict.n_accepted[:, None]
     return Counters(
         rounds=counters.rounds + one,
         proposed=counters.proposed + n_proposed * one,

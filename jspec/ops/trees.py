@@ -33,7 +33,7 @@ def ancestors_and_self(parent: Int[Array, "B M"], max_depth: int) -> Bool[Array,
 
 def sibling_rank(parent: Int[Array, "B M"], is_valid: Bool[Array, "B M"]) -> Int[Array, "B M"]:
     """Number of valid siblings before each node: 0 for a first choice, -1 for the root."""
-    nodes = jnp.arange(parent.shape[1])
+    nodes = jnp.arange(parent.shape[1], dtype=jnp.int32)
     is_before = (nodes[None, :] < nodes[:, None]) & (nodes[None, :] > 0)
     is_sibling = parent[:, :, None] == parent[:, None, :]
     earlier = is_sibling & is_before[None] & is_valid[:, None, :]

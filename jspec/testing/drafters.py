@@ -44,7 +44,7 @@ class Oracle:
 
     def init(self, params, prompt):
         texts = params
-        at = jnp.arange(texts.shape[1])[None, :]
+        at = jnp.arange(texts.shape[1], dtype=jnp.int32)[None, :]
         is_prompt = at < (prompt.context.length - 1)[:, None]
         same = texts[None, :, :] == prompt.context.tokens[:, None, : texts.shape[1]]
         fits = jnp.all(same | ~is_prompt[:, None, :], axis=2)
@@ -176,7 +176,7 @@ def _first_of_each(
     tokens: Int[Array, "B M"], parents: Int[Array, "B M"], is_valid: Bool[Array, "B M"]
 ) -> Bool[Array, "B M"]:
     """Keep the first of siblings of one token, and only nodes whose ancestors are all kept."""
-    nodes = jnp.arange(tokens.shape[1])
+    nodes = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     is_before = (nodes[None, :] < nodes[:, None]) & (nodes[None, :] > 0)
     same = (parents[:, :, None] == parents[:, None, :]) & (tokens[:, :, None] == tokens[:, None, :])
     repeats = jnp.any(same & is_before[None] & is_valid[:, None, :], axis=2)

@@ -81,7 +81,10 @@ def bonus_dropped():
     def wrong(context, verdict):
         last = jnp.maximum(verdict.n_accepted - 1, 0)[:, None]
         kept = jnp.take_along_axis(verdict.tokens, last, axis=1)
-        is_own = jnp.arange(verdict.tokens.shape[1])[None, :] == verdict.n_accepted[:, None]
+        is_own = (
+            jnp.arange(verdict.tokens.shape[1], dtype=jnp.int32)[None, :]
+            == verdict.n_accepted[:, None]
+        )
         is_own = is_own & (verdict.n_accepted > 0)[:, None]
         return right(context, replace(verdict, tokens=jnp.where(is_own, kept, verdict.tokens)))
 

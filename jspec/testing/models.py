@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, build, random_params
 from jspec.models.target import Target
+from jspec.models.weights import param_shardings
 from jspec.sharding import make_mesh
 
 
@@ -56,3 +60,9 @@ def in_memory(model: Model, params) -> Target:
         stop_ids=(),
         max_length=model.config.max_length,
     )
+
+
+def on_mesh(target: Target, mesh: Mesh) -> Target:
+    """The same weights, sharded as a loaded target's are. Its heads must fit the mesh."""
+    params = jax.device_put(target.params, param_shardings(target.model, mesh))
+    return dataclasses.replace(target, params=params, mesh=mesh)

@@ -48,7 +48,7 @@ def judge(
         return verdict
     chosen = jnp.take_along_axis(processed, token[:, None], axis=1)[:, 0]
     best = jnp.take_along_axis(score, token[:, None], axis=1)[:, 0]
-    is_pick = jnp.arange(score.shape[1])[None, :] == token[:, None]
+    is_pick = jnp.arange(score.shape[1], dtype=jnp.int32)[None, :] == token[:, None]
     runner_up = jnp.max(jnp.where(is_pick, law.NEVER, score), axis=1)
     return Judgement(
         token=token,

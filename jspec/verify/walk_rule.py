@@ -159,7 +159,7 @@ def advance(
     """Write one level down: rows that go on step to `child`, the others end with their token."""
     ends = at.is_walking & ~goes_on
     node = jnp.where(goes_on, child, at.node)
-    levels = jnp.arange(at.path.shape[1])[None, :]
+    levels = jnp.arange(at.path.shape[1], dtype=jnp.int32)[None, :]
     is_here = (levels == depth) & at.is_walking[:, None]
     trace = at.trace
     if trace is not None:
