@@ -53,10 +53,9 @@ def answer_record(
     turn: Turn, generation: Generation, comparison: Comparison | None = None
 ) -> dict[str, Any]:
     """One line of `--json`."""
-    record: dict[str, Any] = {"id": turn.conversation.id}
-    if turn.conversation.n_turns > 1:
-        record["turn"] = turn.number
-    record |= {
+    record: dict[str, Any] = {
+        "id": turn.conversation.id,
+        "turn": turn.number,
         "prompt": turn.text,
         "prompt_tokens": list(turn.tokens),
         "tokens": list(generation.tokens),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _NORMAL = 1
-_USER_DEFINED = 4
+_UNKNOWN = 2
 _BPE = 2
 
 
@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path, model: Any) -> Any:
     backend.model = BPE(
         vocab={piece.piece: i for i, piece in enumerate(model.pieces)},
         merges=ranked_merges(model),
-        unk_token=next(piece.piece for piece in model.pieces if piece.type == 2),
+        unk_token=next(piece.piece for piece in model.pieces if piece.type == _UNKNOWN),
         fuse_unk=True,
         byte_fallback=bool(model.trainer_spec.byte_fallback),
     )
@@ -63,9 +63,7 @@ def _defaults(folder: Path) -> dict[str, bool]:
 
 def ranked_merges(model: Any) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, the highest score first."""
-    scores = {
-        piece.piece: piece.score for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)
-    }
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL}
     merges = [
         (-score, piece[:cut], piece[cut:])
         for piece, score in scores.items()

@@ -1,0 +1,159 @@
+"""Configs: what is read, how layers win, and what every refusal says."""
+
+from __future__ import annotations
+
+import pytest
+
+from jspec.config import (
+    InferConfig,
+    MeshConfig,
+    Settings,
+    config_names,
+    find_config,
+    nearest,
+    parse_sets,
+    read_yaml,
+    resolve,
+)
+from jspec.errors import UserError
+
+READY = ("llama2_chat_7b", "llama3_8b", "qwen2_5_7b", "vicuna")
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_configs_are_found_and_valid(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert name in config_names()
+    config = resolve(InferConfig, [(name, read_yaml(find_config(name)))])
+    assert config.target and config.dtype == "bfloat16"
+    assert find_config(f"{name}.yaml") == find_config(name)
+
+
+def test_a_file_of_the_same_name_wins_over_a_ready_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vicuna.yaml").write_text("target: here\n")
+    assert read_yaml(find_config("vicuna.yaml")) == {"target": "here"}
+    assert find_config("vicuna").resolve() != (tmp_path / "vicuna.yaml").resolve()
+
+
+def test_later_layers_win_and_mappings_merge():
+    layers = [
+        ("file", {"temperature": 0.5, "drafter_options": {"depth": 2, "width": 3}, "seed": 1}),
+        ("--set", {"drafter_options": {"depth": 4}, "mesh": {"tensor": 2}}),
+        ("flags", {"temperature": 1, "stop": "end", "mesh": "data=2"}),
+    ]
+    config = resolve(InferConfig, layers)
+    assert (config.temperature, config.seed, config.stop) == (1.0, 1, ["end"])
+    assert config.drafter_options == {"depth": 4, "width": 3}
+    assert config.mesh == MeshConfig(data=2, tensor=2)
+
+
+def test_sets_are_read_as_yaml_but_texts_stay_texts():
+    given = parse_sets(
+        ["target=7", "temperature=1e-1", "drafter_options.depth=4", "stop=[a, b]", "raw=true"]
+        + ["system=a=b: c", "drafter_options.name=x"]
+    )
+    assert given == {
+        "target": "7",
+        "temperature": 0.1,
+        "drafter_options": {"depth": 4, "name": "x"},
+        "stop": ["a", "b"],
+        "raw": True,
+        "system": "a=b: c",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"temprature": 1}, "unknown key 'temprature'; did you mean 'temperature'?"),
+        ({"max-new-tokens": 1}, "did you mean 'max_new_tokens'?"),
+        ({"qqq": 1}, "unknown key 'qqq'; known: max_new_tokens"),
+        ({"mesh": {"tensr": 2}}, "unknown key 'mesh.tensr'; did you mean 'tensor'?"),
+        ({"mesh": "tensor"}, "mesh: expected axes such as"),
+        ({"mesh": "tensor=two"}, "mesh.tensor: expected a whole number of at least 1, given 'two'"),
+        ({"mesh": {"data": 0}}, "mesh.data: expected a whole number of at least 1, given 0"),
+        ({"temperature": -1}, "temperature: expected 0 (greedy) or a number of at least 0.01"),
+        ({"temperature": 0.001}, "given 0.001"),
+        ({"temperature": float("nan")}, "given nan"),
+        ({"temperature": float("inf")}, "given inf"),
+        ({"temperature": "warm"}, "given 'warm'"),
+        ({"temperature": None}, "given nothing"),
+        ({"top_p": 0}, "top_p: expected a number in (0, 1]"),
+        ({"top_p": 1.1}, "given 1.1"),
+        ({"min_p": 1}, "min_p: expected a number in [0, 1)"),
+        ({"top_k": -1}, "top_k: expected a whole number of at least 0"),
+        ({"top_k": 1.5}, "given 1.5"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number of at least 1"),
+        ({"max_new_tokens": True}, "given true"),
+        ({"seed": 2**32}, "seed: expected a whole number from 0 to 4294967295"),
+        ({"sample": -1}, "sample: expected"),
+        ({"batch_size": 0}, "batch_size: expected"),
+        ({"max_length": 1}, "max_length: expected a whole number of at least 2"),
+        ({"dtype": "fp8"}, "dtype: expected float32 or bfloat16, given 'fp8'"),
+        ({"rule": "maybe"}, "rule: expected walk or rejection"),
+        ({"stop": [""]}, "stop: expected a list of non-empty texts"),
+        ({"raw": "yes"}, "raw: expected true or false"),
+        ({"target": 7}, "target: expected a directory or a hub id, given 7"),
+        ({"drafter_options": [1]}, "drafter_options: expected a mapping"),
+    ],
+)
+def test_every_refusal_names_origin_key_and_value_in_one_line(values, said):
+    with pytest.raises(UserError) as refused:
+        resolve(InferConfig, [("run.yaml", values)])
+    message = str(refused.value)
+    assert message.startswith("run.yaml: ") and "\n" not in message
+    assert said in message
+
+
+def test_several_refusals_are_told_together_and_counted():
+    values = {"seed": -1, "top_k": -1, "top_p": 2, "min_p": 2}
+    with pytest.raises(UserError, match="seed.*; .*top_p|; and 1 more"):
+        resolve(Settings, [("", values)])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "is empty"),
+        (b"# only a comment\n", "is empty"),
+        (b"- a\n- b\n", "expected keys such as"),
+        (b"a: [1, 2\nb: 3\n", "broken YAML, line 2"),
+        (b"a: 1\na: 2\n", "key 'a' is given twice"),
+        (b"a: \xff\n", "not UTF-8 at byte 3"),
+        (b"1: 2\n", "expected keys such as"),
+        (b"? [a]\n: 1\n", "broken YAML"),
+    ],
+)
+def test_broken_files_are_one_line(text, said, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError) as refused:
+        read_yaml(path)
+    message = str(refused.value)
+    assert str(path) in message and said in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vicunna", "did you mean 'vicuna'?"),
+        ("nowhere/run.yaml", "neither a file nor a known name"),
+        (".", "is a directory"),
+    ],
+)
+def test_unknown_configs_name_the_known_ones(name, said):
+    with pytest.raises(UserError) as refused:
+        find_config(name)
+    assert said in str(refused.value)
+
+
+def test_nearest_word_ignores_case_and_hyphens():
+    assert nearest("Top-K", ["top_k", "top_p"]) == "top_k"
+    assert nearest("answer", ["top_k", "seed"]) is None
+
+
+def test_numbers_in_yaml_may_have_a_bare_exponent(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("temperature: 7e-1\ntarget: 1e5\n")
+    assert read_yaml(path)["temperature"] == 0.7
