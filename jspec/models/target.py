@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -95,6 +96,8 @@ def check_dtype(dtype: Any) -> str:
         name = str(dtype)
     if name not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if name == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError("dtype float64 needs 64-bit mode: set JAX_ENABLE_X64=1")
     return name
 
 

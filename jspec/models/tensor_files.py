@@ -37,8 +37,11 @@ _AGAIN = "the file is incomplete or corrupt; download it again"
 
 def open_safetensors(path: Path) -> Tensors:
     """The tensors of one safetensors file."""
-    header, start = _read_header(path)
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=0)
+    try:
+        header, start = _read_header(path)
+        data = np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
     tensors: Tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":

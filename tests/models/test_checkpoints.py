@@ -182,6 +182,7 @@ def test_broken_directories(checkpoint, tmp_path):
 def test_unknown_types_are_refused(checkpoint):
     refused(checkpoint, "dtype must be one of float32, bfloat16.* got 'int8'", dtype="int8")
     refused(checkpoint, "got 'half-ish'", dtype="half-ish")
+    refused(checkpoint, "float64 needs 64-bit mode: set JAX_ENABLE_X64=1", dtype="float64")
 
 
 def test_bin_shards_without_torch_name_the_extra(checkpoint, monkeypatch):

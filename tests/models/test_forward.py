@@ -239,11 +239,15 @@ def test_a_donated_step_copies_neither_cache_nor_weight(tokens):
 
 @pytest.mark.parametrize("is_graph", [True, False])
 def test_definitions_work_in_graph_and_tree_mode(is_graph):
+    """Tracing is where definitions are merged; nothing needs to run."""
     with nnx.set_graph_mode(is_graph):
         model = build(tiny_config(windows=(4, None)))
-        params = random_params(model, key=jax.random.key(0), scale=0.3)
+        params = abstract_params(model, jnp.float32)
         cache = empty_cache(model.config, 1, 8, jnp.float32)
-        output, _ = forward(params, model, cache, text(1, 5), causal_block(zeros(1), 5))
+        output = jax.eval_shape(
+            lambda params: forward(params, model, cache, text(1, 5), causal_block(zeros(1), 5))[0],
+            params,
+        )
     assert output.logits.shape == (1, 5, 61)
     assert model == build(tiny_config(windows=(4, None)))
     assert hash(model) == hash(build(tiny_config(windows=(4, None))))
@@ -301,11 +305,12 @@ params = random_params(model, key=jax.random.key(0), dtype="float64", scale=0.3)
 tokens = jnp.arange(10, dtype=jnp.int32)[None]
 start = jnp.zeros((1,), jnp.int32)
 empty = empty_cache(model.config, 1, 16, "float64")
-full, _ = forward(params, model, empty, tokens, causal_block(start, 10))
+run = jax.jit(forward, static_argnames="model")
+full, _ = run(params, model, empty, tokens, causal_block(start, 10))
 assert full.logits.dtype == jnp.float64
 cache = empty
 for i in range(10):
-    step, cache = forward(params, model, cache, tokens[:, i : i + 1], causal_block(start + i, 1))
+    step, cache = run(params, model, cache, tokens[:, i : i + 1], causal_block(start + i, 1))
     error = np.abs(step.logits[:, 0] - full.logits[:, i]).max()
     assert error < tolerance("float64").logits, error
 """
