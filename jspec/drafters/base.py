@@ -21,11 +21,14 @@ class DraftSize:
 
     Attributes:
       n_nodes: M, the root included: rows of the target's forward.
-      max_depth: depth of the deepest node.
+      max_depth: no node is deeper.
+      is_chain: node i always follows node i - 1, so an accepted path needs no compaction. Three
+        nodes of depth at most 2 may also be a root with two children: it has to be said.
     """
 
     n_nodes: int
     max_depth: int
+    is_chain: bool = False
 
     def __post_init__(self):
         if not 0 <= self.max_depth < self.n_nodes:
@@ -33,11 +36,15 @@ class DraftSize:
                 f"a draft of {self.n_nodes} nodes cannot be {self.max_depth} deep; "
                 "depth must be at least 0 and below the number of nodes"
             )
+        if self.is_chain and self.max_depth != self.n_nodes - 1:
+            raise ValueError(
+                f"a chain of {self.n_nodes} nodes is {self.n_nodes - 1} deep, not {self.max_depth}"
+            )
 
-    @property
-    def is_chain(self) -> bool:
-        """Every node follows the one before it, so an accepted path needs no compaction."""
-        return self.max_depth == self.n_nodes - 1
+
+def chain_size(depth: int) -> DraftSize:
+    """The size of a chain of `depth` drafted tokens."""
+    return DraftSize(n_nodes=1 + depth, max_depth=depth, is_chain=True)
 
 
 class Drafter(Protocol):

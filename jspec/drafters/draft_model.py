@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec import law
-from jspec.drafters.base import DraftSize, LoadedDrafter
+from jspec.drafters.base import DraftSize, LoadedDrafter, chain_size
 from jspec.errors import UserError
 from jspec.law import Randomness
 from jspec.models.blocks import causal_block, tree_block
@@ -85,6 +85,8 @@ class DraftModel:
 
     @property
     def sizes(self):
+        if self.width == 1:
+            return (chain_size(self.depth),)
         return (DraftSize(n_nodes=1 + self.width * self.depth, max_depth=self.depth),)
 
     def init(self, params, prompt: Prompt) -> DraftModelState:

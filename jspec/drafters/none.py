@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jspec.drafters.base import DraftSize, LoadedDrafter, chain_draft
+from jspec.drafters.base import LoadedDrafter, chain_draft, chain_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class NoDrafter:
 
     @property
     def sizes(self):
-        return (DraftSize(n_nodes=1 + self.padding, max_depth=self.padding),)
+        return (chain_size(self.padding),)
 
     def init(self, params, prompt):
         return ()

@@ -13,7 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jspec.drafters.base import DraftSize, LoadedDrafter, chain_draft
+from jspec.drafters.base import LoadedDrafter, chain_draft, chain_size
 from jspec.errors import UserError
 from jspec.state import Context
 
@@ -46,7 +46,7 @@ class PromptLookup:
 
     @property
     def sizes(self):
-        return (DraftSize(n_nodes=1 + self.depth, max_depth=self.depth),)
+        return (chain_size(self.depth),)
 
     def init(self, params, prompt):
         return ()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jspec import law
-from jspec.drafters.base import DraftSize, LoadedDrafter
+from jspec.drafters.base import DraftSize, LoadedDrafter, chain_size
 from jspec.ops import trees
 from jspec.state import Draft
 
@@ -40,6 +40,8 @@ class Oracle:
 
     @property
     def sizes(self):
+        if self.width == 1:
+            return (chain_size(self.depth),)
         return (DraftSize(n_nodes=1 + self.depth * self.width, max_depth=self.depth),)
 
     def init(self, params, prompt):

@@ -69,7 +69,7 @@ ROSTER = (
         is_chain=False,
     ),
     Entry(name="always-wrong", make=_oracle(depth=4, error_every=1), is_chain=True),
-    Entry(name="random-trees", make=_random(shapes=((12, 4), (5, 2), (1, 0))), is_chain=False),
+    Entry(name="random-trees", make=_random(shapes=((12, 4), (3, 2), (1, 0))), is_chain=False),
 )
 
 
