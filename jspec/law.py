@@ -153,7 +153,9 @@ def _largest_threshold(
     return jnp.where(found == 0, NEVER, _from_ordered_bits(found)).astype(jnp.float32)[:, None]
 
 
-def keep(scaled: Float[Array, "B V"], sampling: Sampling, slack: float = 0.0) -> Bool[Array, "B V"]:
+def keep(
+    scaled: Float[Array, "B V"], sampling: Sampling, slack: float | Float[Array, ""] = 0.0
+) -> Bool[Array, "B V"]:
     """Which tokens the filters leave: top-k, then top-p on what is left, then min-p.
 
     A filter that is off is exactly off. Ties at an edge stay. The largest token always stays.

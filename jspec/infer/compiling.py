@@ -40,7 +40,7 @@ def compile_counts() -> CompileCounts:
     return _counts.copy()
 
 
-def _listen(event: str, seconds: float, **_) -> None:
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     assert _counts is not None
     if event.endswith("/jaxpr_trace_duration"):
         _counts.traces += 1
@@ -50,4 +50,4 @@ def _listen(event: str, seconds: float, **_) -> None:
         _counts.compilations += 1
     else:
         return
-    _counts.seconds += seconds
+    _counts.seconds += duration_secs

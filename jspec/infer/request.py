@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -84,12 +85,14 @@ def check_settings(request) -> None:
 
 def sampling_of(requests, *, max_length: int, max_stop_ids: int) -> Sampling:
     """The settings of some requests as arrays, a row each."""
-    stop_ids = np.full((len(requests), max_stop_ids), -1, np.int32)
+    stop_ids: Any = np.full((len(requests), max_stop_ids), -1, np.int32)
     for row, request in enumerate(requests):
         stop_ids[row, : len(request.stop_ids)] = request.stop_ids
-    limits = [min(len(r.tokens) + r.max_new_tokens, max_length) for r in requests]
+    limits: Any = np.asarray(
+        [min(len(r.tokens) + r.max_new_tokens, max_length) for r in requests], np.int32
+    )
 
-    def column(name, dtype):
+    def column(name, dtype) -> Any:
         return np.asarray([getattr(request, name) for request in requests], dtype)
 
     return Sampling(
@@ -100,7 +103,7 @@ def sampling_of(requests, *, max_length: int, max_stop_ids: int) -> Sampling:
         seed=column("seed", np.uint32),
         sample=column("sample", np.uint32),
         stop_ids=stop_ids,
-        max_length=np.asarray(limits, np.int32),
+        max_length=limits,
     )
 
 

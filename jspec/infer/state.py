@@ -116,7 +116,8 @@ def count_round(
 ) -> Counters:
     """Counters after one round; inactive rows stay unchanged."""
     one = is_active.astype(jnp.int32)
-    kept = jnp.arange(counters.accepted.shape[1], dtype=jnp.int32)[None, :] == verdict.n_accepted[:, None]
+    kept_counts = jnp.arange(counters.accepted.shape[1], dtype=jnp.int32)[None, :]
+    kept = kept_counts == verdict.n_accepted[:, None]
     return Counters(
         rounds=counters.rounds + one,
         proposed=counters.proposed + n_proposed * one,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jspec.sharding import make_mesh
 
 def tiny_config(**changes) -> DecoderConfig:
     """Two layers, grouped heads, 61 tokens; `changes` override any field."""
-    fields = dict(
+    fields: dict[str, Any] = dict(
         vocab_size=61,
         width=32,
         mlp_width=48,

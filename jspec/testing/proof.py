@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from jspec.models.model import empty_cache, forward
 from jspec.models.target import Target
 from jspec.verify import replay
 
-SETTINGS = (
+SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 1.0},
     {"temperature": 0.7, "top_k": 7},
@@ -64,8 +65,8 @@ def decode(
     target: Target, requests: Sequence[Request], drafter: LoadedDrafter | None = None, **options
 ) -> list[Result]:
     """Results in the order of the requests; `options` are the engine's."""
-    options = {"max_length": 80, "batch_size": 8} | options
-    engine = Engine(target, drafter, **options)
+    settings: dict[str, Any] = {"max_length": 80, "batch_size": 8} | options
+    engine = Engine(target, drafter, **settings)
     found: dict[int, Result] = {}
     streamed: dict[int, tuple[int, ...]] = {}
     for event in engine.run(requests):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ def _judge_text(target: Target, text: np.ndarray, request: Settings, slack: floa
 
 
 def _sampling(request: Settings) -> Sampling:
-    def one(value, dtype):
+    def one(value, dtype) -> Any:
         return np.asarray([value], dtype)
 
     return Sampling(
@@ -177,7 +177,7 @@ def _sampling(request: Settings) -> Sampling:
         min_p=one(request.min_p, np.float32),
         seed=one(request.seed, np.uint32),
         sample=one(request.sample, np.uint32),
-        stop_ids=np.full((1, 1), -1, np.int32),
+        stop_ids=one([-1], np.int32),
         max_length=one(0, np.int32),
     )
 
