@@ -14,6 +14,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
+DATA_SHEET_GB_PER_S = {
+    "H100 PCIe": 2039,
+    "H100 NVL": 3938,
+    "H100": 3350,
+    "H200": 4800,
+    "A100-SXM4-80GB": 2039,
+    "L40S": 864,
+}
+"""Memory bandwidth by a part of the device's name; the first that fits counts."""
+
 
 def provenance() -> dict[str, Any]:
     """Where and with what a measurement was made."""
@@ -25,6 +35,22 @@ def provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": [round(x, 2) for x in os.getloadavg()],
+    }
+
+
+def device_record() -> dict[str, Any]:
+    """What the machine says of itself."""
+    import jax
+
+    device = jax.devices()[0]
+    sheet = (gb for part, gb in DATA_SHEET_GB_PER_S.items() if part in device.device_kind)
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "devices": len(jax.devices()),
+        "data_sheet_GB_per_s": next(sheet, None),
+        "driver": _driver(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 
@@ -71,3 +97,14 @@ def _processor() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _driver() -> str | None:
+    query = "--query-gpu=name,driver_version,memory.total"
+    try:
+        ran = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return ran.stdout.strip() or None

@@ -1,0 +1,64 @@
+"""The scripts of `bench/` run from end to end; what they measure here means nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jspec.models.hf import write_checkpoint
+from jspec.testing.models import tiny_target
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+def run(script: str, *arguments: object, stdin: str = "") -> str:
+    """Standard output of a script that ends well."""
+    command = [sys.executable, str(BENCH / script), *map(str, arguments)]
+    ran = subprocess.run(command, input=stdin, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_first_look_fills_every_section_and_adds_to_its_record(tmp_path):
+    run("first_look.py", "--tiny", "--out", tmp_path, "--sections", "nodes,cache,exactness")
+    text = run("first_look.py", "--tiny", "--out", tmp_path, "--sections", "plain,loops,graphs")
+    record = json.loads((tmp_path / "look.json").read_text())
+    assert {"copy", "plain", "nodes", "loops", "cache", "exactness", "graphs"} <= set(record)
+    assert {"commit", "versions", "device", "profile", "load_average"} <= set(record)
+    assert record["nodes"]["1 x 32"]["1"]["r"] == 1
+    assert text.strip() == (tmp_path / "look.md").read_text().strip()
+    assert text.count("\n| --- |") == 6
+
+
+def test_jspec_worker_decodes_what_it_is_asked(tmp_path):
+    target = tiny_target()
+    write_checkpoint(tmp_path, target.params, target.model.config)
+    commands = [{"prompt": [1, 2, 3], "new_tokens": n} for n in (1, 5)]
+    lines = run(
+        "peers.py",
+        "jspec",
+        tmp_path,
+        "--max-length",
+        64,
+        stdin="".join(json.dumps(command) + "\n" for command in commands),
+    ).splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert "jax" in answers[0]["versions"]
+    assert [len(answer["tokens"]) for answer in answers[1:]] == [1, 5]
+    assert answers[1]["tokens"] == answers[2]["tokens"][:1]
+
+
+@pytest.mark.parity
+def test_race_against_transformers_agrees_token_for_token(tmp_path):
+    out = tmp_path / "plain.json"
+    run(
+        "plain_vs_transformers.py",
+        *("--shape", "tiny", "--rounds", 2, "--new-tokens", 24, "--out", out),
+    )
+    record = json.loads(out.read_text())
+    assert record["equal_tokens"] == 25
+    assert set(record["peers"]) == {"jspec", "transformers"}
