@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jspec import versions
+
 if TYPE_CHECKING:
     from jspec.drafters import Drafter, LoadedDrafter, load_drafter
     from jspec.errors import UserError
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from jspec.infer.generate import generate, stream
     from jspec.infer.loop import decode_loop
     from jspec.infer.prefill import prefill
-    from jspec.infer.request import Request
+    from jspec.infer.request import Request, sampling_of
     from jspec.infer.state import Program
     from jspec.models.target import Target, load_target
     from jspec.sharding import make_mesh
@@ -50,6 +52,7 @@ _HOMES = {
     "make_mesh": "jspec.sharding",
     "prefill": "jspec.infer.prefill",
     "replay": "jspec.verify.replay",
+    "sampling_of": "jspec.infer.request",
     "stream": "jspec.infer.generate",
 }
 
@@ -75,8 +78,11 @@ __all__ = [
     "make_mesh",
     "prefill",
     "replay",
+    "sampling_of",
     "stream",
 ]
+
+versions.check()
 
 
 def __getattr__(name: str) -> Any:
