@@ -15,6 +15,7 @@ from jspec.infer.answers import Answerer, Generation, Piece, whole_answers
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
 from jspec.infer.text import Tokenizer, load_tokenizer
+from jspec.law import Rule
 from jspec.models.target import Target
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
@@ -108,6 +109,9 @@ def _prepare(
         raise UserError(
             f"drafter: expected what jspec.load_drafter returns, given {shown(drafter)}"
         )
+    if rule not in [each.value for each in Rule]:
+        known = " or ".join(each.value for each in Rule)
+        raise UserError(f"rule: expected {known}, given {shown(rule)}")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(text, str) and text for text in stops):
         raise UserError(f"stop: expected texts that are not empty, given {shown(stop)}")

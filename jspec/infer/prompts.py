@@ -182,7 +182,7 @@ def _check_text(value: Any, where: str, name: str) -> None:
     if not isinstance(value, str):
         raise UserError(f"{where}: {name}: expected a text, given {shown(value)}")
     if not value:
-        raise UserError(f"{where}: the {name} is empty; give it some text, or give prompt_tokens")
+        raise UserError(f"{where}: {name} is empty; expected some text, or prompt_tokens")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -59,7 +59,8 @@ class Plan:
         A cache for the longest text a model can serve may be larger than the model.
         """
         longest = max(
-            len(turn.tokens) + turn.conversation.settings.max_new_tokens for turn in turns
+            (len(turn.tokens) + turn.conversation.settings.max_new_tokens for turn in turns),
+            default=1,
         )
         return min(-(-longest // SLOTS) * SLOTS, self.reader.max_length)
 
@@ -138,8 +139,8 @@ class Session:
                 target=self._target,
                 **config.drafter_options,
             )
-        self.answerer = self._answerer(self._drafter, capacity)
-        self.plain = self._answerer(None, capacity) if config.compare else None
+            self.answerer = self._answerer(self._drafter, capacity)
+            self.plain = self._answerer(None, capacity) if config.compare else None
 
     def requests(self, turns: Sequence[Turn]) -> list[Request]:
         """What the engines are asked; afterwards they have the room and are compiled for it."""

@@ -1,0 +1,118 @@
+"""`jspec.generate` and `jspec.stream`: prompts of three kinds, pieces that add up, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import jspec
+from jspec.infer.text import load_tokenizer
+
+SHORT: dict[str, Any] = {"max_new_tokens": 16, "max_length": 128}
+
+
+@pytest.fixture(scope="module")
+def target(checkpoints):
+    return jspec.load_target(checkpoints.chat)
+
+
+def test_texts_tokens_and_conversations_are_prompts(target, checkpoints):
+    tokenizer = load_tokenizer(checkpoints.chat)
+    assert tokenizer is not None
+    messages = [{"role": "user", "content": "the cat"}]
+    prompts = ["the cat", tokenizer.encode("the cat"), messages, tokenizer.encode_chat(messages)]
+    found = jspec.generate(target, prompts, **SHORT)
+    assert found[0].tokens == found[1].tokens and found[2].tokens == found[3].tokens
+    for each in found:
+        assert each.text == tokenizer.decode(each.tokens)
+        assert each.stop_reason == "max_tokens"
+        assert each.stats.new_tokens == 16 and each.stats.drafter == "none"
+
+
+def test_a_drafter_and_a_batch_change_no_token(target):
+    drafter = jspec.load_drafter("prompt-lookup", target=target)
+    prompts = ["the cat the cat", [0, 5, 9, 5, 9], "on the log"]
+    options: dict[str, Any] = {"temperature": 0.7, "top_p": 0.95, "seed": 4} | SHORT
+    plain = jspec.generate(target, prompts, **options)
+    drafted = jspec.generate(target, prompts, drafter=drafter, batch_size=2, **options)
+    assert [each.tokens for each in plain] == [each.tokens for each in drafted]
+    assert [each.text for each in plain] == [each.text for each in drafted]
+    assert drafted[0].stats.draft_tokens_proposed > 0
+
+
+def test_pieces_add_up_to_the_answers(target):
+    prompts = ["the cat", "on the log"]
+    whole = jspec.generate(target, prompts, **SHORT)
+    texts, ends = ["", ""], {}
+    tokens: list[tuple[int, ...]] = [(), ()]
+    for piece in jspec.stream(target, prompts, **SHORT):
+        texts[piece.index] += piece.text
+        tokens[piece.index] += piece.tokens
+        if piece.generation is not None:
+            ends[piece.index] = piece.generation
+    assert texts == [each.text for each in whole]
+    assert tokens == [each.tokens for each in whole]
+    assert [ends[i].tokens for i in (0, 1)] == [each.tokens for each in whole]
+
+
+def test_the_same_call_compiles_once(target):
+    jspec.generate(target, ["the cat"], **SHORT)
+    (again,) = jspec.generate(target, ["a dog"], **SHORT)
+    assert again.stats.compilations == 0
+
+
+def test_no_prompts_are_no_answers(target):
+    assert jspec.generate(target, [], max_new_tokens=4) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "said"),
+    [
+        ("the cat", {}, "wrap it"),
+        ([""], {}, r"prompts\[0\]: the text is empty"),
+        ([[]], {}, "prompt is empty"),
+        (["a", [1, "b"]], {}, r"prompts\[1\]: expected a text, token ids"),
+        ([[{"role": "user"}]], {}, "role.*content"),
+        ([[400]], {}, "not in the vocabulary"),
+        ([[1] * 192], {}, "shorten"),
+        (["a"], {"temperature": -1.0}, "temperature: expected"),
+        (["a"], {"temperature": float("nan")}, "temperature"),
+        (["a"], {"seed": 2**32}, "seed"),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens"),
+        (["a"], {"stop": [""]}, "stop"),
+        (["a"], {"drafter": "prompt-lookup"}, "jspec.load_drafter"),
+        (["a"], {"batch_size": 0}, "batch_size"),
+        (["a"], {"max_length": 1000}, "max_length"),
+        (["a"], {"rule": "never"}, "rule"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_runs(target, prompts, options, said):
+    with pytest.raises(jspec.UserError, match=said):
+        jspec.generate(target, prompts, **({"max_new_tokens": 4} | options))
+    with pytest.raises(jspec.UserError, match=said):
+        jspec.stream(target, prompts, **({"max_new_tokens": 4} | options))
+
+
+def test_a_misspelt_option_of_stream_names_the_right_one(target):
+    with pytest.raises(jspec.UserError, match="did you mean 'temperature'"):
+        jspec.stream(target, ["a"], temprature=1)
+
+
+def test_texts_need_a_tokenizer(checkpoints):
+    bare = jspec.load_target(checkpoints.bare)
+    (answer,) = jspec.generate(bare, [[0, 5]], **SHORT)
+    assert answer.text is None and len(answer.tokens) == 16
+    for prompt in ("a", [{"role": "user", "content": "a"}]):
+        with pytest.raises(jspec.UserError, match="no tokenizer"):
+            jspec.generate(bare, [prompt], max_new_tokens=4)
+    with pytest.raises(jspec.UserError, match="stop strings need a tokenizer"):
+        jspec.generate(bare, [[0]], max_new_tokens=4, stop="x")
+
+
+def test_every_public_name_exists():
+    for name in jspec.__all__:
+        assert getattr(jspec, name) is not None
+    assert set(jspec.__all__) <= set(dir(jspec))
+    with pytest.raises(AttributeError):
+        _ = jspec.nothing_of_that_name
