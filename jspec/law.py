@@ -158,7 +158,8 @@ def keep(
 ) -> Bool[Array, "B V"]:
     """Which tokens the filters leave: top-k, then top-p on what is left, then min-p.
 
-    A filter that is off is exactly off. Ties at an edge stay. The largest token always stays.
+    A filter that is off is exactly off. Ties at an edge stay. The largest token always stays,
+    but below slack 0 it is not certain to: an error could make its runner-up the largest.
 
     Args:
       scaled: logits after temperature; padding ids are -inf.
@@ -173,13 +174,23 @@ def keep(
     largest = jnp.max(values, axis=1, keepdims=True)
     weight = jnp.where(kept, jnp.exp(values - largest), 0)
     mass = jnp.sum(weight, axis=1)
-    share = sampling.top_p + slack * (4 * (1 - sampling.top_p) + 0.01)
-    edge = _largest_threshold(values, weight, share * mass)
+    edge = _largest_threshold(values, weight, _shifted_share(sampling.top_p, slack) * mass)
     kept = kept & ((values >= edge - slack) | (sampling.top_p >= 1)[:, None])
 
     floor = jnp.log(jnp.maximum(sampling.min_p, jnp.finfo(jnp.float32).tiny))[:, None]
     kept = kept & ((values >= largest + floor - slack) | (sampling.min_p <= 0)[:, None])
-    return kept | (values == largest)
+    return kept | ((values == largest) & (slack >= 0))
+
+
+def _shifted_share(share: Float[Array, " B"], slack: float) -> Float[Array, " B"]:
+    """A share of mass p whose odds p / (1 - p) grow by exp(slack); exactly p where slack is 0.
+
+    Scores that move by up to slack against each other change the odds of a set by no more. A
+    little is added for the rounding of the masses themselves.
+    """
+    growth = jnp.expm1(slack)
+    shift = share * (1 - share) * growth / (1 + share * growth)
+    return share + shift + jnp.clip(0.01 * slack, -4e-6, 4e-6)
 
 
 # --- scores and the pick -------------------------------------------------------------------------
@@ -218,8 +229,14 @@ def scores(
       noise: standard Gumbel noise of the position the token is chosen for; unused when greedy.
       mode: `Mode.GREEDY` only if every row has temperature 0, `Mode.PLAIN` only if no row filters.
     """
-    scaled = processed(logits, sampling, mode)
-    if mode is Mode.GREEDY or noise is None:
+    return add_noise(processed(logits, sampling, mode), sampling, noise)
+
+
+def add_noise(
+    scaled: Float[Array, "B V"], sampling: Sampling, noise: Float[Array, "B V"] | None
+) -> Float[Array, "B V"]:
+    """Scores from processed logits: noise on the rows that sample, none on greedy ones."""
+    if noise is None:
         return scaled
     is_greedy = (sampling.temperature == 0)[:, None]
     return scaled + jnp.where(is_greedy, 0, noise).astype(scaled.dtype)

@@ -38,10 +38,7 @@ def judge(
 ) -> Judgement:
     """The law's pick for each row of logits."""
     processed = law.processed(logits, sampling, mode)
-    score = processed
-    if noise is not None:
-        is_greedy = (sampling.temperature == 0)[:, None]
-        score = processed + jnp.where(is_greedy, 0, noise).astype(processed.dtype)
+    score = law.add_noise(processed, sampling, noise)
     token = law.pick(score)
     verdict = Judgement(token=token, is_bad=law.is_bad(logits))
     if not trace:

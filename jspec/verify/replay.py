@@ -29,8 +29,8 @@ BOUNDS = {"float32": 2e-4, "bfloat16": 0.25, "float64": 1e-9}
 """Largest gap in logits that an excused near-tie may have, by dtype; divided by the temperature.
 
 float32: logits of other row counts differ by about 5e-6, with a margin of 40. float64: the same
-margin over its own rounding. bfloat16: the largest gap met was 0.015, in 49,152 tokens of a model of
-260 thousand parameters on a CPU (plain, chains and trees, batch 8); a rounding step of a hidden
+margin over its own rounding. bfloat16: the largest gap met was 0.015, in 49,152 tokens of a model
+of 260 thousand parameters on a CPU (plain, chains and trees, batch 8); a rounding step of a hidden
 state moves the logits of a larger model by 0.03 and more. To be measured again on accelerators.
 """
 
