@@ -12,7 +12,7 @@ WORKERS ?= 2
 VENV := .venv
 PARITY := .venv-parity
 
-.PHONY: help test test-parity lint clean
+.PHONY: help test test-parity race lint clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -22,6 +22,9 @@ test: $(VENV)/.installed  ## the default suite: CPU, offline, without torch
 
 test-parity: $(PARITY)/.installed  ## live comparison with transformers and torch
 	$(PARITY)/bin/python -m pytest -q -m parity $(PYTEST_ARGS)
+
+race: $(PARITY)/.installed  ## plain decoding against transformers, timed
+	$(PARITY)/bin/python bench/plain_vs_transformers.py --out runs/plain.json
 
 lint: $(VENV)/.installed  ## formatting, lint and types
 	$(VENV)/bin/ruff format --check
