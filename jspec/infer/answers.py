@@ -135,8 +135,12 @@ class Answerer:
             seconds=old.seconds + new.seconds,
         )
 
-    def answer(self, requests: Sequence[Request]) -> Iterator[Piece]:
-        """Pieces of the answers as the engine commits them; index is the place in `requests`."""
+    def answer(self, requests: Sequence[Request], *, in_pieces: bool = True) -> Iterator[Piece]:
+        """Pieces of the answers as the engine commits them; index is the place in `requests`.
+
+        Args:
+          in_pieces: whether text is wanted before its end; making it costs the host some time.
+        """
         streams = [self._stream(request) for request in requests]
         seen: list[tuple[int, ...]] = [()] * len(requests)
 
@@ -149,12 +153,15 @@ class Answerer:
             if isinstance(event, Tokens):
                 seen[event.index] += event.tokens
                 text = ""
-                if stream:
+                if stream and in_pieces:
                     stream.advance(seen[event.index])
                     text = stream.take()
                 yield Piece(index=event.index, tokens=event.tokens, text=text)
             else:
-                text = stream.finish() if stream else ""
+                text = ""
+                if stream:
+                    stream.advance(event.result.tokens)
+                    text = stream.finish()
                 generation = self._generation(event.result, stream)
                 yield Piece(index=event.index, text=text, generation=generation)
 

@@ -139,7 +139,7 @@ def _answer_group(
     """Answers of some requests as they end; with a baseline, which goes second, all at its end."""
     answers: dict[int, Generation] = {}
     started = time.perf_counter()
-    for piece in session.answerer.answer(requests):
+    for piece in session.answerer.answer(requests, in_pieces=in_order.in_pieces):
         now = time.perf_counter()
         outcome.wall_s, started = outcome.wall_s + now - started, now
         in_order.text(places[piece.index], piece.text)
@@ -152,7 +152,7 @@ def _answer_group(
         return
     baseline = {
         piece.index: piece.generation
-        for piece in session.plain.answer(requests)
+        for piece in session.plain.answer(requests, in_pieces=False)
         if piece.generation is not None
     }
     engine = session.answerer.engine

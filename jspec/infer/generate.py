@@ -70,8 +70,9 @@ def generate(
       UserError: anything that cannot be done, before anything runs.
     """
     options = {name: value for name, value in locals().items() if name not in ("target", "prompts")}
-    pieces = stream(target, prompts, **options)
-    return whole_answers(pieces, len(prompts))
+    answerer, requests = _prepare(target, prompts, **options)
+    answerer.warm_up(requests)
+    return whole_answers(answerer.answer(requests, in_pieces=False), len(requests))
 
 
 def stream(target: Target, prompts: Sequence[Prompt], **options: Any) -> Iterator[Piece]:

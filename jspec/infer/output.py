@@ -71,7 +71,13 @@ class Output:
 
 
 class Printer(Protocol):
-    """Shows answers one after the other."""
+    """Shows answers one after the other.
+
+    Attributes:
+      in_pieces: whether `text` shows anything.
+    """
+
+    in_pieces: bool
 
     def text(self, turn: Turn, text: str) -> None:
         """More of the answer to `turn`."""
@@ -88,6 +94,8 @@ class Printer(Protocol):
 
 class JsonPrinter:
     """One record an answer."""
+
+    in_pieces = False
 
     def __init__(self, output: Output):
         self._output = output
@@ -108,6 +116,8 @@ class TextPrinter:
     Args:
       has_headings: name the prompt before each answer; there are several.
     """
+
+    in_pieces = True
 
     def __init__(self, output: Output, log: Log, tokenizer: Tokenizer | None, has_headings: bool):
         self._output = output
@@ -156,6 +166,7 @@ class InOrder:
     """Hands the answers of some turns to a printer in order; the first open one streams."""
 
     def __init__(self, printer: Printer, turns: Sequence[Turn]):
+        self.in_pieces = printer.in_pieces
         self._printer = printer
         self._turns = turns
         self._front = 0

@@ -280,6 +280,10 @@ class Reader:
                 "as far as the model goes"
             )
 
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.tokenizer.encode(text)) if self.tokenizer else 0
+
     def has_room(self, tokens: Sequence[int]) -> bool:
         """Whether at least one new token fits."""
         return len(tokens) < self.max_length

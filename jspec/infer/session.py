@@ -31,6 +31,9 @@ from jspec.sharding import make_mesh
 SLOTS = 128
 """Texts are given room in steps of so many tokens, so that nearly equal runs compile alike."""
 
+AROUND_A_TURN = 32
+"""More tokens than a chat template is likely to write around a turn."""
+
 _DEFAULT_STOP_IDS = 8
 
 
@@ -54,15 +57,19 @@ class Plan:
     turns: tuple[Turn, ...]
 
     def capacity(self, turns: Sequence[Turn]) -> int:
-        """Tokens that the texts of these turns need room for.
+        """Tokens that the texts of these turns, and likely of those after them, need room for.
 
         A cache for the longest text a model can serve may be larger than the model.
         """
-        longest = max(
-            (len(turn.tokens) + turn.conversation.settings.max_new_tokens for turn in turns),
-            default=1,
-        )
+        longest = max((self._longest(turn) for turn in turns), default=1)
         return min(-(-longest // SLOTS) * SLOTS, self.reader.max_length)
+
+    def _longest(self, turn: Turn) -> int:
+        """Tokens of the whole conversation, as far as can be told beforehand."""
+        max_new_tokens = turn.conversation.settings.max_new_tokens
+        later = turn.conversation.turns[turn.number :]
+        following = sum(self.reader.count(text) + AROUND_A_TURN + max_new_tokens for text in later)
+        return len(turn.tokens) + max_new_tokens + following
 
 
 def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Plan:
