@@ -169,6 +169,11 @@ def make_config(args: argparse.Namespace) -> InferConfig:
     config = resolve(InferConfig, layers)
     if config.target is None:
         raise UserError(f"{named}: no target; add `target: DIR`, or give --target")
+    if config.drafter_path and config.drafter == InferConfig.model_fields["drafter"].default:
+        raise UserError(
+            f"drafter_path {config.drafter_path} is given, but no drafter that could use it; add "
+            "--drafter NAME"
+        )
     if given.get("system") and config.raw:
         raise UserError("--system is part of the chat template, which --raw leaves out; drop one")
     return config
