@@ -182,7 +182,9 @@ def keep(
     return kept | ((values == largest) & (slack >= 0))
 
 
-def _shifted_share(share: Float[Array, " B"], slack: float) -> Float[Array, " B"]:
+def _shifted_share(
+    share: Float[Array, " B"], slack: float | Float[Array, ""]
+) -> Float[Array, " B"]:
     """A share of mass p whose odds p / (1 - p) grow by exp(slack); exactly p where slack is 0.
 
     Scores that move by up to slack against each other change the odds of a set by no more. A

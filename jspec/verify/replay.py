@@ -212,7 +212,8 @@ def tolerant_gap(
     """How much a token's score is below the best of those that the filters surely keep.
 
     Infinite where the filters drop the token even when every edge is moved by `slack` in its
-    favour. Without filters this is the plain difference of scores.
+    favour; 0 where nothing but an edge within the slack is against it. Without filters this is the
+    plain difference of scores.
     """
     score = law.scores(logits, sampling, noise, Mode.PLAIN if mode is Mode.FULL else mode)
     at = token[:, None]
@@ -225,4 +226,4 @@ def tolerant_gap(
     maybe = law.keep(scaled, sampling, slack) | is_greedy
     best = jnp.max(jnp.where(surely, score, law.NEVER), axis=1)
     is_possible = jnp.take_along_axis(maybe, at, axis=1)[:, 0]
-    return jnp.where(is_possible, best - own, jnp.inf)
+    return jnp.where(is_possible, jnp.maximum(best - own, 0), jnp.inf)
