@@ -158,6 +158,7 @@ def import_transformers_without_torch() -> None:
     if "torch" in sys.modules or "transformers" in sys.modules:
         return
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.modules["torch"] = None  # type: ignore[assignment]  # how Python spells "not there"
     try:
         import transformers
