@@ -199,8 +199,13 @@ def _shifted_share(
 
 
 def is_bad(logits: Float[Array, "B V"]) -> Bool[Array, " B"]:
-    """Rows with a NaN, a positive infinity or nothing finite: no token can be picked."""
-    return ~jnp.isfinite(jnp.max(logits, axis=-1))
+    """Rows with a NaN, a positive infinity or nothing finite: no token can be picked.
+
+    Not read off the maximum: on CPU, XLA drops NaN from a reduction of many numbers
+    (openxla/xla#21461).
+    """
+    is_broken = jnp.any(jnp.isnan(logits) | (logits == jnp.inf), axis=-1)
+    return is_broken | ~jnp.any(jnp.isfinite(logits), axis=-1)
 
 
 def processed(logits: Float[Array, "B V"], sampling: Sampling, mode: Mode) -> Float[Array, "B V"]:
