@@ -84,7 +84,8 @@ class Engine:
         self.target = target
         self.drafter = drafter or load_drafter("none", target=target)
         self.batch_size = _positive("batch_size", batch_size)
-        self.max_length = _positive("max_length", max_length or target.max_length)
+        limit = target.max_length if max_length is None else max_length
+        self.max_length = _positive("max_length", limit)
         if self.max_length > target.max_length:
             raise UserError(
                 f"max_length {self.max_length} is more than the {target.max_length} tokens "

@@ -13,6 +13,7 @@ from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer, Generation, Piece, whole_answers
 from jspec.infer.engine import Engine
+from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
 from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.law import Rule
@@ -125,11 +126,13 @@ def _prepare(
         Request(tokens=_tokens(prompt, i, tokenizer), stop_ids=stop_ids, **checked)
         for i, prompt in enumerate(prompts)
     ]
+    limit = target.max_length if max_length is None else max_length
+    longest = max((len(r.tokens) + r.max_new_tokens for r in requests), default=1)
     engine = Engine(
         target,
         drafter,
         batch_size=batch_size,
-        max_length=max_length,
+        max_length=room_for(longest, limit) if limit <= target.max_length else limit,
         max_stop_ids=max(len(stop_ids), _DEFAULT_STOP_IDS),
         rule=rule,
         trace=trace,

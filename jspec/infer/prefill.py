@@ -27,6 +27,9 @@ CHUNK = 512
 
 SMALLEST_BUCKET = 32
 
+ROOM_STEP = 128
+"""Texts are given room in steps of so many tokens, so that nearly equal runs compile alike."""
+
 
 def prompt_bucket(n_tokens: int, capacity: int) -> int:
     """The padded length of a prompt: a power of two, at most the (rounded) capacity."""
@@ -34,6 +37,15 @@ def prompt_bucket(n_tokens: int, capacity: int) -> int:
     while bucket < n_tokens:
         bucket *= 2
     return min(bucket, _round_up(capacity))
+
+
+def room_for(longest: int, limit: int) -> int:
+    """The capacity for texts of at most `longest` tokens, where `limit` leaves that much.
+
+    Every slot costs memory and is read every round; a cache for the longest text that a model can
+    serve may be larger than the model.
+    """
+    return min(-(-longest // ROOM_STEP) * ROOM_STEP, limit)
 
 
 def slots_for(program: Program, capacity: int) -> int:

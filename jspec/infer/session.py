@@ -18,6 +18,7 @@ from jspec.infer.answers import Answerer
 from jspec.infer.engine import Engine
 from jspec.infer.log import Log
 from jspec.infer.memory import estimate, memory_line
+from jspec.infer.prefill import SMALLEST_BUCKET, room_for
 from jspec.infer.prompts import Conversation, Reader
 from jspec.infer.report import Turn
 from jspec.infer.request import Request
@@ -27,9 +28,6 @@ from jspec.models.hf import read_config
 from jspec.models.hub import local_directory
 from jspec.models.target import load_target
 from jspec.sharding import make_mesh
-
-SLOTS = 128
-"""Texts are given room in steps of so many tokens, so that nearly equal runs compile alike."""
 
 AROUND_A_TURN = 32
 """More tokens than a chat template is likely to write around a turn."""
@@ -57,12 +55,9 @@ class Plan:
     turns: tuple[Turn, ...]
 
     def capacity(self, turns: Sequence[Turn]) -> int:
-        """Tokens that the texts of these turns, and likely of those after them, need room for.
-
-        A cache for the longest text a model can serve may be larger than the model.
-        """
+        """Tokens that the texts of these turns, and likely of those after them, need room for."""
         longest = max((self._longest(turn) for turn in turns), default=1)
-        return min(-(-longest // SLOTS) * SLOTS, self.reader.max_length)
+        return room_for(longest, self.reader.max_length)
 
     def _longest(self, turn: Turn) -> int:
         """Tokens of the whole conversation, as far as can be told beforehand."""
@@ -195,5 +190,5 @@ class Session:
 def _run_once(engine: Engine, requests: Sequence[Request]) -> None:
     """A short text outside the clock: whoever goes first would pay for cold caches."""
     for request in requests[:1]:
-        few = min(request.max_new_tokens, SLOTS // 4)
+        few = min(request.max_new_tokens, SMALLEST_BUCKET)
         collections.deque(engine.run([dataclasses.replace(request, max_new_tokens=few)]), maxlen=0)

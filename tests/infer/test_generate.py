@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import jspec
+from jspec.infer import generate as generate_module
 from jspec.infer.text import load_tokenizer
 
 SHORT: dict[str, Any] = {"max_new_tokens": 16, "max_length": 128}
@@ -62,6 +63,19 @@ def test_the_same_call_compiles_once(target):
     assert again.stats.compilations == 0
 
 
+def test_the_cache_has_room_for_these_texts_and_not_for_every_text(target, monkeypatch):
+    made = []
+    engine = generate_module.Engine
+    monkeypatch.setattr(
+        generate_module, "Engine", lambda *a, **k: made.append(engine(*a, **k)) or made[-1]
+    )
+    jspec.stream(target, [[0, 5]], max_new_tokens=8)
+    jspec.stream(target, [[0, 5]], max_new_tokens=150)
+    jspec.stream(target, [[0, 5]], max_new_tokens=8, max_length=50)
+    assert target.max_length == 192
+    assert [each.max_length for each in made] == [128, 192, 50]
+
+
 def test_no_prompts_are_no_answers(target):
     assert jspec.generate(target, [], max_new_tokens=4) == []
 
@@ -84,6 +98,7 @@ def test_no_prompts_are_no_answers(target):
         (["a"], {"drafter": "prompt-lookup"}, "jspec.load_drafter"),
         (["a"], {"batch_size": 0}, "batch_size"),
         (["a"], {"max_length": 1000}, "max_length"),
+        (["a"], {"max_length": 0}, "max_length"),
         (["a"], {"rule": "never"}, "rule"),
     ],
 )
