@@ -43,7 +43,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the record")
-    parser.add_argument("--sections", type=parse_sections, default=list(SECTIONS))
+    parser.add_argument(
+        "--sections",
+        type=parse_sections,
+        help=f"some of {','.join(SECTIONS)}; all that mean something here if not given",
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: a check of the script")
     parser.add_argument("--hlo", type=Path, help="folder for compiled text")
     parser.add_argument(
@@ -54,7 +58,9 @@ def main() -> int:
         jax.config.update("jax_compilation_cache_dir", str(arguments.compile_cache))
 
     look = start(arguments.out, is_tiny=arguments.tiny, hlo=arguments.hlo)
-    wanted = arguments.sections
+    wanted = arguments.sections or [
+        name for name in SECTIONS if name != "graphs" or jax.default_backend() == "gpu"
+    ]
     if "plain" in wanted and "copy" not in wanted and "copy" not in look.record:
         wanted = ["copy", *wanted]
     for name in wanted:
