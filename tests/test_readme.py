@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jspec.config import find_config
-from jspec.infer.cli import main
+from jspec.infer.command.cli import main
 from tests.infer.conftest import write_model, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,7 @@
 
 import sys
 
-from jspec.infer.cli import main
+from jspec.infer.command.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(owns_process=True))

@@ -107,7 +107,7 @@ class Run:
 @pytest.fixture
 def infer(capsys):
     """Runs `python -m jspec.infer` in this process."""
-    from jspec.infer.cli import main
+    from jspec.infer.command.cli import main
 
     def run(*argv) -> Run:
         code = main([str(word) for word in argv])

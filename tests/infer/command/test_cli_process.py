@@ -113,7 +113,7 @@ def test_importing_jspec_is_quick(environment):
 
 def test_the_command_never_imports_torch(checkpoints, environment):
     code = (
-        "import sys; from jspec.infer.cli import main;"
+        "import sys; from jspec.infer.command.cli import main;"
         "code = main(sys.argv[1:], owns_process=True);"
         "print(code, [m for m in ('torch', 'tensorflow') if sys.modules.get(m)], file=sys.stderr)"
     )

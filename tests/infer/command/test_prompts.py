@@ -10,7 +10,7 @@ import pytest
 
 from jspec.config import InferConfig
 from jspec.errors import UserError
-from jspec.infer.prompts import (
+from jspec.infer.command.prompts import (
     Reader,
     from_file,
     from_lines,

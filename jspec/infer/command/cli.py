@@ -23,9 +23,9 @@ from jspec.config import (
     resolve,
 )
 from jspec.errors import UserError
-from jspec.infer.compile_cache import keep_compiled_programs
-from jspec.infer.log import Failure, say_error
-from jspec.infer.prompts import Conversation, from_file, from_standard_input, from_texts
+from jspec.infer.command.compile_cache import keep_compiled_programs
+from jspec.infer.command.log import Failure, say_error
+from jspec.infer.command.prompts import Conversation, from_file, from_standard_input, from_texts
 from jspec.infer.text import import_transformers_without_torch
 
 SHOW_TRACE = "JSPEC_TRACEBACK"
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
         args = make_parser().parse_args(argv)
         config = make_config(args)
         conversations = read_prompts(args, config)
-        from jspec.infer.run import run
+        from jspec.infer.command.run import run
 
         if owns_process:
             keep_compiled_programs()

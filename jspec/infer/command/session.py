@@ -15,12 +15,12 @@ from jspec.config import InferConfig
 from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer
+from jspec.infer.command.log import Log
+from jspec.infer.command.memory import estimate, memory_line
+from jspec.infer.command.prompts import Conversation, Reader
+from jspec.infer.command.report import Turn
 from jspec.infer.engine import Engine
-from jspec.infer.log import Log
-from jspec.infer.memory import estimate, memory_line
 from jspec.infer.prefill import SMALLEST_BUCKET, room_for
-from jspec.infer.prompts import Conversation, Reader
-from jspec.infer.report import Turn
 from jspec.infer.request import Request
 from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.config import DecoderConfig

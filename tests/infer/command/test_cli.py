@@ -6,7 +6,7 @@ import io
 import json
 import sys
 
-from jspec.infer.cli import make_config, make_parser
+from jspec.infer.command.cli import make_config, make_parser
 from jspec.infer.text import load_tokenizer
 
 SAMPLED = ("--temperature", "0.8", "--top-k", "40", "--seed", "5")

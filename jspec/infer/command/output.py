@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from jspec.infer.answers import Generation
-from jspec.infer.compare import Comparison
-from jspec.infer.log import Failure, Log
-from jspec.infer.report import (
+from jspec.infer.command.compare import Comparison
+from jspec.infer.command.log import Failure, Log
+from jspec.infer.command.report import (
     Turn,
     acceptance_line,
     answer_record,

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jspec.errors import UserError
 from jspec.infer.answers import Generation
-from jspec.infer.compare import Comparison, compare
-from jspec.infer.log import Log
-from jspec.infer.output import InOrder, Printer
-from jspec.infer.prompts import Conversation
-from jspec.infer.report import Turn
+from jspec.infer.command.compare import Comparison, compare
+from jspec.infer.command.log import Log
+from jspec.infer.command.output import InOrder, Printer
+from jspec.infer.command.prompts import Conversation
+from jspec.infer.command.report import Turn
+from jspec.infer.command.session import Session
 from jspec.infer.request import Request
-from jspec.infer.session import Session
 from jspec.state import StopReason
 
 

@@ -13,8 +13,8 @@ import jax
 
 from jspec.config import InferConfig
 from jspec.infer.answers import Generation, Stats
-from jspec.infer.compare import Comparison
-from jspec.infer.prompts import Conversation
+from jspec.infer.command.compare import Comparison
+from jspec.infer.command.prompts import Conversation
 
 NEVER_ACCEPTED = 64
 """Proposed tokens after which a drafter that was never right is worth a warning."""

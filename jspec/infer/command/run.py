@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from logging import getLogger
 
 from jspec.config import InferConfig
-from jspec.infer.compare import Comparison, total
-from jspec.infer.converse import Outcome, converse
-from jspec.infer.log import Failure, Log
-from jspec.infer.output import JsonPrinter, Output, TextPrinter
-from jspec.infer.prompts import Conversation, repeated_ids
-from jspec.infer.report import (
+from jspec.infer.command.compare import Comparison, total
+from jspec.infer.command.converse import Outcome, converse
+from jspec.infer.command.log import Failure, Log
+from jspec.infer.command.output import JsonPrinter, Output, TextPrinter
+from jspec.infer.command.prompts import Conversation, repeated_ids
+from jspec.infer.command.report import (
     acceptance_line,
     comparison_line,
     compile_line,
@@ -19,7 +19,7 @@ from jspec.infer.report import (
     stats_line,
     summary_record,
 )
-from jspec.infer.session import Session, make_plan
+from jspec.infer.command.session import Session, make_plan
 
 INTERRUPTED = 130
 

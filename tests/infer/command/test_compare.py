@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from jspec.infer import compare as module
 from jspec.infer.answers import Generation, Stats
-from jspec.infer.compare import Comparison, FirstDifference, compare
+from jspec.infer.command import compare as module
+from jspec.infer.command.compare import Comparison, FirstDifference, compare
 from jspec.law import Rule
 from jspec.verify.replay import Difference, ReplayReport
 
@@ -80,7 +80,7 @@ def test_an_unexcused_difference_fails_the_command(checkpoints, infer, monkeypat
             baseline=plain.stats, is_identical=False, unexcused=1, first_difference=first
         )
 
-    monkeypatch.setattr("jspec.infer.converse.compare", differs)
+    monkeypatch.setattr("jspec.infer.command.converse.compare", differs)
     asked = ("--target", checkpoints.chat, "--prompt", "the cat", *SHORT, "--compare")
     run = infer(*asked, "--json")
     assert run.code == 1

@@ -1,0 +1,1 @@
+"""`python -m jspec.infer`: flags and prompts in, text or JSON lines out."""
