@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jspec.errors import UserError
 from jspec.law import Randomness
 from jspec.state import Context, Draft, Params, Prompt, TargetOutput, Verdict
 
@@ -110,6 +111,16 @@ class LoadedDrafter:
     name: str
     drafter: Drafter
     params: Params
+
+
+def refuse_path(name: str, path) -> None:
+    """For drafters without weights: a path that could change nothing is a mistake.
+
+    Raises:
+      UserError: there is a path.
+    """
+    if path is not None:
+        raise UserError(f"drafter {name} has no weights to read at {path}: leave out its path")
 
 
 def chain_draft(tokens: Int[Array, "B M"], is_valid, logprobs=None) -> Draft:

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jspec.drafters.base import LoadedDrafter, chain_draft, chain_size
+from jspec.drafters.base import LoadedDrafter, chain_draft, chain_size, refuse_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,5 +43,6 @@ class NoDrafter:
 
 
 def load(path, *, target, padding: int = 0) -> LoadedDrafter:
-    """Plain decoding as a drafter; `path` is not used."""
+    """Plain decoding as a drafter; there is nothing to read at a `path`."""
+    refuse_path("none", path)
     return LoadedDrafter(name="none", drafter=NoDrafter(padding=padding), params=())

@@ -13,7 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jspec.drafters.base import LoadedDrafter, chain_draft, chain_size
+from jspec.drafters.base import LoadedDrafter, chain_draft, chain_size, refuse_path
 from jspec.errors import UserError
 from jspec.state import Context
 
@@ -95,7 +95,12 @@ def find_continuation(
 
 
 def load(path, *, target, depth: int = 4, max_ngram: int = 3, min_ngram: int = 1) -> LoadedDrafter:
-    """Prompt lookup for any target; `path` is not used."""
+    """Prompt lookup for any target.
+
+    Raises:
+      UserError: a path, which could change nothing, or options out of range.
+    """
+    refuse_path("prompt-lookup", path)
     try:
         drafter = PromptLookup(depth=depth, max_ngram=max_ngram, min_ngram=min_ngram)
     except ValueError as error:

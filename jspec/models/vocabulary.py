@@ -5,8 +5,6 @@ from __future__ import annotations
 from jspec.errors import UserError
 from jspec.models.target import Target
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-
 
 def check_same_tokenizer(target: Target, drafter: Target) -> None:
     """Refuse a drafter whose token ids mean something else.
@@ -40,8 +38,20 @@ def check_same_tokenizer(target: Target, drafter: Target) -> None:
 
 
 def _vocabulary(model: Target) -> dict[str, int] | None:
-    if model.path is None or not any((model.path / name).exists() for name in _TOKENIZER_FILES):
+    """Pieces and their ids as the checkpoint's own files list them; None where it has none."""
+    if model.path is None:
         return None
-    from transformers import AutoTokenizer
+    fast, pieces = model.path / "tokenizer.json", model.path / "tokenizer.model"
+    try:
+        if fast.exists():
+            from tokenizers import Tokenizer
 
-    return AutoTokenizer.from_pretrained(str(model.path), local_files_only=True).get_vocab()
+            return Tokenizer.from_file(str(fast)).get_vocab()
+        if pieces.exists():
+            from sentencepiece import SentencePieceProcessor
+
+            processor = SentencePieceProcessor(model_file=str(pieces))
+            return {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    except Exception as error:  # both libraries raise bare Exceptions and RuntimeErrors
+        raise UserError(f"the tokenizer in {model.path} cannot be read: {error}") from None
+    return None
