@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 
 from jspec.drafters.none import NoDrafter
 from jspec.infer.loop import decode_loop
-from jspec.infer.state import Counters, Generation, Program
+from jspec.infer.state import Counters, DecodeState, Program
 from jspec.models.model import Model, empty_cache
 from jspec.state import Context, Params, Sampling
 
@@ -81,12 +81,12 @@ class Standing:
         dtype = jax.tree.leaves(self.params)[0].dtype
         self._cache = empty_cache(self.model.config, self.rows, self.slots, dtype)
 
-    def generation(self, program: Program) -> Generation:
+    def generation(self, program: Program) -> DecodeState:
         """The state at the start of a call. Its cache is handed over: give it back with `keep`."""
         context, counters, stop_reason = _start(
             self.rows, self.context, self.slots, program.max_depth
         )
-        return Generation(
+        return DecodeState(
             cache=self._cache,
             context=context,
             drafter=(),
@@ -94,7 +94,7 @@ class Standing:
             counters=counters,
         )
 
-    def keep(self, generation: Generation) -> jax.Array:
+    def keep(self, generation: DecodeState) -> jax.Array:
         """Take the cache back; returns what to wait for."""
         self._cache = generation.cache
         return generation.context.length

@@ -29,7 +29,7 @@ from jspec.infer.request import (
     Tokens,
     sampling_of,
 )
-from jspec.infer.state import Generation, Program
+from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
 from jspec.models.target import Target
 from jspec.state import StopReason
@@ -202,7 +202,7 @@ class Engine:
             generation = self._programs.chunk(generation, mode)
             generation = yield from self._report(generation, rows, watch)
 
-    def _admit(self, generation: Generation | None, row: Row, place: int) -> Generation:
+    def _admit(self, generation: DecodeState | None, row: Row, place: int) -> DecodeState:
         row.started = time.perf_counter()
         fresh = self._prefill(row.request)
         jax.block_until_ready(fresh.context.length)
@@ -210,7 +210,7 @@ class Engine:
         row.prefill_s, row.started = now - row.started, now
         return self._programs.insert(generation, fresh, place)
 
-    def _prefill(self, request: Request, bucket: int | None = None) -> Generation:
+    def _prefill(self, request: Request, bucket: int | None = None) -> DecodeState:
         n_tokens = len(request.tokens)
         width = bucket or prompt_bucket(n_tokens, self.max_length)
         tokens = np.zeros((1, width), np.int32)
@@ -221,7 +221,7 @@ class Engine:
         length = np.asarray([n_tokens], np.int32)
         return self._programs.prefill(tokens, length, sampling)
 
-    def _report(self, generation: Generation, rows: list[Row | None], watch: Watch | None):
+    def _report(self, generation: DecodeState, rows: list[Row | None], watch: Watch | None):
         """Fetch what is new, tell it, and free the rows that ended."""
         context = generation.context
         small = (context.tokens, context.length, generation.stop_reason, generation.counters)
@@ -262,7 +262,7 @@ class Engine:
             return StopReason.LENGTH
         return reason
 
-    def _trace(self, generation: Generation, place: int, start: int, count: int):
+    def _trace(self, generation: DecodeState, place: int, start: int, count: int):
         if generation.trace is None:
             return None
         log = jax.device_get(generation.trace)

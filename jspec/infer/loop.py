@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jspec.infer.round import RoundParams, decode_round
-from jspec.infer.state import Generation, Program
+from jspec.infer.state import DecodeState, Program
 
 
 def decode_loop(
     params: RoundParams,
     program: Program,
-    generation: Generation,
+    generation: DecodeState,
     *,
     rounds: int | None = None,
-) -> Generation:
+) -> DecodeState:
     """Decode until every row has ended, or for at most `rounds` rounds.
 
     Static: `program`, `rounds` and all shapes. Donate `generation` where you jit this.
@@ -47,8 +47,8 @@ def decode_loop(
 
 
 def _while(
-    params: RoundParams, program: Program, generation: Generation, rounds: int | None
-) -> Generation:
+    params: RoundParams, program: Program, generation: DecodeState, rounds: int | None
+) -> DecodeState:
     def goes_on(carry):
         count, generation = carry
         is_wanted = jnp.any(generation.context.is_active)

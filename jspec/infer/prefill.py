@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jspec.infer.round import RoundParams
-from jspec.infer.state import Counters, Generation, Program, append
+from jspec.infer.state import Counters, DecodeState, Program, append
 from jspec.law import Randomness
 from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
@@ -66,7 +66,7 @@ def prefill(
     *,
     capacity: int,
     dtype=None,
-) -> Generation:
+) -> DecodeState:
     """The state after the prompts, with the first token of every row chosen and pending.
 
     Pure: call it inside your own `jit`; `program`, `capacity` and the shape of `tokens` are static.
@@ -93,7 +93,7 @@ def prefill(
     )
     context, reason, trace = first_token(context, logits, program)
     prompt = Prompt(context=context, features=features, width=width, slots=slots)
-    return Generation(
+    return DecodeState(
         cache=cache,
         context=context,
         drafter=program.drafter.init(drafter_params, prompt),

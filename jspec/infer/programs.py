@@ -26,7 +26,7 @@ from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill
-from jspec.infer.state import Generation, Program
+from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
 from jspec.models.target import Target
 from jspec.sharding import TARGET
@@ -35,13 +35,13 @@ from jspec.state import replace
 LOOPS = ("while", "static")
 
 
-def empty_batch(row: Generation, batch_size: int) -> Generation:
+def empty_batch(row: DecodeState, batch_size: int) -> DecodeState:
     """A batch of the shapes of `row` in which no row is occupied."""
     batch = jax.tree.map(lambda one: jnp.zeros((batch_size, *one.shape[1:]), one.dtype), row)
     return place_rows(batch)
 
 
-def insert_row(generation: Generation, row: Generation, place: Int[Array, ""]) -> Generation:
+def insert_row(generation: DecodeState, row: DecodeState, place: Int[Array, ""]) -> DecodeState:
     """Replace one row: every leaf has the rows on axis 0."""
 
     def insert(all_rows, one):
@@ -53,23 +53,25 @@ def insert_row(generation: Generation, row: Generation, place: Int[Array, ""]) -
     return place_rows(jax.tree.map(insert, generation, row))
 
 
-def deactivate_rows(generation: Generation, goes_on: Bool[Array, " B"]) -> Generation:
+def deactivate_rows(generation: DecodeState, goes_on: Bool[Array, " B"]) -> DecodeState:
     """Stop the rows that the host has ended."""
     context = generation.context
     return replace(generation, context=replace(context, is_active=context.is_active & goes_on))
 
 
-def prefill_row(params, program: Program, tokens, length, sampling, *, capacity: int) -> Generation:
+def prefill_row(
+    params, program: Program, tokens, length, sampling, *, capacity: int
+) -> DecodeState:
     """`prefill`, its result laid out as a batch is."""
     return place_rows(prefill(params, program, tokens, length, sampling, capacity=capacity))
 
 
-def decode_chunk(params, program: Program, generation: Generation, *, rounds: int) -> Generation:
+def decode_chunk(params, program: Program, generation: DecodeState, *, rounds: int) -> DecodeState:
     """`decode_loop` for some rounds, its result laid out as its input is."""
     return place_rows(decode_loop(params, program, generation, rounds=rounds))
 
 
-def place_rows(generation: Generation) -> Generation:
+def place_rows(generation: DecodeState) -> DecodeState:
     """Lay a generation out over the mesh that is set: rows over `data`, target heads as the table
     says. Without a mesh nothing happens.
 
@@ -145,7 +147,7 @@ class Programs:
             judges_all_nodes=jax.default_backend() != "cpu",
         )
 
-    def prefill(self, tokens, length, sampling) -> Generation:
+    def prefill(self, tokens, length, sampling) -> DecodeState:
         """One row, its prompt read and its first token chosen.
 
         Always in the full mode of the law, in which every request picks the same as in its own:
@@ -155,7 +157,7 @@ class Programs:
         with self._on_mesh():
             return _prefill(self.params, program, tokens, length, sampling, capacity=self.capacity)
 
-    def insert(self, generation: Generation | None, row: Generation, place: int) -> Generation:
+    def insert(self, generation: DecodeState | None, row: DecodeState, place: int) -> DecodeState:
         """Put a row into the batch; the first one makes the batch. A single row is all of it."""
         if self.batch_size == 1:
             return row
@@ -164,12 +166,12 @@ class Programs:
                 generation = _spread(row, batch_size=self.batch_size)
             return _insert(generation, row, np.int32(place))
 
-    def chunk(self, generation: Generation, mode: Mode) -> Generation:
+    def chunk(self, generation: DecodeState, mode: Mode) -> DecodeState:
         """A few rounds for all rows."""
         with self._on_mesh():
             return _chunk(self.params, self.program(mode), generation, rounds=self.rounds)
 
-    def deactivate(self, generation: Generation, goes_on) -> Generation:
+    def deactivate(self, generation: DecodeState, goes_on) -> DecodeState:
         with self._on_mesh():
             return _deactivate(generation, np.asarray(goes_on))
 

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jspec.drafters.base import DraftSize
-from jspec.infer.state import Generation, Program, append, append_trace, count_round
+from jspec.infer.state import DecodeState, Program, append, append_trace, count_round
 from jspec.law import Randomness, Rule
 from jspec.models.blocks import tree_block
 from jspec.models.model import forward
@@ -31,7 +31,7 @@ RoundParams = tuple[Params, Params]
 """Parameters of the target and of the drafter."""
 
 
-def decode_round(params: RoundParams, program: Program, generation: Generation) -> Generation:
+def decode_round(params: RoundParams, program: Program, generation: DecodeState) -> DecodeState:
     """Advance every active row by at least one token.
 
     With several draft sizes the whole round is switched over, so that a short draft is also
@@ -49,8 +49,8 @@ def decode_round(params: RoundParams, program: Program, generation: Generation) 
 
 
 def _round_of(
-    index: int, params: RoundParams, program: Program, generation: Generation
-) -> Generation:
+    index: int, params: RoundParams, program: Program, generation: DecodeState
+) -> DecodeState:
     """A round whose draft has the shape `sizes[index]`."""
     target_params, drafter_params = params
     drafter, size = program.drafter, program.drafter.sizes[index]
@@ -73,7 +73,7 @@ def _round_of(
         output = TargetOutput(features=features, picks=None if nodes is None else nodes.token)
         drafter_state = drafter.commit(drafter_params, drafter_state, after, draft, verdict, output)
     n_proposed = jnp.sum(draft.is_valid[:, 1:], axis=1, dtype=jnp.int32)
-    return Generation(
+    return DecodeState(
         cache=cache,
         context=after,
         drafter=drafter_state,

@@ -69,7 +69,7 @@ class Counters:
 
 
 @state
-class Generation:
+class DecodeState:
     """The state of decoding: one pytree in, one out; every leaf has the rows on axis 0.
 
     Attributes:

@@ -14,7 +14,7 @@ import pytest
 from jspec.drafters.none import NoDrafter
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill
-from jspec.infer.state import Generation, Program
+from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode
 from jspec.models.model import abstract_params, build
 from jspec.ops import cache as cache_ops
@@ -63,7 +63,7 @@ class Case:
 
     program: Program
     params: tuple
-    generation: Generation
+    generation: DecodeState
 
     def compile(self, *, rounds=4, donates=True):
         def entry(params, generation):
