@@ -134,7 +134,7 @@ def _from_ordered_bits(ordered: UInt[Array, " B"]) -> Float[Array, " B"]:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _largest_threshold(
+def largest_threshold(
     values: Float[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
 ) -> Float[Array, "B 1"]:
     """The largest t for which `values >= t` weigh at least `wanted`; -inf where none do.
@@ -153,46 +153,33 @@ def _largest_threshold(
     return jnp.where(found == 0, NEVER, _from_ordered_bits(found)).astype(jnp.float32)[:, None]
 
 
-def keep(
-    scaled: Float[Array, "B V"], sampling: Sampling, slack: float | Float[Array, ""] = 0.0
-) -> Bool[Array, "B V"]:
+def min_p_floor(scaled: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B 1"]:
+    """The lowest score that min-p keeps."""
+    share = jnp.maximum(sampling.min_p, jnp.finfo(jnp.float32).tiny)
+    return jnp.max(scaled, axis=1, keepdims=True) + jnp.log(share)[:, None]
+
+
+def keep(scaled: Float[Array, "B V"], sampling: Sampling) -> Bool[Array, "B V"]:
     """Which tokens the filters leave: top-k, then top-p on what is left, then min-p.
 
-    A filter that is off is exactly off. Ties at an edge stay. The largest token always stays,
-    but below slack 0 it is not certain to: an error could make its runner-up the largest.
+    A filter that is off is exactly off. Ties at an edge stay. The largest token always stays.
 
     Args:
       scaled: logits after temperature; padding ids are -inf.
-      slack: moves every edge by this many units of score: above 0, tokens that an error of that
-        size could let in; below 0, only those that no such error could put out. For replay.
     """
     values = scaled.astype(jnp.float32)
     wanted = jnp.clip(sampling.top_k, 1, scaled.shape[1]).astype(jnp.float32)
-    edge = _largest_threshold(values, jnp.ones_like(values), wanted)
-    kept = jnp.isfinite(values) & ((values >= edge - slack) | (sampling.top_k <= 0)[:, None])
+    edge = largest_threshold(values, jnp.ones_like(values), wanted)
+    kept = jnp.isfinite(values) & ((values >= edge) | (sampling.top_k <= 0)[:, None])
 
     largest = jnp.max(values, axis=1, keepdims=True)
     weight = jnp.where(kept, jnp.exp(values - largest), 0)
-    mass = jnp.sum(weight, axis=1)
-    edge = _largest_threshold(values, weight, _shifted_share(sampling.top_p, slack) * mass)
-    kept = kept & ((values >= edge - slack) | (sampling.top_p >= 1)[:, None])
+    edge = largest_threshold(values, weight, sampling.top_p * jnp.sum(weight, axis=1))
+    kept = kept & ((values >= edge) | (sampling.top_p >= 1)[:, None])
 
-    floor = jnp.log(jnp.maximum(sampling.min_p, jnp.finfo(jnp.float32).tiny))[:, None]
-    kept = kept & ((values >= largest + floor - slack) | (sampling.min_p <= 0)[:, None])
-    return kept | ((values == largest) & (slack >= 0))
-
-
-def _shifted_share(
-    share: Float[Array, " B"], slack: float | Float[Array, ""]
-) -> Float[Array, " B"]:
-    """A share of mass p whose odds p / (1 - p) grow by exp(slack); exactly p where slack is 0.
-
-    Scores that move by up to slack against each other change the odds of a set by no more. A
-    little is added for the rounding of the masses themselves.
-    """
-    growth = jnp.expm1(slack)
-    shift = share * (1 - share) * growth / (1 + share * growth)
-    return share + shift + jnp.clip(0.01 * slack, -4e-6, 4e-6)
+    floor = min_p_floor(values, sampling)
+    kept = kept & ((values >= floor) | (sampling.min_p <= 0)[:, None])
+    return kept | (values == largest)
 
 
 # --- scores and the pick -------------------------------------------------------------------------

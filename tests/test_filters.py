@@ -1,4 +1,4 @@
-"""The law's filters: top-k, top-p, min-p against their words, at their edges, and with slack."""
+"""The law's filters: top-k, top-p and min-p against their words, and at their edges."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import hypothesis
 import hypothesis.extra.numpy as arrays
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -36,9 +35,6 @@ def asks(temperature: float = 1.0, **filters) -> Request:
 @functools.partial(jax.jit, static_argnames="mode")
 def processed(logits, sampling, mode):
     return law.processed(logits, sampling, mode)
-
-
-keep = jax.jit(law.keep)
 
 
 def fill(logits) -> np.ndarray:
@@ -178,44 +174,3 @@ def test_greedy_rows_are_not_filtered():
     logits = random_logits(2).astype(np.float32)
     sampling = sampling_of(asks(0.0, top_k=1, top_p=0.1, min_p=0.9))
     np.testing.assert_array_equal(processed(logits, sampling, Mode.FULL), logits)
-
-
-SLACK = 0.25
-FILTERED = [
-    asks(top_k=1),
-    asks(top_k=4),
-    asks(top_p=0.3),
-    asks(top_p=0.9),
-    asks(min_p=0.2),
-    asks(top_k=6, top_p=0.7, min_p=0.05),
-]
-
-
-@pytest.mark.parametrize("request_", FILTERED, ids=lambda r: f"{r.top_k}-{r.top_p}-{r.min_p}")
-def test_slack_bounds_what_an_error_of_the_logits_can_do(request_):
-    """An error of half the slack on every logit moves no gap between two by more than the slack."""
-    rng = np.random.default_rng(3)
-    logits = np.round(random_logits(3, scale=1.0) * 8) / 8  # neighbours within the slack, and ties
-    sampling = sampling_of(request_)
-    certain = np.asarray(keep(logits.astype(np.float32), sampling, np.float32(-SLACK)))
-    possible = np.asarray(keep(logits.astype(np.float32), sampling, np.float32(SLACK)))
-    for trial in range(60):
-        error = rng.uniform(-SLACK / 2, SLACK / 2, logits.shape) if trial else 0
-        exact = np.asarray(keep((logits + error).astype(np.float32), sampling, np.float32(0)))
-        assert not (certain & ~exact).any()
-        assert not (exact & ~possible).any()
-    assert not possible.all() and (possible & ~certain).any()
-
-
-@pytest.mark.parametrize("request_", FILTERED[1:], ids=lambda r: f"{r.top_k}-{r.top_p}-{r.min_p}")
-def test_slack_is_monotone_and_small_slack_changes_little(request_):
-    logits = random_logits(4).astype(np.float32)
-    sampling = sampling_of(request_)
-    sets = [
-        np.asarray(keep(logits, sampling, np.float32(slack)))
-        for slack in (-0.5, -0.1, -1e-4, 0, 1e-4, 0.1, 0.5)
-    ]
-    for smaller, larger in zip(sets, sets[1:], strict=False):
-        assert not (smaller & ~larger).any()
-    assert (sets[2] != sets[4]).mean() < 0.2
-    assert jnp.array_equal(sets[3], law.keep(jnp.asarray(logits), sampling))

@@ -24,6 +24,7 @@ from jspec.models.blocks import causal_block
 from jspec.models.model import Model, empty_cache, forward
 from jspec.models.target import Target
 from jspec.state import Sampling, state
+from jspec.verify.edges import kept_within
 
 BOUNDS = {"float32": 2e-4, "bfloat16": 0.25, "float64": 1e-9}
 """Largest gap in logits that an excused near-tie may have, by dtype; divided by the temperature.
@@ -222,8 +223,7 @@ def tolerant_gap(
         return jnp.max(score, axis=1) - own
     scaled = law.processed(logits, sampling, Mode.PLAIN)
     is_greedy = (sampling.temperature == 0)[:, None]
-    surely = law.keep(scaled, sampling, -slack) | is_greedy
-    maybe = law.keep(scaled, sampling, slack) | is_greedy
-    best = jnp.max(jnp.where(surely, score, law.NEVER), axis=1)
-    is_possible = jnp.take_along_axis(maybe, at, axis=1)[:, 0]
+    certain, possible = kept_within(scaled, sampling, slack)
+    best = jnp.max(jnp.where(certain | is_greedy, score, law.NEVER), axis=1)
+    is_possible = jnp.take_along_axis(possible | is_greedy, at, axis=1)[:, 0]
     return jnp.where(is_possible, jnp.maximum(best - own, 0), jnp.inf)
