@@ -58,12 +58,14 @@ class Attention(nnx.Module):
         D, N, K, H = config.width, config.n_heads, config.n_kv_heads, config.head_dim
         self.eps = config.norm_eps
         self.window = window
-        self.q, self.k, self.v = weight(D, N, H), weight(D, K, H), weight(D, K, H)
-        self.o = weight(N, H, D)
+        self.head_dim = H
+        # Heads are folded into one axis: matrices of three axes would be laid out anew on TPU.
+        self.q, self.k, self.v = weight(D, N * H), weight(D, K * H), weight(D, K * H)
+        self.o = weight(N * H, D)
         has_bias = config.has_qkv_bias
-        self.q_bias = weight(N, H) if has_bias else None
-        self.k_bias = weight(K, H) if has_bias else None
-        self.v_bias = weight(K, H) if has_bias else None
+        self.q_bias = weight(N * H) if has_bias else None
+        self.k_bias = weight(K * H) if has_bias else None
+        self.v_bias = weight(K * H) if has_bias else None
         self.o_bias = weight(D) if config.has_out_bias else None
         self.q_norm = weight(H) if config.has_qk_norm else None
         self.k_norm = weight(H) if config.has_qk_norm else None
@@ -75,9 +77,9 @@ class Attention(nnx.Module):
         values: Float[Array, "B K S H"],
         rows: Rows,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-        new_queries = _add_bias(project("BTD,DNH->BTNH", x, self.q[...]), self.q_bias)
-        new_keys = _add_bias(project("BTD,DKH->BTKH", x, self.k[...]), self.k_bias)
-        new_values = _add_bias(project("BTD,DKH->BTKH", x, self.v[...]), self.v_bias)
+        new_queries = self._heads(x, self.q, self.q_bias)
+        new_keys = self._heads(x, self.k, self.k_bias)
+        new_values = self._heads(x, self.v, self.v_bias)
         if self.q_norm is not None and self.k_norm is not None:
             new_queries = rms_norm(new_queries, self.q_norm[...], self.eps)
             new_keys = rms_norm(new_keys, self.k_norm[...], self.eps)
@@ -86,10 +88,16 @@ class Attention(nnx.Module):
         keys = write_rows(keys, new_keys.transpose(0, 2, 1, 3), rows.start)
         values = write_rows(values, new_values.transpose(0, 2, 1, 3), rows.start)
         mixed = attend(new_queries, keys, values, rows.masks[self.window])
-        # Contracting N and H as two axes would copy the transposed weight in every call.
         B, T, N, H = mixed.shape
-        out = project("BTX,XD->BTD", mixed.reshape(B, T, N * H), self.o[...].reshape(N * H, -1))
+        out = project("BTX,XD->BTD", mixed.reshape(B, T, N * H), self.o[...])
         return _add_bias(out, self.o_bias), keys, values
+
+    def _heads(
+        self, x: Float[Array, "B T D"], matrix: nnx.Param, bias: nnx.Param | None
+    ) -> Float[Array, "B T N H"]:
+        """A projection, its output split into heads."""
+        folded = _add_bias(project("BTD,DX->BTX", x, matrix[...]), bias)
+        return folded.reshape(*folded.shape[:2], -1, self.head_dim)
 
 
 class MLP(nnx.Module):

@@ -73,7 +73,7 @@ def read_params(
         axes = AXES[leaf_name(path)]
         array = stored.load(tensors[stored.name]())
         if "kv_heads" in axes and repeats > 1:
-            array = np.repeat(array, repeats, axis=axes.index("kv_heads"))
+            array = _repeat_heads(array, axes.index("kv_heads"), config.n_kv_heads, repeats)
 
         def part(index) -> np.ndarray:
             # A copy of its own, never a view of the file, which may change or go away.
@@ -83,6 +83,13 @@ def read_params(
         return jax.make_array_from_callback(array.shape, where, part)
 
     return jax.tree.map_with_path(place, expected)
+
+
+def _repeat_heads(array: np.ndarray, axis: int, n_heads: int, repeats: int) -> np.ndarray:
+    """Every head, folded into `axis`, `repeats` times next to itself."""
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    heads = np.repeat(array.reshape(*before, n_heads, -1, *after), repeats, axis=axis)
+    return heads.reshape(*before, -1, *after)
 
 
 def _check(

@@ -62,58 +62,37 @@ class Layout:
             is_in_layer = len(path) > 1
             name = (self.layer if is_in_layer else self.top)[ours]
             prefix = self.prefix.format(path[1].idx) if is_in_layer else ""
-            return self._stored(prefix + name, ours, leaf.shape)
+            return self._stored(prefix + name, ours, leaf.shape, config.head_dim)
 
         return jax.tree.map_with_path(one, abstract_params(build(config), jnp.float32))
 
-    def _stored(self, name: str, ours: str, shape: tuple[int, ...]) -> Stored:
-        """How each kind of weight is stored: matrices output axes first, heads folded."""
-        is_rotated = self.is_interleaved and ours in ("q", "k", "q_bias", "k_bias")
-        halves = _to_halves if is_rotated else _same
-        pairs = _to_pairs if is_rotated else _same
-        if ours in ("q", "k", "v"):
-            D, N, H = shape
-            return Stored(
-                name,
-                (N * H, D),
-                lambda x: halves(x.reshape(N, H, D), 1).transpose(2, 0, 1),
-                lambda x: pairs(x.transpose(1, 2, 0), 1).reshape(N * H, D),
-            )
-        if ours in ("q_bias", "k_bias", "v_bias"):
-            N, H = shape
-            return Stored(
-                name,
-                (N * H,),
-                lambda x: halves(x.reshape(N, H), 1),
-                lambda x: pairs(x, 1).reshape(N * H),
-            )
-        if ours == "o":
-            N, H, D = shape
-            return Stored(
-                name,
-                (D, N * H),
-                lambda x: x.reshape(D, N, H).transpose(1, 2, 0),
-                lambda x: x.transpose(2, 0, 1).reshape(D, N * H),
-            )
-        if len(shape) == 2 and ours != "embedding":
-            return Stored(name, shape[::-1], np.transpose, np.transpose)
-        return Stored(name, shape, _same, _same)
+    def _stored(self, name: str, ours: str, shape: tuple[int, ...], head_dim: int) -> Stored:
+        """How each kind of weight is stored: matrices with their output axis first."""
+        turn = np.transpose if len(shape) == 2 and ours != "embedding" else _same
+        if not (self.is_interleaved and ours in ("q", "k", "q_bias", "k_bias")):
+            return Stored(name, shape if turn is _same else shape[::-1], turn, turn)
+        return Stored(
+            name,
+            shape[::-1],
+            lambda x: turn(_to_halves(x, head_dim)),
+            lambda x: _to_pairs(turn(x), head_dim),
+        )
 
 
-def _same(x: np.ndarray, axis: int = 0) -> np.ndarray:
+def _same(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _to_halves(x: np.ndarray, axis: int) -> np.ndarray:
-    """Pairs (2i, 2i + 1) along an axis to (i, i + H/2)."""
-    pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
-    return np.swapaxes(pairs, axis, axis + 1).reshape(x.shape)
+def _to_halves(x: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rotary pairs (2i, 2i + 1) of every head to (i, i + H/2); heads are folded into axis 0."""
+    pairs = x.reshape(-1, head_dim // 2, 2, *x.shape[1:])
+    return np.swapaxes(pairs, 1, 2).reshape(x.shape)
 
 
-def _to_pairs(x: np.ndarray, axis: int) -> np.ndarray:
+def _to_pairs(x: np.ndarray, head_dim: int) -> np.ndarray:
     """The way back from `_to_halves`."""
-    halves = x.reshape(*x.shape[:axis], 2, -1, *x.shape[axis + 1 :])
-    return np.swapaxes(halves, axis, axis + 1).reshape(x.shape)
+    halves = x.reshape(-1, 2, head_dim // 2, *x.shape[1:])
+    return np.swapaxes(halves, 1, 2).reshape(x.shape)
 
 
 HUGGING_FACE = Layout(

@@ -25,13 +25,13 @@ AXES: dict[str, tuple[str, ...]] = {
     "norm": ("width",),
     "attention_norm": ("width",),
     "mlp_norm": ("width",),
-    "q": ("width", "heads", "head_dim"),
-    "k": ("width", "kv_heads", "head_dim"),
-    "v": ("width", "kv_heads", "head_dim"),
-    "o": ("heads", "head_dim", "width"),
-    "q_bias": ("heads", "head_dim"),
-    "k_bias": ("kv_heads", "head_dim"),
-    "v_bias": ("kv_heads", "head_dim"),
+    "q": ("width", "heads"),
+    "k": ("width", "kv_heads"),
+    "v": ("width", "kv_heads"),
+    "o": ("heads", "width"),
+    "q_bias": ("heads",),
+    "k_bias": ("kv_heads",),
+    "v_bias": ("kv_heads",),
     "o_bias": ("width",),
     "q_norm": ("head_dim",),
     "k_norm": ("head_dim",),
@@ -42,7 +42,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "up_bias": ("mlp",),
     "down_bias": ("width",),
 }
-"""By the last name on a weight's path."""
+"""By the last name on a weight's path. `heads` of a weight are folded: N * H entries."""
 
 CACHE_AXES = ("rows", "kv_heads", "slots", "head_dim")
 
