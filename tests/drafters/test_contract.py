@@ -26,14 +26,7 @@ from jspec.verify import walk
 
 ROWS, PROMPT, CAPACITY, SLOTS = 8, 12, 48, 64
 IDLE = np.asarray([2, 5])
-SIZES = {
-    "n_layers": 1,
-    "width": 16,
-    "mlp_width": 16,
-    "n_heads": 2,
-    "n_kv_heads": 1,
-    "vocab_size": 23,
-}
+SMALL = {"n_layers": 1, "width": 16, "mlp_width": 16, "n_heads": 2, "n_kv_heads": 1}
 LIGHT = {"xla_backend_optimization_level": 0}
 
 TARGET = tiny_target(vocab_size=23, **SMALL)
