@@ -1,8 +1,14 @@
-"""Every test runs on eight simulated CPU devices, with strict dtype and rank promotion."""
+"""Every test runs on eight simulated CPU devices, with strict dtype and rank promotion.
+
+Compiled programs are kept in a folder of the run, which its workers and subprocesses share: the
+tests compile the same few programs over and over.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -12,7 +18,23 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+_PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of compiled programs, once a run; workers inherit it."""
+    if not hasattr(config, "workerinput"):
+        os.environ[_PROGRAMS] = tempfile.mkdtemp(prefix="jspec-programs-")
+    jax.config.update("jax_compilation_cache_dir", os.environ[_PROGRAMS])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it with the run."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[_PROGRAMS], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

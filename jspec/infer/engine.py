@@ -124,7 +124,7 @@ class Engine:
         return self._programs.program(Mode.GREEDY)
 
     def warm_up(self, requests: Sequence[Request] | None = None) -> CompileCounts:
-        """Compile what these requests need, or everything; nothing compiles afterwards.
+        """Compile what these requests need, in one run or apart, or everything.
 
         Returns:
           What it took.
@@ -175,7 +175,8 @@ class Engine:
     def run(self, requests: Iterable[Request], *, watch: Watch | None = None) -> Iterator[Event]:
         """Decode requests, first come first served; events come as text is committed.
 
-        All requests are checked before anything runs.
+        All requests are checked before anything runs. They share the cheapest mode of the law that
+        serves them all: a greedy request picks the same in each.
 
         Args:
           watch: host-side stops, such as stop strings.
@@ -183,6 +184,7 @@ class Engine:
         queue = collections.deque(enumerate(requests))
         for _, request in queue:
             self.check(request)
+        mode = max((request.mode for _, request in queue), key=list(Mode).index, default=None)
         rows: list[Row | None] = [None] * self.batch_size
         generation = None
         while queue or any(row is not None for row in rows):
@@ -195,10 +197,8 @@ class Engine:
                     has_new = True
             if generation is not None and has_new:
                 generation = yield from self._report(generation, rows, watch)
-            occupied = [row for row in rows if row is not None]
-            if generation is None or not occupied:
+            if generation is None or all(row is None for row in rows):
                 continue
-            mode = max((row.request.mode for row in occupied), key=list(Mode).index)
             generation = self._programs.chunk(generation, mode)
             generation = yield from self._report(generation, rows, watch)
 
