@@ -20,6 +20,7 @@ from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.sharding import make_mesh
 from jspec.state import Sampling
+from jspec.testing.light import LIGHT
 from jspec.testing.proof import reference_probs
 from jspec.testing.settings import settings
 
@@ -53,7 +54,7 @@ def ids_of(rows: int, vocabulary: int) -> jax.Array:
     return jnp.asarray(np.tile(np.arange(vocabulary, dtype=np.int32), (rows, 1)))
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=LIGHT)
 def law_of(logits, sampling, position):
     """Scores and pick by mode, and the distribution in full mode."""
     noise = law.gumbel(sampling, position, ids_of(ROWS, VOCABULARY), Stream.NOISE)

@@ -19,6 +19,7 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.infer.round import emit
 from jspec.law import Mode, Randomness, Rule
 from jspec.state import Context, Prompt, TargetOutput, replace
+from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
 from jspec.testing.roster import ROSTER, Entry
 from jspec.testing.settings import settings
@@ -27,7 +28,6 @@ from jspec.verify import walk
 ROWS, PROMPT, CAPACITY, SLOTS = 8, 12, 48, 64
 IDLE = np.asarray([2, 5])
 SMALL = {"n_layers": 1, "width": 16, "mlp_width": 16, "n_heads": 2, "n_kv_heads": 1}
-LIGHT = {"xla_backend_optimization_level": 0}
 
 TARGET = tiny_target(vocab_size=23, **SMALL)
 TEXTS = np.random.default_rng(0).integers(0, TARGET.vocab_size, (ROWS, CAPACITY)).astype(np.int32)

@@ -21,13 +21,13 @@ from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.state import Context, Prompt, replace
+from jspec.testing.light import LIGHT
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
 from jspec.testing.tolerances import tolerance
 
 ROWS, VOCABULARY, CAPACITY, SLOTS = 8, 31, 40, 64
 SMALL = {"n_layers": 1, "width": 16, "mlp_width": 16, "n_heads": 2, "n_kv_heads": 1}
-LIGHT = {"xla_backend_optimization_level": 0}
 CLOSE = tolerance("float32").logits
 
 TARGET = tiny_target(vocab_size=VOCABULARY, **SMALL)
@@ -181,7 +181,7 @@ def test_under_rejection_acceptance_is_the_overlap_of_the_two_models():
     program = Program(target=target.model, drafter=drafter, mode=Mode.PLAIN, rule=Rule.REJECTION)
     tokens, length = np.tile([[1, 4, 2]], (ROWS, 1)).astype(np.int32), np.full(ROWS, 3, np.int32)
     params, overlaps, kept = (target.params, small.params), [], []
-    for batch in range(250):
+    for batch in range(120):
         sampling = settings(ROWS, temperature=1.0, seed=batch, sample=np.arange(ROWS))
         end = decode(params, program, tokens, length, sampling, rounds=1)
         kept.append(end.counters.accepted[:, 1])

@@ -21,12 +21,12 @@ from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.state import StopReason
 from jspec.testing.drafters import Oracle
+from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.testing.tolerances import tolerance
 
 ROWS, CAPACITY = 4, 48
-LIGHT = {"xla_backend_optimization_level": 0}
 TARGET = tiny_target(n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1, vocab_size=31)
 LOOKUP = PromptLookup(depth=3)
 

@@ -19,6 +19,7 @@ from jspec.drafters import chain_draft
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.state import Context, StopReason, Verdict, replace
+from jspec.testing.light import LIGHT
 from jspec.testing.proof import law_problems, reference_probs
 from jspec.testing.settings import settings
 from jspec.verify import reject, residual
@@ -41,7 +42,7 @@ def probs_of(depth: int, **setting) -> np.ndarray:
 @functools.partial(
     jax.jit,
     static_argnames=("is_drawn", "mode"),
-    compiler_options={"xla_backend_optimization_level": 0},
+    compiler_options=LIGHT,
 )
 def run(sampling, is_valid, is_active, bad, fixed, *, is_drawn=True, mode=Mode.FULL):
     """The chain of every row and its verdict.

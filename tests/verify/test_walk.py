@@ -15,6 +15,7 @@ from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.ops import trees
 from jspec.state import Context, Draft, StopReason
+from jspec.testing.light import LIGHT
 from jspec.testing.proof import SETTINGS, reference_probs
 from jspec.testing.settings import settings
 from jspec.verify import judge_nodes, reason_to_stop, walk
@@ -116,7 +117,7 @@ def case() -> Case:
 @functools.partial(
     jax.jit,
     static_argnames=("all_nodes", "may_exit_early", "depth"),
-    compiler_options={"xla_backend_optimization_level": 0},
+    compiler_options=LIGHT,
 )
 def verdict_of(
     draft, logits, context, randomness, *, all_nodes=False, may_exit_early=True, depth=DEPTH
