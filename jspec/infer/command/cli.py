@@ -24,6 +24,7 @@ from jspec.config import (
 )
 from jspec.errors import UserError
 from jspec.infer.command.compile_cache import keep_compiled_programs
+from jspec.infer.command.interrupts import interrupts
 from jspec.infer.command.log import Failure, say_error
 from jspec.infer.command.prompts import Conversation, from_file, from_standard_input, from_texts
 from jspec.infer.text import import_transformers_without_torch
@@ -221,7 +222,7 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
         if owns_process:
             keep_compiled_programs()
             import_transformers_without_torch()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), interrupts():
             warnings.simplefilter("ignore")
             return run(config, conversations, as_json=args.json)
     except SystemExit as stop:  # --help

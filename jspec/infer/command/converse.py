@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from jspec.errors import UserError
 from jspec.infer.answers import Generation
 from jspec.infer.command.compare import Comparison, compare
+from jspec.infer.command.interrupts import interrupts
 from jspec.infer.command.log import Log
 from jspec.infer.command.output import InOrder, Printer
 from jspec.infer.command.prompts import Conversation
@@ -114,15 +115,16 @@ def _answer_turns(
             places.append(place)
         else:
             end(place, session.answerer.no_room(), None)
-    requests = session.requests([turns[place] for place in places])
-    size = session.plan.config.batch_size if session.plain else max(len(requests), 1)
     try:
-        for first in range(0, len(requests), size):
-            group = slice(first, first + size)
-            for place, generation, comparison in _answer_group(
-                session, requests[group], places[group], in_order, outcome
-            ):
-                end(place, generation, comparison)
+        with interrupts():
+            requests = session.requests([turns[place] for place in places])
+            size = session.plan.config.batch_size if session.plain else max(len(requests), 1)
+            for first in range(0, len(requests), size):
+                group = slice(first, first + size)
+                for place, generation, comparison in _answer_group(
+                    session, requests[group], places[group], in_order, outcome
+                ):
+                    end(place, generation, comparison)
     except KeyboardInterrupt:
         in_order.cut()
         raise
