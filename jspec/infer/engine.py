@@ -184,7 +184,9 @@ class Engine:
         queue = collections.deque(enumerate(requests))
         for _, request in queue:
             self.check(request)
-        mode = max((request.mode for _, request in queue), key=list(Mode).index, default=None)
+        mode = max(
+            (request.mode for _, request in queue), key=list(Mode).index, default=Mode.GREEDY
+        )
         rows: list[Row | None] = [None] * self.batch_size
         generation = None
         while queue or any(row is not None for row in rows):
