@@ -234,6 +234,18 @@ def test_every_form_of_the_walk_gives_the_same_verdict(verdicts, all_nodes, may_
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_a_row_walks_alone_as_in_a_batch(case, verdicts):
+    """Alone, the loop ends with it; the path still repeats its last node to the end."""
+    together = verdicts(False, True)
+    given = (case.draft, jnp.asarray(case.logits), case.context, case.randomness)
+    good = np.flatnonzero(together.stop_reason != StopReason.BAD_LOGITS)
+    for row in good[:40].tolist():
+        alone = verdict_of(*jax.tree.map(lambda x, row=row: x[row : row + 1], given))
+        for name in ("path", "tokens", "n_accepted", "next_token", "n_emitted", "stop_reason"):
+            ours, theirs = getattr(alone, name)[0], getattr(together, name)[row]
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_trace_tells_depth_rank_logprob_and_gap_of_every_token(case, verdicts):
     trace = verdicts(False, True).trace
     ranks = np.asarray(trees.sibling_rank(case.draft.parent, case.draft.is_valid))
