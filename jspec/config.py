@@ -28,7 +28,7 @@ MAX_SEED = 2**32 - 1
 MAX_TOKENS = 2**31 - 1
 
 
-def _field(default: Any, help_: str, expected: str, *, is_text: bool = False, **limits) -> Any:
+def field(default: Any, help_: str, expected: str, *, is_text: bool = False, **limits) -> Any:
     """A config field.
 
     Args:
@@ -41,42 +41,42 @@ def _field(default: Any, help_: str, expected: str, *, is_text: bool = False, **
     return Field(default, description=help_, json_schema_extra=extra, **limits)
 
 
-def _count(default: int | None, help_: str, low: int = 1) -> Any:
+def count(default: int | None, help_: str, low: int = 1) -> Any:
     expected = f"a whole number of at least {low}"
-    return _field(default, help_, expected, ge=low, le=MAX_TOKENS)
+    return field(default, help_, expected, ge=low, le=MAX_TOKENS)
 
 
-def _seed(help_: str) -> Any:
-    return _field(0, help_, f"a whole number from 0 to {MAX_SEED}", ge=0, le=MAX_SEED)
+def seed_field(help_: str) -> Any:
+    return field(0, help_, f"a whole number from 0 to {MAX_SEED}", ge=0, le=MAX_SEED)
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # --- what may be asked ---------------------------------------------------------------------------
 
 
-class Settings(_Config):
+class Settings(Config):
     """What one prompt asks; a line of a prompts file may carry any of these."""
 
-    max_new_tokens: int = _count(256, "new tokens at most, the stop token included")
-    temperature: float = _field(
+    max_new_tokens: int = count(256, "new tokens at most, the stop token included")
+    temperature: float = field(
         0.0, "0 is greedy", f"0 (greedy) or a number of at least {MIN_TEMPERATURE}"
     )
-    top_k: int = _count(0, "keep the K likeliest tokens; 0 is off", low=0)
-    top_p: float = _field(
+    top_k: int = count(0, "keep the K likeliest tokens; 0 is off", low=0)
+    top_p: float = field(
         1.0, "keep the smallest set of this mass; 1 is off", "a number in (0, 1]", gt=0, le=1
     )
-    min_p: float = _field(
+    min_p: float = field(
         0.0,
         "keep tokens of at least this share of the likeliest one's probability; 0 is off",
         "a number in [0, 1)",
         ge=0,
         lt=1,
     )
-    seed: int = _seed("names the noise; one prompt, seed and sample are one text")
-    sample: int = _seed("number of the request, for several texts of one seed")
+    seed: int = seed_field("names the noise; one prompt, seed and sample are one text")
+    sample: int = seed_field("number of the request, for several texts of one seed")
 
     @field_validator("temperature")
     @classmethod
@@ -86,65 +86,63 @@ class Settings(_Config):
         return value
 
 
-class MeshConfig(_Config):
+class MeshConfig(Config):
     """Devices along each axis."""
 
-    data: int = _count(1, "rows")
-    layer: int = _count(1, "groups of the drafter's layers")
-    tensor: int = _count(1, "heads and widths")
+    data: int = count(1, "rows")
+    layer: int = count(1, "groups of the drafter's layers")
+    tensor: int = count(1, "heads and widths")
 
 
 class InferConfig(Settings):
     """One run of `python -m jspec.infer`; every field can be given as `--set key=value`."""
 
-    target: str | None = _field(
+    target: str | None = field(
         None,
         "Hugging Face directory or hub id of the target",
         "a directory or a hub id",
         is_text=True,
         min_length=1,
     )
-    drafter: str = _field("none", "what proposes tokens", "the name of a drafter", is_text=True)
-    drafter_path: str | None = _field(
+    drafter: str = field("none", "what proposes tokens", "the name of a drafter", is_text=True)
+    drafter_path: str | None = field(
         None,
         "directory or hub id of the drafter's weights",
         "a directory or a hub id",
         is_text=True,
         min_length=1,
     )
-    drafter_options: dict[str, Any] = _field({}, "options of the drafter", "a mapping")
-    dtype: Literal["float32", "bfloat16"] = _field(
+    drafter_options: dict[str, Any] = field({}, "options of the drafter", "a mapping")
+    dtype: Literal["float32", "bfloat16"] = field(
         "float32", "of weights and cache", "float32 or bfloat16", is_text=True
     )
-    mesh: MeshConfig = _field(
+    mesh: MeshConfig = field(
         MeshConfig(), "devices along each axis", "axes such as data=1,layer=1,tensor=2"
     )
-    batch_size: int = _count(1, "rows decoded together")
-    max_length: int | None = _count(
+    batch_size: int = count(1, "rows decoded together")
+    max_length: int | None = count(
         None, "most tokens of a text, prompt included; the target's context if not given", low=2
     )
-    rule: Literal["walk", "rejection"] = _field(
+    rule: Literal["walk", "rejection"] = field(
         "walk", "how a draft is accepted", "walk or rejection", is_text=True
     )
-    stop: list[Annotated[str, Field(min_length=1)]] = _field(
+    stop: list[Annotated[str, Field(min_length=1)]] = field(
         [], "texts that end the output; they are left out of it", "a list of non-empty texts"
     )
-    ignore_eos: bool = _field(False, "go on past the target's stop tokens", "true or false")
-    system: str | None = _field(
+    ignore_eos: bool = field(False, "go on past the target's stop tokens", "true or false")
+    system: str | None = field(
         None, "system message, for targets with a chat template", "a text", is_text=True
     )
-    raw: bool = _field(
-        False, "give prompts as they are, without the chat template", "true or false"
-    )
-    chat_template: str | None = _field(
+    raw: bool = field(False, "give prompts as they are, without the chat template", "true or false")
+    chat_template: str | None = field(
         None,
         "Jinja chat template, where the tokenizer has none or another is wanted",
         "a Jinja template",
         is_text=True,
         min_length=1,
     )
-    trace: bool = _field(False, "tell where every token came from", "true or false")
-    compare: bool = _field(
+    trace: bool = field(False, "tell where every token came from", "true or false")
+    compare: bool = field(
         False, "also decode plainly, and compare texts and speed", "true or false"
     )
 

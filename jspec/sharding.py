@@ -36,25 +36,43 @@ REPLICATED: Table = dict.fromkeys(TARGET) | {"rows": "data"}
 """A drafter that every device holds whole: tiny drafters are slower sharded."""
 
 
+TRAINING: Table = dict.fromkeys(TARGET) | {"rows": ("data", "fsdp"), "width": "fsdp"}
+"""Weights in training: split over `fsdp` along the model's width, rows over all devices."""
+
+
 def make_mesh(*, data: int = 1, layer: int = 1, tensor: int = 1) -> Mesh:
     """A mesh over the first `data * layer * tensor` devices, with automatic axes.
 
     Raises:
       UserError: a size below 1, or more devices than there are.
     """
-    sizes = (data, layer, tensor)
-    if min(sizes) < 1:
-        raise UserError(
-            f"mesh sizes must be at least 1, got data={data},layer={layer},tensor={tensor}"
-        )
-    wanted, devices = math.prod(sizes), jax.devices()
+    return _mesh(dict(zip(MESH_AXES, (data, layer, tensor), strict=True)))
+
+
+def make_training_mesh(*, data: int = 1, fsdp: int = 1) -> Mesh:
+    """A mesh of `data` copies of the weights, each split over `fsdp` devices.
+
+    Raises:
+      UserError: a size below 1, or more devices than there are.
+    """
+    return _mesh({"data": data, "fsdp": fsdp})
+
+
+def _mesh(sizes: Mapping[str, int]) -> Mesh:
+    said = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+    if min(sizes.values()) < 1:
+        raise UserError(f"mesh sizes must be at least 1, got {said}")
+    wanted, devices = math.prod(sizes.values()), jax.devices()
     if wanted > len(devices):
         raise UserError(
-            f"mesh data={data},layer={layer},tensor={tensor} needs {wanted} devices, there are "
+            f"mesh {said} needs {wanted} devices, there are "
             f"{len(devices)} ({devices[0].platform}); make it smaller"
         )
     return jax.make_mesh(
-        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted]
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=devices[:wanted],
     )
 
 

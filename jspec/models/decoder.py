@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.models.config import DecoderConfig
-from jspec.ops.attention import attend
+from jspec.ops.attention import attend, attend_text
 from jspec.ops.cache import write_rows
 from jspec.ops.linear import project, wide_project
 from jspec.ops.norms import rms_norm
@@ -38,6 +38,22 @@ class Rows:
     cos: Float[Array, "B T half_H"]
     sin: Float[Array, "B T half_H"]
     masks: dict[int | None, Bool[Array, "B T S"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRows:
+    """What every layer needs to know of whole packed texts (training), computed once a forward.
+
+    Attributes:
+      cos, sin: rotation of each row.
+      segments: the text that each row belongs to.
+      is_causal: whether rows see only what comes before them in their text.
+    """
+
+    cos: Float[Array, "B T half_H"]
+    sin: Float[Array, "B T half_H"]
+    segments: Int[Array, "B T"]
+    is_causal: bool
 
 
 def weight(*shape: int) -> nnx.Param:
@@ -77,20 +93,35 @@ class Attention(nnx.Module):
         values: Float[Array, "B K S H"],
         rows: Rows,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-        new_queries = self._heads(x, self.q, self.q_bias)
-        new_keys = self._heads(x, self.k, self.k_bias)
-        new_values = self._heads(x, self.v, self.v_bias)
-        if self.q_norm is not None and self.k_norm is not None:
-            new_queries = rms_norm(new_queries, self.q_norm[...], self.eps)
-            new_keys = rms_norm(new_keys, self.k_norm[...], self.eps)
-        new_queries = rotate(new_queries, rows.cos, rows.sin)
-        new_keys = rotate(new_keys, rows.cos, rows.sin)
+        new_queries, new_keys, new_values = self._projections(x, rows.cos, rows.sin)
         keys = write_rows(keys, new_keys.transpose(0, 2, 1, 3), rows.start)
         values = write_rows(values, new_values.transpose(0, 2, 1, 3), rows.start)
-        mixed = attend(new_queries, keys, values, rows.masks[self.window])
+        return self._out(attend(new_queries, keys, values, rows.masks[self.window])), keys, values
+
+    def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
+        """Whole texts at once, without a cache."""
+        queries, keys, values = self._projections(x, rows.cos, rows.sin)
+        mixed = attend_text(
+            queries, keys, values, rows.segments, is_causal=rows.is_causal, window=self.window
+        )
+        return self._out(mixed)
+
+    def _projections(
+        self, x: Float[Array, "B T D"], cos: Float[Array, "B T h"], sin: Float[Array, "B T h"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Rotated queries and keys, and values."""
+        queries = self._heads(x, self.q, self.q_bias)
+        keys = self._heads(x, self.k, self.k_bias)
+        values = self._heads(x, self.v, self.v_bias)
+        if self.q_norm is not None and self.k_norm is not None:
+            queries = rms_norm(queries, self.q_norm[...], self.eps)
+            keys = rms_norm(keys, self.k_norm[...], self.eps)
+        return rotate(queries, cos, sin), rotate(keys, cos, sin), values
+
+    def _out(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         B, T, N, H = mixed.shape
         out = project("BTX,XD->BTD", mixed.reshape(B, T, N * H), self.o[...])
-        return _add_bias(out, self.o_bias), keys, values
+        return _add_bias(out, self.o_bias)
 
     def _heads(
         self, x: Float[Array, "B T D"], matrix: nnx.Param, bias: nnx.Param | None
@@ -137,6 +168,13 @@ class Layer(nnx.Module):
         with jax.named_scope("mlp"):
             x = x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
         return x, keys, values
+
+    def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
+        """Whole texts at once, without a cache."""
+        with jax.named_scope("attention"):
+            x = x + self.attention.over_text(rms_norm(x, self.attention_norm[...], self.eps), rows)
+        with jax.named_scope("mlp"):
+            return x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
 
 
 class Decoder(nnx.Module):

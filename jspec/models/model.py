@@ -1,7 +1,7 @@
 """A model as a static value and a pure `forward` over plain arrays.
 
-In reading order: `Model` and how it is built, its parameters and cache, `forward`, and `embed` and
-`head` for drafters that share them.
+In reading order: `Model` and how it is built, its parameters and cache, `forward`, `forward_text` for
+training, and `embed` and `head` for drafters that share them.
 
 Parameters are nested dicts and tuples of arrays, one array per weight per layer. The NNX
 definition is merged with them while tracing; nothing of NNX reaches a call.
@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
-from jspec.models.decoder import Decoder, Rows
+from jspec.models.decoder import Decoder, Rows, TextRows
 from jspec.ops.linear import wide_dtype
 from jspec.ops.masks import attention_mask
 from jspec.ops.rope import rotations
@@ -132,6 +133,61 @@ def forward(
         hidden = jnp.take_along_axis(hidden, logits_rows[:, :, None], axis=1)
     output = ModelOutput(logits=decoder.head(hidden), features=features)
     return output, KVCache(keys=tuple(keys), values=tuple(values))
+
+
+def forward_text(
+    params: Params,
+    model: Model,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    *,
+    capture: tuple[str, ...] = (),
+    is_causal: bool | None = None,
+    remat: bool = False,
+    rows_sharding: NamedSharding | None = None,
+) -> tuple[Float[Array, "B T D"], dict[str, Float[Array, "B T D"]]]:
+    """One pass over whole packed texts, for training: no cache, and differentiable.
+
+    The same function of a text as `forward`. Logits are `head(params, model, hidden)`, which the
+    caller takes of the rows it needs.
+
+    Args:
+      segments: which text each row belongs to; rows see their own text only.
+      positions: place of each row in its text.
+      capture: names of features, as in `forward`.
+      is_causal: the config's, if not given.
+      remat: keep only what enters each layer, and compute its inside again in the backward pass.
+      rows_sharding: of `[B, T, D]` activations between layers; XLA's choice if not given.
+
+    Returns:
+      The output of the final norm, and the features.
+    """
+    config = model.config
+    check_capture(config, capture)
+    decoder = _merge(model, params)
+
+    def place(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x if rows_sharding is None else jax.lax.with_sharding_constraint(x, rows_sharding)
+
+    x = place(decoder.embed(tokens))
+    frequencies, factor = config.rope.frequencies(config.head_dim)
+    cos, sin = rotations(positions, frequencies, factor, wide_dtype(x.dtype))
+    causal = config.is_causal if is_causal is None else is_causal
+    features = {}
+    for i, layer in enumerate(decoder.layers):
+        if f"enter.{i}" in capture:
+            features[f"enter.{i}"] = x
+
+        def through(x, cos, sin, segments, layer=layer):
+            rows = TextRows(cos=cos, sin=sin, segments=segments, is_causal=causal)
+            return layer.over_text(x, rows)
+
+        x = place((jax.checkpoint(through) if remat else through)(x, cos, sin, segments))
+    hidden = decoder.final_norm(x)
+    if "final" in capture:
+        features["final"] = hidden
+    return hidden, features
 
 
 def embed(params: Params, model: Model, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:

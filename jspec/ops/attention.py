@@ -1,15 +1,16 @@
-"""Attention over a cache whose new rows are written already: one masked pass over all slots.
+"""Attention over a cache whose new rows are written already, and over whole texts in training.
 
-The pass reads every slot whatever the mask, so equal rows give bitwise equal results in chains and
+`attend` is one masked pass over all slots of a cache. It reads every slot whatever the mask, so equal rows give bitwise equal results in chains and
 in plain decoding of the same shape. The group of query heads and the new rows are folded into one
-axis per key/value head: keys and values are read once and never repeated.
+axis per key/value head: keys and values are read once and never repeated. `attend_text` is its twin
+for training: the same function of a text, without a cache and with little memory.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jspec.ops.linear import wide_einsum
 
@@ -35,3 +36,62 @@ def attend(
     mixed = wide_einsum("BKRS,BKSH->BKRH", probs.astype(values.dtype), values)
     unfolded = mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4)
     return unfolded.reshape(B, T, N, H).astype(queries.dtype)
+
+
+def attend_text(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B T K H"],
+    values: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+    *,
+    is_causal: bool,
+    window: int | None = None,
+    chunk: int = 128,
+) -> Float[Array, "B T N H"]:
+    """Attention over whole packed texts, for training: no cache, scores of one chunk at a time.
+
+    Differentiable with the memory of one chunk's scores, which the backward pass computes again.
+    A causal chunk reads no key that comes after it.
+
+    Args:
+      segments: number of the text that a row belongs to; a row sees its own text only, and
+        position in the text grows with the row.
+      is_causal: rows see themselves and what comes before; otherwise their whole text.
+      window: only keys less than this many rows behind the query are seen.
+      chunk: query rows a chunk; it need not divide T.
+    """
+    B, T, N, H = queries.shape
+    K, G = keys.shape[2], N // keys.shape[2]
+    dtype = queries.dtype
+    if jax.default_backend() == "cpu" and dtype.itemsize < 4:
+        # XLA:CPU multiplies small matrices of narrow types one element at a time.
+        queries, keys, values = (x.astype(jnp.float32) for x in (queries, keys, values))
+    # Keys with their rows last, queries of a group together: products of plain matrices.
+    heads = queries.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
+    keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+
+    def one(start: int, rows: Array, seen_keys: Array, seen_values: Array, segments: Array):
+        R, S = rows.shape[3], seen_keys.shape[3]
+        folded = rows.reshape(B, K, G * R, H)
+        scores = wide_einsum("BKRH,BKHS->BKRS", folded, seen_keys).reshape(B, K, G, R, S)
+        scores = scores * jnp.asarray(H**-0.5, scores.dtype)
+        distance = jnp.arange(start, start + R)[:, None] - jnp.arange(S)[None, :]
+        mask = (segments[:, start : start + R, None] == segments[:, None, :S])[:, None, None]
+        if is_causal:
+            mask &= (distance >= 0)[None, None, None]
+        if window is not None:
+            mask &= (distance < window)[None, None, None]
+        scores = jnp.where(mask, scores, jnp.asarray(MASKED, scores.dtype))
+        probs = jax.nn.softmax(scores, axis=-1).reshape(B, K, G * R, S)
+        mixed = wide_einsum("BKRS,BKSH->BKRH", probs.astype(seen_values.dtype), seen_values)
+        return mixed.reshape(B, K, G, R, H)
+
+    outs = []
+    for start in range(0, T, chunk):
+        end = min(start + chunk, T)
+        seen = end if is_causal else T
+        part = jax.checkpoint(one, static_argnums=0)
+        rows = heads[:, :, :, start:end]
+        outs.append(part(start, rows, keys[..., :seen], values[:, :, :seen], segments))
+    mixed = jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(B, T, N, H).astype(dtype)

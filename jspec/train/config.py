@@ -1,0 +1,195 @@
+"""What can be trained, as configs read from YAML.
+
+Every file says its `kind`: a `tokenizer`, a `model`, or `texts` that a model writes for others to
+learn from. In reading order: the parts, the kinds, `KINDS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pydantic
+from pydantic import Field, field_validator
+
+from jspec.config import Config, count, field, seed_field
+from jspec.law import MIN_TEMPERATURE
+
+
+def _path(help_: str, default: str | None = None) -> Any:
+    return field(default, help_, "a path", is_text=True, min_length=1)
+
+
+def _needed(help_: str, expected: str, **limits: Any) -> Any:
+    extra = {"expected": f"{expected} (it must be given)", "is_text": False}
+    return Field(description=help_, json_schema_extra=extra, **limits)
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+class CorpusConfig(Config):
+    """One file of text."""
+
+    file: str = _needed("within data.folder, or a whole path", "a file name")
+    repeat: float = field(
+        1.0, "how often an epoch has it; 0.5 takes half", "a number above 0", gt=0
+    )
+
+
+class DataConfig(Config):
+    """Text, and how it becomes sequences."""
+
+    folder: str = _path("folder of the corpora", "data")
+    corpora: list[CorpusConfig] = _needed("files of text", "a list of file names", min_length=1)
+    length: int = count(512, "tokens of a sequence", low=8)
+    held_out: float = field(
+        0.02, "share of rows kept out of training", "a number in [0, 0.5]", ge=0, le=0.5
+    )
+    loss_on: Literal["all", "assistant"] = field(
+        "all", "what is learnt of a conversation", "all or assistant", is_text=True
+    )
+    chat_template: str | None = field(
+        None, "Jinja, where the tokenizer has none", "a Jinja template", is_text=True
+    )
+
+    @field_validator("corpora", mode="before")
+    @classmethod
+    def _names_are_files(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [{"file": item} if isinstance(item, str) else item for item in value]
+
+
+class OptimizerConfig(Config):
+    """How weights change."""
+
+    name: Literal["adamw", "muon"] = field(
+        "adamw", "muon orthogonalises updates of matrices", "adamw or muon", is_text=True
+    )
+    learning_rate: float = field(3e-4, "highest", "a number above 0", gt=0)
+    final_share: float = field(
+        0.1, "of the highest rate at the last step", "a number in [0, 1]", ge=0, le=1
+    )
+    decay: Literal["cosine", "linear"] = field(
+        "cosine",
+        "cosine: from the warm-up to the end; linear: over the last decay_steps, constant before",
+        "cosine or linear",
+        is_text=True,
+    )
+    decay_steps: int | None = count(None, "of a linear decay; a fifth of all if not given")
+    warmup_steps: int = count(100, "steps up to the highest rate", low=0)
+    weight_decay: float = field(0.1, "of matrices", "a number of at least 0", ge=0)
+    b1: float = field(0.9, "decay of the first moment", "a number in [0, 1)", ge=0, lt=1)
+    b2: float = field(0.95, "decay of the second moment", "a number in [0, 1)", ge=0, lt=1)
+    max_gradient_norm: float = field(
+        1.0, "gradients are scaled down to it; 0 is off", "a number of at least 0", ge=0
+    )
+    max_gradient_value: float = field(
+        0.0, "entries are clipped to it; 0 is off", "a number of at least 0", ge=0
+    )
+
+
+class TrainMeshConfig(Config):
+    """Devices along each axis; sequences are split over both."""
+
+    data: int = count(1, "copies of the weights")
+    fsdp: int = count(1, "parts of the weights")
+
+
+class LoopConfig(Config):
+    """What every training has: how long, how much at once, how often what is done."""
+
+    steps: int | None = count(None, "optimizer steps; epochs if not given")
+    epochs: float | None = field(
+        None, "passes over the data; steps if not given", "a number above 0", gt=0
+    )
+    batch_size: int = count(32, "sequences of a step")
+    micro_batch_size: int | None = count(
+        None, "sequences at once, whose gradients add up to a step's; the batch if not given"
+    )
+    optimizer: OptimizerConfig = field(OptimizerConfig(), "how weights change", "a mapping")
+    compute_dtype: Literal["float32", "bfloat16"] = field(
+        "bfloat16", "of the passes; weights stay float32", "float32 or bfloat16", is_text=True
+    )
+    remat: bool = field(False, "compute layers again in the backward pass", "true or false")
+    mesh: TrainMeshConfig = field(TrainMeshConfig(), "devices along each axis", "axes")
+    seed: int = seed_field("of weights and of the order of sequences")
+    log_every: int = count(10, "steps between lines of metrics")
+    eval_every: int = count(200, "steps between evaluations")
+    eval_sequences: int | None = count(
+        None, "held-out sequences of a corpus in an evaluation; all if not given"
+    )
+    save_every: int = count(200, "steps between checkpoints")
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> LoopConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("exactly one of steps and epochs")
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ValueError("batch_size a multiple of micro_batch_size")
+        return self
+
+
+# --- kinds ---------------------------------------------------------------------------------------
+
+
+class TokenizerConfig(Config):
+    """Trains a byte-level BPE tokenizer."""
+
+    kind: Literal["tokenizer"] = field("tokenizer", "what is trained", "tokenizer", is_text=True)
+    out: str = _needed("directory that is written", "a path")
+    data: DataConfig = _needed("text", "a mapping")
+    vocab_size: int = count(4096, "entries, special tokens included", low=257)
+    bos: str = field("<|start|>", "begins a text", "a text", is_text=True, min_length=1)
+    eos: str = field("<|end|>", "ends a text", "a text", is_text=True, min_length=1)
+    special: list[str] = field([], "further tokens without text", "a list of texts")
+    chat_template: str | None = field(None, "Jinja chat template", "a Jinja template", is_text=True)
+    max_length: int = count(1024, "longest text the models serve, tokens")
+
+
+class ModelConfig(LoopConfig):
+    """Trains a causal language model."""
+
+    kind: Literal["model"] = field("model", "what is trained", "model", is_text=True)
+    out: str = _needed("directory of the run: checkpoints, metrics, the model", "a path")
+    tokenizer: str = _needed("directory of the tokenizer", "a path")
+    model: dict[str, Any] = field(
+        {}, "sizes, as in DecoderConfig; not with init_from", "a mapping such as {width: 256}"
+    )
+    init_from: str | None = _path("checkpoint directory or hub id to start from")
+    data: DataConfig = _needed("text", "a mapping")
+
+
+class TextsConfig(Config):
+    """A model writes texts: continuations of the openings of corpora, as corpora for others."""
+
+    kind: Literal["texts"] = field("texts", "what is made", "texts", is_text=True)
+    out: str = _needed("JSON lines file that is written; a line is a text", "a path")
+    target: str = _needed("directory or hub id of the model that writes", "a path or id")
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "of weights and cache", "float32 or bfloat16", is_text=True
+    )
+    data: DataConfig = _needed("where openings come from", "a mapping")
+    n_texts: int = count(1000, "texts in all, spread over the corpora as an epoch has them")
+    prompt_tokens: int = count(24, "tokens of a plain text that are its opening")
+    max_new_tokens: int = count(256, "new tokens at most")
+    temperatures: list[float] = field(
+        [0.0, 0.7, 1.0], "taken in turn", f"a list of 0 or numbers of at least {MIN_TEMPERATURE}"
+    )
+    batch_size: int = count(16, "texts written together")
+    seed: int = seed_field("names the noise and the choice of openings")
+
+    @field_validator("temperatures")
+    @classmethod
+    def _in_range(cls, value: list[float]) -> list[float]:
+        if not value or any(t != 0 and t < MIN_TEMPERATURE for t in value):
+            raise ValueError("out of range")
+        return value
+
+
+KINDS: dict[str, type[Config]] = {
+    "tokenizer": TokenizerConfig,
+    "model": ModelConfig,
+    "texts": TextsConfig,
+}
+"""What `kind` may say."""

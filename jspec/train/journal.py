@@ -1,0 +1,55 @@
+"""The journal of a run: `metrics.jsonl`, a line a step, and lines of evaluations between them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE = "metrics.jsonl"
+
+
+def read_journal(directory: Path) -> list[dict[str, Any]]:
+    """All complete lines; a last line that a kill cut short is left out."""
+    path = directory / FILE
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+class Journal:
+    """Appends to the journal of a directory; silent where `is_writing` is False."""
+
+    def __init__(self, directory: Path, *, step: int, is_writing: bool):
+        """Opens the journal, and takes back what was written after `step`."""
+        self._file = None
+        if not is_writing:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / FILE
+        kept = [record for record in read_journal(directory) if record["step"] <= step]
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text("".join(map(_line, kept)), encoding="utf-8")
+        os.replace(unfinished, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(_line(record))
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"

@@ -1,0 +1,316 @@
+"""The training loop: objective, data and model are its three arguments.
+
+    train(NextToken(model), data, language_model(model), config=config, directory=Path("runs/mine"))
+
+In reading order: what it reports, `train`, and the parts of a run. A run's directory holds
+`checkpoints/` (the latest and the best), `metrics.jsonl` and `model/`, the exported best weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jspec.errors import UserError
+from jspec.sharding import TRAINING, make_training_mesh, sharding
+from jspec.train.checkpoints import Checkpoints
+from jspec.train.config import LoopConfig
+from jspec.train.data import Batch, Data
+from jspec.train.journal import Journal
+from jspec.train.objective import Objective
+from jspec.train.optimizer import make_optimizer, make_schedule
+from jspec.train.step import Step, TrainState
+from jspec.train.trainable import Trainable
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[Mapping[str, Any]], None]
+"""Called with every record of the journal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      steps: optimizer steps done, of `planned`.
+      held_out: mean loss at the best checkpoint, nats a token; None where nothing was held out.
+      best_step: the checkpoint whose weights were exported.
+      is_complete: False where it was told to stop.
+    """
+
+    steps: int
+    planned: int
+    held_out: float | None
+    best_step: int
+    is_complete: bool
+
+
+def train(
+    objective: Objective,
+    data: Data,
+    model: Trainable,
+    *,
+    config: LoopConfig,
+    directory: Path,
+    resume: bool = False,
+    report: Report = lambda record: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train until the planned steps are done, and export the best weights.
+
+    A run that is resumed goes on with the same batches, the same randomness and the same losses as
+    if it had never stopped.
+
+    Args:
+      directory: of the run.
+      resume: go on from the latest checkpoint, if there is one.
+      should_stop: asked between steps; the loop then saves and returns.
+
+    Raises:
+      UserError: a directory that has a run already and `resume` is not set; a batch that does not
+        fit the devices.
+      FloatingPointError: the loss is no longer a number.
+    """
+    run = _Run(objective, data, model, config, directory)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        if checkpoints.latest is not None and not resume:
+            raise UserError(
+                f"{directory} has a run of {checkpoints.latest} steps; go on with --resume, or give "
+                "another directory"
+            )
+        run.begin(checkpoints)
+        is_complete = run.go(checkpoints, report, should_stop)
+        best = checkpoints.best if checkpoints.best is not None else run.step
+        held_out = run.export(checkpoints, best) if is_complete else None
+    return Outcome(
+        steps=run.step,
+        planned=run.planned,
+        held_out=held_out,
+        best_step=best,
+        is_complete=is_complete,
+    )
+
+
+class _Run:
+    """The parts of one run, and where it is."""
+
+    def __init__(
+        self, objective: Objective, data: Data, model: Trainable, config: LoopConfig, path: Path
+    ):
+        self.config, self.path, self.model = config, path, model
+        self.mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+        _check_batch(config, self.mesh)
+        per_epoch = data.n_sequences / config.batch_size
+        self.planned = config.steps or max(1, math.ceil((config.epochs or 1) * per_epoch))
+        self.schedule = make_schedule(config.optimizer, self.planned)
+        rows = sharding(
+            self.mesh, TRAINING, ("rows", "tokens", "tokens"), (_divisor(self.mesh),) * 3
+        )
+        micro = config.micro_batch_size or config.batch_size
+        self.stepper = Step(
+            objective=objective,
+            optimizer=make_optimizer(config.optimizer, self.planned),
+            compute_dtype=config.compute_dtype,
+            micro_batches=config.batch_size // micro,
+            seed=config.seed,
+            rows_sharding=rows if self.mesh.size > 1 else None,
+        )
+        self.iterator = data.iterator(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+        self.tests = {
+            name: self._eval_batches(_spread(batch, config.eval_sequences), micro)
+            for name, batch in data.held_out().items()
+        }
+        self.train_step = jax.jit(self.stepper.train, donate_argnums=0)
+        self.eval_step = jax.jit(self.stepper.evaluate)
+        self.step = 0
+        self.train_state: TrainState
+
+    def begin(self, checkpoints: Checkpoints) -> None:
+        """Fresh weights, or those of the latest checkpoint."""
+
+        def make() -> TrainState:
+            return self.stepper.init(self.model.init(jax.random.key(self.config.seed)))
+
+        shardings = self.model.shardings(self.mesh, jax.eval_shape(make))
+        self.train_state = jax.jit(make, out_shardings=shardings)()
+        if checkpoints.latest is not None:
+            self.step = checkpoints.latest
+            self.train_state, where = checkpoints.load(self.train_state, self.step)
+            self.iterator.set_state(where["iterator"])
+
+    def go(self, checkpoints: Checkpoints, report: Report, should_stop: Callable[[], bool]) -> bool:
+        """Steps until all are done (True) or it is told to stop (False)."""
+        is_first = jax.process_index() == 0
+        journal = Journal(self.path, step=self.step, is_writing=is_first)
+
+        def tell(record: Mapping[str, Any]) -> None:
+            journal.write(record)
+            report(record)
+
+        waiting: list[tuple[int, dict[str, jax.Array]]] = []
+        since = time.perf_counter()
+        try:
+            while self.step < self.planned:
+                metrics = self._one_step()
+                waiting.append((self.step, metrics))
+                is_last = self.step == self.planned
+                is_told = self.step % self.config.log_every == 0 or is_last
+                if is_told:
+                    since = self._tell(waiting, since, tell)
+                is_stopping = (
+                    _agree(should_stop()) if is_told or jax.process_count() == 1 else False
+                )
+                held_out = None
+                if is_last or self.step % self.config.eval_every == 0:
+                    held_out = self._evaluate(tell)
+                is_due = self.step % self.config.save_every == 0
+                if is_due or is_last or is_stopping or held_out is not None:
+                    self._save(checkpoints, held_out)
+                if is_stopping and not is_last:
+                    self._tell(waiting, since, tell)
+                    return False
+        finally:
+            journal.close()
+        return True
+
+    def export(self, checkpoints: Checkpoints, step: int) -> float | None:
+        """Write the weights of a checkpoint to `model/`; returns their held-out loss."""
+        found, _ = checkpoints.load(self.train_state, step)
+        params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), found.params)
+        if jax.process_index() == 0:
+            self.model.export(params, self.path / "model")
+        return checkpoints.held_out(step)
+
+    def _one_step(self) -> dict[str, jax.Array]:
+        batch = {name: self._place(array) for name, array in next(self.iterator).items()}
+        self.train_state, metrics = self.train_step(self.train_state, self.model.frozen, batch)
+        self.step += 1
+        return metrics
+
+    def _tell(self, waiting: list, since: float, tell: Report) -> float:
+        """Fetch and write the metrics of the steps since the last time."""
+        fetched = jax.device_get(waiting)
+        now = time.perf_counter()
+        seconds = (now - since) / max(len(waiting), 1)
+        waiting.clear()
+        for step, metrics in fetched:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not math.isfinite(values["loss"]):
+                raise FloatingPointError(
+                    f"the loss of step {step} is {values['loss']}; a lower learning_rate or "
+                    "compute_dtype float32 may help; the last checkpoint is kept"
+                )
+            rate = float(self.schedule(step - 1))
+            tell({"step": step, **values, "learning_rate": rate, "seconds": round(seconds, 4)})
+        return now
+
+    def _evaluate(self, tell: Report) -> float | None:
+        """Held-out losses; returns the mean over all predicted tokens."""
+        if not self.tests:
+            return None
+        by_corpus, total, weight = {}, 0.0, 0.0
+        for name, batches in self.tests.items():
+            losses = [
+                self.eval_step(self.train_state.params, self.model.frozen, self._place_all(batch))
+                for batch in batches
+            ]
+            sums = jax.device_get([(loss.total, loss.weight) for loss in losses])
+            corpus_total, corpus_weight = (float(sum(column)) for column in zip(*sums, strict=True))
+            by_corpus[name] = corpus_total / max(corpus_weight, 1e-6)
+            total, weight = total + corpus_total, weight + corpus_weight
+        held_out = total / max(weight, 1e-6)
+        tell({"step": self.step, "held_out": held_out, "held_out_by_corpus": by_corpus})
+        return held_out
+
+    def _save(self, checkpoints: Checkpoints, held_out: float | None) -> None:
+        where = {"iterator": self.iterator.get_state()}
+        checkpoints.save(self.train_state, step=self.step, data=where, held_out=held_out)
+
+    def _eval_batches(self, batch: Batch, size: int) -> list[dict[str, np.ndarray]]:
+        """Held-out sequences in equal batches; the last is filled up with rows of no weight."""
+        count = len(next(iter(batch.values())))
+        batches = []
+        for start in range(0, count, size):
+            part = {name: array[start : start + size] for name, array in batch.items()}
+            missing = size - len(part["weights"])
+            filled = {
+                name: np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+                for name, array in part.items()
+            }
+            batches.append(filled)
+        return batches
+
+    def _sharding(self, array: np.ndarray) -> NamedSharding:
+        axes = ("rows",) + ("tokens",) * (array.ndim - 1)
+        return sharding(self.mesh, TRAINING, axes, (_divisor(self.mesh),) + array.shape[1:])
+
+    def _place(self, array: np.ndarray) -> jax.Array:
+        """This process's part of a batch as part of the whole batch."""
+        return jax.make_array_from_process_local_data(self._sharding(array), array)
+
+    def _place_all(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch that every process has whole."""
+
+        def one(array: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(
+                array.shape, self._sharding(array), lambda index: array[index]
+            )
+
+        return {name: one(array) for name, array in batch.items()}
+
+
+def _divisor(mesh: Mesh) -> int:
+    """Sequences at once are a multiple of this."""
+    return mesh.size
+
+
+def _spread(batch: Batch, limit: int | None) -> Batch:
+    """At most `limit` sequences, evenly spread over all of them."""
+    count = len(next(iter(batch.values())))
+    if limit is None or count <= limit:
+        return batch
+    chosen = np.linspace(0, count - 1, limit).round().astype(np.int64)
+    return {name: array[chosen] for name, array in batch.items()}
+
+
+def _check_batch(config: LoopConfig, mesh: Mesh) -> None:
+    micro = config.micro_batch_size or config.batch_size
+    if micro % mesh.size:
+        raise UserError(
+            f"micro_batch_size {micro} cannot be split over data x fsdp = {mesh.size} devices; give "
+            "a multiple"
+        )
+
+
+def _agree(is_stopping: bool) -> bool:
+    """Whether any process is to stop; all processes ask at the same step."""
+    if jax.process_count() == 1:
+        return is_stopping
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(jnp.asarray(is_stopping))))
+
+
+def _whole(leaf: jax.Array) -> jax.Array:
+    """An array that this process can read, wherever its parts are."""
+    if leaf.is_fully_addressable:
+        return leaf
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)

@@ -1,0 +1,109 @@
+"""What is trained: how its weights begin, where they go on a mesh, and how they leave.
+
+`Trainable` is the loop's third argument; `language_model` makes one of the decoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jspec.models.config import DecoderConfig
+from jspec.models.hf import write_checkpoint
+from jspec.models.model import Model, abstract_params, random_params
+from jspec.models.weights import AXES, leaf_name
+from jspec.sharding import TRAINING, sharding
+from jspec.state import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trainable:
+    """Weights to be trained.
+
+    Attributes:
+      init: makes the float32 weights of a key; traced.
+      axes: logical axes of a weight, from its path.
+      export: writes weights to a directory that others load.
+      frozen: weights that the objective uses beside them, already on their devices.
+    """
+
+    init: Callable[[Any], Params]
+    axes: Callable[[Any], tuple[str, ...]]
+    export: Callable[[Params, Path], None]
+    frozen: Params = None
+
+    def shardings(self, mesh: Mesh, tree: Any) -> Any:
+        """A sharding for every leaf of the weights or of the optimizer's moments.
+
+        A moment is laid out as the weight whose path ends its own path; the rest is everywhere.
+        """
+        weights = jax.eval_shape(self.init, jax.random.key(0))
+        by_path = {
+            _names(path): (self.axes(path), leaf.shape)
+            for path, leaf in jax.tree.leaves_with_path(weights)
+        }
+
+        def one(path, leaf) -> NamedSharding:
+            names = _names(path)
+            for start in range(len(names)):
+                axes, shape = by_path.get(names[start:], ((), None))
+                if shape == leaf.shape:
+                    return sharding(mesh, TRAINING, axes, leaf.shape)
+            return NamedSharding(mesh, PartitionSpec())
+
+        return jax.tree.map_with_path(one, tree)
+
+
+def language_model(
+    model: Model, *, start: Params | None = None, extra_config: dict[str, Any] | None = None
+) -> Trainable:
+    """The decoder.
+
+    Args:
+      start: weights to begin with; random ones if not given.
+      extra_config: more entries of `config.json`.
+    """
+
+    def init(key) -> Params:
+        if start is not None:
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
+        return initial_params(model, key)
+
+    def export(params: Params, directory: Path) -> None:
+        narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        write_checkpoint(directory, narrow, model.config, extra_config=extra_config)
+
+    return Trainable(init=init, axes=lambda path: AXES[leaf_name(path)], export=export)
+
+
+def initial_params(model: Model, key) -> Params:
+    """Normal weights of deviation 0.02; what is added to the residual is smaller with depth.
+
+    Source: Radford et al. 2019 (GPT-2), section 2.3.
+    """
+
+    def one(path, leaf):
+        name = leaf_name(path)
+        if name.endswith("norm"):
+            return jnp.ones_like(leaf)
+        if name.endswith("bias"):
+            return jnp.zeros_like(leaf)
+        return leaf / math.sqrt(2 * model.config.n_layers) if name in ("o", "down") else leaf
+
+    return jax.tree.map_with_path(one, random_params(model, key=key, dtype=jnp.float32))
+
+
+def n_weights(config: DecoderConfig, model: Model) -> int:
+    """Numbers a model has."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model, "float32")))
+
+
+def _names(path) -> tuple[str, ...]:
+    return tuple(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
