@@ -7,10 +7,9 @@ every ending into an exit code.
 from __future__ import annotations
 
 import argparse
-import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from jspec.config import (
     InferConfig,
@@ -24,13 +23,10 @@ from jspec.config import (
 )
 from jspec.errors import UserError
 from jspec.infer.command.compile_cache import keep_compiled_programs
+from jspec.infer.command.endings import Parser, exit_code
 from jspec.infer.command.interrupts import interrupts
-from jspec.infer.command.log import Failure, say_error
 from jspec.infer.command.prompts import Conversation, from_file, from_standard_input, from_texts
 from jspec.infer.text import import_transformers_without_torch
-
-SHOW_TRACE = "JSPEC_TRACEBACK"
-"""With this in the environment, failures that are nobody's mistake show where they happened."""
 
 DEMO = "demo"
 """The config that runs where nothing else is asked for."""
@@ -57,13 +53,6 @@ _METAVARS = {
 
 
 # --- flags ---------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """Wrong usage is one line, like every other mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +117,7 @@ def _plain(default: Any) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m jspec.infer",
         description="Generate text; with a drafter faster, and word for word the same.",
         allow_abbrev=False,
@@ -213,7 +202,8 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
       argv: without the program's name; those of the process where None.
       owns_process: nothing else runs in it, so that imports may be cut short.
     """
-    try:
+
+    def command() -> int:
         args = make_parser().parse_args(argv)
         config = make_config(args)
         conversations = read_prompts(args, config)
@@ -225,22 +215,5 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
         with warnings.catch_warnings(), interrupts():
             warnings.simplefilter("ignore")
             return run(config, conversations, as_json=args.json)
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    except UserError as error:
-        say_error(error)
-        return 2
-    except Failure as error:
-        if not error.is_quiet:
-            say_error(error)
-        return 1
-    except KeyboardInterrupt:
-        say_error("interrupted")
-        return 130
-    except Exception as error:  # a fault of ours or of the machine; one line, and how to see more
-        if os.environ.get(SHOW_TRACE):
-            raise
-        lines = str(error).strip().splitlines()
-        what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        say_error(f"{what} ({SHOW_TRACE}=1 shows where)")
-        return 1
+
+    return exit_code(command)

@@ -8,6 +8,7 @@ from logging import getLogger
 from jspec.config import InferConfig
 from jspec.infer.command.compare import Comparison, total
 from jspec.infer.command.converse import Outcome, converse
+from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.output import JsonPrinter, Output, TextPrinter
 from jspec.infer.command.prompts import Conversation, repeated_ids
@@ -20,8 +21,6 @@ from jspec.infer.command.report import (
     summary_record,
 )
 from jspec.infer.command.session import Session, make_plan
-
-INTERRUPTED = 130
 
 
 def run(config: InferConfig, conversations: Sequence[Conversation], *, as_json: bool) -> int:

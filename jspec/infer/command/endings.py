@@ -1,0 +1,52 @@
+"""How a command ends: every ending is an exit code, and every mistake one line.
+
+In reading order: the parser whose mistakes are `UserError`s, and `exit_code`, which all commands of
+jspec run in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+from jspec.errors import UserError
+from jspec.infer.command.log import Failure, say_error
+
+SHOW_TRACE = "JSPEC_TRACEBACK"
+"""With this in the environment, failures that are nobody's mistake show where they happened."""
+
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Runs a command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        return command()
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except UserError as error:
+        say_error(error)
+        return 2
+    except Failure as error:
+        if not error.is_quiet:
+            say_error(error)
+        return 1
+    except KeyboardInterrupt:
+        say_error("interrupted")
+        return INTERRUPTED
+    except Exception as error:  # a fault of ours or of the machine; one line, and how to see more
+        if os.environ.get(SHOW_TRACE):
+            raise
+        lines = str(error).strip().splitlines()
+        what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        say_error(f"{what} ({SHOW_TRACE}=1 shows where)")
+        return 1
