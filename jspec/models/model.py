@@ -1,7 +1,7 @@
 """A model as a static value and a pure `forward` over plain arrays.
 
-In reading order: `Model` and how it is built, its parameters and cache, `forward`, `forward_text` for
-training, and `embed` and `head` for drafters that share them.
+In reading order: `Model` and how it is built, its parameters and cache, `forward`, `forward_text`
+for training, and `embed` and `head` for drafters that share them.
 
 Parameters are nested dicts and tuples of arrays, one array per weight per layer. The NNX
 definition is merged with them while tracing; nothing of NNX reaches a call.

@@ -1,9 +1,10 @@
 """Attention over a cache whose new rows are written already, and over whole texts in training.
 
-`attend` is one masked pass over all slots of a cache. It reads every slot whatever the mask, so equal rows give bitwise equal results in chains and
-in plain decoding of the same shape. The group of query heads and the new rows are folded into one
-axis per key/value head: keys and values are read once and never repeated. `attend_text` is its twin
-for training: the same function of a text, without a cache and with little memory.
+`attend` is one masked pass over all slots of a cache. It reads every slot whatever the mask, so
+equal rows give bitwise equal results in chains and in plain decoding of the same shape. The group
+of query heads and the new rows are folded into one axis per key/value head: keys and values are
+read once and never repeated. `attend_text` is its twin for training: the same function of a text,
+without a cache and with little memory.
 """
 
 from __future__ import annotations

@@ -34,7 +34,12 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(1),
-                    policies.BestN(get_metric_fn=lambda metrics: metrics[BEST], reverse=True, n=1),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[BEST],
+                        reverse=True,
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
                 ]
             ),
             cleanup_tmp_directories=True,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,51 +54,63 @@ def read_rows(path: Path) -> Iterator[Row]:
     if ".jsonl" not in path.suffixes:
         yield from _passages(path)
         return
-    number = 0
-    for number, line in enumerate(_lines(path), 1):  # noqa: B007  (read after the loop)
+    is_empty = True
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
+            is_empty = False
             yield _row(path, number, line)
-    if number == 0:
+    if is_empty:
         raise UserError(f"{path} is empty; expected an object a line with text or messages")
 
 
 def is_held_out(row_id: str, share: float) -> bool:
-    """Whether a row belongs to the held-out split: by a hash of its id, the same on every machine."""
+    """Whether a row is held out of training: by a hash of its id, the same on every machine."""
     digest = hashlib.sha256(row_id.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def _lines(path: Path) -> Iterator[str]:
     opener: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            yield from file
+        with opener(path, "rb") as file:
+            for line in file:
+                number += 1
+                yield line.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} is not there; give data.folder, where the corpora are") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); the file may be incomplete") from None
+        raise UserError(
+            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line)"
+        ) from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(
+            f"{path}: cannot be read after line {number} ({error}); the file may be incomplete"
+        ) from None
 
 
 def _row(path: Path, number: int, line: str) -> Row:
     where = f"{path}, line {number}"
     try:
         values = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: broken JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: broken JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected an object with text or messages")
-    row_id = str(values.get("id", f"{corpus_name(path)}-{number}"))
+    row_id = values.get("id")
+    row_id = f"{corpus_name(path)}-{number}" if row_id is None else str(row_id)
     text, messages = values.get("text"), values.get("messages")
     if (text is None) == (messages is None):
         given = ", ".join(sorted(values)) or "nothing"
         raise UserError(f"{where}: expected either text or messages, given {given}")
-    if text is not None:
-        if not isinstance(text, str):
-            raise UserError(f"{where}: text must be a string, given {type(text).__name__}")
-        return Row(id=row_id, text=text)
-    return Row(id=row_id, messages=_messages(where, messages))
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{where}: text must be a string, given {type(text).__name__}")
+    row = Row(id=row_id, text=text, messages=() if messages is None else _messages(where, messages))
+    try:
+        "".join([row.id, row.text or "", *(m["content"] for m in row.messages)]).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half of a surrogate pair, which is no character") from None
+    return row
 
 
 def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:
@@ -114,6 +127,7 @@ def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:
 
 def _passages(path: Path, size: int = 3000) -> Iterator[Row]:
     name, text, number = corpus_name(path), "".join(_lines(path)), 0
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     run = ""
     for paragraph in re.split(r"\n\s*\n", text):
         run = f"{run}\n\n{paragraph}" if run else paragraph

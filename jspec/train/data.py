@@ -12,6 +12,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import uuid
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -190,7 +192,8 @@ def _key(path: Path, tokenizer_folder: Path, *settings: Any) -> str:
         size, when = path.stat().st_size, path.stat().st_mtime_ns
     except OSError:
         raise UserError(f"{path} is not there; give data.folder, where the corpora are") from None
-    files = sorted(tokenizer_folder.glob("*.json"))
+    kinds = ("*.json", "*.jinja", "*.model")
+    files = [file for kind in kinds for file in sorted(tokenizer_folder.glob(kind))]
     tokenizer = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     parts = [str(path.resolve()), size, when, tokenizer, *settings]
     return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
@@ -206,7 +209,7 @@ def _cached(cache: Path | None, name: str, key: str) -> tuple[Packed, Packed] | 
                 Packed(**{f.name: stored[f"{part}.{f.name}"] for f in dataclasses.fields(Packed)})
                 for part in ("train", "test")
             ]
-    except (OSError, ValueError, KeyError):  # cut short by a kill: packed again
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # damaged: packed again
         return None
     return parts[0], parts[1]
 
@@ -220,7 +223,8 @@ def _keep(cache: Path | None, name: str, key: str, packed: tuple[Packed, Packed]
         for part, values in zip(("train", "test"), packed, strict=True)
         for field, array in values.arrays().items()
     }
-    unfinished = cache / f".{name}-{key}.npz"
+    # A name of its own, because other processes may be packing the same corpus.
+    unfinished = cache / f".{name}-{key}-{uuid.uuid4().hex}"
     with open(unfinished, "wb") as file:
         np.savez(file, **arrays)
     unfinished.replace(cache / f"{name}-{key}.npz")

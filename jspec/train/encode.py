@@ -64,24 +64,15 @@ def _render(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tup
             f"row {row.id} is a conversation, and the tokenizer has no chat template; give "
             "data.chat_template, or plain text"
         )
-    messages = list(row.messages)
-
-    def render(n: int, is_asking: bool = False) -> str:
-        return hf.apply_chat_template(
-            messages[:n],
-            tokenize=False,
-            add_generation_prompt=is_asking,
-            chat_template=tokenizer.own_template,
-        )
-
-    text = render(len(messages))
+    text = _fill_in(row, len(row.messages), tokenizer)
     if loss_on == "all":
         return text, [(0, len(text))]
     learnt = []
-    for i, message in enumerate(messages):
+    for i, message in enumerate(row.messages):
         if message["role"] != "assistant":
             continue
-        before, after = render(i, is_asking=True), render(i + 1)
+        before = _fill_in(row, i, tokenizer, is_asking=True)
+        after = _fill_in(row, i + 1, tokenizer)
         if not (text.startswith(before) and text.startswith(after)):
             raise UserError(
                 f"row {row.id}: the chat template rewrites earlier turns, so that what the "
@@ -89,6 +80,26 @@ def _render(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tup
             )
         learnt.append((len(before), len(after)))
     return text, learnt
+
+
+def _fill_in(row: Row, n: int, tokenizer: Tokenizer, *, is_asking: bool = False) -> str:
+    """The first `n` turns as the chat template writes them, with BOS as in decoding."""
+    try:
+        [text] = tokenizer.hf.apply_chat_template(
+            [list(row.messages[:n])],  # in a list, because it takes no conversation without turns
+            tokenize=False,
+            add_generation_prompt=is_asking,
+            chat_template=tokenizer.own_template,
+        )
+    except Exception as error:  # a template is a program: it raises what it likes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"row {row.id}: the chat template cannot be filled in ({reason}); change the row or "
+            "the template"
+        ) from None
+    bos = tokenizer.hf.bos_token
+    is_bare = tokenizer.own_template is not None and bos and not text.startswith(bos)
+    return bos + text if is_bare else text
 
 
 def _with_weights(ids, offsets, learnt: list[tuple[int, int]]) -> Encoded:

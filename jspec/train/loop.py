@@ -86,8 +86,8 @@ def train(
     with Checkpoints(directory / "checkpoints") as checkpoints:
         if checkpoints.latest is not None and not resume:
             raise UserError(
-                f"{directory} has a run of {checkpoints.latest} steps; go on with --resume, or give "
-                "another directory"
+                f"{directory} has a run of {checkpoints.latest} steps; go on with --resume, or "
+                "give another directory"
             )
         run.begin(checkpoints)
         is_complete = run.go(checkpoints, report, should_stop)
@@ -102,6 +102,13 @@ def train(
     )
 
 
+def planned_steps(config: LoopConfig, data: Data) -> int:
+    """Optimizer steps of a config over its data."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil((config.epochs or 1) * data.n_sequences / config.batch_size))
+
+
 class _Run:
     """The parts of one run, and where it is."""
 
@@ -111,8 +118,7 @@ class _Run:
         self.config, self.path, self.model = config, path, model
         self.mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
         _check_batch(config, self.mesh)
-        per_epoch = data.n_sequences / config.batch_size
-        self.planned = config.steps or max(1, math.ceil((config.epochs or 1) * per_epoch))
+        self.planned = planned_steps(config, data)
         self.schedule = make_schedule(config.optimizer, self.planned)
         rows = sharding(
             self.mesh, TRAINING, ("rows", "tokens", "tokens"), (_divisor(self.mesh),) * 3
@@ -293,8 +299,8 @@ def _check_batch(config: LoopConfig, mesh: Mesh) -> None:
     micro = config.micro_batch_size or config.batch_size
     if micro % mesh.size:
         raise UserError(
-            f"micro_batch_size {micro} cannot be split over data x fsdp = {mesh.size} devices; give "
-            "a multiple"
+            f"micro_batch_size {micro} cannot be split over data x fsdp = {mesh.size} devices; "
+            "give a multiple"
         )
 
 

@@ -14,10 +14,10 @@ MUON_RMS = 0.2
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then down to the final share at the last step.
+    """Linear warm-up, then down towards the final share, which the step after the last would have.
 
-    With `decay: linear` the rate is constant until the last `decay_steps`, so that a run may be made
-    longer or shorter while it is on (Hu et al. 2024, MiniCPM, section 4).
+    With `decay: linear` the rate is constant until the last `decay_steps`, so that a run may be
+    made longer or shorter while it is on (Hu et al. 2024, MiniCPM, section 4).
     """
     peak, final = config.learning_rate, config.learning_rate * config.final_share
     warmup = min(config.warmup_steps, max(steps - 1, 0))
