@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.errors import UserError
 from jspec.sharding import TRAINING, make_training_mesh, sharding
@@ -75,12 +75,13 @@ def train(
     Args:
       directory: of the run.
       resume: go on from the latest checkpoint, if there is one.
-      should_stop: asked between steps; the loop then saves and returns.
+      should_stop: asked between steps (with several processes: between steps that are logged, and
+        one that is told to stop stops all); the loop then saves and returns.
 
     Raises:
       UserError: a directory that has a run already and `resume` is not set; a batch that does not
         fit the devices.
-      FloatingPointError: the loss is no longer a number.
+      FloatingPointError: a loss or gradient is no longer a number; what was saved before stays.
     """
     run = _Run(objective, data, model, config, directory)
     with Checkpoints(directory / "checkpoints") as checkpoints:
@@ -142,19 +143,19 @@ class _Run:
             name: self._eval_batches(_spread(batch, config.eval_sequences), micro)
             for name, batch in data.held_out().items()
         }
-        self.train_step = jax.jit(self.stepper.train, donate_argnums=0)
-        self.eval_step = jax.jit(self.stepper.evaluate)
+        self.shardings = model.shardings(self.mesh, jax.eval_shape(self._fresh))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        # Donated: the state. Batches have one shape each, so that both compile once.
+        self.train_step = jax.jit(
+            self.stepper.train, donate_argnums=0, out_shardings=(self.shardings, everywhere)
+        )
+        self.eval_step = jax.jit(self.stepper.evaluate, out_shardings=everywhere)
         self.step = 0
         self.train_state: TrainState
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Fresh weights, or those of the latest checkpoint."""
-
-        def make() -> TrainState:
-            return self.stepper.init(self.model.init(jax.random.key(self.config.seed)))
-
-        shardings = self.model.shardings(self.mesh, jax.eval_shape(make))
-        self.train_state = jax.jit(make, out_shardings=shardings)()
+        self.train_state = jax.jit(self._fresh, out_shardings=self.shardings)()
         if checkpoints.latest is not None:
             self.step = checkpoints.latest
             self.train_state, where = checkpoints.load(self.train_state, self.step)
@@ -176,24 +177,30 @@ class _Run:
                 metrics = self._one_step()
                 waiting.append((self.step, metrics))
                 is_last = self.step == self.planned
-                is_told = self.step % self.config.log_every == 0 or is_last
-                if is_told:
-                    since = self._tell(waiting, since, tell)
-                is_stopping = (
-                    _agree(should_stop()) if is_told or jax.process_count() == 1 else False
-                )
-                held_out = None
-                if is_last or self.step % self.config.eval_every == 0:
-                    held_out = self._evaluate(tell)
-                is_due = self.step % self.config.save_every == 0
-                if is_due or is_last or is_stopping or held_out is not None:
-                    self._save(checkpoints, held_out)
-                if is_stopping and not is_last:
+                is_logging = is_last or self.step % self.config.log_every == 0
+                is_asking = is_logging or jax.process_count() == 1
+                is_stopping = is_asking and _agree(should_stop())
+                is_evaluating = is_last or self.step % self.config.eval_every == 0
+                is_evaluating = is_evaluating and bool(self.tests)
+                is_due = is_last or self.step % self.config.save_every == 0
+                is_saving = is_due or is_stopping or is_evaluating
+                if is_logging or is_saving:
+                    # Before anything is saved: weights that are no numbers never are, and no line
+                    # of the journal is missing after a kill.
                     self._tell(waiting, since, tell)
+                held_out = self._evaluate(tell) if is_evaluating else None
+                if is_saving:
+                    self._save(checkpoints, held_out)
+                if is_logging or is_saving:
+                    since = time.perf_counter()
+                if is_stopping and not is_last:
                     return False
         finally:
             journal.close()
         return True
+
+    def _fresh(self) -> TrainState:
+        return self.stepper.init(self.model.init(jax.random.key(self.config.seed)))
 
     def export(self, checkpoints: Checkpoints, step: int) -> float | None:
         """Write the weights of a checkpoint to `model/`; returns their held-out loss."""
@@ -201,6 +208,7 @@ class _Run:
         params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), found.params)
         if jax.process_index() == 0:
             self.model.export(params, self.path / "model")
+        _wait_for_all()
         return checkpoints.held_out(step)
 
     def _one_step(self) -> dict[str, jax.Array]:
@@ -209,27 +217,20 @@ class _Run:
         self.step += 1
         return metrics
 
-    def _tell(self, waiting: list, since: float, tell: Report) -> float:
+    def _tell(self, waiting: list, since: float, tell: Report) -> None:
         """Fetch and write the metrics of the steps since the last time."""
         fetched = jax.device_get(waiting)
-        now = time.perf_counter()
-        seconds = (now - since) / max(len(waiting), 1)
+        seconds = (time.perf_counter() - since) / len(waiting)
         waiting.clear()
         for step, metrics in fetched:
             values = {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(values["loss"]):
-                raise FloatingPointError(
-                    f"the loss of step {step} is {values['loss']}; a lower learning_rate or "
-                    "compute_dtype float32 may help; the last checkpoint is kept"
-                )
+            _check_number("loss", step, values["loss"])
+            _check_number("gradient norm", step, values["gradient_norm"])
             rate = float(self.schedule(step - 1))
             tell({"step": step, **values, "learning_rate": rate, "seconds": round(seconds, 4)})
-        return now
 
-    def _evaluate(self, tell: Report) -> float | None:
+    def _evaluate(self, tell: Report) -> float:
         """Held-out losses; returns the mean over all predicted tokens."""
-        if not self.tests:
-            return None
         by_corpus, total, weight = {}, 0.0, 0.0
         for name, batches in self.tests.items():
             losses = [
@@ -241,6 +242,7 @@ class _Run:
             by_corpus[name] = corpus_total / max(corpus_weight, 1e-6)
             total, weight = total + corpus_total, weight + corpus_weight
         held_out = total / max(weight, 1e-6)
+        _check_number("held-out loss", self.step, held_out)
         tell({"step": self.step, "held_out": held_out, "held_out_by_corpus": by_corpus})
         return held_out
 
@@ -248,7 +250,8 @@ class _Run:
         where = {"iterator": self.iterator.get_state()}
         checkpoints.save(self.train_state, step=self.step, data=where, held_out=held_out)
 
-    def _eval_batches(self, batch: Batch, size: int) -> list[dict[str, np.ndarray]]:
+    @staticmethod
+    def _eval_batches(batch: Batch, size: int) -> list[dict[str, np.ndarray]]:
         """Held-out sequences in equal batches; the last is filled up with rows of no weight."""
         count = len(next(iter(batch.values())))
         batches = []
@@ -304,6 +307,14 @@ def _check_batch(config: LoopConfig, mesh: Mesh) -> None:
         )
 
 
+def _check_number(name: str, step: int, value: float) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the {name} of step {step} is {value}; a lower learning_rate or compute_dtype float32 "
+            "may help; the last checkpoint is kept"
+        )
+
+
 def _agree(is_stopping: bool) -> bool:
     """Whether any process is to stop; all processes ask at the same step."""
     if jax.process_count() == 1:
@@ -311,6 +322,14 @@ def _agree(is_stopping: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(jnp.asarray(is_stopping))))
+
+
+def _wait_for_all() -> None:
+    """Until every process is here: what the first one wrote is then there for all."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("exported")
 
 
 def _whole(leaf: jax.Array) -> jax.Array:
