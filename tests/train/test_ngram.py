@@ -1,0 +1,272 @@
+"""N-gram models against the definitions, and against entries of KenLM's estimator."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from jspec.errors import UserError
+from jspec.train.ngram import FALLBACK, NGramModel, discounts_of, estimate
+
+SIGNIFICANT = 2e-6
+"""The golden entries are float32 logarithms, printed with seven digits or fewer."""
+
+EXACT = 1e-12
+"""Two float64 sums in another order."""
+
+WORDS = ("<unk>", "a", "b", "c", "</s>", "<s>")
+UNK, A, B, C, END, BEGIN = range(len(WORDS))
+TEXTS = {
+    "A": ["a a b a", "b a a b"],
+    "B": ["a a b b b b b b b", "c"],
+}
+GOLDEN = {
+    "A": """
+        <unk> -0.90309 0 | <s> 0 -0.30103 | a -0.46943438 -0.30103 | </s> -0.5720968 0
+        b -0.5720968 -0.30103
+        <s> a -0.37712017 -0.30103 | a a -0.37712017 -0.30103 | b a -0.2984526 -0.30103
+        a </s> -0.58682007 0 | b </s> -0.5220179 0 | <s> b -0.41574955 -0.30103
+        a b -0.58682007 -0.30103
+        <s> a a -0.14885087 0 | b a a -0.33741078 0 | <s> b a -0.124077894 0
+        a b a -0.2997394 0 | b a </s> -0.42082912 0 | a b </s> -0.397617 0
+        a a b -0.20102891 0
+    """,
+    "B": """
+        <unk> -1 0 | <s> 0 -0.30103 | a -0.6146491 -0.30103 | </s> -0.6146491 0
+        c -0.7659168 -0.30103 | b -0.6146491 -0.30103
+        <s> a -0.4301247 -0.30103 | a a -0.4301247 -0.30103 | c </s> -0.20660876 0
+        b </s> -0.5404639 0 | <s> c -0.4740302 -0.30103 | a b -0.4301247 -0.30103
+        b b -0.3422159 -0.47712123
+        <s> a a -0.1638568 0 | <s> c </s> -0.09113217 0 | b b </s> -0.7462621 0
+        a a b -0.1638568 0 | a b b -0.13823806 0 | b b b -0.13375957 0
+    """,
+}
+"""By n-gram: log10 of its probability and of its backoff, as KenLM's lmplz estimated them."""
+
+
+def golden_model(name: str) -> tuple[NGramModel, list[str]]:
+    """The model of a golden corpus, and the names of its ids; `<s>` is no id of the vocabulary."""
+    words = [word for word in WORDS if word not in ("c", "<s>") or word in TEXTS[name][1]]
+    words = [word for word in words if word != "<s>"] + ["<s>"]
+    texts = [[words.index(word) for word in f"<s> {text} </s>".split()] for text in TEXTS[name]]
+    begin = words.index("<s>")
+    return estimate(texts, order=3, vocab_size=begin, begin=begin), words
+
+
+def entries(model: NGramModel) -> dict[tuple[int, ...], tuple[float, float]]:
+    """All n-grams: logarithms of probability and backoff."""
+    found, shorter = {}, [()]
+    n_ids = len(model.grams[0])
+    for grams in model.grams:
+        names = [(*shorter[key // n_ids], int(key % n_ids)) for key in grams.keys]
+        found |= dict(zip(names, zip(grams.logprobs, grams.log_backoffs, strict=True), strict=True))
+        shorter = names
+    return found
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_golden_entry_is_reproduced(name):
+    model, words = golden_model(name)
+    found = {" ".join(words[i] for i in key): value for key, value in entries(model).items()}
+    lines = [part.split() for line in GOLDEN[name].splitlines() for part in line.split("|")]
+    golden = {" ".join(line[:-2]): (float(line[-2]), float(line[-1])) for line in lines if line}
+    assert len(golden) == 19
+    assert set(found) == set(golden)
+    for key, expected in golden.items():
+        assert np.array(found[key]) / math.log(10) == pytest.approx(expected, abs=SIGNIFICANT), key
+    assert model.discounts == (FALLBACK,) * 3
+
+
+def test_golden_queries_back_off():
+    model, words = golden_model("A")
+    a, b, end, unknown = (words.index(word) for word in ("a", "b", "</s>", "<unk>"))
+    expected = {b: -0.20103, end: -0.88785, unknown: -1.50515}
+    found = {last: model.logprobs([a, a, last])[-1] / math.log(10) for last in expected}
+    assert found == pytest.approx(expected, abs=1e-5)
+    outcomes = [np.exp(model.logprobs([a, a, last])[-1]) for last in (a, b, end, unknown)]
+    assert outcomes == pytest.approx([0.20982, 0.62947, 0.12946, 0.03125], abs=1e-5)
+    assert sum(outcomes) == pytest.approx(1, abs=EXACT)
+
+
+# --- the definitions, in plain Python ------------------------------------------------------------
+
+Text = Sequence[int]
+Gram = tuple[int, ...]
+
+
+class Reference:
+    """Counts in dictionaries and the recursion as it is written, one probability at a time."""
+
+    def __init__(self, texts: Sequence[Text], order: int, vocab_size: int, begin: int | None):
+        self.order, self.begin = order, begin
+        self.n_outcomes = len([v for v in range(vocab_size) if v != begin])
+        occurrences: Counter[Gram] = Counter()
+        neighbours: dict[Gram, set[int]] = {}
+        for text in self._split(texts):
+            for i in range(len(text)):
+                for n in range(1, min(order, len(text) - i) + 1):
+                    gram = tuple(text[i : i + n])
+                    occurrences[gram] += 1
+                    neighbours.setdefault(gram, set()).add(text[i - 1] if i else -1)
+        self.adjusted = {
+            gram: count if len(gram) == order or gram[0] == begin else len(neighbours[gram])
+            for gram, count in occurrences.items()
+            if gram != (begin,)
+        }
+        self.discounts = [self._discounts(n) for n in range(1, order + 1)]
+        self.after: dict[Gram, list[int]] = {}
+        for gram, count in self.adjusted.items():
+            self.after.setdefault(gram[:-1], []).append(count)
+
+    def _split(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Texts that have `begin` at the start only."""
+        parts = []
+        for text in texts:
+            part: list[int] = []
+            for token in text:
+                if token == self.begin and part:
+                    parts.append(part)
+                    part = []
+                part.append(token)
+            parts.append(part)
+        return parts
+
+    def _discounts(self, n: int) -> list[float]:
+        t = Counter(count for gram, count in self.adjusted.items() if len(gram) == n)
+        if not (t[1] and t[2] and t[3]):
+            return [0.0, 0.5, 1.0, 1.5]
+        y = t[1] / (t[1] + 2 * t[2])
+        found = [j - (j + 1) * y * t[j + 1] / t[j] for j in (1, 2, 3)]
+        if not all(0 < d <= j for j, d in enumerate(found, 1)):
+            return [0.0, 0.5, 1.0, 1.5]
+        return [0.0, *found]
+
+    def prob(self, gram: Gram) -> float:
+        """p(last token | tokens before it)."""
+        if not gram:
+            return 1 / self.n_outcomes
+        discounts = self.discounts[len(gram) - 1]
+        counts = self.after.get(gram[:-1])
+        if not counts:
+            return self.prob(gram[1:])
+        total = sum(counts)
+        gamma = sum(discounts[min(count, 3)] for count in counts) / total
+        count = self.adjusted.get(gram, 0)
+        return (count - discounts[min(count, 3)]) / total + gamma * self.prob(gram[1:])
+
+    def logprobs(self, text: Text) -> list[float]:
+        """Of one text."""
+        found, start = [], 0
+        for i, token in enumerate(text):
+            if token == self.begin:
+                start = i
+                found.append(0.0)
+                continue
+            gram = tuple(text[max(start, i + 1 - self.order) : i + 1])
+            found.append(math.log(self.prob(gram)))
+        return found
+
+
+def random_texts(rng: np.random.Generator, n: int) -> list[list[int]]:
+    """Texts of phrases, some much more frequent than others, with an error in ten; ids below 99."""
+    phrases = [rng.integers(0, 99, n_tokens) for n_tokens in rng.integers(1, 6, 40)]
+    texts = []
+    for _ in range(n):
+        chosen = np.minimum(rng.geometric(0.08, rng.integers(0, 9)) - 1, 39)
+        text = np.concatenate([*(phrases[i] for i in chosen), np.zeros(0, int)])
+        is_error = rng.random(len(text)) < 0.1
+        texts.append(np.where(is_error, rng.integers(0, 99, len(text)), text).tolist())
+    return texts
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("begin", [None, 0, 100], ids=["plain", "begin", "begin-outside"])
+def test_every_probability_is_that_of_the_definitions(order, begin):
+    rng = np.random.default_rng(10 + order)
+    texts = random_texts(rng, 80)
+    if begin is not None:
+        texts = [[begin, *text] if i % 3 else text for i, text in enumerate(texts)]
+    model = estimate(texts, order=order, vocab_size=100, begin=begin)
+    reference = Reference(texts, order, 100, begin)
+    assert model.order == order
+    discounts = np.array([(0.0, *found) for found in model.discounts])
+    assert np.allclose(discounts, reference.discounts, rtol=0, atol=EXACT)
+    assert any(found != FALLBACK for found in model.discounts)  # else the test tests little
+    for text in [*texts[:5], *random_texts(rng, 8), [99] * 6]:
+        expected = reference.logprobs(text)
+        assert model.logprobs(text) == pytest.approx(expected, rel=0, abs=1e-10)
+
+
+texts_strategy = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=8).filter(
+    any
+)
+
+
+@hypothesis_settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    texts=texts_strategy,
+    context=st.lists(st.integers(0, 5), max_size=4),
+    order=st.integers(1, 4),
+    begin=st.sampled_from([None, 0, 6]),
+)
+def test_probabilities_after_any_context_sum_to_one(texts, context, order, begin):
+    """Ids 0 to 4 are seen, 5 never is."""
+    model = estimate(texts, order=order, vocab_size=6, begin=begin)
+    outcomes = [token for token in range(6) if token != begin]
+    probs = np.exp([model.logprobs([*context, token])[-1] for token in outcomes])
+    assert np.all(probs > 0)
+    assert probs.sum() == pytest.approx(1, abs=EXACT)
+
+
+@hypothesis_settings(max_examples=40, deadline=None, derandomize=True)
+@given(texts=texts_strategy, order=st.integers(1, 4), begin=st.sampled_from([None, 0]))
+def test_texts_in_a_row_count_as_each_alone(texts, order, begin):
+    model = estimate(texts, order=order, vocab_size=5, begin=begin)
+    starts = [i == 0 for text in texts for i in range(len(text))]
+    together = model.logprobs([token for text in texts for token in text], starts=starts)
+    alone = np.concatenate([model.logprobs(text) for text in texts])
+    assert np.array_equal(together, alone)
+
+
+def test_discounts_are_those_of_the_counts_of_counts():
+    """t = 8, 4, 2, 1: Y = 1/2; D = 1 - 1/2, 2 - 3/4, 3 - 1."""
+    adjusted = np.repeat([1, 2, 3, 4, 9], [8, 4, 2, 1, 5])
+    assert discounts_of(adjusted) == (0.5, 1.25, 2.0)
+    assert discounts_of(np.repeat([1, 2, 9], [8, 4, 5])) == FALLBACK  # none of 3
+    assert discounts_of(np.repeat([1, 2, 3], [1, 1, 9])) == FALLBACK  # the second below 0
+    assert discounts_of(np.repeat([1, 2, 3], [6, 3, 4])) == FALLBACK  # the second exactly 0
+
+
+def test_the_begin_of_a_text_is_read_and_not_predicted():
+    model = estimate([[0, 1, 2, 3], [0, 1, 3]], order=3, vocab_size=4, begin=0)
+    assert model.logprobs([0, 1, 2])[0] == 0
+    assert model.logprobs([3, 0, 1])[1:].tolist() == model.logprobs([0, 1]).tolist()
+    assert model.logprobs([]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("texts", "changes", "expected"),
+    [
+        ([[]], {}, "no text"),
+        ([[0, 4]], {}, "token 4 is outside the vocabulary of 4"),
+        ([[0, -1]], {}, "token -1"),
+        ([[0]], {"order": 0}, "order"),
+        ([[0]], {"vocab_size": 1, "begin": 0}, "vocab_size"),
+        ([[0]], {"begin": 5}, "begin"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(texts, changes, expected):
+    with pytest.raises(UserError, match=expected):
+        estimate(texts, **({"order": 2, "vocab_size": 4} | changes))
+
+
+def test_ids_outside_the_vocabulary_have_no_probability():
+    with pytest.raises(UserError, match="token 9"):
+        estimate([[0, 1]], order=2, vocab_size=4).logprobs([0, 9])
