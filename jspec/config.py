@@ -104,6 +104,13 @@ class InferConfig(Settings):
         is_text=True,
         min_length=1,
     )
+    target_digest: str | None = field(
+        None,
+        "digest of the target's weights, which refuses any others",
+        "64 hexadecimal digits",
+        is_text=True,
+        pattern="^[0-9a-f]{64}$",
+    )
     drafter: str = field("none", "what proposes tokens", "the name of a drafter", is_text=True)
     drafter_path: str | None = field(
         None,

@@ -1,4 +1,4 @@
-"""From a path or a hub id to a local directory."""
+"""From a path, the name of a shipped model or a hub id to a local directory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from jspec.errors import UserError
+from jspec.models.shipped import shipped
 
 _TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _IGNORED = ("original/*", "consolidated*", "onnx/*", "*.pth")
@@ -14,7 +15,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def local_directory(path_or_id: str | Path) -> Path:
-    """The directory itself, or a snapshot of the hub's files that are needed.
+    """The directory itself, a model that comes with jspec, or a snapshot of the hub's files.
 
     `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` are obeyed, because `huggingface_hub` obeys them.
 
@@ -27,6 +28,9 @@ def local_directory(path_or_id: str | Path) -> Path:
     if path.exists():
         raise UserError(f"{path} is a file; give the checkpoint directory that holds config.json")
     text = os.fspath(path_or_id)
+    found = shipped(text)
+    if found is not None:
+        return found
     if not _HUB_ID.fullmatch(text) or text.startswith((".", "~")):
         raise UserError(f"{path}: no such directory, and not a hub id of the form owner/name")
     return _snapshot(text)

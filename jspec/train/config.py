@@ -157,6 +157,14 @@ class ModelConfig(LoopConfig):
         {}, "sizes, as in DecoderConfig; not with init_from", "a mapping such as {width: 256}"
     )
     init_from: str | None = _path("checkpoint directory or hub id to start from")
+    teacher: str | None = _path("directory or hub id of a model whose predictions are learnt too")
+    teacher_share: float = field(
+        0.8,
+        "of the loss against the teacher; the rest is of the text",
+        "a number in (0, 1]",
+        gt=0,
+        le=1,
+    )
     data: DataConfig = _needed("text", "a mapping")
 
 

@@ -23,17 +23,19 @@ ROLES = ("system", "user", "assistant")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One text, or one conversation.
+    """One text, one conversation, or the tokens of a text.
 
     Attributes:
       id: names the row; decides whether it is held out.
       text: plain text, or None.
-      messages: `{"role", "content"}` each, the oldest first; empty for plain text.
+      messages: `{"role", "content"}` each, the oldest first; empty where the row has none.
+      tokens: ids that a model wrote; empty where the row has none.
     """
 
     id: str
     text: str | None = None
     messages: tuple[dict[str, str], ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 def corpus_name(path: Path) -> str:
@@ -99,10 +101,14 @@ def _row(path: Path, number: int, line: str) -> Row:
         raise UserError(f"{where}: expected an object with text or messages")
     row_id = values.get("id")
     row_id = f"{corpus_name(path)}-{number}" if row_id is None else str(row_id)
-    text, messages = values.get("text"), values.get("messages")
-    if (text is None) == (messages is None):
+    text, messages, tokens = (values.get(kind) for kind in ("text", "messages", "tokens"))
+    if (text, messages, tokens).count(None) != 2:
         given = ", ".join(sorted(values)) or "nothing"
-        raise UserError(f"{where}: expected either text or messages, given {given}")
+        raise UserError(f"{where}: expected either text or messages or tokens, given {given}")
+    if tokens is not None:
+        if not isinstance(tokens, list) or not all(type(t) is int and t >= 0 for t in tokens):
+            raise UserError(f"{where}: tokens must be a list of ids")
+        return Row(id=row_id, tokens=tuple(tokens))
     if text is not None and not isinstance(text, str):
         raise UserError(f"{where}: text must be a string, given {type(text).__name__}")
     row = Row(id=row_id, text=text, messages=() if messages is None else _messages(where, messages))

@@ -49,13 +49,18 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, loss_on: str) -> l
     encoded = tokenizer.hf(
         texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
-    return [_with_weights(ids, offsets, learnt) for ids, offsets, learnt in pairs]
+    parts = zip(rows, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+    return [
+        _given(row, tokenizer) if row.tokens else _with_weights(ids, offsets, learnt)
+        for row, ids, offsets, learnt in parts
+    ]
 
 
 def _render(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple[int, int]]]:
     """The text of a row, and which of its characters are learnt."""
     hf = tokenizer.hf
+    if row.tokens:
+        return "", []
     if row.text is not None:
         text = f"{hf.bos_token or ''}{row.text}{hf.eos_token or ''}"
         return text, [(0, len(text))]
@@ -100,6 +105,15 @@ def _fill_in(row: Row, n: int, tokenizer: Tokenizer, *, is_asking: bool = False)
     bos = tokenizer.hf.bos_token
     is_bare = tokenizer.own_template is not None and bos and not text.startswith(bos)
     return bos + text if is_bare else text
+
+
+def _given(row: Row, tokenizer: Tokenizer) -> Encoded:
+    if max(row.tokens) >= len(tokenizer.hf):
+        raise UserError(
+            f"row {row.id} has token {max(row.tokens)}, the tokenizer {len(tokenizer.hf)} entries; "
+            "it was written with another tokenizer"
+        )
+    return Encoded(np.asarray(row.tokens, np.int32), np.ones(len(row.tokens), np.float32))
 
 
 def _with_weights(ids, offsets, learnt: list[tuple[int, int]]) -> Encoded:

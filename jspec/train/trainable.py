@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jspec.models.config import DecoderConfig
 from jspec.models.hf import write_checkpoint
 from jspec.models.model import Model, abstract_params, random_params
 from jspec.models.weights import AXES, leaf_name
@@ -100,7 +99,7 @@ def initial_params(model: Model, key) -> Params:
     return jax.tree.map_with_path(one, random_params(model, key=key, dtype=jnp.float32))
 
 
-def n_weights(config: DecoderConfig, model: Model) -> int:
+def n_weights(model: Model) -> int:
     """Numbers a model has."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model, "float32")))
 

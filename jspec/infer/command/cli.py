@@ -32,7 +32,8 @@ DEMO = "demo"
 """The config that runs where nothing else is asked for."""
 
 _OF_THE_DRAFTER = ("drafter_path", "drafter_options")
-_NO_FLAG = ("drafter_options", "chat_template")
+_OF_THE_TARGET = ("target_digest",)
+_NO_FLAG = ("drafter_options", "chat_template", "target_digest")
 _METAVARS = {
     "target": "PATH|ID",
     "drafter": "NAME",
@@ -155,6 +156,8 @@ def make_config(args: argparse.Namespace) -> InferConfig:
         drafters = [layer["drafter"] for _, layer in layers if "drafter" in layer]
         if drafters and drafters[-1] != values.get("drafter"):
             values = {k: v for k, v in values.items() if k not in _OF_THE_DRAFTER}
+        if any("target" in layer for _, layer in layers):
+            values = {k: v for k, v in values.items() if k not in _OF_THE_TARGET}
         layers.insert(0, (str(path), values))
     config = resolve(InferConfig, layers)
     if config.target is None:

@@ -26,6 +26,7 @@ from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.config import DecoderConfig
 from jspec.models.hf import read_config
 from jspec.models.hub import local_directory
+from jspec.models.shipped import check_digest
 from jspec.models.target import load_target
 from jspec.sharding import make_mesh
 
@@ -77,6 +78,8 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
     check_drafter(config.drafter, config.drafter_options)
     directory = local_directory(config.target)
     drafter_directory = local_directory(config.drafter_path) if config.drafter_path else None
+    if config.target_digest is not None:
+        check_digest(directory, config.target_digest)
     decoder = read_config(directory)
     limit = config.max_length or decoder.max_length
     if limit > decoder.max_length:

@@ -1,0 +1,133 @@
+"""`python -m jspec.train`: what a config describes is trained, in a directory of its own.
+
+In reading order: the flags, the config that they make, and `main`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jspec.config import (
+    Config,
+    config_folders,
+    find_config,
+    nearest,
+    parse_sets,
+    read_yaml,
+    resolve,
+)
+from jspec.errors import UserError
+from jspec.infer.command.compile_cache import keep_compiled_programs
+from jspec.infer.command.endings import Parser, exit_code
+from jspec.infer.command.log import Log
+from jspec.infer.text import import_transformers_without_torch
+from jspec.train.config import KINDS
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m jspec.train",
+        description="Train a tokenizer, a model or a drafter, or let a model write text for one.",
+        epilog=f"A config says its kind, one of {', '.join(KINDS)}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="NAME|PATH",
+        help=f"YAML file, or one of {', '.join(training_names()) or 'the ready ones'}",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any field of the config, such as optimizer.learning_rate=1e-3",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where an earlier run of this config stopped"
+    )
+    parser.add_argument(
+        "--hosts",
+        metavar="auto|ADDRESS:PORT,COUNT,INDEX",
+        help="train on several hosts, the same command on each: auto where the cluster tells "
+        "(Cloud TPU, Slurm), else where host 0 is, how many there are and which one this is",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="metrics to stdout, an object a line, and a summary"
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="print the resolved config as YAML, and train nothing"
+    )
+    return parser
+
+
+def training_names() -> tuple[str, ...]:
+    """Names of the ready configs that train something."""
+    names = set()
+    for folder in config_folders():
+        for path in folder.rglob("*.yaml"):
+            if "kind" in read_yaml(path):
+                names.add(path.relative_to(folder).with_suffix("").as_posix())
+    return tuple(sorted(names))
+
+
+def make_config(args: argparse.Namespace) -> Config:
+    """The config of the file's kind, with what `--set` changes."""
+    if args.config is None:
+        raise UserError(
+            f"nothing to train: give --config, a YAML file or one of {', '.join(training_names())}"
+        )
+    path = find_config(args.config)
+    values = read_yaml(path)
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        near = nearest(str(kind), KINDS) if kind else None
+        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(KINDS)}"
+        raise UserError(f"{path}: kind: expected what is trained, given {kind!r}; {hint}")
+    return resolve(KINDS[kind], [(str(path), values), ("--set", parse_sets(args.set, KINDS[kind]))])
+
+
+def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
+    """Runs the command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Args:
+      argv: without the program's name; those of the process where None.
+      owns_process: nothing else runs in it, so that imports may be cut short.
+    """
+
+    def command() -> int:
+        args = make_parser().parse_args(argv)
+        config = make_config(args)
+        if args.show:
+            print(_as_yaml(config), end="")
+            return 0
+        if owns_process:
+            keep_compiled_programs()
+            import_transformers_without_torch()
+        from jspec.train.command.hosts import join_hosts
+
+        join_hosts(args.hosts)
+        return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
+
+    return exit_code(command)
+
+
+def _runner(config: Config) -> Callable[..., int]:
+    """What runs a kind; imported when it is needed."""
+    from jspec.train.command import run_model, run_texts, run_tokenizer
+
+    runners: dict[str, Any] = {
+        "tokenizer": run_tokenizer.run,
+        "model": run_model.run,
+        "texts": run_texts.run,
+    }
+    return runners[config.model_dump()["kind"]]
+
+
+def _as_yaml(config: Config) -> str:
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

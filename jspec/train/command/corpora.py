@@ -1,0 +1,19 @@
+"""The corpora of a config: where their files are, and their training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jspec.train.config import DataConfig
+from jspec.train.corpus import Row, is_held_out, read_rows
+
+
+def corpus_paths(data: DataConfig) -> dict[Path, float]:
+    """Every corpus, and how often an epoch has it."""
+    return {Path(data.folder) / corpus.file: corpus.repeat for corpus in data.corpora}
+
+
+def training_rows(path: Path, data: DataConfig) -> Iterator[Row]:
+    """The rows of a corpus that are not held out."""
+    return (row for row in read_rows(path) if not is_held_out(row.id, data.held_out))

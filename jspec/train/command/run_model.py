@@ -1,0 +1,271 @@
+"""`kind: model`: a causal language model, from random weights or from a checkpoint.
+
+In reading order: `run`, what is trained, and how its progress is told. A teacher's distributions
+may be learnt beside the text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jspec.errors import UserError
+from jspec.infer.command.endings import INTERRUPTED
+from jspec.infer.command.log import Log
+from jspec.infer.text import Tokenizer, load_tokenizer
+from jspec.models.config import DecoderConfig
+from jspec.models.hub import local_directory
+from jspec.models.model import Model, build
+from jspec.models.target import load_target
+from jspec.train.command.corpora import corpus_paths
+from jspec.train.command.interrupts import stop_requests
+from jspec.train.config import LoopConfig, ModelConfig
+from jspec.train.data import TextData, load_text
+from jspec.train.journal import read_journal
+from jspec.train.loop import Outcome, Report, planned_steps, train
+from jspec.train.objective import Distil, NextToken, Objective
+from jspec.train.trainable import language_model, n_weights
+
+CONFIG_FILE = "config.yaml"
+PICTURE_FILE = "loss.png"
+
+MAY_CHANGE = ("steps", "epochs", "log_every", "eval_every", "eval_sequences", "save_every", "out")
+"""Fields that may differ when a run is resumed: they do not change a step that is done."""
+
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.json")
+
+
+def run(config: ModelConfig, *, log: Log, resume: bool, as_json: bool) -> int:
+    """Train, or go on training; the exit code is 130 where it was told to stop."""
+    tokenizer_folder = local_directory(config.tokenizer)
+    tokenizer = load_tokenizer(tokenizer_folder, config.data.chat_template)
+    if tokenizer is None:
+        raise UserError(f"{config.tokenizer} has no tokenizer; train one, or give its directory")
+    model, start = _model(config, tokenizer)
+    objective, frozen = _objective(config, model)
+    directory = Path(config.out)
+    check_same_run(config, directory, resume)
+    with log.status("reading and packing text"):
+        data = load_text(
+            corpus_paths(config.data),
+            tokenizer_folder,
+            length=config.data.length,
+            held_out=config.data.held_out,
+            loss_on=config.data.loss_on,
+            chat_template=config.data.chat_template,
+            cache=directory.parent / "packed",
+        )
+    log.note(_plan_line(config, model, data))
+    ids = {"bos_token_id": tokenizer.hf.bos_token_id, "eos_token_id": tokenizer.hf.eos_token_id}
+    trainable = dataclasses.replace(
+        language_model(model, start=start, extra_config=ids), frozen=frozen
+    )
+    outcome = train_in(
+        directory,
+        planned_steps(config, data),
+        log,
+        as_json,
+        lambda report, should_stop: train(
+            objective,
+            data,
+            trainable,
+            config=config,
+            directory=directory,
+            resume=resume,
+            report=report,
+            should_stop=should_stop,
+        ),
+    )
+    if not outcome.is_complete:
+        return INTERRUPTED
+    if jax.process_index() == 0:
+        add_companions(directory / "model", tokenizer_folder, ids)
+    return 0
+
+
+# --- what is trained -----------------------------------------------------------------------------
+
+
+def _model(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Model, Any]:
+    """The model, and the weights it starts from (None: random ones)."""
+    if (config.init_from is None) == (not config.model):
+        raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
+    if config.init_from is not None:
+        target = load_target(config.init_from)
+        _check_vocabulary(target.model.config, tokenizer)
+        return target.model, target.params
+    known = {field.name for field in dataclasses.fields(DecoderConfig)}
+    unknown = sorted(set(config.model) - known)
+    if unknown:
+        raise UserError(f"model: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    sizes = {"vocab_size": len(tokenizer.hf), **config.model}
+    try:
+        decoder = DecoderConfig(**sizes)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: {error}") from None
+    _check_vocabulary(decoder, tokenizer)
+    if decoder.max_positions < config.data.length:
+        raise UserError(
+            f"data.length {config.data.length} is more than the {decoder.max_positions} positions "
+            "of the model; raise model.max_positions"
+        )
+    return build(decoder), None
+
+
+def _check_vocabulary(decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
+    if decoder.vocab_size < len(tokenizer.hf):
+        raise UserError(
+            f"the tokenizer has {len(tokenizer.hf)} entries, the model only {decoder.vocab_size}; "
+            "raise model.vocab_size"
+        )
+
+
+def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:
+    """What is minimised, and the teacher's weights if there is one."""
+    if config.teacher is None:
+        return NextToken(model, remat=config.remat), None
+    teacher = load_target(config.teacher, dtype=config.compute_dtype)
+    if teacher.vocab_size != model.config.vocab_size:
+        raise UserError(
+            f"the teacher has {teacher.vocab_size} tokens, the model {model.config.vocab_size}; "
+            "they must share a tokenizer"
+        )
+    objective = Distil(model, teacher.model, share=config.teacher_share, remat=config.remat)
+    return objective, teacher.params
+
+
+def add_companions(directory: Path, tokenizer_folder: Path, ids: Mapping[str, Any]) -> None:
+    """What a checkpoint needs beside weights: tokenizer files and the ids that end a text."""
+    for pattern in _TOKENIZER_FILES:
+        for file in tokenizer_folder.glob(pattern):
+            shutil.copyfile(file, directory / file.name)
+    (directory / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+
+
+# --- runs of any kind of model -------------------------------------------------------------------
+
+
+def check_same_run(config: LoopConfig, directory: Path, resume: bool) -> None:
+    """Write the resolved config; refuse to resume with one that would give another run."""
+    path = directory / CONFIG_FILE
+    values = config.model_dump(mode="json")
+    if resume and path.is_file():
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        changed = sorted(
+            key
+            for key in set(before) | set(values)
+            if key not in MAY_CHANGE and before.get(key) != values.get(key)
+        )
+        if changed:
+            raise UserError(
+                f"{path} has another {', '.join(changed)}; resume with what the run began with, or "
+                "give another out"
+            )
+    if jax.process_index() == 0 and (resume or not path.is_file()):
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def train_in(
+    directory: Path,
+    planned: int,
+    log: Log,
+    as_json: bool,
+    training: Callable[[Report, Callable[[], bool]], Outcome],
+) -> Outcome:
+    """Run a training with its progress on stderr, and say how it ended."""
+    with stop_requests(log.warning) as should_stop, _Progress(planned, log, as_json) as progress:
+        outcome = training(progress.report, should_stop)
+    if jax.process_index() == 0:
+        _draw(directory, log)
+        _say_outcome(outcome, directory, log, as_json)
+    return outcome
+
+
+def _say_outcome(outcome: Outcome, directory: Path, log: Log, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"summary": dataclasses.asdict(outcome)}), flush=True)
+    if not outcome.is_complete:
+        log.warning(f"stopped after step {outcome.steps} of {outcome.planned}; --resume goes on")
+        return
+    loss = "" if outcome.held_out is None else f", held-out loss {outcome.held_out:.4f}"
+    log.note(f"best step {outcome.best_step}{loss}; weights in {directory / 'model'}")
+
+
+def _plan_line(config: ModelConfig, model: Model, data: TextData) -> str:
+    tokens = data.n_tokens
+    return (
+        f"{n_weights(model) / 1e6:.2f} million weights, {data.n_sequences:,} sequences of "
+        f"{config.data.length} ({tokens:,} tokens) an epoch, "
+        f"{config.batch_size * config.data.length:,} tokens a step"
+    )
+
+
+class _Progress:
+    """A bar on a terminal, else a line now and then; JSON lines where asked for."""
+
+    EVERY_S = 30.0
+
+    def __init__(self, planned: int, log: Log, as_json: bool):
+        self._log, self._as_json, self._is_first = log, as_json, jax.process_index() == 0
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if self._is_first and console.is_terminal:
+            columns = (
+                TextColumn("step"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("", total=planned)
+        self._said = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        if not self._is_first:
+            return
+        if self._as_json:
+            print(json.dumps(record), flush=True)
+        is_evaluation = "held_out" in record
+        if is_evaluation:
+            corpora = ", ".join(f"{k} {v:.3f}" for k, v in record["held_out_by_corpus"].items())
+            self._log.note(
+                f"step {record['step']}: held-out loss {record['held_out']:.4f} ({corpora})"
+            )
+            return
+        said = f"loss {record['loss']:.3f}, {record['seconds']:.2f} s a step"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["step"], description=said)
+        elif not self._as_json and time.monotonic() - self._said >= self.EVERY_S:
+            self._said = time.monotonic()
+            self._log.note(f"step {record['step']}: {said}")
+
+
+def _draw(directory: Path, log: Log) -> None:
+    """The loss picture, where matplotlib is installed."""
+    try:
+        from jspec.train.picture import save_losses
+    except ImportError:
+        log.note("no loss picture: install the extra `plot`")
+        return
+    save_losses(read_journal(directory), directory / PICTURE_FILE)

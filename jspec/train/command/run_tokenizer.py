@@ -1,0 +1,57 @@
+"""`kind: tokenizer`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+
+from jspec.errors import UserError
+from jspec.infer.command.log import Log
+from jspec.train.command.corpora import corpus_paths, training_rows
+from jspec.train.config import TokenizerConfig
+from jspec.train.tokenizer import train_tokenizer
+
+
+def run(config: TokenizerConfig, *, log: Log, resume: bool, as_json: bool) -> int:
+    """Train on all training rows and write the directory; the same text gives the same tokens."""
+    if jax.process_count() > 1:
+        raise UserError("a tokenizer is trained on one host; leave out --hosts")
+    directory = Path(config.out)
+    if (directory / "tokenizer.json").exists():
+        if resume:
+            log.note(f"{directory} is complete")
+            return 0
+        raise UserError(f"{directory} has a tokenizer; remove it, or give another out")
+
+    counts = {"rows": 0, "characters": 0}
+
+    def texts():
+        for path in corpus_paths(config.data):
+            for row in training_rows(path, config.data):
+                text = row.text
+                if text is None:
+                    text = "\n".join(message["content"] for message in row.messages)
+                counts["rows"] += 1
+                counts["characters"] += len(text)
+                yield text
+
+    with log.status("training the tokenizer"):
+        tokenizer = train_tokenizer(
+            texts(),
+            directory,
+            vocab_size=config.vocab_size,
+            bos=config.bos,
+            eos=config.eos,
+            special=tuple(config.special),
+            chat_template=config.chat_template,
+            max_length=config.max_length,
+        )
+    log.note(
+        f"{len(tokenizer)} entries from {counts['rows']:,} rows of {counts['characters']:,} "
+        f"characters, in {directory}"
+    )
+    if as_json:
+        print(json.dumps({"summary": {"out": str(directory), "vocab": len(tokenizer), **counts}}))
+    return 0
