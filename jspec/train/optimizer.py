@@ -59,7 +59,21 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             muon_weight_dimension_numbers=_muon_dimensions,
             consistent_rms=MUON_RMS,
         )
-    return optax.chain(*clips, update)
+    return _promoting(optax.chain(*clips, update))
+
+
+def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Optax counts on implicit promotion, which jspec's callers may have switched off."""
+
+    def init(params):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return inner.init(params)
+
+    def update(updates, moments, params=None):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return inner.update(updates, moments, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _matrices(params: Params) -> Params:
