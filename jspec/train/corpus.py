@@ -98,25 +98,33 @@ def _row(path: Path, number: int, line: str) -> Row:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: broken JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected an object with text or messages")
+        raise UserError(f"{where}: expected an object with text, messages or tokens")
     row_id = values.get("id")
     row_id = f"{corpus_name(path)}-{number}" if row_id is None else str(row_id)
     text, messages, tokens = (values.get(kind) for kind in ("text", "messages", "tokens"))
     if (text, messages, tokens).count(None) != 2:
         given = ", ".join(sorted(values)) or "nothing"
-        raise UserError(f"{where}: expected either text or messages or tokens, given {given}")
-    if tokens is not None:
-        if not isinstance(tokens, list) or not all(type(t) is int and t >= 0 for t in tokens):
-            raise UserError(f"{where}: tokens must be a list of ids")
-        return Row(id=row_id, tokens=tuple(tokens))
+        raise UserError(f"{where}: expected one of text, messages and tokens, given {given}")
     if text is not None and not isinstance(text, str):
         raise UserError(f"{where}: text must be a string, given {type(text).__name__}")
-    row = Row(id=row_id, text=text, messages=() if messages is None else _messages(where, messages))
+    row = Row(
+        id=row_id,
+        text=text,
+        messages=() if messages is None else _messages(where, messages),
+        tokens=() if tokens is None else _tokens(where, tokens),
+    )
     try:
         "".join([row.id, row.text or "", *(m["content"] for m in row.messages)]).encode("utf-8")
     except UnicodeEncodeError:
         raise UserError(f"{where}: half of a surrogate pair, which is no character") from None
     return row
+
+
+def _tokens(where: str, tokens: Any) -> tuple[int, ...]:
+    is_list = isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)
+    if not is_list or not tokens:
+        raise UserError(f"{where}: tokens must be a list of ids")
+    return tuple(tokens)
 
 
 def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:

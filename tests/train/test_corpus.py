@@ -1,0 +1,138 @@
+"""Rows are read from every kind of file, and every bad one is one line that says where."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from jspec.errors import UserError
+from jspec.train.corpus import Row, corpus_name, is_held_out, read_rows
+
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello, ü"}]
+LINES = [
+    {"id": "one", "text": "süß 😀"},
+    {"messages": TALK},
+    {"id": None, "text": ""},
+    {"id": 5, "tokens": [0, 7]},
+]
+ROWS = [
+    Row(id="one", text="süß 😀"),
+    Row(id="things-3", messages=tuple(TALK)),
+    Row(id="things-4", text=""),
+    Row(id="5", tokens=(0, 7)),
+]
+"""The second line of the file is blank."""
+
+OPENERS = {".jsonl": open, ".jsonl.xz": lzma.open, ".jsonl.gz": gzip.open}
+
+
+def write(path: Path, data: bytes) -> Path:
+    ending = next(ending for ending in sorted(OPENERS, reverse=True) if path.name.endswith(ending))
+    with OPENERS[ending](path, "wb") as file:
+        file.write(data)
+    return path
+
+
+def as_lines(rows) -> list[bytes]:
+    return [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+
+
+@pytest.mark.parametrize("ending", OPENERS)
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_rows_are_the_same_however_they_are_compressed(tmp_path, ending, newline):
+    first, *rest = as_lines(LINES)
+    path = write(tmp_path / f"things{ending}", newline.join([first, b"", *rest]))
+    assert list(read_rows(path)) == ROWS
+
+
+def test_plain_text_is_cut_between_paragraphs(tmp_path):
+    paragraphs = [f"{n} " + "word " * 200 for n in range(9)]
+    path = tmp_path / "book.v1.txt"
+    path.write_bytes("\r\n \r\n".join(paragraphs).encode())
+    rows = list(read_rows(path))
+    assert [row.id for row in rows] == ["book-0", "book-1", "book-2"]
+    assert "\n\n".join(row.text or "" for row in rows) == "\n\n".join(paragraphs)
+    assert all(3000 <= len(row.text or "") < 4100 for row in rows[:-1])
+
+
+BAD = {
+    "broken": (b'{"text": "a}', "broken JSON"),
+    "nested": (b"[" * 100_000, "broken JSON"),
+    "no object": (b'["text"]', "expected an object"),
+    "neither": (b'{"id": "x"}', "one of text, messages and tokens, given id"),
+    "nothing": (b"{}", "given nothing"),
+    "both": (b'{"text": "a", "messages": []}', "given messages, text"),
+    "number": (b'{"text": 5}', "text must be a string, given int"),
+    "no messages": (b'{"messages": []}', "messages must be a list"),
+    "role": (b'{"messages": [{"role": "robot", "content": "a"}]}', "system, user, assistant"),
+    "content": (b'{"messages": [{"role": "user", "content": null}]}', "content .a string."),
+    "no pair": (b'{"messages": ["hello"]}', "a role, one of"),
+    "not UTF-8": (b'{"text": "\xff"}', "not UTF-8 .* byte 10 of the line"),
+    "no tokens": (b'{"tokens": []}', "tokens must be a list of ids"),
+    "bad tokens": (b'{"tokens": [1, -1]}', "tokens must be a list of ids"),
+    "bad ids": (b'{"tokens": [true]}', "tokens must be a list of ids"),
+    "surrogate": (b'{"text": "\\ud83d"}', "half of a surrogate"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_line_is_named(tmp_path, name):
+    line, said = BAD[name]
+    path = write(tmp_path / "bad.jsonl", b"\n".join([*as_lines(LINES[:1]), b"", line, b"{}"]))
+    with pytest.raises(UserError, match=f"bad.jsonl, line 3: .*{said}") as caught:
+        list(read_rows(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_text_that_is_not_utf8_names_its_line(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"fine\n" * 5000 + b"\xe4\n")
+    with pytest.raises(UserError, match="book.txt, line 5001: not UTF-8"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("ending", [".jsonl.xz", ".jsonl.gz"])
+@pytest.mark.parametrize("damage", ["cut", "rubbish"])
+def test_a_damaged_file_is_named(tmp_path, ending, damage):
+    path = write(tmp_path / f"things{ending}", b"\n".join(as_lines(LINES) * 50))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] if damage == "cut" else b"rubbish")
+    with pytest.raises(UserError, match="things.*cannot be read after line .*incomplete") as caught:
+        list(read_rows(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["no.jsonl", "no.jsonl.xz", "no.txt"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(UserError, match=f"{name} is not there; give data.folder"):
+        list(read_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["no.jsonl", "no.txt"])
+@pytest.mark.parametrize("text", ["", "\n \n\n"])
+def test_a_file_without_rows_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} (is empty|has no text)"):
+        list(read_rows(tmp_path / name))
+
+
+def test_a_corpus_is_called_by_its_file():
+    assert corpus_name(Path("x.y") / "novels.jsonl.xz") == "novels"
+
+
+STABLE = [45, 56, 139, 181]
+"""A split that moves would let a resumed run train on what it is measured by."""
+
+
+def test_the_held_out_split_has_its_share_and_never_changes():
+    names = [f"row/{n}" for n in range(5000)]
+    for share in (0.0, 0.02, 0.3):
+        held_out = [name for name in names if is_held_out(name, share)]
+        assert abs(len(held_out) / len(names) - share) <= 3 * (share / len(names)) ** 0.5
+    assert [n for n in range(200) if is_held_out(f"row/{n}", 0.02)] == STABLE
+    larger = {name for name in names if is_held_out(name, 0.1)}
+    assert {name for name in names if is_held_out(name, 0.05)} < larger

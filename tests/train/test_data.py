@@ -1,0 +1,179 @@
+"""The order of batches is a function of seed and state, whatever stops and however many share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jspec.errors import UserError
+from jspec.testing.training import LENGTH, random_packed, random_text
+from jspec.train import data as data_module
+from jspec.train.data import TextData, load_text
+
+
+def keys(batch) -> list[bytes]:
+    """A sequence is known by its tokens, which are random."""
+    return [row.tobytes() for row in batch["tokens"]]
+
+
+def take(iterator, n: int) -> list[bytes]:
+    return [key for _ in range(n) for key in keys(next(iterator))]
+
+
+def epoch(text: TextData) -> Counter[bytes]:
+    """What an epoch has, by definition: whole copies, then the first part."""
+    counts: Counter[bytes] = Counter()
+    for name, packed in text.train.items():
+        whole, part = divmod(round(len(packed) * text.repeats[name]), len(packed))
+        rows = [row.tobytes() for row in packed.tokens]
+        counts.update(rows * whole + rows[:part])
+    return counts
+
+
+@pytest.mark.parametrize("repeats", [(1.0, 1.5), (0.25, 3.0), (2.0, 0.1)])
+def test_every_epoch_is_another_permutation_of_the_whole(repeats):
+    text = TextData(random_text().train, dict(zip("ab", repeats, strict=True)), {})
+    n = text.n_sequences
+    assert epoch(text).total() == n
+    iterator = text.iterator(batch_size=1, seed=5)
+    epochs = [take(iterator, n) for _ in range(3)]
+    assert all(Counter(one) == epoch(text) for one in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert take(text.iterator(batch_size=1, seed=6), n) != epochs[0]
+
+
+def test_tokens_of_an_epoch_are_counted_with_repeats():
+    packed = random_packed(5, seed=0)
+    text = TextData({"a": packed}, {"a": 2.0}, {})
+    assert text.n_tokens == 2 * (packed.segments >= 0).sum()
+
+
+def test_batches_go_on_from_a_saved_state():
+    """The state is JSON, because a checkpoint writes it; batches go on across epochs."""
+    text = random_text()
+    iterator = text.iterator(batch_size=5, seed=1)
+    take(iterator, 7)
+    state = json.loads(json.dumps(iterator.get_state()))
+    rest = take(iterator, 20)
+    for used in (0, 3):
+        other = text.iterator(batch_size=5, seed=1)
+        take(other, used)
+        other.set_state(state)
+        assert take(other, 20) == rest
+
+
+def test_shares_of_processes_make_up_the_batch():
+    text = random_text()
+    alone = text.iterator(batch_size=8, seed=2)
+    shares = [text.iterator(batch_size=8, seed=2, process=p, processes=2) for p in range(2)]
+    for _ in range(9):
+        parts = [keys(next(share)) for share in shares]
+        assert [len(part) for part in parts] == [4, 4]
+        assert sorted(parts[0] + parts[1]) == sorted(keys(next(alone)))
+
+
+def test_a_state_does_not_depend_on_the_number_of_processes():
+    text = random_text()
+    alone = text.iterator(batch_size=8, seed=2)
+    share = text.iterator(batch_size=8, seed=2, process=1, processes=2)
+    take(alone, 3), take(share, 3)
+    assert alone.get_state() == share.get_state()
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    text = random_text()
+    with pytest.raises(UserError, match="batch_size 100 is more than the [0-9]+ sequences"):
+        text.iterator(batch_size=100, seed=0)
+
+
+def test_held_out_corpora_without_sequences_are_left_out():
+    empty = random_packed(0, seed=0)
+    text = TextData({"a": random_packed(3, seed=0)}, {}, {"a": empty, "b": random_packed(2, seed=1)})
+    assert list(text.held_out()) == ["b"]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def corpus(folder: Path, name: str = "cats.jsonl", n: int = 40) -> Path:
+    path = folder / name
+    lines = [json.dumps({"text": f"the cat sat on mat {i} by the sea"}) for i in range(n)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def load(paths, tokenizer_folder, **options) -> TextData:
+    options = dict(length=LENGTH, held_out=0.2) | options
+    return load_text(dict.fromkeys(paths, 1.0), tokenizer_folder, **options)
+
+
+def same(one: TextData, other: TextData) -> bool:
+    return all(
+        np.array_equal(array, part[name].arrays()[key])
+        for whole, part in ((one.train, other.train), (one.tests, other.tests))
+        for name in whole
+        for key, array in whole[name].arrays().items()
+    )
+
+
+def test_training_and_held_out_rows_are_apart_and_complete(tmp_path, tokenizer_folder, tokenizer):
+    text = load([corpus(tmp_path)], tokenizer_folder, length=64)
+    parts = []
+    for packed in (text.train["cats"], text.tests["cats"]):
+        joined = "".join(tokenizer.decode(row) for row in packed.tokens)
+        parts.append({i for i in range(40) if f"mat {i} by" in joined})
+    train, test = parts
+    assert test and not train & test and train | test == set(range(40))
+
+
+def test_packed_arrays_are_read_from_the_cache_and_made_anew_when_it_is_damaged(
+    tmp_path, tokenizer_folder, monkeypatch
+):
+    path, cache = corpus(tmp_path), tmp_path / "cache"
+    first = load([path], tokenizer_folder, cache=cache)
+    [file] = cache.iterdir()
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-30], whole[:100], b"x" * 50):
+        file.write_bytes(damaged)
+        assert same(load([path], tokenizer_folder, cache=cache), first)
+        assert list(cache.iterdir()) == [file]
+        assert len(file.read_bytes()) == len(whole)
+    monkeypatch.setattr(data_module, "read_rows", None)
+    assert same(load([path], tokenizer_folder, cache=cache), first)
+
+
+def test_the_cache_knows_text_tokenizer_and_settings(tmp_path, tokenizer_folder):
+    path, folder, cache = corpus(tmp_path), tmp_path / "tokenizer", tmp_path / "cache"
+    folder.mkdir()
+    for file in tokenizer_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    load([path], folder, cache=cache)
+    load([path], folder, cache=cache)
+    assert len(list(cache.iterdir())) == 1
+    load([path], folder, cache=cache, length=20)
+    load([path], folder, cache=cache, held_out=0.3)
+    load([path], folder, cache=cache, loss_on="assistant")
+    load([path], folder, cache=cache, chat_template="x")
+    (folder / "chat_template.jinja").write_text("another")
+    load([path], folder, cache=cache)
+    os.utime(path, ns=(1, 1))
+    load([path], folder, cache=cache)
+    assert len(list(cache.iterdir())) == 7
+
+
+def test_mistakes_are_one_line(tmp_path, tokenizer_folder):
+    (tmp_path / "other").mkdir()
+    twice = [corpus(tmp_path), corpus(tmp_path / "other", "cats.txt")]
+    with pytest.raises(UserError, match="two corpora are called 'cats'; rename"):
+        load(twice, tokenizer_folder)
+    with pytest.raises(UserError, match="has no tokenizer; expected tokenizer.json"):
+        load(twice[:1], tmp_path)
+    with pytest.raises(UserError, match="no.jsonl is not there; give data.folder"):
+        load([tmp_path / "no.jsonl"], tokenizer_folder)
+    with pytest.raises(UserError, match="no text to train on in .*cats.jsonl"):
+        load(twice[:1], tokenizer_folder, held_out=1.0)
