@@ -30,7 +30,7 @@ def _needed(help_: str, expected: str, **limits: Any) -> Any:
 class CorpusConfig(Config):
     """One file of text."""
 
-    file: str = _needed("within data.folder, or a whole path", "a file name")
+    file: str = _needed("within data.folder, or from here where it begins with ./ or /", "a file name")
     repeat: float = field(
         1.0, "how often an epoch has it; 0.5 takes half", "a number above 0", gt=0
     )

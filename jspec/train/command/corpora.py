@@ -11,7 +11,12 @@ from jspec.train.corpus import Row, is_held_out, read_rows
 
 def corpus_paths(data: DataConfig) -> dict[Path, float]:
     """Every corpus, and how often an epoch has it."""
-    return {Path(data.folder) / corpus.file: corpus.repeat for corpus in data.corpora}
+    return {_path(data.folder, corpus.file): corpus.repeat for corpus in data.corpora}
+
+
+def _path(folder: str, file: str) -> Path:
+    """A file of the folder; one that begins with ./ or / stands for itself."""
+    return Path(file) if file.startswith(("./", "/")) else Path(folder) / file
 
 
 def training_rows(path: Path, data: DataConfig) -> Iterator[Row]:
