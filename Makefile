@@ -12,10 +12,13 @@ WORKERS ?= 2
 VENV := .venv
 PARITY := .venv-parity
 
-.PHONY: help test test-parity race lint clean
+.PHONY: help demo test test-parity race lint clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+demo: $(VENV)/.installed  ## text from the models that come with jspec, with and without a drafter
+	$(VENV)/bin/python -m jspec.infer
 
 test: $(VENV)/.installed  ## the default suite: CPU, offline, without torch
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)

@@ -148,6 +148,9 @@ class InferConfig(Settings):
         is_text=True,
         min_length=1,
     )
+    prompt: list[Annotated[str, Field(min_length=1)]] = field(
+        [], "prompts, where no others are given", "a list of non-empty texts"
+    )
     trace: bool = field(False, "tell where every token came from", "true or false")
     compare: bool = field(
         False, "also decode plainly, and compare texts and speed", "true or false"
@@ -173,6 +176,12 @@ def config_names() -> tuple[str, ...]:
         for path in folder.rglob("*.yaml")
     }
     return tuple(sorted(found))
+
+
+def runnable_names(*, is_training: bool) -> tuple[str, ...]:
+    """Names of the ready configs that `jspec.train`, or `jspec.infer`, runs."""
+    named = ((name, find_config(name)) for name in config_names())
+    return tuple(name for name, path in named if ("kind" in read_yaml(path)) == is_training)
 
 
 def find_config(name_or_path: str) -> Path:
@@ -297,10 +306,10 @@ def resolve(model: type[Model], layers: Iterable[Layer]) -> Model:
 
 
 def _expanded(key: str, value: Any) -> Any:
-    """The mesh may be written as one text, and one stop text without a list."""
+    """The mesh may be written as one text, and one stop text or prompt without a list."""
     if key == "mesh" and isinstance(value, str):
         return parse_mesh(value)
-    if key == "stop" and isinstance(value, str):
+    if key in ("stop", "prompt") and isinstance(value, str):
         return [value]
     return value
 
@@ -329,6 +338,8 @@ def _refusal(
 
 def _problem(model: type[BaseModel], item: Any) -> str:
     """One refused key: unknown, or what was expected and what was given."""
+    if not item["loc"]:  # a relation between fields
+        return f"expected {item['ctx']['error']}"
     names = [str(part) for part in item["loc"]]
     key, full = names[0], names[0]
     field = model.model_fields.get(key)

@@ -14,6 +14,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKS = ("infer", "models", "train")
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def shipped() -> list[Path]:
+    """What comes with the package beside its modules: configs and weights."""
+    return CONFIGS + [path for path in (ROOT / "weights").rglob("*") if path.is_file()]
 
 
 def build(kind: str, folder: Path) -> Path:
@@ -29,15 +35,15 @@ def wheel(tmp_path_factory) -> Path:
     return build("wheel", tmp_path_factory.mktemp("wheel"))
 
 
-def test_wheel_holds_the_package_and_its_configs(wheel):
+def test_wheel_holds_the_package_its_configs_and_weights(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].removesuffix(".dist-info") for name in names} == {
         "jspec",
         wheel.name.removesuffix("-py3-none-any.whl"),
     }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "jspec").rglob("*.py")}
-    configs = {f"jspec/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
-    assert configs and modules | configs <= set(names)
+    files = {f"jspec/{path.relative_to(ROOT)}" for path in shipped()}
+    assert files and modules | files <= set(names)
 
 
 def test_installed_wheel_finds_configs_by_name(wheel, tmp_path):
@@ -57,7 +63,7 @@ def test_installed_wheel_finds_configs_by_name(wheel, tmp_path):
         check=True,
     )
     found = {Path(line) for line in ran.stdout.splitlines()}
-    expected = {site / "jspec/configs" / path.name for path in (ROOT / "configs").glob("*.yaml")}
+    expected = {site / "jspec" / path.relative_to(ROOT) for path in CONFIGS}
     assert found == expected
 
 

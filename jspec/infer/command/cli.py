@@ -20,6 +20,7 @@ from jspec.config import (
     parse_text,
     read_yaml,
     resolve,
+    runnable_names,
 )
 from jspec.errors import UserError
 from jspec.infer.command.compile_cache import keep_compiled_programs
@@ -33,7 +34,7 @@ DEMO = "demo"
 
 _OF_THE_DRAFTER = ("drafter_path", "drafter_options")
 _OF_THE_TARGET = ("target_digest",)
-_NO_FLAG = ("drafter_options", "chat_template", "target_digest")
+_NO_FLAG = ("drafter_options", "chat_template", "target_digest", "prompt")
 _METAVARS = {
     "target": "PATH|ID",
     "drafter": "NAME",
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="NAME|PATH",
-        help=f"YAML file, or one of {', '.join(config_names()) or 'the ready ones'}; "
+        help=f"YAML file, or one of {', '.join(runnable_names(is_training=False)) or 'the ready ones'}; "
         "flags win over it",
     )
     parser.add_argument(
@@ -145,7 +146,7 @@ def make_config(args: argparse.Namespace) -> InferConfig:
     named = args.config
     if named is None and not any("target" in values for _, values in layers):
         if DEMO not in config_names():
-            known = ", ".join(config_names())
+            known = ", ".join(runnable_names(is_training=False))
             raise UserError(
                 f"nothing to run: give --target with a checkpoint directory, or --config ({known})"
             )
@@ -153,6 +154,10 @@ def make_config(args: argparse.Namespace) -> InferConfig:
     if named is not None:
         path = find_config(named)
         values = read_yaml(path)
+        if "kind" in values:
+            raise UserError(
+                f"{path} is a recipe for training; run python -m jspec.train --config {named}"
+            )
         drafters = [layer["drafter"] for _, layer in layers if "drafter" in layer]
         if drafters and drafters[-1] != values.get("drafter"):
             values = {k: v for k, v in values.items() if k not in _OF_THE_DRAFTER}
@@ -185,6 +190,8 @@ def read_prompts(args: argparse.Namespace, config: InferConfig) -> list[Conversa
         )
     sources = {"--prompt": args.prompt, "--prompts": args.prompts, "-": args.standard_input}
     given = [name for name, value in sources.items() if value is not None]
+    if not given and config.prompt:
+        return from_texts(config.prompt, config)
     if len(given) != 1:
         said = f"given {' and '.join(given)}" if given else "given no prompt"
         raise UserError(f"expected --prompt TEXT, --prompts FILE or - for standard input, {said}")

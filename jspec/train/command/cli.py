@@ -11,12 +11,12 @@ from typing import Any
 
 from jspec.config import (
     Config,
-    config_folders,
     find_config,
     nearest,
     parse_sets,
     read_yaml,
     resolve,
+    runnable_names,
 )
 from jspec.errors import UserError
 from jspec.infer.command.compile_cache import keep_compiled_programs
@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         metavar="NAME|PATH",
-        help=f"YAML file, or one of {', '.join(training_names()) or 'the ready ones'}",
+        help=f"YAML file, or one of {', '.join(runnable_names(is_training=True))}",
     )
     parser.add_argument(
         "--set",
@@ -64,25 +64,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def training_names() -> tuple[str, ...]:
-    """Names of the ready configs that train something."""
-    names = set()
-    for folder in config_folders():
-        for path in folder.rglob("*.yaml"):
-            if "kind" in read_yaml(path):
-                names.add(path.relative_to(folder).with_suffix("").as_posix())
-    return tuple(sorted(names))
-
-
 def make_config(args: argparse.Namespace) -> Config:
     """The config of the file's kind, with what `--set` changes."""
     if args.config is None:
         raise UserError(
-            f"nothing to train: give --config, a YAML file or one of {', '.join(training_names())}"
+            f"nothing to train: give --config, a YAML file or one of {', '.join(runnable_names(is_training=True))}"
         )
     path = find_config(args.config)
     values = read_yaml(path)
     kind = values.get("kind")
+    if kind is None and "target" in values:
+        raise UserError(f"{path} generates text; run python -m jspec.infer --config {args.config}")
     if not isinstance(kind, str) or kind not in KINDS:
         near = nearest(str(kind), KINDS) if kind else None
         hint = f"did you mean {near!r}?" if near else f"known: {', '.join(KINDS)}"

@@ -23,7 +23,7 @@ from jspec.errors import UserError
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Log
 from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.models.config import DecoderConfig
+from jspec.models.config import DecoderConfig, Rope, RopeKind
 from jspec.models.hub import local_directory
 from jspec.models.model import Model, build
 from jspec.models.target import load_target
@@ -110,6 +110,9 @@ def _model(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Model, Any]:
         raise UserError(f"model: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
     sizes = {"vocab_size": len(tokenizer.hf), **config.model}
     try:
+        if "rope" in sizes:
+            rope = dict(sizes["rope"])
+            sizes["rope"] = Rope(kind=RopeKind(rope.pop("kind", "default")), **rope)
         decoder = DecoderConfig(**sizes)
     except (TypeError, ValueError) as error:
         raise UserError(f"model: {error}") from None
