@@ -1,8 +1,8 @@
 """Writes the card of a trained model: a README.md for its Hugging Face directory.
 
-    python bench/demo_card.py CONFIG --out runs/demo/target/model/README.md
+    python bench/demo_card.py runs/demo/target/config.yaml --out runs/demo/target/model/README.md
 
-CONFIG is that of the training, of kind `model`. Sizes are read from the model's directory, steps
+The config is that of the training, of kind `model`; a run leaves the one that it was made with. Sizes are read from the model's directory, steps
 and seconds from the run's journal; losses are computed on the trainer's held-out split and samples
 are drawn anew, so that the same weights always give the same card.
 
@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from card_numbers import (
@@ -43,6 +44,7 @@ from jspec.config import find_config, parse_sets, read_yaml, resolve
 from jspec.errors import UserError
 from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.hub import local_directory
+from jspec.models.shipped import weights_digest
 from jspec.models.target import Target, load_target
 from jspec.train.command.corpora import corpus_paths
 from jspec.train.config import ModelConfig, OptimizerConfig
@@ -56,11 +58,21 @@ from jspec.train.ngram import NGramModel
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """All that the card tells."""
+    """All that the card tells.
+
+    Attributes:
+      licence: of the weights.
+      config: of the training.
+      journal: of its run.
+      directory: of the model, which `target` was loaded from.
+      ngrams: estimated on what was trained on.
+      losses, samples: by corpus.
+    """
 
     title: str
     licence: str
     config: ModelConfig
+    journal: Sequence[Mapping[str, Any]]
     directory: Path
     target: Target
     tokenizer: Tokenizer
@@ -116,6 +128,7 @@ def _model(facts: Facts) -> str:
         ["output head", "the embeddings" if config.has_tied_head else "its own"],
         ["longest text", f"{config.max_length} tokens"],
         ["tokenizer", f"{hf.backend_tokenizer.model.__class__.__name__}, {len(hf):,} entries"],
+        ["SHA-256 over config and weights", f"`{weights_digest(facts.directory)}`"],
         ["licence of the weights", facts.licence],
     ]
     return f"{table(['', ''], rows)}\n\nSpecial tokens: {special}"
@@ -123,10 +136,7 @@ def _model(facts: Facts) -> str:
 
 def _training(facts: Facts) -> str:
     config, data = facts.config, facts.data
-    journal = read_journal(Path(config.out))
-    steps = [record for record in journal if "seconds" in record]
-    if not steps:
-        raise UserError(f"{config.out} has no journal of steps; give the config of a finished run")
+    steps = [record for record in facts.journal if "seconds" in record]
     n_steps = max(record["step"] for record in steps)
     epochs = n_steps * config.batch_size / data.n_sequences
     rows = [
@@ -143,10 +153,11 @@ def _training(facts: Facts) -> str:
         ["seed", str(config.seed)],
         ["time in steps", f"{sum(record['seconds'] for record in steps) / 3600:.2f} hours"],
     ]
-    scored = [(record["held_out"], record["step"]) for record in journal if "held_out" in record]
+    scored = [record for record in facts.journal if "held_out" in record]
     if scored:
-        loss, step = min(scored)
-        rows.append(["weights of", f"step {step:,}, held-out loss {loss:.3f} in training"])
+        best = min(scored, key=lambda record: record["held_out"])
+        said = f"step {best['step']:,}, held-out loss {best['held_out']:.3f} in training"
+        rows.append(["weights of", said])
     start = "random weights" if config.init_from is None else f"`{config.init_from}`"
     return f"From {start}, with `python -m jspec.train`.\n\n" + table(["", ""], rows)
 
@@ -183,6 +194,9 @@ def _data(facts: Facts) -> str:
     )
 
 
+_WHO = ("this model", f"{ORDER}-gram")
+
+
 def _losses(facts: Facts) -> str:
     def row(name: str, held_out: HeldOut) -> list[str]:
         sums = (held_out.model, held_out.ngram)
@@ -210,9 +224,6 @@ def _losses(facts: Facts) -> str:
         "each once; it predicts the same tokens from what comes before them in the same piece. The "
         "end of a text counts as a token, and has no bytes."
     )
-
-
-_WHO = ("this model", f"{ORDER}-gram")
 
 
 def _samples(facts: Facts) -> str:
@@ -255,6 +266,9 @@ def gather(args: argparse.Namespace) -> Facts:
     layers = [(args.config, read_yaml(find_config(args.config)))]
     layers.append(("--set", parse_sets(args.set, ModelConfig)))
     config = resolve(ModelConfig, layers)
+    journal = read_journal(Path(config.out))
+    if not any("seconds" in record for record in journal):
+        raise UserError(f"{config.out} has no journal of steps; give the config of a run")
     directory = args.model or Path(config.out) / "model"
     tokenizer_folder = local_directory(config.tokenizer)
     tokenizer = load_tokenizer(tokenizer_folder, config.data.chat_template)
@@ -290,7 +304,8 @@ def gather(args: argparse.Namespace) -> Facts:
         title=args.title,
         licence=args.licence,
         config=config,
-        directory=Path(directory),
+        journal=journal,
+        directory=directory,
         target=target,
         tokenizer=tokenizer,
         data=data,
