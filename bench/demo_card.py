@@ -2,9 +2,10 @@
 
     python bench/demo_card.py runs/demo/target/config.yaml --out runs/demo/target/model/README.md
 
-The config is that of the training, of kind `model`; a run leaves the one that it was made with. Sizes are read from the model's directory, steps
-and seconds from the run's journal; losses are computed on the trainer's held-out split and samples
-are drawn anew, so that the same weights always give the same card.
+The config is that of the training, of kind `model`; a run leaves the one that it was made with.
+Sizes are read from the model's directory, steps and seconds from the run's journal; losses are
+computed on the trainer's held-out split and samples are drawn anew, so that the same weights always
+give the same card.
 
 In reading order: what the card needs (`Facts`), its sections, the command.
 """
