@@ -93,7 +93,9 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 def test_held_out_corpora_without_sequences_are_left_out():
     empty = random_packed(0, seed=0)
-    text = TextData({"a": random_packed(3, seed=0)}, {}, {"a": empty, "b": random_packed(2, seed=1)})
+    text = TextData(
+        {"a": random_packed(3, seed=0)}, {}, {"a": empty, "b": random_packed(2, seed=1)}
+    )
     assert list(text.held_out()) == ["b"]
 
 

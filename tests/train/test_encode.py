@@ -97,7 +97,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     """It shows what the assistant said in its last turn only."""
     hiding = (
         "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'user' or loop.last %}"
-        "{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     template = with_template(tokenizer, hiding)
     encode_rows([talk("a", "b")], template, loss_on="assistant")

@@ -84,7 +84,9 @@ def test_no_piece_would_fit_where_a_later_sequence_begins(lengths):
 
 
 def test_the_example_of_the_module():
-    packed = pack([Encoded(np.arange(n, dtype=np.int32), np.ones(n, np.float32)) for n in (3, 4)], 8)
+    packed = pack(
+        [Encoded(np.arange(n, dtype=np.int32), np.ones(n, np.float32)) for n in (3, 4)], 8
+    )
     assert packed.segments.tolist() == [[0, 0, 0, 0, 1, 1, 1, -1]]
     assert packed.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0]]
     assert packed.weights.tolist() == [[0, 1, 1, 1, 0, 1, 1, 0]]

@@ -1,0 +1,87 @@
+"""Attention over packed texts is the plain masked one, in value and in gradient."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jspec.ops.attention import attend_text
+from jspec.testing.light import LIGHT
+from jspec.testing.tolerances import tolerance
+
+B, T, H = 2, 21, 8
+SEGMENTS = jnp.asarray([[0] * 9 + [1] * 1 + [2] * 8 + [-1] * 3, [0] * 21], jnp.int32)
+
+
+def plain(queries, keys, values, segments, *, is_causal: bool, window: int | None):
+    """By definition: all scores at once, key/value heads repeated."""
+    group = queries.shape[2] // keys.shape[2]
+    keys, values = (jnp.repeat(x, group, axis=2) for x in (keys, values))
+    row, column = np.arange(T)[:, None], np.arange(T)[None]
+    seen = np.ones((T, T), bool)
+    if is_causal:
+        seen &= column <= row
+    if window is not None:
+        seen &= row - column < window
+    mask = (segments[:, :, None] == segments[:, None, :]) & jnp.asarray(seen)[None]
+    scores = jnp.einsum("BTNH,BSNH->BNTS", queries, keys) / np.float32(H**0.5)
+    probs = jax.nn.softmax(jnp.where(mask[:, None], scores, np.float32(-1e30)), axis=-1)
+    return jnp.einsum("BNTS,BSNH->BTNH", probs, values)
+
+
+def inputs(n_heads: int, n_kv_heads: int, dtype=jnp.float32):
+    shapes = [(B, T, n, H) for n in (n_heads, n_kv_heads, n_kv_heads, n_heads)]
+    named = zip(jax.random.split(jax.random.key(0), 4), shapes, strict=True)
+    return [jax.random.normal(key, shape, dtype) for key, shape in named]
+
+
+def compiled(attention, **options):
+    return jax.jit(functools.partial(attention, **options), compiler_options=LIGHT)
+
+
+CASES = [(True, None, (4, 2)), (True, 4, (3, 3)), (False, None, (3, 3)), (False, 4, (4, 2))]
+
+
+@pytest.mark.parametrize(("is_causal", "window", "heads"), CASES)
+def test_values_and_gradients_are_those_of_one_masked_softmax(is_causal, window, heads):
+    """In chunks of 8 rows, which do not divide the text; the padding is a text of its own."""
+    *arrays, weights = inputs(*heads)
+    how = {"is_causal": is_causal, "window": window}
+
+    def total(attention, **options):
+        def loss(queries, keys, values):
+            mixed = attention(queries, keys, values, SEGMENTS, **how, **options)
+            return jnp.sum(mixed * weights), mixed
+
+        both = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+        return jax.jit(both, compiler_options=LIGHT)(*arrays)
+
+    (_, mixed), gradients = total(attend_text, chunk=8)
+    (_, wanted), wanted_gradients = total(plain)
+    atol = tolerance("float32").ops
+    np.testing.assert_allclose(mixed, wanted, rtol=0, atol=atol)
+    for gradient, other in zip(gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=0, atol=10 * atol)
+
+
+def test_bfloat16_is_float32_with_rounded_results():
+    *arrays, _ = inputs(4, 2, jnp.bfloat16)
+    how = {"is_causal": True, "window": None}
+    mixed = compiled(attend_text, **how, chunk=8)(*arrays, SEGMENTS)
+    wanted = compiled(plain, **how)(*(x.astype(jnp.float32) for x in arrays), SEGMENTS)
+    assert mixed.dtype == jnp.bfloat16
+    atol = tolerance("bfloat16").ops
+    np.testing.assert_allclose(mixed.astype(jnp.float32), wanted, rtol=atol, atol=atol)
+
+
+@pytest.mark.parametrize("chunk", [6, 21, 100])
+def test_the_chunk_changes_nothing(chunk):
+    *arrays, _ = inputs(2, 1)
+    how = {"is_causal": True, "window": 6}
+    one = compiled(attend_text, **how, chunk=chunk)(*arrays, SEGMENTS)
+    wanted = compiled(plain, **how)(*arrays, SEGMENTS)
+    np.testing.assert_allclose(one, wanted, rtol=0, atol=tolerance("float32").ops)
