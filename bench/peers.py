@@ -6,6 +6,8 @@ only one of them works at a time.
     python bench/peers.py jspec DIRECTORY --threads 2 --max-length 512
     {"versions": {"jax": "0.10.2", ...}}
     {"prompt": [1, 2, 3], "new_tokens": 64}  ->  {"seconds": 0.41, "tokens": [...]}
+
+`transformers` also takes `way`, `temperature` and `seed`, and tells `calls`, its target forwards.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from records import versions
 
 PACKAGES = {"jspec": ("jspec", "jax", "jaxlib"), "transformers": ("transformers", "torch")}
 
-Decode = Callable[[list[int], int], list[int]]
-"""Prompt and number of new tokens to the new tokens, greedily."""
+Decode = Callable[..., dict]
+"""Prompt, number of new tokens and options to `tokens`, the new ones, and what else is known."""
 
 
 def jspec_peer(directory: str, *, max_length: int) -> Decode:
@@ -37,41 +39,88 @@ def jspec_peer(directory: str, *, max_length: int) -> Decode:
     target = load_target(directory)
     engine = Engine(target, max_length=max_length)
 
-    def decode(prompt: list[int], new_tokens: int) -> list[int]:
+    def decode(prompt: list[int], new_tokens: int) -> dict:
         request = Request(tokens=tuple(prompt), max_new_tokens=new_tokens)
         ends = [event for event in engine.run([request]) if isinstance(event, Finished)]
-        return list(ends[0].result.tokens)
+        return {"tokens": list(ends[0].result.tokens)}
 
     return decode
 
 
-def transformers_peer(directory: str, *, threads: int, cache: str) -> Decode:
-    """`generate`, greedy, in float32."""
+def transformers_peer(
+    directory: str, *, threads: int, cache: str = "dynamic", draft: str | None = None
+) -> Decode:
+    """`generate` in float32, past every stop token."""
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(threads)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    model.eval()
-    model.generation_config.eos_token_id = None
-    settings = {"do_sample": False, "pad_token_id": 0, "cache_implementation": cache}
-    if cache == "static":
-        settings["disable_compile"] = True
 
-    def decode(prompt: list[int], new_tokens: int) -> list[int]:
+    def load(path: str) -> Any:
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model.generation_config.eos_token_id = None
+        return model.eval()
+
+    model, small = load(directory), load(draft) if draft else None
+    plain_settings: dict[str, Any] = {"cache_implementation": cache}
+    if cache == "static":
+        plain_settings["disable_compile"] = True
+    calls = [0]
+
+    def count(*_) -> None:
+        calls[0] += 1
+
+    model.register_forward_pre_hook(count)
+
+    def decode(
+        prompt: list[int],
+        new_tokens: int,
+        *,
+        way: str = "plain",
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> dict:
         tokens = torch.tensor([prompt])
+        settings = plain_settings if way == "plain" else speculative_settings(way, small)
+        if temperature > 0:
+            law = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        else:
+            law = {"do_sample": False}
+        torch.manual_seed(seed)
+        calls[0] = 0
         with torch.inference_mode():
             text = model.generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
+                pad_token_id=0,
+                **law,
                 **settings,
             )
-        return text[0, len(prompt) :].tolist()
+        return {"tokens": text[0, len(prompt) :].tolist(), "calls": calls[0]}
 
     return decode
+
+
+def speculative_settings(way: str, small: Any) -> dict[str, Any]:
+    """Options of `generate` for a way to speculate.
+
+    Args:
+      way: "assisted" with the library's defaults (drafts of up to 20, cut by confidence),
+        "assisted:N" for chains of N, "lookup:N" for N tokens of prompt lookup.
+      small: the loaded draft model.
+    """
+    kind, _, length = way.partition(":")
+    if kind == "lookup":
+        return {"prompt_lookup_num_tokens": int(length)}
+    if kind != "assisted":
+        raise ValueError(f"way must be plain, assisted, assisted:N or lookup:N, not {way!r}")
+    config = small.generation_config
+    config.num_assistant_tokens = int(length) if length else None
+    config.num_assistant_tokens_schedule = "constant" if length else None
+    config.assistant_confidence_threshold = 0.0 if length else None
+    return {"assistant_model": small}
 
 
 class Peer:
@@ -85,10 +134,11 @@ class Peer:
         )
         self.versions: dict[str, str] = self._answer()["versions"]
 
-    def decode(self, prompt: list[int], new_tokens: int) -> dict:
-        """Run one command: `seconds` of wall time and the new `tokens`."""
+    def decode(self, prompt: list[int], new_tokens: int, **options: Any) -> dict:
+        """Run one command: `seconds` of wall time, the new `tokens`, and what else is known."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompt": prompt, "new_tokens": new_tokens}) + "\n")
+        command = {"prompt": prompt, "new_tokens": new_tokens, **options}
+        self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -114,6 +164,7 @@ def main() -> None:
     parser.add_argument("directory", help="a Hugging Face checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--draft", help="a checkpoint for assisted generation")
     parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic")
     arguments = parser.parse_args()
 
@@ -123,15 +174,18 @@ def main() -> None:
         decode = jspec_peer(arguments.directory, max_length=arguments.max_length)
     else:
         decode = transformers_peer(
-            arguments.directory, threads=arguments.threads, cache=arguments.cache
+            arguments.directory,
+            threads=arguments.threads,
+            cache=arguments.cache,
+            draft=arguments.draft,
         )
     print(json.dumps({"versions": versions(*PACKAGES[arguments.kind])}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
         start = time.perf_counter()
-        tokens = decode(command["prompt"], command["new_tokens"])
+        answer = decode(command.pop("prompt"), command.pop("new_tokens"), **command)
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "tokens": tokens}), flush=True)
+        print(json.dumps({"seconds": seconds, **answer}), flush=True)
 
 
 if __name__ == "__main__":
