@@ -342,9 +342,9 @@ def _problem(model: type[BaseModel], item: Any) -> str:
         return f"expected {item['ctx']['error']}"
     names = [str(part) for part in item["loc"]]
     key, full = names[0], names[0]
-    field = model.model_fields.get(key)
-    if field is not None and isinstance(field.default, BaseModel) and len(names) > 1:
-        model, key, full = type(field.default), names[1], f"{key}.{names[1]}"
+    section = model.model_fields[key].annotation if key in model.model_fields else None
+    if len(names) > 1 and isinstance(section, type) and issubclass(section, BaseModel):
+        model, key, full = section, names[1], f"{key}.{names[1]}"
     if item["type"] == "extra_forbidden":
         known = tuple(model.model_fields)
         return f"unknown key {full!r}; {_hint(key, known)}"
@@ -353,8 +353,8 @@ def _problem(model: type[BaseModel], item: Any) -> str:
 
 
 def _extra(model: type[BaseModel], name: str) -> dict[str, Any]:
-    field = model.model_fields.get(name)
-    extra = field.json_schema_extra if field is not None else None
+    known = model.model_fields.get(name)
+    extra = known.json_schema_extra if known is not None else None
     return extra if isinstance(extra, dict) else {}
 
 

@@ -6,11 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 SMOOTHING = 25
@@ -40,10 +35,15 @@ def plot_losses(ax: Any, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def save_losses(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the journal of a run into a file; nothing where there is no step."""
+    """Draw the journal of a run into a file; nothing where there is no step.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
     if not any("loss" in record for record in records):
         return
-    figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    plot_losses(ax, records)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    plot_losses(figure.subplots(), records)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

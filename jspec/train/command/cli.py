@@ -33,10 +33,11 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=f"A config says its kind, one of {', '.join(KINDS)}.",
         allow_abbrev=False,
     )
+    names = ", ".join(runnable_names(is_training=True))
     parser.add_argument(
         "--config",
         metavar="NAME|PATH",
-        help=f"YAML file, or one of {', '.join(runnable_names(is_training=True))}",
+        help=f"YAML file, or one of {names}",
     )
     parser.add_argument(
         "--set",
@@ -67,9 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
 def make_config(args: argparse.Namespace) -> Config:
     """The config of the file's kind, with what `--set` changes."""
     if args.config is None:
-        raise UserError(
-            f"nothing to train: give --config, a YAML file or one of {', '.join(runnable_names(is_training=True))}"
-        )
+        names = ", ".join(runnable_names(is_training=True))
+        raise UserError(f"nothing to train: give --config, a YAML file or one of {names}")
     path = find_config(args.config)
     values = read_yaml(path)
     kind = values.get("kind")

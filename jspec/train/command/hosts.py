@@ -18,8 +18,6 @@ def join_hosts(spec: str | None) -> None:
     if spec is None:
         return
     options = {} if spec == "auto" else _parse(spec)
-    if jax.config.jax_platforms == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:

@@ -34,6 +34,7 @@ from jspec.train.data import TextData, load_text
 from jspec.train.journal import read_journal
 from jspec.train.loop import Outcome, Report, planned_steps, train
 from jspec.train.objective import Distil, NextToken, Objective
+from jspec.train.picture import save_losses
 from jspec.train.trainable import language_model, n_weights
 
 CONFIG_FILE = "config.yaml"
@@ -267,8 +268,6 @@ class _Progress:
 def _draw(directory: Path, log: Log) -> None:
     """The loss picture, where matplotlib is installed."""
     try:
-        from jspec.train.picture import save_losses
+        save_losses(read_journal(directory), directory / PICTURE_FILE)
     except ImportError:
         log.note("no loss picture: install the extra `plot`")
-        return
-    save_losses(read_journal(directory), directory / PICTURE_FILE)
