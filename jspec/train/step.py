@@ -93,7 +93,7 @@ class Step:
             moments=moments,
             step=train_state.step + 1,
         )
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         return after, {"loss": loss.total / weight, "gradient_norm": norm, **_means(loss)}
 
     def evaluate(self, params: Params, frozen: Params, batch: Mapping[str, Array]) -> Loss:
