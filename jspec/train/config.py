@@ -24,13 +24,19 @@ def _needed(help_: str, expected: str, **limits: Any) -> Any:
     return Field(description=help_, json_schema_extra=extra, **limits)
 
 
+def _digest(help_: str) -> Any:
+    return field(None, help_, "64 hexadecimal digits", is_text=True, pattern="^[0-9a-f]{64}$")
+
+
 # --- parts ---------------------------------------------------------------------------------------
 
 
 class CorpusConfig(Config):
     """One file of text."""
 
-    file: str = _needed("within data.folder, or from here where it begins with ./ or /", "a file name")
+    file: str = _needed(
+        "within data.folder, or from here where it begins with ./ or /", "a file name"
+    )
     repeat: float = field(
         1.0, "how often an epoch has it; 0.5 takes half", "a number above 0", gt=0
     )
@@ -158,6 +164,7 @@ class ModelConfig(LoopConfig):
     )
     init_from: str | None = _path("checkpoint directory or hub id to start from")
     teacher: str | None = _path("directory or hub id of a model whose predictions are learnt too")
+    teacher_digest: str | None = _digest("of the teacher's weights, which refuses any others")
     teacher_share: float = field(
         0.8,
         "of the loss against the teacher; the rest is of the text",
@@ -174,6 +181,7 @@ class TextsConfig(Config):
     kind: Literal["texts"] = field("texts", "what is made", "texts", is_text=True)
     out: str = _needed("JSON lines file that is written; a line is a text", "a path")
     target: str = _needed("directory or hub id of the model that writes", "a path or id")
+    target_digest: str | None = _digest("of its weights, which refuses any others")
     dtype: Literal["float32", "bfloat16"] = field(
         "float32", "of weights and cache", "float32 or bfloat16", is_text=True
     )

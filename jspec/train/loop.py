@@ -299,6 +299,11 @@ def _spread(batch: Batch, limit: int | None) -> Batch:
 
 
 def _check_batch(config: LoopConfig, mesh: Mesh) -> None:
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise UserError(
+            f"{jax.process_count()} processes have {jax.device_count()} devices, and data x fsdp = "
+            f"{mesh.size}; give a mesh of all of them"
+        )
     micro = config.micro_batch_size or config.batch_size
     if micro % mesh.size:
         raise UserError(

@@ -72,11 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='prompts, a JSON object a line: {"id", "turns" | "prompt" | "prompt_tokens"}; its own '
         "settings win over flags; - is standard input",
     )
+    names = ", ".join(runnable_names(is_training=False))
     parser.add_argument(
         "--config",
         metavar="NAME|PATH",
-        help=f"YAML file, or one of {', '.join(runnable_names(is_training=False)) or 'the ready ones'}; "
-        "flags win over it",
+        help=f"YAML file, or one of {names}; flags win over it",
     )
     parser.add_argument(
         "--set",

@@ -26,6 +26,7 @@ from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.config import DecoderConfig, Rope, RopeKind
 from jspec.models.hub import local_directory
 from jspec.models.model import Model, build
+from jspec.models.shipped import check_digest
 from jspec.models.target import load_target
 from jspec.train.command.corpora import corpus_paths
 from jspec.train.command.interrupts import stop_requests
@@ -138,6 +139,8 @@ def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:
     """What is minimised, and the teacher's weights if there is one."""
     if config.teacher is None:
         return NextToken(model, remat=config.remat), None
+    if config.teacher_digest is not None:
+        check_digest(local_directory(config.teacher), config.teacher_digest)
     teacher = load_target(config.teacher, dtype=config.compute_dtype)
     if teacher.vocab_size != model.config.vocab_size:
         raise UserError(

@@ -24,6 +24,7 @@ from jspec.infer.prefill import room_for
 from jspec.infer.request import Finished, Request
 from jspec.infer.text import Tokenizer
 from jspec.models.hub import local_directory
+from jspec.models.shipped import check_digest
 from jspec.models.target import Target, load_target
 from jspec.train.command.corpora import corpus_paths, training_rows
 from jspec.train.command.interrupts import stop_requests
@@ -59,6 +60,8 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     if done and not resume:
         raise UserError(f"{path} has {len(done)} texts; go on with --resume, or give another out")
     directory = local_directory(config.target)
+    if config.target_digest is not None:
+        check_digest(directory, config.target_digest)
     tokenizer = cached_tokenizer(directory, config.data.chat_template)
     if tokenizer is None:
         raise UserError(f"{config.target} has no tokenizer; expected tokenizer.json there")

@@ -1,0 +1,5 @@
+"""Whether the demo's weights are here; what needs them is skipped with a reason where they are not."""
+
+from jspec.models.shipped import shipped
+
+SHIPPED = all(shipped(f"demo/{name}") for name in ("target", "draft", "draft-deep"))
