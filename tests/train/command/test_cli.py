@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +107,17 @@ def test_a_run_leaves_a_checkpoint_that_generates(folder):
     assert (folder / "run/loss.png").stat().st_size > 1000
     resolved = yaml.safe_load((folder / "run/config.yaml").read_text())
     assert resolved["optimizer"]["learning_rate"] == 3e-4 and resolved["steps"] == 4
+
+
+def test_the_example_of_the_documentation_trains(folder, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).resolve().parents[3] / "docs/train.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    shutil.copyfile(folder / "stories.jsonl", tmp_path / "corpus.jsonl")
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert 0 < float(capsys.readouterr().out) < 10
+    assert (tmp_path / "run/model/model.safetensors").is_file()
 
 
 def test_a_finished_run_is_not_begun_again(folder, capsys):
