@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from jspec.models.hf import write_checkpoint
+from jspec.models.hub import local_directory
 from jspec.models.target import load_target
 from jspec.testing.checkpoints import CASES, prompt_of
 from jspec.testing.decoding import full_logits, greedy
 from jspec.testing.tolerances import tolerance
+from tests.demo import SHIPPED
 
 pytestmark = pytest.mark.parity
 
@@ -121,3 +123,20 @@ def test_configs_of_transformers_4_are_read_like_transformers_reads_them(tmp_pat
         rtol=0,
         atol=tolerance("float32").logits,
     )
+
+
+@pytest.mark.skipif(not SHIPPED, reason="the demo's weights are not here")
+@pytest.mark.parametrize("name", ["target", "draft", "draft-deep"])
+def test_transformers_loads_the_shipped_models_and_says_the_same(name):
+    directory = local_directory(f"demo/{name}")
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    turns = [{"role": "user", "content": "I want to find a restaurant."}]
+    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer(text, add_special_tokens=False).input_ids
+    logits, tokens = greedy(load_target(directory), prompt, NEW_TOKENS)
+    np.testing.assert_allclose(logits, hf_logits(model, prompt), rtol=0, atol=1e-3)
+    assert tokens == hf_greedy(model.eval(), prompt)
