@@ -14,9 +14,12 @@ from pathlib import Path
 
 from records import ROOT
 
+from jspec.config import read_yaml
 from jspec.errors import UserError
 from jspec.infer.text import Tokenizer
 from jspec.train.corpus import Row, corpus_name, is_held_out, read_rows
+
+RECIPE = ROOT / "configs" / "demo" / "target.yaml"
 
 SHARE = 0.02
 """What the recipes hold out."""
@@ -50,22 +53,24 @@ def default_folder() -> Path:
 
 
 def find_corpora(folder: Path, names: Sequence[str] | None = None) -> list[Path]:
-    """The corpora of a folder, or those of some names, in order of name.
+    """The corpora of some names in a folder, or those of the target's recipe, in order of name.
 
     Raises:
-      UserError: no folder, no corpus in it, or a name that is not there.
+      UserError: no folder, or a corpus that is not there.
     """
     if not folder.is_dir():
         raise UserError(f"no corpora at {folder}; give --data, or set JSPEC_SHARED_DATA")
-    paths = {corpus_name(path): path for path in folder.iterdir() if ".jsonl" in path.suffixes}
-    if not paths:
-        raise UserError(f"{folder} has no .jsonl corpora; give --data")
-    unknown = sorted(set(names or ()) - set(paths))
-    if unknown:
+    if names is None:
+        corpora = read_yaml(RECIPE)["data"]["corpora"]
+        names = [corpus_name(Path(each["file"])) for each in corpora]
+    paths = {corpus_name(path): path for path in folder.iterdir() if path.is_file()}
+    missing = sorted(set(names) - set(paths))
+    if missing:
         raise UserError(
-            f"no corpus {', '.join(unknown)} in {folder}; there are {', '.join(sorted(paths))}"
+            f"no corpus {', '.join(missing)} in {folder}; there are "
+            f"{', '.join(sorted(paths)) or 'none'}"
         )
-    return [paths[name] for name in sorted(names or paths)]
+    return [paths[name] for name in sorted(set(names))]
 
 
 def openings(path: Path, tokenizer: Tokenizer, *, count: int, seed: int) -> list[Opening]:
