@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from jspec.infer.generate import generate
 from jspec.models.hf import write_checkpoint
 from jspec.models.hub import local_directory
 from jspec.models.target import load_target
@@ -137,6 +138,10 @@ def test_transformers_loads_the_shipped_models_and_says_the_same(name):
     turns = [{"role": "user", "content": "I want to find a restaurant."}]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     prompt = tokenizer(text, add_special_tokens=False).input_ids
-    logits, tokens = greedy(load_target(directory), prompt, NEW_TOKENS)
-    np.testing.assert_allclose(logits, hf_logits(model, prompt), rtol=0, atol=1e-3)
-    assert tokens == hf_greedy(model.eval(), prompt)
+    target = load_target(directory)
+    logits, _ = greedy(target, prompt, 1)
+    np.testing.assert_allclose(logits, hf_logits(model.eval(), prompt), rtol=0, atol=1e-3)
+    (ours,) = generate(target, [prompt], max_new_tokens=NEW_TOKENS)
+    with torch.no_grad():
+        text = model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
+    assert list(ours.tokens) == text[0, len(prompt) :].tolist()
