@@ -14,9 +14,7 @@ import pytest
 from jspec.models.model import forward_text, head
 from jspec.testing.light import LIGHT
 from jspec.testing.training import random_packed, training_model
-from jspec.train.config import OptimizerConfig
 from jspec.train.objective import Loss, NextToken
-from jspec.train.optimizer import make_optimizer
 from jspec.train.step import Step
 from jspec.train.trainable import initial_params
 
@@ -30,15 +28,21 @@ BATCH = {
 def step_of(*, micro_batches: int = 1, compute_dtype: str = "float32", objective=None) -> Step:
     return Step(
         objective=objective or NextToken(MODEL),
-        optimizer=make_optimizer(OptimizerConfig(warmup_steps=0, learning_rate=1e-2), 10),
+        optimizer=optax.sgd(0.3, momentum=0.9),
         compute_dtype=compute_dtype,
         micro_batches=micro_batches,
         seed=3,
     )
 
 
+@functools.cache
+def params():
+    make = functools.partial(initial_params, MODEL)
+    return jax.jit(make, compiler_options=LIGHT)(jax.random.key(0))
+
+
 def stepped(step: Step, n: int = 1):
-    train_state = step.init(initial_params(MODEL, jax.random.key(0)))
+    train_state = step.init(params())
     train = jax.jit(step.train, compiler_options=LIGHT)
     for _ in range(n):
         train_state, metrics = train(train_state, None, BATCH)
@@ -64,8 +68,6 @@ def test_micro_batches_give_the_update_of_the_whole(micro_batches):
 
 
 def test_the_loss_is_the_mean_over_predicted_tokens_and_the_norm_that_of_its_gradient():
-    params = initial_params(MODEL, jax.random.key(0))
-
     def mean(params):
         hidden, _ = forward_text(
             params, MODEL, BATCH["tokens"], BATCH["segments"], BATCH["positions"]
@@ -75,7 +77,7 @@ def test_the_loss_is_the_mean_over_predicted_tokens_and_the_norm_that_of_its_gra
         weights = BATCH["weights"][:, 1:]
         return jnp.sum(nll * weights) / jnp.sum(weights)
 
-    loss, gradient = jax.jit(jax.value_and_grad(mean), compiler_options=LIGHT)(params)
+    loss, gradient = jax.jit(jax.value_and_grad(mean), compiler_options=LIGHT)(params())
     _, metrics = stepped(step_of())
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-5)
@@ -125,7 +127,6 @@ def test_every_step_and_part_has_noise_of_its_own_and_the_same_again():
 
 def test_evaluation_is_the_loss_without_an_update():
     step = step_of()
-    params = initial_params(MODEL, jax.random.key(0))
-    loss = jax.jit(step.evaluate, compiler_options=LIGHT)(params, None, BATCH)
+    loss = jax.jit(step.evaluate, compiler_options=LIGHT)(params(), None, BATCH)
     _, metrics = stepped(step)
     np.testing.assert_allclose(loss.total / loss.weight, metrics["loss"], rtol=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ MODEL = training_model(n_layers=2, width=32, has_qkv_bias=True)
 
 
 def test_weights_begin_small_and_smaller_where_the_residual_adds_them():
-    params = initial_params(MODEL, jax.random.key(0))
+    params = jax.jit(functools.partial(initial_params, MODEL))(jax.random.key(0))
     layer = params["layers"][1]
     for name, wanted in (("q", 0.02), ("o", 0.01)):
         assert abs(float(jnp.std(layer["attention"][name])) - wanted) < 0.2 * wanted
@@ -61,7 +63,7 @@ def test_a_width_that_does_not_divide_stays_whole():
 
 def test_exported_weights_are_a_checkpoint_that_loads(tmp_path):
     model = training_model()
-    params = initial_params(model, jax.random.key(0))
+    params = jax.jit(functools.partial(initial_params, model))(jax.random.key(0))
     trainable = language_model(model, start=params, extra_config={"bos_token_id": 7})
     begun = jax.jit(trainable.init)(jax.random.key(1))
     for one, other in zip(*map(jax.tree.leaves, (begun, params)), strict=True):
