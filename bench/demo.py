@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the records and the table")
     for role in ("target", "draft", "draft-deep"):
-        shipped_name = f"demo/{role.replace('-', '_')}"
+        shipped_name = f"demo/{role}"
         add(
             f"--{role}",
             default=shipped_name,
