@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jspec.models.model import Model, build
+from jspec.state import Params
 from jspec.testing.models import tiny_config
 from jspec.train.config import LoopConfig, OptimizerConfig, TrainMeshConfig
 from jspec.train.data import TextData
@@ -62,14 +64,19 @@ def loop_config(*, data: int = 1, fsdp: int = 1, optimizer: Any = None, **change
 
 
 def run_training(
-    directory: Path, config: LoopConfig, *, objective: Objective | None = None, **options
+    directory: Path,
+    config: LoopConfig,
+    *,
+    objective: Objective | None = None,
+    frozen: Params = None,
+    **options,
 ) -> Outcome:
     """`train` on random text, with the options of `train`."""
     model = training_model()
     return train(
         objective or NextToken(model),
         random_text(),
-        language_model(model),
+        dataclasses.replace(language_model(model), frozen=frozen),
         config=config,
         directory=directory,
         **options,

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.errors import UserError
 from jspec.sharding import TRAINING, make_training_mesh, sharding
+from jspec.state import Params
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.config import LoopConfig
 from jspec.train.data import Batch, Data
@@ -143,6 +144,7 @@ class _Run:
             name: self._eval_batches(_spread(batch, config.eval_sequences), micro)
             for name, batch in data.held_out().items()
         }
+        self.frozen = _on_mesh(model.frozen, self.mesh)
         self.shardings = model.shardings(self.mesh, jax.eval_shape(self._fresh))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         # Donated: the state. Batches have one shape each, so that both compile once.
@@ -213,7 +215,7 @@ class _Run:
 
     def _one_step(self) -> dict[str, jax.Array]:
         batch = {name: self._place(array) for name, array in next(self.iterator).items()}
-        self.train_state, metrics = self.train_step(self.train_state, self.model.frozen, batch)
+        self.train_state, metrics = self.train_step(self.train_state, self.frozen, batch)
         self.step += 1
         return metrics
 
@@ -234,7 +236,7 @@ class _Run:
         by_corpus, total, weight = {}, 0.0, 0.0
         for name, batches in self.tests.items():
             losses = [
-                self.eval_step(self.train_state.params, self.model.frozen, self._place_all(batch))
+                self.eval_step(self.train_state.params, self.frozen, self._place_all(batch))
                 for batch in batches
             ]
             sums = jax.device_get([(loss.total, loss.weight) for loss in losses])
@@ -287,6 +289,18 @@ class _Run:
 def _divisor(mesh: Mesh) -> int:
     """Sequences at once are a multiple of this."""
     return mesh.size
+
+
+def _on_mesh(weights: Params, mesh: Mesh) -> Params:
+    """Weights that are on other devices go to all of the mesh, whole; the rest stays as it is."""
+    devices, everywhere = set(mesh.devices.flat), NamedSharding(mesh, PartitionSpec())
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if leaf.sharding.device_set == devices:
+            return leaf
+        return jax.device_put(np.asarray(leaf), everywhere)
+
+    return jax.tree.map(one, weights)
 
 
 def _spread(batch: Batch, limit: int | None) -> Batch:

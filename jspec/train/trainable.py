@@ -30,7 +30,8 @@ class Trainable:
       init: makes the float32 weights of a key; traced.
       axes: logical axes of a weight, from its path.
       export: writes weights to a directory that others load.
-      frozen: weights that the objective uses beside them, already on their devices.
+      frozen: weights that the objective uses beside them; the loop puts them on every device of its
+        mesh, if they are not spread over it.
     """
 
     init: Callable[[Any], Params]

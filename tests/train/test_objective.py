@@ -124,27 +124,28 @@ def test_a_sequence_is_predicted_alike_in_any_batch():
     "objective", [NextToken(MODEL, remat=True), Distil(MODEL, MODEL, share=0.5)], ids=type
 )
 def test_gradients_are_finite_differences(objective):
-    """Along a random direction, by the fourth-order formula: in float32 a short step would drown in
-    rounding, and a long one needs the higher order.
+    """Along a random direction, in float64: in float32 short steps drown in rounding. Batches have
+    tokens and weights of 32 bits, hence the promotion.
     """
+    batch = {name: array[:2] for name, array in BATCH.items()}
+    h = 3e-4
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        here, frozen, direction = (
+            random_params(MODEL, key=jax.random.key(seed), dtype="float64", scale=0.5)
+            for seed in range(3)
+        )
 
-    def total(params):
-        key, step = jax.random.key(0), jnp.zeros((), jnp.int32)
-        batch = {name: array[:2] for name, array in BATCH.items()}
-        return objective.loss(
-            params, params_of_teacher, batch, key=key, step=step, rows_sharding=None
-        ).total
+        def total(params):
+            options = dict(key=jax.random.key(0), step=jnp.zeros((), jnp.int32))
+            return objective.loss(params, frozen, batch, rows_sharding=None, **options).total
 
-    params_of_teacher, direction = params(1), params(2)
+        @functools.partial(jax.jit, compiler_options=LIGHT)
+        def at(size):
+            moved = jax.tree.map(lambda x, d: x + d * size, here, direction)
+            value, gradient = jax.value_and_grad(total)(moved)
+            products = jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)
+            return value, sum(jax.tree.leaves(products))
 
-    @functools.partial(jax.jit, compiler_options=LIGHT)
-    def at(size):
-        moved = jax.tree.map(lambda x, d: x + d * size, params(), direction)
-        value, gradient = jax.value_and_grad(total)(moved)
-        products = jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)
-        return value, sum(jax.tree.leaves(products))
-
-    h = 0.002
-    values = [float(at(np.float32(n * h))[0]) for n in (-2, -1, 1, 2)]
-    slope = np.dot(values, [1, -8, 8, -1]) / (12 * h)
-    np.testing.assert_allclose(at(np.float32(0))[1], slope, rtol=2e-3)
+        values = [float(at(np.float64(n * h))[0]) for n in (-2, -1, 1, 2)]
+        slope = float(at(np.float64(0))[1])
+    np.testing.assert_allclose(np.dot(values, [1, -8, 8, -1]) / (12 * h), slope, rtol=1e-6)

@@ -1,0 +1,257 @@
+"""A run is the same run wherever it stops and on however many devices it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jspec.errors import UserError
+from jspec.models.target import load_target
+from jspec.testing.training import loop_config, run_training, training_model
+from jspec.train.checkpoints import Checkpoints
+from jspec.train.journal import read_journal
+from jspec.train.loop import planned_steps
+from jspec.train.objective import Distil, Loss, NextToken
+from jspec.train.step import TrainState
+from jspec.train.trainable import initial_params
+
+STEPS = 6
+CONFIG = loop_config(steps=STEPS, log_every=3, micro_batch_size=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light():
+    """Programs are compiled for a few steps only."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def told(directory: Path) -> list[dict]:
+    """The journal without what a clock says."""
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_journal(directory)]
+
+
+def steps_kept(directory: Path) -> set[int]:
+    return {int(path.name) for path in (directory / "checkpoints").iterdir()}
+
+
+def weights_of(directory: Path) -> list[np.ndarray]:
+    """All that training changes, as the latest checkpoint has it."""
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        assert checkpoints.latest is not None
+        path = directory / "checkpoints" / str(checkpoints.latest) / "state"
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    found = ocp.load_checkpointables(path.parent, {"state": None})["state"]
+    return [np.asarray(found[name]) for name in sorted(found)]
+
+
+@dataclasses.dataclass
+class Whole:
+    directory: Path
+    outcome: object
+    reported: list
+    saved: list[TrainState]
+    compiled: list[str]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, light):
+    """A run that nothing stops, and what was seen of it."""
+    return watched(tmp_path_factory.mktemp("whole"), CONFIG)
+
+
+def watched(directory: Path, config) -> Whole:
+    """A run with its reports, the shapes of what it saves, and the names of what it compiles."""
+    whole = Whole(directory, None, [], [], [])
+    save = Checkpoints.save
+
+    def spy(self, train_state, **options):
+        whole.saved.append(jax.tree.map(lambda x: x.addressable_shards[0].data.shape, train_state))
+        save(self, train_state, **options)
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if record.getMessage().startswith("Compiling "):
+                whole.compiled.append(record.getMessage().split()[1])
+
+    listener, logger = Listener(), logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(listener)
+    with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
+        patch.setattr(Checkpoints, "save", spy)
+        whole.outcome = run_training(directory, config, report=whole.reported.append)
+    logger.removeHandler(listener)
+    return whole
+
+
+def test_a_run_tells_every_step_and_exports_its_best(whole):
+    outcome, records = whole.outcome, read_journal(whole.directory)
+    assert (outcome.steps, outcome.planned, outcome.is_complete) == (STEPS, STEPS, True)
+    assert records == whole.reported
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, STEPS + 1))
+    evaluations = {r["step"]: r["held_out"] for r in records if "held_out" in r}
+    assert list(evaluations) == [2, 4, 6]
+    assert set(records[-1]["held_out_by_corpus"]) == {"a", "b"}
+    assert outcome.held_out == min(evaluations.values()) == evaluations[outcome.best_step]
+    assert steps_kept(whole.directory) == {STEPS, outcome.best_step}
+    assert records[-2]["loss"] < records[0]["loss"]
+    assert records[0]["learning_rate"] == pytest.approx(5e-3)
+    assert load_target(whole.directory / "model").model.config == training_model().config
+
+
+def test_step_and_evaluation_are_compiled_once(whole):
+    assert whole.compiled.count("jit(train)") == 1
+    assert whole.compiled.count("jit(evaluate)") == 1
+
+
+def test_a_stopped_run_goes_on_bit_by_bit(whole, tmp_path):
+    """It is told to stop at a step that saves nothing; losses, weights and moments are those of
+    `whole`.
+    """
+    stop, asked = 3, iter(range(1, STEPS))
+    outcome = run_training(tmp_path, CONFIG, should_stop=lambda: next(asked) == stop)
+    assert (outcome.steps, outcome.is_complete, outcome.held_out) == (stop, False, None)
+    assert [r["step"] for r in told(tmp_path) if "loss" in r] == list(range(1, stop + 1))
+    assert max(steps_kept(tmp_path)) == stop and not (tmp_path / "model").exists()
+    outcome = run_training(tmp_path, CONFIG, resume=True)
+    assert outcome == whole.outcome and told(tmp_path) == told(whole.directory)
+    for one, other in zip(weights_of(tmp_path), weights_of(whole.directory), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name in ("model.safetensors", "config.json"):
+        exported = [path / "model" / name for path in (tmp_path, whole.directory)]
+        assert exported[0].read_bytes() == exported[1].read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import jax
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_num_cpu_devices", 8)
+from jspec.testing.training import loop_config, run_training
+
+def report(record):
+    if record["step"] == int(sys.argv[2]) and "loss" in record:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+config = loop_config(steps=6, log_every=3, micro_batch_size=4)
+run_training(Path(sys.argv[1]), config, report=report)
+"""
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(whole, tmp_path):
+    """Killed at any step, maybe while a checkpoint is being written."""
+    step = random.Random("kill").randrange(3, STEPS + 1)
+    ran = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(step)])
+    assert ran.returncode == -signal.SIGKILL
+    assert 0 < len(told(tmp_path)) < len(told(whole.directory))
+    outcome = run_training(tmp_path, CONFIG, resume=True)
+    assert outcome == whole.outcome and told(tmp_path) == told(whole.directory)
+
+
+def test_a_directory_with_a_run_is_not_written_over(whole):
+    with pytest.raises(UserError, match=f"has a run of {STEPS} steps; go on with --resume, or"):
+        run_training(whole.directory, CONFIG)
+    before = told(whole.directory)
+    assert run_training(whole.directory, CONFIG, resume=True) == whole.outcome
+    assert told(whole.directory) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class Breaking:
+    """From a step on, the loss or its gradient is no number."""
+
+    step: int
+    is_gradient_only: bool = False
+
+    def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
+        inner = NextToken(training_model()).loss(
+            params, frozen, batch, key=key, step=step, rows_sharding=rows_sharding
+        )
+        size = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) * 0
+        is_bad = step + 1 >= self.step
+        if self.is_gradient_only:
+            root = jnp.sqrt(jnp.where(is_bad, size, size + 1))
+            return inner.replace(total=inner.total + root - jax.lax.stop_gradient(root))
+        return inner.replace(total=jnp.where(is_bad, np.float32(np.nan), inner.total))
+
+
+@pytest.mark.parametrize("is_gradient_only", [False, True])
+def test_weights_that_are_no_numbers_stop_the_run_and_are_never_saved(tmp_path, is_gradient_only):
+    """The square root of 0 has an infinite slope: the loss of that step is still a number."""
+    name = "gradient norm" if is_gradient_only else "loss"
+    objective = Breaking(3, is_gradient_only)
+    config = loop_config(steps=STEPS, log_every=100, eval_every=100, save_every=2)
+    with pytest.raises(FloatingPointError, match=f"the {name} of step 3 is nan; a lower learning"):
+        run_training(tmp_path, config, objective=objective)
+    assert [r["step"] for r in told(tmp_path)] == [1, 2]
+    assert steps_kept(tmp_path) == {2}
+
+
+MESHES = {"data": {"data": 2}, "fsdp": {"fsdp": 2}, "both": {"data": 2, "fsdp": 4}}
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_trains_as_one_device_does_and_splits_the_weights(whole, tmp_path, name):
+    sizes = MESHES[name]
+    config = loop_config(steps=2, batch_size=8, log_every=1, **sizes)
+    run = watched(tmp_path, config)
+    for record, wanted in zip(told(tmp_path), told(whole.directory), strict=False):
+        assert record["step"] == wanted["step"]
+        for key in {"loss", "gradient_norm", "held_out"} & set(wanted):
+            assert record[key] == pytest.approx(wanted[key], rel=1e-4)
+    assert run.compiled.count("jit(train)") == run.compiled.count("jit(evaluate)") == 1
+    fsdp = sizes.get("fsdp", 1)
+    [saved] = run.saved
+    layer = saved.params["layers"][0]
+    assert layer["attention"]["q"] == (16 // fsdp, 16) and layer["mlp"]["down"] == (24, 16 // fsdp)
+    n_all = sum(leaf.size for leaf in weights_of(tmp_path))
+    n_here = sum(int(np.prod(shape)) for shape in shapes(saved))
+    assert n_here < n_all / fsdp + 20
+
+
+def shapes(tree) -> list[tuple[int, ...]]:
+    def is_shape(node) -> bool:
+        return type(node) is tuple and all(type(size) is int for size in node)
+
+    return jax.tree.leaves(tree, is_leaf=is_shape)
+
+
+def test_frozen_weights_of_one_device_serve_a_mesh(whole, tmp_path):
+    model = training_model()
+    objective = Distil(model, model, share=0.5)
+    frozen = jax.jit(model_params)(jax.random.key(9))
+    config = loop_config(steps=1, data=2, fsdp=2)
+    run_training(tmp_path, config, objective=objective, frozen=frozen)
+    wanted = told(whole.directory)[0]["loss"]
+    assert told(tmp_path)[0]["text_loss"] == pytest.approx(wanted, rel=1e-4)
+
+
+def model_params(key):
+    return initial_params(training_model(), key)
+
+
+def test_steps_follow_from_epochs():
+    class Data:
+        n_sequences = 30
+
+    for epochs, steps in ((1.0, 4), (2.5, 10), (0.01, 1)):
+        assert planned_steps(loop_config(steps=None, epochs=epochs), Data()) == steps
+    assert planned_steps(loop_config(steps=7), Data()) == 7
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
+    config = loop_config(micro_batch_size=2, data=2, fsdp=2)
+    with pytest.raises(UserError, match="micro_batch_size 2 .* = 4 devices; give a multiple"):
+        run_training(tmp_path, config)
