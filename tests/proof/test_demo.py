@@ -112,22 +112,25 @@ def test_demo_drafters_say_what_the_target_says(target, tokenizer):
     check("draft, tree", target, requests, plain, batch_size=4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", range(len(SETTINGS)))
-def test_two_hundred_held_out_prompts_of_256_tokens(setting, shared_data, target, tokenizer):
-    """Batch 8 has every prompt under every setting, batch 1 a quarter of them under each."""
+@pytest.fixture(scope="module")
+def held_out(shared_data, target, tokenizer):
+    """200 held-out prompts, a quarter of them under each setting, and plain decoding's results."""
     prompts = held_out_prompts(shared_data, tokenizer, 40)
     assert len(prompts) == 200
     requests = [
-        Request(tokens=prompt, max_new_tokens=256, seed=i, **SETTINGS[setting])
+        Request(tokens=prompt, max_new_tokens=256, seed=i, **SETTINGS[i % len(SETTINGS)])
         for i, prompt in enumerate(prompts)
     ]
     plain = proof.decode(target, requests, max_length=480, batch_size=8)
     assert proof.replay_all(target, requests, plain).problems == ()
-    quarter = slice(setting, None, len(SETTINGS))
-    for name in DRAFTERS:
-        check(name, target, requests, plain, batch_size=8)
-        check(name, target, requests[quarter], plain[quarter], batch_size=1)
+    return requests, plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", (8, 1))
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_two_hundred_held_out_prompts_of_256_tokens(name, batch_size, target, held_out):
+    check(name, target, *held_out, batch_size=batch_size)
 
 
 @pytest.mark.slow
