@@ -44,6 +44,7 @@ def test_the_latest_and_the_best_are_kept_and_nothing_else(tmp_path):
         assert (checkpoints.latest, checkpoints.best) == (5, 4)
         assert checkpoints.held_out(4) == 4.0 and checkpoints.held_out(5) is None
         save(checkpoints, 6, 4.5)
+        assert (checkpoints.latest, checkpoints.best) == (6, 4)
         save(checkpoints, 7, None)
         assert (checkpoints.latest, checkpoints.best) == (7, 4)
     assert steps_in(tmp_path) == {4, 7}
