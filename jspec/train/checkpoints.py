@@ -26,10 +26,11 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of its work
-        policies = ocp.training.preservation_policies
+        policies: Any = ocp.training.preservation_policies
+        place: Any = directory.resolve()
         self._directory = directory
-        self._orbax = ocp.training.Checkpointer(
-            directory.resolve(),
+        self._orbax: Any = ocp.training.Checkpointer(
+            place,
             save_decision_policy=_Always(),
             preservation_policy=policies.AnyPreservationPolicy(
                 [

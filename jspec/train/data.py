@@ -218,7 +218,7 @@ def _keep(cache: Path | None, name: str, key: str, packed: tuple[Packed, Packed]
     if cache is None:
         return
     cache.mkdir(parents=True, exist_ok=True)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{part}.{field}": array
         for part, values in zip(("train", "test"), packed, strict=True)
         for field, array in values.arrays().items()

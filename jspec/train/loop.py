@@ -228,7 +228,7 @@ class _Run:
             values = {name: float(value) for name, value in metrics.items()}
             _check_number("loss", step, values["loss"])
             _check_number("gradient norm", step, values["gradient_norm"])
-            rate = float(self.schedule(step - 1))
+            rate = float(np.asarray(self.schedule(step - 1)))
             tell({"step": step, **values, "learning_rate": rate, "seconds": round(seconds, 4)})
 
     def _evaluate(self, tell: Report) -> float:

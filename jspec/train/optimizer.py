@@ -69,9 +69,9 @@ def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformat
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return inner.init(params)
 
-    def update(updates, moments, params=None):
+    def update(updates, state, params=None, **_):
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return inner.update(updates, moments, params)
+            return inner.update(updates, state, params)
 
     return optax.GradientTransformation(init, update)
 

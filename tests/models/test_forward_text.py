@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -63,7 +64,7 @@ def over_cache(params, model, tokens, length):
     start = jnp.zeros((1,), jnp.int32)
     block = (causal_block if model.config.is_causal else bidirectional_block)(start, T)
     seen = block.visible & (jnp.arange(T) < length)[None, None, :]
-    block = block.replace(visible=seen)
+    block = dataclasses.replace(block, visible=seen)
     output, _ = forward(params, model, cache, tokens, block, capture=("enter.1", "final"))
     return output.logits, output.features
 

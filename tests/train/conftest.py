@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,15 @@ VOCABULARY = 300
 
 
 def write_tokenizer(folder: Path, **changes) -> None:
-    options = dict(vocab_size=VOCABULARY, bos=BOS, eos=EOS, special=TURNS, max_length=64)
-    train_tokenizer(TEXTS, folder, **(options | {"chat_template": CHAT_TEMPLATE} | changes))
+    options: dict[str, Any] = dict(
+        vocab_size=VOCABULARY,
+        bos=BOS,
+        eos=EOS,
+        special=TURNS,
+        chat_template=CHAT_TEMPLATE,
+        max_length=64,
+    )
+    train_tokenizer(TEXTS, folder, **(options | changes))
 
 
 @pytest.fixture(scope="session")

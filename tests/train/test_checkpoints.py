@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -78,7 +79,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, name):
         save(checkpoints, 7, 1.0)
         like = state_of(0, **OTHERS.get(name, {}))
         if name == "fewer weights":
-            like = like.replace(moments=())
+            like = dataclasses.replace(like, moments=())
         with pytest.raises(UserError, match="checkpoint 7 does not fit this config") as caught:
             checkpoints.load(like, 7)
     assert "\n" not in str(caught.value)

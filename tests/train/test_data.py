@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_a_state_does_not_depend_on_the_number_of_processes():
     text = random_text()
     alone = text.iterator(batch_size=8, seed=2)
     share = text.iterator(batch_size=8, seed=2, process=1, processes=2)
-    take(alone, 3), take(share, 3)
+    take(alone, 3)
+    take(share, 3)
     assert alone.get_state() == share.get_state()
 
 
@@ -109,9 +111,9 @@ def corpus(folder: Path, name: str = "cats.jsonl", n: int = 40) -> Path:
     return path
 
 
-def load(paths, tokenizer_folder, **options) -> TextData:
-    options = dict(length=LENGTH, held_out=0.2) | options
-    return load_text(dict.fromkeys(paths, 1.0), tokenizer_folder, **options)
+def load(paths, tokenizer_folder, **changes) -> TextData:
+    options: dict[str, Any] = dict(length=LENGTH, held_out=0.2)
+    return load_text(dict.fromkeys(paths, 1.0), tokenizer_folder, **(options | changes))
 
 
 def same(one: TextData, other: TextData) -> bool:

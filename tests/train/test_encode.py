@@ -58,6 +58,7 @@ def test_a_conversation_begins_as_decoding_begins_it(tokenizer, tokenizer_folder
     if is_own:
         template = CHAT_TEMPLATE.removeprefix("{{ bos_token }}")
         tokenizer = load_tokenizer(tokenizer_folder, template)
+    assert tokenizer is not None
     row = talk("the cat?", "sat on", "the?", "mat")
     [encoded] = encode_rows([row], tokenizer, loss_on="assistant")
     asked = tokenizer.encode_chat(list(row.messages[:3]))
@@ -117,5 +118,7 @@ def test_a_template_that_refuses_a_row_names_it(tokenizer):
 
 def test_a_conversation_needs_a_template(tmp_path):
     write_tokenizer(tmp_path, chat_template=None)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer is not None
     with pytest.raises(UserError, match="row talk .* no chat template; give data.chat_template"):
-        encode_rows([talk("a")], load_tokenizer(tmp_path), loss_on="all")
+        encode_rows([talk("a")], tokenizer, loss_on="all")

@@ -8,7 +8,9 @@ import random
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,17 +52,17 @@ def weights_of(directory: Path) -> list[np.ndarray]:
     """All that training changes, as the latest checkpoint has it."""
     with Checkpoints(directory / "checkpoints") as checkpoints:
         assert checkpoints.latest is not None
-        path = directory / "checkpoints" / str(checkpoints.latest) / "state"
+        path: Any = directory / "checkpoints" / str(checkpoints.latest)
     import orbax.checkpoint.experimental.v1 as ocp
 
-    found = ocp.load_checkpointables(path.parent, {"state": None})["state"]
+    found = ocp.load_checkpointables(path, {"state": None})["state"]
     return [np.asarray(found[name]) for name in sorted(found)]
 
 
 @dataclasses.dataclass
 class Whole:
     directory: Path
-    outcome: object
+    outcome: Any
     reported: list
     saved: list[TrainState]
     compiled: list[str]
@@ -183,8 +185,10 @@ class Breaking:
         is_bad = step + 1 >= self.step
         if self.is_gradient_only:
             root = jnp.sqrt(jnp.where(is_bad, size, size + 1))
-            return inner.replace(total=inner.total + root - jax.lax.stop_gradient(root))
-        return inner.replace(total=jnp.where(is_bad, np.float32(np.nan), inner.total))
+            total = inner.total + root - jax.lax.stop_gradient(root)
+            return dataclasses.replace(inner, total=total)
+        total = jnp.where(is_bad, np.float32(np.nan), inner.total)
+        return dataclasses.replace(inner, total=total)
 
 
 @pytest.mark.parametrize("is_gradient_only", [False, True])
@@ -243,12 +247,10 @@ def model_params(key):
 
 
 def test_steps_follow_from_epochs():
-    class Data:
-        n_sequences = 30
-
+    data: Any = types.SimpleNamespace(n_sequences=30)
     for epochs, steps in ((1.0, 4), (2.5, 10), (0.01, 1)):
-        assert planned_steps(loop_config(steps=None, epochs=epochs), Data()) == steps
-    assert planned_steps(loop_config(steps=7), Data()) == 7
+        assert planned_steps(loop_config(steps=None, epochs=epochs), data) == steps
+    assert planned_steps(loop_config(steps=7), data) == 7
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):

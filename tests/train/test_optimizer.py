@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -19,12 +21,13 @@ RATE = 1e-2
 
 
 def config(**changes) -> OptimizerConfig:
-    return OptimizerConfig(**(dict(learning_rate=RATE, final_share=0.1, warmup_steps=4) | changes))
+    fields: dict[str, Any] = dict(learning_rate=RATE, final_share=0.1, warmup_steps=4)
+    return OptimizerConfig(**(fields | changes))
 
 
 def rates(steps: int, *at: int, **changes) -> list[float]:
     schedule = make_schedule(config(**changes), steps)
-    return [float(schedule(step)) / RATE for step in at]
+    return [float(np.asarray(schedule(step))) / RATE for step in at]
 
 
 def test_warm_up_is_linear_and_never_zero():

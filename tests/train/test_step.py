@@ -104,7 +104,7 @@ class Noise:
     """Its loss tells which noise, step and part it was given."""
 
     def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
-        zero = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) * 0
+        zero = jnp.asarray(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) * 0)
         one = jnp.ones(())
         sums = {
             "noise": (jax.random.uniform(key), one),
