@@ -1,4 +1,4 @@
-"""Whether the demo's weights are here; what needs them is skipped with a reason where they are not."""
+"""Whether the demo's weights are here; what needs them is skipped with a reason otherwise."""
 
 from jspec.models.shipped import shipped
 
