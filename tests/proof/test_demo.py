@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.demo import SHIPPED
 
 pytestmark = pytest.mark.skipif(not SHIPPED, reason="the demo's weights are not in this checkout")
 
-SETTINGS = (
+SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 0.7},
     {"temperature": 1.0},
