@@ -140,7 +140,7 @@ def make_config(args: argparse.Namespace) -> InferConfig:
     given = {
         name: _value(name, getattr(args, name))
         for name in InferConfig.model_fields
-        if getattr(args, name, None) is not None
+        if name != "prompt" and getattr(args, name, None) is not None  # read_prompts takes it
     }
     layers: list[Layer] = [("--set", parse_sets(args.set)), ("command line", given)]
     named = args.config

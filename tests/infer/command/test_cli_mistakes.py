@@ -109,7 +109,7 @@ def quantised_norm(header: dict) -> None:
 
 MISTAKES: dict[str, Mistake] = {
     # what to run
-    "nothing to run": Mistake("--prompt hi", ("--target", "--config", "vicuna")),
+    "recipe": Mistake("--config demo/target --prompt hi", ("python -m jspec.train --config",)),
     "no prompt": Mistake("--target {chat}", ("--prompt TEXT", "given no prompt")),
     "two sources of prompts": Mistake(
         "--target {chat} --prompt hi --prompts {tmp}/p.jsonl", ("given --prompt and --prompts",)
