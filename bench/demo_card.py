@@ -47,10 +47,10 @@ from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.hub import local_directory
 from jspec.models.shipped import weights_digest
 from jspec.models.target import Target, load_target
-from jspec.train.command.corpora import corpus_paths
+from jspec.train.command.corpora import corpus_paths, load_corpora
 from jspec.train.config import ModelConfig, OptimizerConfig
 from jspec.train.corpus import corpus_name
-from jspec.train.data import TextData, load_text
+from jspec.train.data import TextData
 from jspec.train.journal import read_journal
 from jspec.train.ngram import NGramModel
 
@@ -282,15 +282,7 @@ def gather(args: argparse.Namespace) -> Facts:
     for path in paths:
         source_cells(path)  # an unknown one is refused before anything takes time
     say("reading and packing text")
-    data = load_text(
-        paths,
-        tokenizer_folder,
-        length=config.data.length,
-        held_out=config.data.held_out,
-        loss_on=config.data.loss_on,
-        chat_template=config.data.chat_template,
-        cache=args.packed,
-    )
+    data = load_corpora(config.data, tokenizer_folder, cache=args.packed)
     say(f"counting {ORDER}-grams")
     begin = tokenizer.hf.bos_token_id
     ngrams = train_ngrams(data, vocab_size=target.vocab_size, begin=begin)

@@ -1,7 +1,7 @@
 """Every test runs on eight simulated CPU devices, with strict dtype and rank promotion.
 
 Compiled programs are kept in a folder of the run, which its workers and subprocesses share: the
-tests compile the same few programs over and over.
+tests compile the same few programs over and over. Hypothesis draws the same examples every time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+settings.register_profile("same examples", derandomize=True)
+settings.load_profile("same examples")
 
 _PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 

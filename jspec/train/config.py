@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, field_validator
 
-from jspec.config import Config, count, field, seed_field
+from jspec.config import Config, count, digest_field, field, seed_field
 from jspec.law import MIN_TEMPERATURE
 
 
@@ -22,10 +22,6 @@ def _path(help_: str, default: str | None = None) -> Any:
 def _needed(help_: str, expected: str, **limits: Any) -> Any:
     extra = {"expected": f"{expected} (it must be given)", "is_text": False}
     return Field(description=help_, json_schema_extra=extra, **limits)
-
-
-def _digest(help_: str) -> Any:
-    return field(None, help_, "64 hexadecimal digits", is_text=True, pattern="^[0-9a-f]{64}$")
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -164,7 +160,7 @@ class ModelConfig(LoopConfig):
     )
     init_from: str | None = _path("checkpoint directory or hub id to start from")
     teacher: str | None = _path("directory or hub id of a model whose predictions are learnt too")
-    teacher_digest: str | None = _digest("of the teacher's weights, which refuses any others")
+    teacher_digest: str | None = digest_field("of the teacher's weights, which refuses any others")
     teacher_share: float = field(
         0.8,
         "of the loss against the teacher; the rest is of the text",
@@ -181,7 +177,7 @@ class TextsConfig(Config):
     kind: Literal["texts"] = field("texts", "what is made", "texts", is_text=True)
     out: str = _needed("JSON lines file that is written; a line is a text", "a path")
     target: str = _needed("directory or hub id of the model that writes", "a path or id")
-    target_digest: str | None = _digest("of its weights, which refuses any others")
+    target_digest: str | None = digest_field("of its weights, which refuses any others")
     dtype: Literal["float32", "bfloat16"] = field(
         "float32", "of weights and cache", "float32 or bfloat16", is_text=True
     )

@@ -122,9 +122,7 @@ class _Run:
         _check_batch(config, self.mesh)
         self.planned = planned_steps(config, data)
         self.schedule = make_schedule(config.optimizer, self.planned)
-        rows = sharding(
-            self.mesh, TRAINING, ("rows", "tokens", "tokens"), (_divisor(self.mesh),) * 3
-        )
+        self.rows = sharding(self.mesh, TRAINING, ("rows",), (self.mesh.size,))
         micro = config.micro_batch_size or config.batch_size
         self.stepper = Step(
             objective=objective,
@@ -132,7 +130,7 @@ class _Run:
             compute_dtype=config.compute_dtype,
             micro_batches=config.batch_size // micro,
             seed=config.seed,
-            rows_sharding=rows if self.mesh.size > 1 else None,
+            rows_sharding=self.rows if self.mesh.size > 1 else None,
         )
         self.iterator = data.iterator(
             batch_size=config.batch_size,
@@ -267,28 +265,17 @@ class _Run:
             batches.append(filled)
         return batches
 
-    def _sharding(self, array: np.ndarray) -> NamedSharding:
-        axes = ("rows",) + ("tokens",) * (array.ndim - 1)
-        return sharding(self.mesh, TRAINING, axes, (_divisor(self.mesh),) + array.shape[1:])
-
     def _place(self, array: np.ndarray) -> jax.Array:
         """This process's part of a batch as part of the whole batch."""
-        return jax.make_array_from_process_local_data(self._sharding(array), array)
+        return jax.make_array_from_process_local_data(self.rows, array)
 
     def _place_all(self, batch: Batch) -> dict[str, jax.Array]:
         """A batch that every process has whole."""
 
         def one(array: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(
-                array.shape, self._sharding(array), lambda index: array[index]
-            )
+            return jax.make_array_from_callback(array.shape, self.rows, lambda index: array[index])
 
         return {name: one(array) for name, array in batch.items()}
-
-
-def _divisor(mesh: Mesh) -> int:
-    """Sequences at once are a multiple of this."""
-    return mesh.size
 
 
 def _on_mesh(weights: Params, mesh: Mesh) -> Params:

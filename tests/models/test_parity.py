@@ -14,7 +14,6 @@ from jspec.models.target import load_target
 from jspec.testing.checkpoints import CASES, prompt_of
 from jspec.testing.decoding import full_logits, greedy
 from jspec.testing.tolerances import tolerance
-from tests.demo import SHIPPED
 
 pytestmark = pytest.mark.parity
 
@@ -126,7 +125,6 @@ def test_configs_of_transformers_4_are_read_like_transformers_reads_them(tmp_pat
     )
 
 
-@pytest.mark.skipif(not SHIPPED, reason="the demo's weights are not here")
 @pytest.mark.parametrize("name", ["target", "draft", "draft-deep"])
 def test_transformers_loads_the_shipped_models_and_says_the_same(name):
     directory = local_directory(f"demo/{name}")

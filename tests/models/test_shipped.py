@@ -13,10 +13,7 @@ from jspec.infer.command.cli import main
 from jspec.models import shipped as module
 from jspec.models.hub import local_directory
 from jspec.models.shipped import check_digest, shipped, weights_digest
-from tests.demo import SHIPPED
 from tests.infer.conftest import write_model
-
-needs_weights = pytest.mark.skipif(not SHIPPED, reason="the demo's weights are not here")
 
 MB = 1_000_000
 LARGEST_TARGET, LARGEST_IN_ALL = 30 * MB, 60 * MB
@@ -73,7 +70,6 @@ def test_the_command_refuses_other_weights_than_its_config_names(checkpoint, tmp
     assert "target_digest: expected 64 hexadecimal digits" in capsys.readouterr().err
 
 
-@needs_weights
 def test_every_config_of_the_demo_names_the_frozen_target():
     digest = weights_digest(local_directory("demo/target"))
     named = []
@@ -85,7 +81,6 @@ def test_every_config_of_the_demo_names_the_frozen_target():
     assert {"demo", "demo/texts", "demo/draft", "demo/draft_deep"} <= set(named)
 
 
-@needs_weights
 def test_the_shipped_models_are_small_and_have_cards():
     sizes = {}
     for name in ("target", "draft", "draft-deep"):
@@ -95,7 +90,6 @@ def test_the_shipped_models_are_small_and_have_cards():
     assert sizes["target"] <= LARGEST_TARGET and sum(sizes.values()) <= LARGEST_IN_ALL
 
 
-@needs_weights
 def test_the_command_without_arguments_is_the_demo(capsys):
     assert main(["--max-new-tokens", "24"]) == 0
     told = capsys.readouterr()

@@ -14,9 +14,6 @@ from jspec.models.hub import local_directory
 from jspec.models.target import load_target
 from jspec.testing import proof
 from jspec.train.corpus import is_held_out, read_rows
-from tests.demo import SHIPPED
-
-pytestmark = pytest.mark.skipif(not SHIPPED, reason="the demo's weights are not in this checkout")
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},

@@ -24,7 +24,7 @@ from jspec.config import (
 )
 from jspec.errors import UserError
 from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import Parser, exit_code
+from jspec.infer.command.endings import Parser, add_config_flags, exit_code
 from jspec.infer.command.interrupts import interrupts
 from jspec.infer.command.prompts import Conversation, from_file, from_standard_input, from_texts
 from jspec.infer.text import import_transformers_without_torch
@@ -72,19 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='prompts, a JSON object a line: {"id", "turns" | "prompt" | "prompt_tokens"}; its own '
         "settings win over flags; - is standard input",
     )
-    names = ", ".join(runnable_names(is_training=False))
-    parser.add_argument(
-        "--config",
-        metavar="NAME|PATH",
-        help=f"YAML file, or one of {names}; flags win over it",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any field of the config, such as drafter_options.depth=4; flags win over it",
+    add_config_flags(
+        parser,
+        is_training=False,
+        example="drafter_options.depth=4",
+        note="; flags win over it",
     )
     parser.add_argument(
         "--json",

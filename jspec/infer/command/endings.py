@@ -1,7 +1,7 @@
-"""How a command ends: every ending is an exit code, and every mistake one line.
+"""What all commands share: flags for their config, and how they end.
 
-In reading order: the parser whose mistakes are `UserError`s, and `exit_code`, which all commands of
-jspec run in.
+Every ending is an exit code, and every mistake one line. In reading order: the parser whose
+mistakes are `UserError`s, the flags, and `exit_code`, which all commands of jspec run in.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import NoReturn
 
+from jspec.config import runnable_names
 from jspec.errors import UserError
 from jspec.infer.command.log import Failure, say_error
 
@@ -25,6 +26,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
+
+
+def add_config_flags(
+    parser: argparse.ArgumentParser, *, is_training: bool, example: str, note: str = ""
+) -> None:
+    """`--config` and `--set`.
+
+    Args:
+      is_training: which of the ready configs are named.
+      example: a setting, for the help.
+      note: the end of both helps.
+    """
+    names = ", ".join(runnable_names(is_training=is_training))
+    parser.add_argument("--config", metavar="NAME|PATH", help=f"YAML file, or one of {names}{note}")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"any field of the config, such as {example}{note}",
+    )
 
 
 def exit_code(command: Callable[[], int]) -> int:

@@ -78,8 +78,7 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
     check_drafter(config.drafter, config.drafter_options)
     directory = local_directory(config.target)
     drafter_directory = local_directory(config.drafter_path) if config.drafter_path else None
-    if config.target_digest is not None:
-        check_digest(directory, config.target_digest)
+    check_digest(directory, config.target_digest)
     decoder = read_config(directory)
     limit = config.max_length or decoder.max_length
     if limit > decoder.max_length:

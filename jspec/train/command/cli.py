@@ -20,7 +20,7 @@ from jspec.config import (
 )
 from jspec.errors import UserError
 from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import Parser, exit_code
+from jspec.infer.command.endings import Parser, add_config_flags, exit_code
 from jspec.infer.command.log import Log
 from jspec.infer.text import import_transformers_without_torch
 from jspec.train.config import KINDS
@@ -33,20 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=f"A config says its kind, one of {', '.join(KINDS)}.",
         allow_abbrev=False,
     )
-    names = ", ".join(runnable_names(is_training=True))
-    parser.add_argument(
-        "--config",
-        metavar="NAME|PATH",
-        help=f"YAML file, or one of {names}",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any field of the config, such as optimizer.learning_rate=1e-3",
-    )
+    add_config_flags(parser, is_training=True, example="optimizer.learning_rate=1e-3")
     parser.add_argument(
         "--resume", action="store_true", help="go on where an earlier run of this config stopped"
     )

@@ -28,10 +28,10 @@ from jspec.models.hub import local_directory
 from jspec.models.model import Model, build
 from jspec.models.shipped import check_digest
 from jspec.models.target import load_target
-from jspec.train.command.corpora import corpus_paths
+from jspec.train.command.corpora import load_corpora
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.config import LoopConfig, ModelConfig
-from jspec.train.data import TextData, load_text
+from jspec.train.data import TextData
 from jspec.train.journal import read_journal
 from jspec.train.loop import Outcome, Report, planned_steps, train
 from jspec.train.objective import Distil, NextToken, Objective
@@ -58,15 +58,7 @@ def run(config: ModelConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     directory = Path(config.out)
     check_same_run(config, directory, resume)
     with log.status("reading and packing text"):
-        data = load_text(
-            corpus_paths(config.data),
-            tokenizer_folder,
-            length=config.data.length,
-            held_out=config.data.held_out,
-            loss_on=config.data.loss_on,
-            chat_template=config.data.chat_template,
-            cache=directory.parent / "packed",
-        )
+        data = load_corpora(config.data, tokenizer_folder, cache=directory.parent / "packed")
     log.note(_plan_line(config, model, data))
     ids = {"bos_token_id": tokenizer.hf.bos_token_id, "eos_token_id": tokenizer.hf.eos_token_id}
     trainable = dataclasses.replace(
@@ -139,9 +131,9 @@ def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:
     """What is minimised, and the teacher's weights if there is one."""
     if config.teacher is None:
         return NextToken(model, remat=config.remat), None
-    if config.teacher_digest is not None:
-        check_digest(local_directory(config.teacher), config.teacher_digest)
-    teacher = load_target(config.teacher, dtype=config.compute_dtype)
+    directory = local_directory(config.teacher)
+    check_digest(directory, config.teacher_digest)
+    teacher = load_target(directory, dtype=config.compute_dtype)
     if teacher.vocab_size != model.config.vocab_size:
         raise UserError(
             f"the teacher has {teacher.vocab_size} tokens, the model {model.config.vocab_size}; "

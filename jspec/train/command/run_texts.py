@@ -60,8 +60,7 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     if done and not resume:
         raise UserError(f"{path} has {len(done)} texts; go on with --resume, or give another out")
     directory = local_directory(config.target)
-    if config.target_digest is not None:
-        check_digest(directory, config.target_digest)
+    check_digest(directory, config.target_digest)
     tokenizer = cached_tokenizer(directory, config.data.chat_template)
     if tokenizer is None:
         raise UserError(f"{config.target} has no tokenizer; expected tokenizer.json there")
