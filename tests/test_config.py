@@ -9,6 +9,7 @@ from jspec.config import (
     MeshConfig,
     Settings,
     config_names,
+    drafters_of,
     find_config,
     nearest,
     parse_sets,
@@ -68,7 +69,7 @@ def test_sets_are_read_as_yaml_but_texts_stay_texts():
     [
         ({"temprature": 1}, "unknown key 'temprature'; did you mean 'temperature'?"),
         ({"max-new-tokens": 1}, "did you mean 'max_new_tokens'?"),
-        ({"qqq": 1}, "unknown key 'qqq'; known: max_new_tokens"),
+        ({"qqq": 1}, "unknown key 'qqq'; known: target, "),
         ({"mesh": {"tensr": 2}}, "unknown key 'mesh.tensr'; did you mean 'tensor'?"),
         ({"mesh": "tensor"}, "mesh: expected axes such as"),
         ({"mesh": "tensor=two"}, "mesh.tensor: expected a whole number of at least 1, given 'two'"),
@@ -157,3 +158,13 @@ def test_numbers_in_yaml_may_have_a_bare_exponent(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("temperature: 7e-1\ntarget: 1e5\n")
     assert read_yaml(path)["temperature"] == 0.7
+
+
+def test_drafters_of_a_target_are_named_and_refused_by_their_full_key():
+    drafters = {"mine": {"drafter": "draft-model", "drafter_path": "here"}}
+    config = resolve(InferConfig, [("run.yaml", {"drafter": "none", "drafters": drafters})])
+    assert list(drafters_of(config)) == ["mine"]
+    chosen = drafters_of(config, ["prompt-lookup", "mine"])
+    assert [one.drafter for one in chosen.values()] == ["prompt-lookup", "draft-model"]
+    with pytest.raises(UserError, match=r"unknown key 'drafters\.mine\.depth'; did you mean|known"):
+        resolve(InferConfig, [("run.yaml", {"drafters": {"mine": {"depth": 4}}})])

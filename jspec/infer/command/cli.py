@@ -34,7 +34,7 @@ DEMO = "demo"
 
 _OF_THE_DRAFTER = ("drafter_path", "drafter_options")
 _OF_THE_TARGET = ("target_digest",)
-_NO_FLAG = ("drafter_options", "chat_template", "target_digest", "prompt")
+_NO_FLAG = ("drafters", "drafter_options", "chat_template", "target_digest", "prompt")
 _METAVARS = {
     "target": "PATH|ID",
     "drafter": "NAME",
@@ -150,12 +150,9 @@ def make_config(args: argparse.Namespace) -> InferConfig:
             raise UserError(
                 f"{path} is a recipe for training; run python -m jspec.train --config {named}"
             )
-        drafters = [layer["drafter"] for _, layer in layers if "drafter" in layer]
-        if drafters and drafters[-1] != values.get("drafter"):
-            values = {k: v for k, v in values.items() if k not in _OF_THE_DRAFTER}
         if any("target" in layer for _, layer in layers):
             values = {k: v for k, v in values.items() if k not in _OF_THE_TARGET}
-        layers.insert(0, (str(path), values))
+        layers = _with_its_drafter((str(path), values), layers)
     config = resolve(InferConfig, layers)
     if config.target is None:
         raise UserError(f"{named}: no target; add `target: DIR`, or give --target")
@@ -167,6 +164,25 @@ def make_config(args: argparse.Namespace) -> InferConfig:
     if given.get("system") and config.raw:
         raise UserError("--system is part of the chat template, which --raw leaves out; drop one")
     return config
+
+
+def _with_its_drafter(file: Layer, layers: Sequence[Layer]) -> list[Layer]:
+    """The file below the other layers, its drafter the one that was asked for.
+
+    A name of the file's `drafters` stands for what is written there.
+    """
+    origin, values = file
+    asked = [layer["drafter"] for _, layer in layers if "drafter" in layer]
+    name = asked[-1] if asked else values.get("drafter")
+    if name != values.get("drafter"):
+        values = {k: v for k, v in values.items() if k not in _OF_THE_DRAFTER}
+    drafters = values.get("drafters")
+    entry = drafters.get(name) if isinstance(drafters, dict) else None
+    if isinstance(entry, dict):
+        values = {k: v for k, v in values.items() if k != "drafter"}
+        values = entry | values
+        layers = [(o, {k: v for k, v in layer.items() if k != "drafter"}) for o, layer in layers]
+    return [(origin, values), *layers]
 
 
 def _value(name: str, given: Any) -> Any:

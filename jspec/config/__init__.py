@@ -1,0 +1,46 @@
+"""Typed configs read from YAML, checked, with errors of one line.
+
+`schema` has what may be asked, `fields` what its fields are made of, `folders` and `yaml_files`
+find and read files, and `layers` turns a file, `--set` and flags into one checked value.
+"""
+
+from jspec.config.fields import MAX_SEED, Config, count, digest_field, field, seed_field
+from jspec.config.folders import config_folders, config_names, find_config, runnable_names
+from jspec.config.layers import Layer, parse_mesh, parse_sets, parse_text, resolve
+from jspec.config.schema import (
+    DrafterConfig,
+    InferConfig,
+    MeshConfig,
+    Settings,
+    TargetConfig,
+    drafters_of,
+)
+from jspec.config.words import nearest, shown
+from jspec.config.yaml_files import read_yaml
+
+__all__ = [
+    "MAX_SEED",
+    "Config",
+    "DrafterConfig",
+    "InferConfig",
+    "Layer",
+    "MeshConfig",
+    "Settings",
+    "TargetConfig",
+    "config_folders",
+    "config_names",
+    "count",
+    "digest_field",
+    "drafters_of",
+    "field",
+    "find_config",
+    "nearest",
+    "parse_mesh",
+    "parse_sets",
+    "parse_text",
+    "read_yaml",
+    "resolve",
+    "runnable_names",
+    "seed_field",
+    "shown",
+]

@@ -1,0 +1,30 @@
+"""What errors say: the word that was likely meant, and a value on one short line."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that this one was likely meant to be."""
+    plain = word.lower().replace("-", "_")
+    near = difflib.get_close_matches(plain, list(known), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    near = nearest(word, known)
+    return f"did you mean {near!r}?" if near else f"known: {', '.join(known) or 'none'}"
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, on one line."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,65 @@
+"""YAML in: one mapping a file, strict about repeated keys, with errors of one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jspec.config.words import shown
+from jspec.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice and reads `1e-3` as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (key_node, _) in zip(keys, node.value, strict=True):
+            if isinstance(key, str) and keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping with text keys."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path}: not UTF-8 at byte {error.start}; expected YAML") from None
+    except OSError as error:
+        raise UserError(f"config {path}: cannot be read ({error.strerror})") from None
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"config {path}: broken YAML, {_where(error)}") from None
+    if data is None:
+        raise UserError(f"config {path} is empty; expected keys such as `target: DIR`")
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise UserError(f"config {path}: expected keys such as `target: DIR`, given {shown(data)}")
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """A value given on the command line; what YAML cannot read is a text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return text
+
+
+def _where(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
