@@ -23,8 +23,9 @@ LEVELS = (
     ("models",),
     ("drafters", "verify"),
     ("infer",),
-    ("aot", "bench", "certify", "train"),
+    ("aot", "bench", "train"),
     ("testing",),
+    ("certify",),
 )
 """From the ground up: a part imports from the levels below it, and from itself."""
 
@@ -32,7 +33,7 @@ STRANGERS = {("drafters", "verify"), ("verify", "drafters")}
 """They meet in `infer`."""
 
 COMMAND_LINES = ("__main__.py", "cli.py")
-"""These may reach upward, though not into `testing`."""
+"""These may reach upward, though not into `testing`, which serves the tests and the certificate."""
 
 HEAVY = {"datasets", "matplotlib", "torch", "transformers"}
 LINKS = {"infer", "models", "train"}
@@ -99,7 +100,7 @@ def test_imports_point_downward(path):
     wrong = []
     for line, other in imported_parts(path):
         is_upward = level_of(other) > level_of(part) and path.name not in COMMAND_LINES
-        is_testing = other == "testing" and part != "testing"
+        is_testing = other == "testing" and part not in ("testing", "certify")
         if is_upward or is_testing or (part, other) in STRANGERS:
             wrong.append(f"line {line}: {part} imports {other}")
     assert not wrong

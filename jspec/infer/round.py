@@ -1,6 +1,12 @@
-"""One round: propose, score, accept, commit. A pure function with static shapes."""
+"""One round: propose, score, accept, commit. A pure function with static shapes.
+
+`decode_round` is the whole; `propose`, `verify` (score and accept) and `commit` are its thirds, for
+those who drive a round by hand or want to see what each costs.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +30,7 @@ from jspec.state import (
     TargetOutput,
     Verdict,
     replace,
+    state,
 )
 from jspec.verify import Judgement, judge_nodes, reject, walk
 
@@ -52,34 +59,90 @@ def _round_of(
     index: int, params: RoundParams, program: Program, generation: DecodeState
 ) -> DecodeState:
     """A round whose draft has the shape `sizes[index]`."""
-    target_params, drafter_params = params
-    drafter, size = program.drafter, program.drafter.sizes[index]
-    before = generation.context
-    randomness = Randomness(
-        sampling=before.sampling, length=before.length, mode=program.mode, rule=program.rule
-    )
+    drafted = propose(params, program, generation, index)
+    verified = verify(params, program, generation, drafted, index)
+    return commit(params, program, generation, drafted, verified, index)
+
+
+@state
+class Drafted:
+    """What `propose` gives: the draft, and the drafter's state after it."""
+
+    draft: Draft
+    drafter: Any
+
+
+@state
+class Verified:
+    """What `verify` gives: the verdict, the target's output, and its cache with all nodes."""
+
+    verdict: Verdict
+    output: TargetOutput
+    cache: KVCache
+
+
+def propose(
+    params: RoundParams, program: Program, generation: DecodeState, index: int = 0
+) -> Drafted:
+    """First third of a round: the drafter proposes a draft of the shape `sizes[index]`."""
+    context = generation.context
     with jax.named_scope("draft"):
-        draft, drafter_state = drafter.propose(
-            drafter_params, generation.drafter, before, randomness, index
+        draft, drafter = program.drafter.propose(
+            params[1], generation.drafter, context, _randomness(program, context), index
         )
+    return Drafted(draft=draft, drafter=drafter)
+
+
+def verify(
+    params: RoundParams,
+    program: Program,
+    generation: DecodeState,
+    drafted: Drafted,
+    index: int = 0,
+) -> Verified:
+    """Second third: the target scores all nodes in one forward, and the rule accepts a path."""
+    context, size = generation.context, program.drafter.sizes[index]
     with jax.named_scope("verify"):
         logits, features, cache = score(
-            target_params, program, generation.cache, before, draft, size
+            params[0], program, generation.cache, context, drafted.draft, size
         )
-        verdict, nodes = accept(program, draft, logits, before, randomness, size)
+        verdict, nodes = accept(
+            program, drafted.draft, logits, context, _randomness(program, context), size
+        )
+    output = TargetOutput(features=features, picks=None if nodes is None else nodes.token)
+    return Verified(verdict=verdict, output=output, cache=cache)
+
+
+def commit(
+    params: RoundParams,
+    program: Program,
+    generation: DecodeState,
+    drafted: Drafted,
+    verified: Verified,
+    index: int = 0,
+) -> DecodeState:
+    """Last third: what was accepted becomes text, in the target's cache and in the drafter's."""
+    before, verdict, draft = generation.context, verified.verdict, drafted.draft
     with jax.named_scope("commit"):
-        cache = compact(cache, before, verdict, size)
+        cache = compact(verified.cache, before, verdict, program.drafter.sizes[index])
         after = emit(before, verdict)
-        output = TargetOutput(features=features, picks=None if nodes is None else nodes.token)
-        drafter_state = drafter.commit(drafter_params, drafter_state, after, draft, verdict, output)
+        drafter = program.drafter.commit(
+            params[1], drafted.drafter, after, draft, verdict, verified.output
+        )
     n_proposed = jnp.sum(draft.is_valid[:, 1:], axis=1, dtype=jnp.int32)
     return DecodeState(
         cache=cache,
         context=after,
-        drafter=drafter_state,
+        drafter=drafter,
         stop_reason=jnp.where(before.is_active, verdict.stop_reason, generation.stop_reason),
         counters=count_round(generation.counters, verdict, n_proposed, before.is_active),
         trace=append_trace(generation.trace, verdict.trace, before.length, verdict.n_emitted),
+    )
+
+
+def _randomness(program: Program, context: Context) -> Randomness:
+    return Randomness(
+        sampling=context.sampling, length=context.length, mode=program.mode, rule=program.rule
     )
 
 
