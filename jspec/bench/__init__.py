@@ -1,0 +1,1 @@
+"""`python -m jspec.bench`: what speculation yields here, and the terms that explain it."""

@@ -1,0 +1,215 @@
+"""What a run's records say: one `Row` a contestant, temperature and batch size, and advice.
+
+`summarise` is a pure function of records; the terminal table and the report show what it gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jspec.bench.terms import Interval, Line, Terms
+
+Record = Mapping[str, Any]
+
+PLAIN = "plain"
+PEERS = "transformers "
+"""What the names of contestants from the other library begin with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Same:
+    """Texts against plain decoding's.
+
+    Attributes:
+      texts: of one repeat, all categories.
+      identical: token for token.
+      near_ties: differences that two equal scores explain; they are excused.
+      unexcused: all others.
+    """
+
+    texts: int
+    identical: int
+    near_ties: int
+    unexcused: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Acceptance:
+    """How deep drafts are kept, depth 1 first.
+
+    Attributes:
+      unconditional: share of all rounds that kept a drafted token at this depth.
+      conditional: share of the rounds that kept the depth before.
+    """
+
+    unconditional: tuple[float, ...]
+    conditional: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """The same run under the names that vLLM gives its metrics.
+
+    Attributes:
+      mean_acceptance_length: tokens a round, the target's own included; tau.
+      draft_acceptance_rate: kept over proposed; None where nothing was proposed.
+      per_position_acceptance_rate: share of rounds that kept position 1, 2, ...
+      output_token_throughput: new tokens a second of the whole batch, prompts included in the time.
+      mean_ttft_ms: until a text's first token.
+      mean_tpot_ms: for a token after the first.
+    """
+
+    mean_acceptance_length: float
+    draft_acceptance_rate: float | None
+    per_position_acceptance_rate: tuple[float, ...]
+    output_token_throughput: float
+    mean_ttft_ms: float
+    mean_tpot_ms: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """Milliseconds a round of its three stages, dispatched apart: more than they cost together."""
+
+    propose_ms: float
+    verify_ms: float
+    commit_ms: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One contestant at one temperature and batch size.
+
+    Attributes:
+      contestant: "plain", a drafter's label, or "transformers ...".
+      is_peer: it is of the other library.
+      speedup: over plain decoding, whole calls, prompts included; a ratio for every repeat and
+        category, of which this is the median. None for plain.
+      decode_speedup: the same of the time without prompts.
+      by_category: `speedup` of one category alone.
+      tau: tokens a target forward, the first token of a text not counted.
+      tau_by_category: the same of one category.
+      terms: what a round costs at the mean length of these texts; None where it was not measured.
+      terms_by_context: the same at each measured length.
+      predicted: speedup of decoding that tau and the terms give; the host's time is not in it.
+      error: predicted over measured (`decode_speedup`), less one.
+      acceptance: None for plain and for peers.
+      same: None where texts cannot be compared (a peer that samples).
+      split: stages apart, where they were profiled.
+    """
+
+    contestant: str
+    temperature: float
+    batch_size: int
+    is_peer: bool
+    speedup: Interval | None
+    decode_speedup: Interval | None
+    by_category: dict[str, Interval]
+    tau: float
+    tau_by_category: dict[str, float]
+    terms: Terms | None
+    terms_by_context: dict[int, Terms]
+    predicted: float | None
+    error: float | None
+    acceptance: Acceptance | None
+    same: Same | None
+    metrics: Metrics
+    split: Split | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forwards:
+    """Target forwards over n nodes at one batch size and length of text.
+
+    Attributes:
+      seconds: by number of nodes, medians.
+      r: the same relative to one node.
+      line: the straight line nearest to `r`; None with fewer than two sizes.
+      plain_round_ms: a whole round of plain decoding.
+    """
+
+    batch_size: int
+    context: int
+    seconds: dict[int, float]
+    r: dict[int, float]
+    line: Line | None
+    plain_round_ms: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """From which batch size on speculation loses, at one temperature.
+
+    Attributes:
+      speedups: of the best drafter at each batch size, measured.
+      best: that drafter's label at each.
+      batch_size: where the line between two measured sizes crosses 1; None where none does.
+      between: those two sizes.
+    """
+
+    temperature: float
+    speedups: dict[int, float]
+    best: dict[int, str]
+    batch_size: float | None
+    between: tuple[int, int] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Where not to speculate, in a line.
+
+    Attributes:
+      category: None where it holds for all of them together.
+    """
+
+    contestant: str
+    temperature: float
+    batch_size: int
+    category: str | None
+    speedup: float
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """All that a run's records say.
+
+    Attributes:
+      settings: the settings record.
+      provenance: of that record: versions, commit, device, ...
+      rows: by temperature, batch size, then plain, drafters, peers.
+      forwards: by batch size and context.
+      turns: one a temperature.
+      advice: where a drafter loses by more than its interval.
+      unexcused: differences from plain decoding that no near-tie explains, peers left out.
+      changed: contestants whose texts changed between repeats; there should be none.
+      load: smallest and largest load average.
+      n_repeats: complete ones, at the batch size that has fewest.
+    """
+
+    settings: Record
+    provenance: Record
+    rows: tuple[Row, ...]
+    forwards: tuple[Forwards, ...]
+    turns: tuple[Turn, ...]
+    advice: tuple[Advice, ...]
+    unexcused: int
+    changed: tuple[str, ...]
+    load: tuple[float, float]
+    n_repeats: int
+
+    def row(self, contestant: str, temperature: float, batch_size: int) -> Row | None:
+        """The row of a contestant, if it took part there."""
+        wanted = contestant, temperature, batch_size
+        return next(
+            (r for r in self.rows if (r.contestant, r.temperature, r.batch_size) == wanted), None
+        )
+
+
+def summarise(records: Iterable[Record]) -> Summary:
+    """Everything that a run's records say, incomplete repeats left out."""
+    from jspec.bench.rows import summary_of
+
+    return summary_of(list(records))

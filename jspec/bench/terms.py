@@ -1,0 +1,167 @@
+"""The arithmetic of a measurement: medians with intervals, predicted speedups, where they turn.
+
+Pure functions of numbers. A round of a drafter costs `r(n) + c_d + overhead` plain rounds and
+yields `tau` tokens; their ratio is the speedup that is predicted, and what a measured one lacks of
+it is spent on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A median and where it would lie in 95 of 100 repetitions, by resampling what was seen.
+
+    Attributes:
+      n: values it is made from. With one, all three numbers are that value.
+    """
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a round costs, in plain rounds of the same batch size, temperature and context.
+
+    Attributes:
+      n_nodes: nodes that the target scores in a round.
+      r: a target forward over them, over one of a single node.
+      c_d: a whole draft.
+      overhead: what is left of a measured round: accepting, committing, and where the parts do not
+        add up. May be negative.
+    """
+
+    n_nodes: int
+    r: float
+    c_d: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        return self.r + self.c_d + self.overhead
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """`intercept + slope * n`, the forward over n nodes relative to that over one."""
+
+    intercept: float
+    slope: float
+
+
+def interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """Median and 95 % bootstrap interval of the median; the same numbers give the same interval."""
+    found = np.asarray(values, float)
+    rng = np.random.default_rng(seed)
+    draws = found[rng.integers(len(found), size=(RESAMPLES, len(found)))]
+    medians = np.median(draws, axis=1)
+    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(median=float(np.median(found)), low=float(low), high=float(high), n=len(found))
+
+
+def terms_of(
+    *,
+    n_nodes: int,
+    forward_s: float,
+    plain_forward_s: float,
+    draft_s: float,
+    round_s: float,
+    plain_round_s: float,
+) -> Terms:
+    """A round in its parts, from seconds."""
+    r, c_d = forward_s / plain_forward_s, draft_s / plain_round_s
+    overhead = round_s / plain_round_s - r - c_d
+    return Terms(n_nodes=n_nodes, r=r, c_d=c_d, overhead=overhead)
+
+
+def mean_terms(known: Mapping[int, Terms], context: float) -> Terms | None:
+    """Terms at a length of text, on the line between the lengths at which they were measured.
+
+    Beyond the shortest and the longest the nearest one counts.
+    """
+    if not known:
+        return None
+    lengths = sorted(known)
+
+    def at(name: str) -> float:
+        return float(np.interp(context, lengths, [getattr(known[x], name) for x in lengths]))
+
+    n_nodes = known[lengths[0]].n_nodes
+    return Terms(n_nodes=n_nodes, r=at("r"), c_d=at("c_d"), overhead=at("overhead"))
+
+
+def predicted_speedup(tau: float, terms: Terms, occupancy: float = 1.0) -> float:
+    """Tokens a round over its cost in plain rounds.
+
+    Args:
+      occupancy: share of the rows' rounds that are anybody's, relative to plain decoding's.
+    """
+    return tau * occupancy / terms.total
+
+
+def error_of(predicted: float, measured: float) -> float:
+    """Positive where more was predicted than was measured; 0.1 is ten per cent."""
+    return predicted / measured - 1
+
+
+def occupancy(calls: Sequence[int], batch_size: int) -> float:
+    """Share of a batch's rounds in which a row decodes, where texts take so many rounds each.
+
+    Rows take the next text when theirs ends; at the end some wait for the last one.
+    """
+    rows = [0] * min(batch_size, len(calls)) if calls else [0]
+    for count in calls:
+        heapq.heapreplace(rows, rows[0] + count)
+    last = max(rows)
+    return sum(calls) / (batch_size * last) if last else 1.0
+
+
+def fit_line(seconds: Mapping[int, float]) -> Line | None:
+    """Least squares over forwards by their number of nodes; None with fewer than two."""
+    if len(seconds) < 2 or 1 not in seconds:
+        return None
+    n = sorted(seconds)
+    slope, intercept = np.polyfit(n, [seconds[x] / seconds[1] for x in n], 1)
+    return Line(intercept=float(intercept), slope=float(slope))
+
+
+def crossing(speedups: Mapping[int, float]) -> float | None:
+    """The batch size at which a gain becomes a loss, on the line between two measured ones.
+
+    Lines are straight over the logarithm of the batch size. The first fall through 1 counts.
+
+    Returns:
+      None where nothing measured falls through 1.
+    """
+    sizes = sorted(speedups)
+    for before, after in zip(sizes, sizes[1:], strict=False):
+        high, low = speedups[before], speedups[after]
+        if high >= 1 > low:
+            share = (high - 1) / (high - low)
+            return math.exp(math.log(before) + share * (math.log(after) - math.log(before)))
+    return None
+
+
+def conditional(unconditional: Sequence[float]) -> tuple[float, ...]:
+    """Of the rounds that kept the depth before, the share that kept this one."""
+    before = (1.0, *unconditional)
+    return tuple(b / a if a else 0.0 for a, b in zip(before, unconditional, strict=False))
+
+
+def ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> float:
+    """A median over another."""
+    return statistics.median(over) / statistics.median(under)
