@@ -13,10 +13,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jspec import law
+from jspec.certify.reference import probs_of
 from jspec.infer.request import Request
 from jspec.law import Mode
 from jspec.state import Sampling
-from jspec.testing.proof import reference_probs
 from jspec.testing.settings import settings
 
 ROWS, VOCABULARY = 48, 17
@@ -65,7 +65,7 @@ def is_clear(row: np.ndarray, request: Request) -> bool:
     no_nucleus = Request(
         tokens=(0,), max_new_tokens=1, temperature=request.temperature, top_k=request.top_k
     )
-    probs = reference_probs(row, no_nucleus)
+    probs = probs_of(row, no_nucleus)
     masses = np.asarray([probs[scaled >= level].sum() for level in scaled])
     ratios = np.exp(scaled - scaled.max())
     is_far = request.top_p == 1 or np.abs(masses - request.top_p).min() > 1e-5
@@ -91,7 +91,7 @@ def test_filters_keep_what_their_words_say(logits, request):
     clear = [row for row in logits if is_clear(row, request)]
     assume(clear)
     ours = kept(clear, request)
-    theirs = np.stack([reference_probs(row, request) > 0 for row in clear])
+    theirs = np.stack([probs_of(row, request) > 0 for row in clear])
     np.testing.assert_array_equal(ours, theirs)
 
 

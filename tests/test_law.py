@@ -16,12 +16,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jspec import law
+from jspec.certify.reference import probs_of
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.sharding import make_mesh
 from jspec.state import Sampling
 from jspec.testing.light import LIGHT
-from jspec.testing.proof import reference_probs
 from jspec.testing.settings import settings
 
 EDGES = [(0, 0, 0), (7, 3, 1), (2**31, 2**32 - 1, 100_000), (2**32 - 1, 0, 2**31 - 1)]
@@ -260,7 +260,7 @@ def test_log_distribution_is_that_of_the_law_by_its_words(setting):
     logits = np.random.default_rng(2).standard_normal((ROWS, VOCABULARY)).astype(np.float32) * 2
     request = Request(tokens=(0,), max_new_tokens=1, **setting)
     ours = np.exp(law_of(logits, rows_with(**setting), POSITIONS)[2])
-    theirs = np.stack([reference_probs(row, request) for row in logits])
+    theirs = np.stack([probs_of(row, request) for row in logits])
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert ((ours == 0) == (theirs == 0)).all()
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jspec.certify.roster import ROSTER, Entry
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.round import emit
 from jspec.law import Mode, Randomness, Rule
 from jspec.state import Context, Prompt, TargetOutput, replace
 from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
-from jspec.testing.roster import ROSTER, Entry
 from jspec.testing.settings import settings
 from jspec.verify import walk
 

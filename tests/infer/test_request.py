@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from jspec.certify.roster import entry
 from jspec.drafters import load_drafter
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request, sampling_of
 from jspec.testing.models import tiny_target
-from jspec.testing.roster import entry
 
 LARGEST = 2**32 - 1
 TARGET = tiny_target(n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1, vocab_size=31)

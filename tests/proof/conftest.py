@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from jspec.certify import proof
 from jspec.infer.request import Request, Result
 from jspec.models.target import Target
-from jspec.testing import proof
 from jspec.testing.models import tiny_target
 
 

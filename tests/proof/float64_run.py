@@ -19,10 +19,10 @@ def main(cases: list[str]) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     import jax.numpy as jnp
 
+    from jspec.certify import proof
+    from jspec.certify.roster import entry
     from jspec.sharding import make_mesh
-    from jspec.testing import proof
     from jspec.testing.models import on_mesh, tiny_target
-    from jspec.testing.roster import entry
 
     sizes = {"n_heads": 8, "n_kv_heads": 8, "head_dim": 4, "vocab_size": 64}
     alone = tiny_target(dtype=jnp.float64, **sizes)

@@ -2,10 +2,10 @@
 
 import pytest
 
+from jspec.certify import faults, proof
+from jspec.certify.roster import entry
 from jspec.infer.request import Request
 from jspec.law import Rule
-from jspec.testing import faults, proof
-from jspec.testing.roster import entry
 
 from .test_law import drafter_for, five_token_target
 

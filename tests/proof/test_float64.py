@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jspec.testing.roster import ROSTER
+from jspec.certify.roster import ROSTER
 
 ALL = ",".join(entry.name for entry in ROSTER)
 CASES = (f"1,1,1={ALL}", "1,1,2=oracle-tree", "2,2,2=none,draft-model-tree", "8,1,1=oracle-tree")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from jspec.certify import proof
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.draft_model import DraftModel
 from jspec.infer.request import Request
 from jspec.law import Rule
-from jspec.testing import proof
 from jspec.testing.models import perturbed, tiny_target
 
 V = 5

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from jspec.certify import proof
+from jspec.certify.roster import ROSTER, entry
 from jspec.state import StopReason
-from jspec.testing import proof
-from jspec.testing.roster import ROSTER, entry
 
 
 @pytest.mark.parametrize("entry", ROSTER, ids=lambda e: e.name)

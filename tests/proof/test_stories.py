@@ -6,14 +6,14 @@ import lzma
 
 import pytest
 
+from jspec.certify import proof
+from jspec.certify.roster import entry
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.draft_model import DraftModel
 from jspec.infer.request import Request
 from jspec.models.target import load_target
 from jspec.testing import drafters as hostile
-from jspec.testing import proof
 from jspec.testing.models import perturbed
-from jspec.testing.roster import entry
 
 SETTINGS = (
     {},

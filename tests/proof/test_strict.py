@@ -2,9 +2,9 @@
 
 import pytest
 
+from jspec.certify import proof
+from jspec.certify.roster import entry
 from jspec.drafters import load_drafter
-from jspec.testing import proof
-from jspec.testing.roster import entry
 
 CHAINS = [entry(name) for name in ("prompt-lookup", "draft-model-chain", "oracle-chain")]
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from jspec import law
+from jspec.certify.proof import law_problems
+from jspec.certify.reference import probs_of
 from jspec.drafters import chain_draft
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.state import Context, StopReason, Verdict, replace
 from jspec.testing.light import LIGHT
-from jspec.testing.proof import law_problems, reference_probs
 from jspec.testing.settings import settings
 from jspec.verify import reject, residual
 
@@ -36,7 +37,7 @@ DRAFT_PROBS = RNG.dirichlet(np.ones(VOCABULARY), DEPTH + 1).astype(np.float32)
 def probs_of(depth: int, **setting) -> np.ndarray:
     """What the target says after `depth` drafted tokens."""
     request = Request(tokens=(0,), max_new_tokens=1, **setting)
-    return reference_probs(TARGET_LOGITS[depth], request)
+    return probs_of(TARGET_LOGITS[depth], request)
 
 
 @functools.partial(

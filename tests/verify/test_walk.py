@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from jspec import law
+from jspec.certify.proof import SETTINGS
+from jspec.certify.reference import probs_of
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.ops import trees
 from jspec.state import Context, Draft, StopReason
 from jspec.testing.light import LIGHT
-from jspec.testing.proof import SETTINGS, reference_probs
 from jspec.testing.settings import settings
 from jspec.verify import judge_nodes, reason_to_stop, walk
 
@@ -258,7 +259,7 @@ def test_trace_tells_depth_rank_logprob_and_gap_of_every_token(case, verdicts):
             assert trace.depth[row, i] == (0 if is_own else i + 1)
             assert trace.rank[row, i] == (-1 if is_own else ranks[row, path[i + 1]])
             plain = dataclasses.replace(request, temperature=request.temperature or 1.0)
-            exact = np.log(reference_probs(case.logits[row, node], plain)[token])
+            exact = np.log(probs_of(case.logits[row, node], plain)[token])
             assert trace.logprob[row, i] == pytest.approx(exact, abs=1e-5)
             second, best = np.sort(case.scores[row, node])[-2:]
             assert trace.gap[row, i] == pytest.approx(best - second, abs=1e-5)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jspec.certify.records import NearTie
+from jspec.certify.reference import probs_of
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.engine import Engine
 from jspec.infer.loop import decode_loop
@@ -26,6 +28,7 @@ from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.models.target import Target
+from jspec.state import StopReason
 from jspec.verify import replay
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -106,47 +109,56 @@ class Replayed:
 
     Attributes:
       problems: one line for each unexcused difference or broken stop.
-      near_ties: gaps of the excused ones.
+      near_ties: gaps of the excused ones, with their bounds.
     """
 
     n_tokens: int
     problems: tuple[str, ...]
-    near_ties: tuple[float, ...]
+    near_ties: tuple[NearTie, ...]
 
 
-def replay_all(target: Target, requests: Sequence[Request], results: Sequence[Result]) -> Replayed:
+def replay_all(
+    target: Target,
+    requests: Sequence[Request],
+    results: Sequence[Result],
+    *,
+    max_length: int | None = None,
+) -> Replayed:
     """Judge every emitted token, and that every text ended where and why it had to."""
     problems, near_ties, n_tokens = [], [], 0
     for i, (request, result) in enumerate(zip(requests, results, strict=True)):
         report = replay(target, request.tokens, result.tokens, request)
         n_tokens += report.n_tokens
-        near_ties += [d.gap for d in report.near_ties]
+        near_ties += [(d.gap, report.bound) for d in report.near_ties]
         problems += [f"request {i}: {d}" for d in report.differences if not d.excused]
-        stops = [p for p, token in enumerate(result.tokens) if token in request.stop_ids]
-        wanted = stops[0] + 1 if stops else request.max_new_tokens
-        if len(result.tokens) != min(wanted, request.max_new_tokens):
-            problems.append(f"request {i}: {len(result.tokens)} tokens, not {wanted}")
+        problems += [
+            f"request {i}: {line}" for line in ending_problems(request, result, max_length)
+        ]
     return Replayed(n_tokens=n_tokens, problems=tuple(problems), near_ties=tuple(near_ties))
 
 
-def reference_probs(logits: np.ndarray, request: Request) -> np.ndarray:
-    """The law by its words, in float64 and with sorting: temperature, top-k, top-p, min-p."""
-    if request.temperature == 0:
-        return np.eye(len(logits))[int(np.argmax(logits))]
-    scaled = np.asarray(logits, np.float64) / request.temperature
-    kept = np.ones(len(scaled), bool)
-    if 0 < request.top_k < len(scaled):
-        kept &= scaled >= np.sort(scaled)[-request.top_k]
-    if request.top_p < 1:
-        weight = np.where(kept, np.exp(scaled - scaled.max()), 0)
-        order = np.argsort(-weight, kind="stable")
-        before = np.cumsum(weight[order]) - weight[order]
-        last = order[np.flatnonzero(before < request.top_p * weight.sum())[-1]]
-        kept &= scaled >= scaled[last]
-    if request.min_p > 0:
-        kept &= scaled >= scaled.max() + np.log(request.min_p)
-    weight = np.where(kept, np.exp(scaled - scaled.max()), 0)
-    return weight / weight.sum()
+def ending_problems(request: Request, result: Result, max_length: int | None) -> list[str]:
+    """Whether a text ends where the stop rules say, for the reason they give, counted right."""
+    room = request.max_new_tokens
+    if max_length is not None:
+        room = min(room, max_length - len(request.tokens))
+    stops = [p + 1 for p, token in enumerate(result.tokens) if token in request.stop_ids]
+    wanted = min(stops[0] if stops else room, room)
+    if stops and stops[0] <= room:
+        reason = StopReason.STOP_TOKEN
+    else:
+        reason = StopReason.MAX_TOKENS if room == request.max_new_tokens else StopReason.LENGTH
+    problems = []
+    if len(result.tokens) != wanted:
+        problems.append(f"{len(result.tokens)} tokens, not {wanted}")
+    elif result.stop_reason != reason:
+        problems.append(f"ended by {result.stop_reason.label}, not by {reason.label}")
+    stats = result.stats
+    if stats.new_tokens != len(result.tokens) or (
+        stats.new_tokens != 1 + stats.draft_tokens_accepted + stats.target_calls
+    ):
+        problems.append(f"counts that do not add up: {stats}")
+    return problems
 
 
 def exact_joint(target: Target, request: Request, n_new: int) -> np.ndarray:
@@ -162,8 +174,8 @@ def exact_joint(target: Target, request: Request, n_new: int) -> np.ndarray:
     for row, prefix in enumerate(prefixes):
         mass = 1.0
         for step, token in enumerate(prefix):
-            mass *= reference_probs(logits[row, step], request)[token]
-        joint[prefix] = mass * reference_probs(logits[row, n_new - 1], request)
+            mass *= probs_of(logits[row, step], request)[token]
+        joint[prefix] = mass * probs_of(logits[row, n_new - 1], request)
     return joint
 
 
