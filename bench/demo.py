@@ -1,146 +1,87 @@
-"""The demo models' first table: what speculation yields on text that nobody was trained on.
+"""The demo models on texts that nobody was trained on.
 
-    python bench/demo.py --out runs/demo_bench
+    python bench/demo.py --out runs/demo_bench --repeats 3
 
-Plain decoding, prompt lookup, chains and trees of the draft models, and `transformers` where torch
-is installed, all on the same openings, in turn, several times over; beside the speedups the terms
-that explain them (tau, r(n), c_d, overhead; see `costs.py`). Writes `results.jsonl`, a record a
-contestant, corpus, temperature and repeat, and `table.md`, which is also printed. Started again
-with the same --out, it goes on where it was cut off; with more --repeats, it adds them.
+Writes openings of the corpora's held-out rows (see `heldout.py`) to OUT/prompts.jsonl, a category a
+corpus, and runs `python -m jspec.bench` on them; all flags that are not named here are its flags.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
+import json
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from contestants import DEFAULT_DRAFTERS, PLAIN
-from demo_race import Bench, Block, Race, say, start_peer
-from demo_tables import markdown, unexcused
-from heldout import default_folder
-from results import Results
+from heldout import ABOUT, default_folder, find_corpora, openings
 
+from jspec.bench.cli import main as bench
 from jspec.errors import UserError
-from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.text import import_transformers_without_torch
+from jspec.infer.command.endings import Parser, exit_code
+from jspec.infer.text import import_transformers_without_torch, load_tokenizer
+from jspec.models.hub import local_directory
 
-RESULTS, TABLE = "results.jsonl", "table.md"
+PROMPTS = "prompts.jsonl"
 
 
-def parse() -> argparse.Namespace:
-    """Flags and their defaults."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=ABOUT,
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the records and the table")
-    for role in ("target", "draft", "draft-deep"):
-        shipped_name = f"demo/{role}"
-        add(
-            f"--{role}",
-            default=shipped_name,
-            metavar="DIR",
-            help=f"a checkpoint, or the name of a shipped one (default: {shipped_name})",
-        )
+    add("--out", type=Path, required=True, help="folder of the prompts and the results")
     add("--data", type=Path, default=default_folder(), help="folder of the corpora")
     add(
         "--corpora", nargs="+", metavar="NAME", help="which (default: those of the target's recipe)"
     )
-    add(
-        "--drafters",
-        nargs="+",
-        default=list(DEFAULT_DRAFTERS),
-        metavar="NAME",
-        help=f"besides plain decoding (default: {' '.join(DEFAULT_DRAFTERS)})",
-    )
-    add("--prompts-per-corpus", type=int, default=5)
-    add("--repeats", type=int, default=5)
-    add("--temperatures", nargs="+", type=float, default=[0.0, 1.0], metavar="T")
-    add("--batch-sizes", nargs="+", type=int, default=[1], metavar="B")
-    add("--max-new-tokens", type=int, default=128)
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, default=2, help="cores that each contestant may use")
-    add("--no-transformers", action="store_true", help="leave transformers out")
-    arguments = parser.parse_args()
-    for name in ("prompts_per_corpus", "repeats", "max_new_tokens", "threads"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    return arguments
+    add("--prompts-per-corpus", type=int, default=5, metavar="N")
+    add("--tokenizer", default="demo/target", metavar="DIR", help="of the target that is asked")
+    add("--seed", type=int, default=0, help="chooses the rows, and names the noise")
+    return parser
 
 
-def race(bench: Bench, results: Results, batch_size: int) -> None:
-    """Measure every block that has no records yet; the table is written after every repeat."""
-    names = [field.name for field in dataclasses.fields(Block)]
-    known = {
-        Block(**{name: record[name] for name in names})
-        for record in results.records
-        if record["kind"] != "start"
-    }
-    missing = [block for block in bench.blocks(batch_size) if block not in known]
-    if not missing:
-        return
-    peer = start_peer(bench) if bench.has_peers and batch_size == 1 else None
-    try:
-        contestants = Race(bench, batch_size, peer)
-        say(f"batch {batch_size}: compiling ...")
-        contestants.warm_up()
-        began = time.monotonic()
-        for done, block in enumerate(missing, 1):
-            records = contestants.run(block)
-            results.add(records)
-            left = (time.monotonic() - began) / done * (len(missing) - done)
-            say(f"{_told(block, records)}; about {left / 60:.0f} min left")
-            if done == len(missing) or missing[done].repeat != block.repeat:
-                _write_table(bench, results)
-    finally:
-        if peer is not None:
-            peer.close()
+def write_prompts(arguments: argparse.Namespace) -> Path:
+    """The openings as a file for `jspec.bench`; the same flags give the same file."""
+    if arguments.prompts_per_corpus < 1:
+        raise UserError("--prompts-per-corpus must be at least 1")
+    directory = local_directory(arguments.tokenizer)
+    tokenizer = load_tokenizer(directory)
+    if tokenizer is None:
+        raise UserError(f"{directory} has no tokenizer; put its files there")
+    lines = []
+    for path in find_corpora(arguments.data, arguments.corpora):
+        count = arguments.prompts_per_corpus
+        some = openings(path, tokenizer, count=count, seed=arguments.seed)
+        if len(some) < count:
+            note = f"{some[0].corpus} has {len(some)} held-out openings, no more"
+            print(note, file=sys.stderr)
+        lines += [
+            {"id": one.row_id, "category": one.corpus, "prompt_tokens": list(one.tokens)}
+            for one in some
+        ]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / PROMPTS
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
 
 
 def main() -> int:
-    arguments = parse()
-    cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
-    os.sched_setaffinity(0, cores)
-    keep_compiled_programs()
     import_transformers_without_torch()
-    try:
-        bench = Bench(arguments)
-        results = Results(arguments.out / RESULTS, bench.settings())
-        for batch_size in arguments.batch_sizes:
-            race(bench, results, batch_size)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(_write_table(bench, results), end="")
-    bad = unexcused(results.records)
-    if bad:
-        say(f"error: {bad} differences from plain decoding that no near-tie explains")
-    return 1 if bad else 0
+    arguments, others = make_parser().parse_known_args()
+    given: list[Path] = []
 
+    def prepare() -> int:
+        given.append(write_prompts(arguments))
+        return 0
 
-def _told(block: Block, records: Sequence[dict[str, Any]]) -> str:
-    """A block in a line, for progress."""
-    where = f"batch {block.batch_size}, repeat {block.repeat + 1}"
-    if block.corpus is None:
-        return f"{where}, costs"
-    seconds = {record["contestant"]: record["seconds"] for record in records}
-    speeds = [f"{name} {seconds[PLAIN] / s:.2f}" for name, s in seconds.items() if name != PLAIN]
-    plain = f"plain {seconds[PLAIN]:.2f} s"
-    return (
-        f"{where}, {block.corpus}, T={block.temperature:g}: {', '.join([plain, *sorted(speeds)])}"
-    )
-
-
-def _write_table(bench: Bench, results: Results) -> str:
-    text = markdown(results.records)
-    (bench.arguments.out / TABLE).write_text(text, encoding="utf-8")
-    return text
+    code = exit_code(prepare)
+    if code:
+        return code
+    places = ["--out", str(arguments.out), "--prompts", str(given[0])]
+    return bench([*places, "--seed", str(arguments.seed), *others], owns_process=True)
 
 
 if __name__ == "__main__":

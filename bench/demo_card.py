@@ -37,10 +37,10 @@ from card_numbers import (
     train_ngrams,
     write_samples,
 )
-from records import provenance
 from sources import CHANGES, source_cells
 from tables import table
 
+from jspec.bench.records import provenance
 from jspec.config import find_config, parse_sets, read_yaml, resolve
 from jspec.errors import UserError
 from jspec.infer.text import Tokenizer, load_tokenizer

@@ -21,10 +21,11 @@ import sys
 from pathlib import Path
 
 import jax
-from records import device_record, provenance
 from sections import PROFILES, SECTIONS, Look
 from shapes import n_parameters, random_model
 from tables import markdown
+
+from jspec.bench.records import device_record, provenance
 
 
 def parse_sections(text: str) -> list[str]:

@@ -12,8 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from records import ROOT
-
+from jspec.bench.records import ROOT
 from jspec.config import read_yaml
 from jspec.errors import UserError
 from jspec.infer.text import Tokenizer

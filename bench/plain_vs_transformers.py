@@ -17,10 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from peers import Peer
-from records import provenance, spread
 from shapes import SHAPES, n_parameters, random_model
 
+from jspec.bench.peers import Peer
+from jspec.bench.records import provenance, spread
 from jspec.models.hf import write_checkpoint
 
 

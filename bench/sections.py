@@ -18,8 +18,8 @@ from cache_writes import CacheShape, commit_variants, layout_variants, write_var
 from precision import logits_moved, product_errors
 from shapes import n_parameters, random_model
 from standing import Standing, program_of
-from timing import interleaved
 
+from jspec.bench.timing import interleaved
 from jspec.models.model import Model
 from jspec.state import Params
 

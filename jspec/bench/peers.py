@@ -3,11 +3,12 @@
 Two of these, driven in turn, are a fair race: each keeps its threads and its memory to itself, and
 only one of them works at a time.
 
-    python bench/peers.py jspec DIRECTORY --threads 2 --max-length 512
+    python -m jspec.bench.peers jspec DIRECTORY --threads 2 --max-length 512
     {"versions": {"jax": "0.10.2", ...}}
     {"prompt": [1, 2, 3], "new_tokens": 64}  ->  {"seconds": 0.41, "tokens": [...]}
 
-`transformers` also takes `way`, `temperature` and `seed`, and tells `calls`, its target forwards.
+`transformers` also takes `way`, `temperature`, `seed` and filters such as `top_p`, and tells
+`calls`, its target forwards, and `first_s`, the seconds until the first of them was done.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from records import versions
+from jspec.bench.records import versions
 
 PACKAGES = {"jspec": ("jspec", "jax", "jaxlib"), "transformers": ("transformers", "torch")}
 
@@ -48,17 +48,23 @@ def jspec_peer(directory: str, *, max_length: int) -> Decode:
 
 
 def transformers_peer(
-    directory: str, *, threads: int, cache: str = "dynamic", draft: str | None = None
+    directory: str,
+    *,
+    threads: int,
+    cache: str = "dynamic",
+    draft: str | None = None,
+    dtype: str = "float32",
 ) -> Decode:
-    """`generate` in float32, past every stop token."""
+    """`generate`, past every stop token."""
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(threads)
 
     def load(path: str) -> Any:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
         model.generation_config.eos_token_id = None
         return model.eval()
 
@@ -66,12 +72,8 @@ def transformers_peer(
     plain_settings: dict[str, Any] = {"cache_implementation": cache}
     if cache == "static":
         plain_settings["disable_compile"] = True
-    calls = [0]
-
-    def count(*_) -> None:
-        calls[0] += 1
-
-    model.register_forward_pre_hook(count)
+    ends: list[float] = []
+    model.register_forward_hook(lambda *_: ends.append(time.perf_counter()))
 
     def decode(
         prompt: list[int],
@@ -80,15 +82,17 @@ def transformers_peer(
         way: str = "plain",
         temperature: float = 0.0,
         seed: int = 0,
+        **filters: float,
     ) -> dict:
         tokens = torch.tensor([prompt])
         settings = plain_settings if way == "plain" else speculative_settings(way, small)
         if temperature > 0:
-            law = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            law = {"do_sample": True, "temperature": temperature, "top_k": 0, **filters}
         else:
             law = {"do_sample": False}
         torch.manual_seed(seed)
-        calls[0] = 0
+        ends.clear()
+        start = time.perf_counter()
         with torch.inference_mode():
             text = model.generate(
                 tokens,
@@ -98,7 +102,11 @@ def transformers_peer(
                 **law,
                 **settings,
             )
-        return {"tokens": text[0, len(prompt) :].tolist(), "calls": calls[0]}
+        return {
+            "tokens": text[0, len(prompt) :].tolist(),
+            "calls": len(ends),
+            "first_s": ends[0] - start,
+        }
 
     return decode
 
@@ -127,7 +135,7 @@ class Peer:
     """The parent's end of one worker process."""
 
     def __init__(self, kind: str, directory: str, *arguments: str, python: str = sys.executable):
-        command = [python, str(Path(__file__).resolve()), kind, directory, *arguments]
+        command = [python, "-m", "jspec.bench.peers", kind, directory, *arguments]
         self.kind = kind
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -165,6 +173,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--draft", help="a checkpoint for assisted generation")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic")
     arguments = parser.parse_args()
 
@@ -178,6 +187,7 @@ def main() -> None:
             threads=arguments.threads,
             cache=arguments.cache,
             draft=arguments.draft,
+            dtype=arguments.dtype,
         )
     print(json.dumps({"versions": versions(*PACKAGES[arguments.kind])}), flush=True)
     for line in sys.stdin:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
 import jax
-from records import spread
+
+from jspec.bench.records import spread
 
 Name = TypeVar("Name", bound=Hashable)
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder above the package: that of a checkout, where it is one."""
 
 DATA_SHEET_GB_PER_S = {
     "H100 PCIe": 2039,
@@ -77,6 +78,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def _commit() -> str | None:
     """The commit of the checkout, marked where tracked files differ from it."""
+    if not (ROOT / ".git").exists():
+        return None
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.run(

@@ -1,40 +1,22 @@
-"""Who takes part in a race: jspec with one drafter each, and `transformers` in a worker process.
-
-Names are short and are also how drafters are asked for: `plain`, `lookup:4` (prompt lookup, 4
-tokens), `draft:3` (a chain of 3 by the draft model), `tree:3x2` (3 levels of 2 nodes), `deep:4` (a
-chain of 4 by the deep draft model); of `transformers`: `hf plain`, `hf assisted` (its defaults),
-`hf assisted:4`, `hf lookup:10`.
-"""
+"""Who takes part in a race: jspec with one drafter each, and `transformers` in a worker process."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from peers import Peer
-
-from jspec import Engine, LoadedDrafter, Request, Target, load_drafter
-from jspec.errors import UserError
+from jspec.bench.peers import Peer
+from jspec.bench.summary import PEERS, PLAIN
 from jspec.infer.answers import Answerer, Generation, Stats, whole_answers
 from jspec.infer.command.compare import compare
+from jspec.infer.engine import Engine
+from jspec.infer.request import Request
 
-PLAIN = "plain"
-DEFAULT_DRAFTERS = (
-    "lookup:4",
-    "draft:2",
-    "draft:3",
-    "draft:4",
-    "draft:6",
-    "tree:3x2",
-    "deep:2",
-    "deep:4",
-)
-GREEDY_PEERS = ("plain", "assisted", "assisted:4", "lookup:10")
-SAMPLING_PEERS = ("plain", "assisted", "assisted:4")
-_MODEL_OF = {"draft": "draft", "tree": "draft", "deep": "draft-deep"}
+WAYS = {PLAIN: "plain", "assisted": "assisted", "prompt lookup": "lookup:10"}
+"""Ways of the other library, by the name that records give them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +26,7 @@ class Ran:
     Attributes:
       seconds: wall time from the prompts to the last token.
       texts: new tokens by request.
-      stats: tokens, target calls, tau and the like, for the record.
+      stats: tokens, target calls, times and the like, for the record.
     """
 
     seconds: float
@@ -78,33 +60,37 @@ class Ours:
             self._answerer.answer(requests, in_pieces=False), count=len(requests)
         )
         seconds = time.perf_counter() - start
-        stats = self._answerer.stats([answer.stats for answer in answers])
-        known = dataclasses.asdict(stats)
+        each = [answer.stats for answer in answers]
+        known = dataclasses.asdict(self._answerer.stats(each))
         kept = (
             "new_tokens",
             "target_calls",
             "tokens_per_call",
             "draft_tokens_proposed",
+            "draft_tokens_accepted",
             "accepted_by_depth",
             "prefill_s",
-            "decode_s",
         )
+        stats = {key: known[key] for key in kept}
+        stats["decode_s"] = seconds - known["prefill_s"]  # rows decode at once: a sum says nothing
         return Ran(
             seconds=seconds,
             texts=[answer.tokens for answer in answers],
-            stats={key: known[key] for key in kept},
+            stats=stats | _per_text([vars(one) for one in each]),
         )
 
 
 class Theirs:
     """`transformers`' generate, one way of it, one text at a time."""
 
-    def __init__(self, way: str, peer: Peer):
-        self.name, self._way, self._peer = f"hf {way}", way, peer
+    def __init__(self, way: str, peer: Peer, filters: dict[str, Any]):
+        self.name, self._way, self._peer = f"{PEERS}{way}", WAYS[way], peer
+        self._filters = filters
+        # Where it speculates, it drafts before it reads the prompt: that forward yields several.
+        self._n_first = 1 if way == PLAIN else 0
 
     def takes(self, temperature: float, batch_size: int) -> bool:
-        ways = SAMPLING_PEERS if temperature > 0 else GREEDY_PEERS
-        return batch_size == 1 and self._way in ways
+        return batch_size == 1 and (temperature == 0 or not self._way.startswith("lookup"))
 
     def run(self, requests: Sequence[Request]) -> Ran:
         answers = [
@@ -114,61 +100,42 @@ class Theirs:
                 way=self._way,
                 temperature=request.temperature,
                 seed=1000 * request.seed + request.sample,
+                **self._filters,
             )
             for request in requests
         ]
-        new_tokens = sum(len(answer["tokens"]) for answer in answers)
-        calls = sum(answer["calls"] for answer in answers)
+        each = [
+            {
+                "new_tokens": len(answer["tokens"]),
+                "target_calls": answer["calls"] - self._n_first,
+                "prefill_s": answer["first_s"],
+                "decode_s": answer["seconds"] - answer["first_s"],
+            }
+            for answer in answers
+        ]
+        stats: dict[str, Any] = {name: sum(one[name] for one in each) for name in each[0]}
+        stats["uncounted_tokens"] = self._n_first * len(each)
+        decoded = stats["new_tokens"] - stats["uncounted_tokens"]
+        stats["tokens_per_call"] = decoded / max(stats["target_calls"], 1)
+        nothing = dict.fromkeys(
+            ("draft_tokens_proposed", "draft_tokens_accepted", "accepted_by_depth")
+        )
         return Ran(
             seconds=sum(answer["seconds"] for answer in answers),
             texts=[tuple(answer["tokens"]) for answer in answers],
-            stats={
-                "new_tokens": new_tokens,
-                "target_calls": calls,
-                "tokens_per_call": new_tokens / calls,
-            },
+            stats=stats | nothing | _per_text(each),
         )
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse drafters that cannot be meant.
-
-    Raises:
-      UserError: the first one.
-    """
-    for name in names:
-        if not re.fullmatch(r"(lookup|draft|deep):[1-9]\d*|tree:[1-9]\d*x[1-9]\d*", name):
-            raise UserError(
-                f"drafter {name!r}: expected lookup:N, draft:N, deep:N (chains of N) or "
-                "tree:DEPTHxWIDTH"
-            )
-
-
-def models_needed(names: Sequence[str]) -> list[str]:
-    """Which draft models some drafters need: `draft`, `draft-deep`."""
-    wanted = {_MODEL_OF.get(name.partition(":")[0]) for name in names}
-    return [model for model in ("draft", "draft-deep") if model in wanted]
-
-
-def load_by_name(name: str, *, target: Target, models: dict[str, Any]) -> LoadedDrafter | None:
-    """The drafter of a contestant's name; None for plain decoding.
-
-    Args:
-      models: directory by `draft` and `draft-deep`.
-    """
-    if name == PLAIN:
-        return None
-    kind, _, sizes = name.partition(":")
-    if kind == "lookup":
-        return load_drafter("prompt-lookup", target=target, depth=int(sizes))
-    depth, _, width = sizes.partition("x")
-    return load_drafter(
-        "draft-model",
-        models[_MODEL_OF[kind]],
-        target=target,
-        depth=int(depth),
-        width=int(width or 1),
-    )
+def _per_text(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean times to a text's first token and for those after it, and what each text cost."""
+    return {
+        "ttft_s": statistics.fmean(one["prefill_s"] for one in each),
+        "tpot_s": statistics.fmean(one["decode_s"] / max(one["new_tokens"] - 1, 1) for one in each),
+        "per_prompt": [
+            {name: one[name] for name in ("new_tokens", "decode_s", "target_calls")} for one in each
+        ],
+    }
 
 
 def sameness(

@@ -1,0 +1,74 @@
+"""What one benchmark measures: every field can be given as `--set key=value`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from jspec.config import Config, count, field, seed_field
+from jspec.law import MIN_TEMPERATURE
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class BenchConfig(Config):
+    """Settings of a run; the target and its drafters come from a config for `jspec.infer`."""
+
+    temperatures: list[float] = field(
+        [0.0, 1.0],
+        "0 is greedy",
+        f"different numbers, each 0 or at least {MIN_TEMPERATURE}",
+        min_length=1,
+    )
+    batch_sizes: list[Count] = field(
+        [1], "rows decoded together", "different whole numbers of at least 1", min_length=1
+    )
+    contexts: list[Count] = field(
+        [64, 256],
+        "lengths of text, in tokens, at which the parts of a round are timed",
+        "different whole numbers of at least 1",
+    )
+    max_new_tokens: int = count(128, "new tokens of every text", low=2)
+    limit: int | None = count(None, "prompts of a category at most")
+    repeats: int = count(5, "times that everything is measured")
+    seed: int = seed_field("names the noise")
+    top_k: int = count(0, "keep the K likeliest tokens; 0 is off", low=0)
+    top_p: float = field(
+        1.0, "keep the smallest set of this mass; 1 is off", "a number in (0, 1]", gt=0, le=1
+    )
+    min_p: float = field(
+        0.0,
+        "keep tokens of at least this share of the likeliest one's probability; 0 is off",
+        "a number in [0, 1)",
+        ge=0,
+        lt=1,
+    )
+    threads: int | None = count(None, "cores that may be used; all if not given")
+    ignore_eos: bool = field(
+        True, "go on past stop tokens, so that all texts are equally long", "true or false"
+    )
+    has_peers: bool = field(
+        True, "also run transformers, where torch is installed", "true or false"
+    )
+    has_profile: bool = field(
+        True, "also time the stages of a round apart, and draw token pictures", "true or false"
+    )
+
+    @field_validator("temperatures")
+    @classmethod
+    def _are_temperatures(cls, values: list[float]) -> list[float]:
+        if any(value != 0 and value < MIN_TEMPERATURE for value in values):
+            raise ValueError("out of range")
+        return _different(values)
+
+    @field_validator("batch_sizes", "contexts")
+    @classmethod
+    def _are_different(cls, values: list[int]) -> list[int]:
+        return _different(values)
+
+
+def _different(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("repeated")
+    return values

@@ -1,0 +1,152 @@
+"""Prompts by category, all checked before anything runs.
+
+A line of a prompts file is one of `jspec.infer`'s, with a `category` where wanted; the category of
+a line without one is the file's name. Only first turns are used, and no settings of a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jspec.config import InferConfig, shown
+from jspec.errors import UserError
+from jspec.infer.command.prompts import Conversation, Reader, from_lines, from_texts
+
+OURS = {
+    "requests": (
+        "I need a dentist in Fremont.",
+        "Book a table for two at a Thai restaurant tonight.",
+        "Is there a bus from Sacramento to Fresno on Monday morning?",
+    ),
+    "questions": (
+        "A farmer has 12 cows and buys 5 more each month. How many has she after 6 months?",
+        "Tell me a short story about a dog who finds a red ball.",
+        "Write a function that adds the numbers of a list.",
+    ),
+}
+"""By category; used where no file is given, after the config's own prompts."""
+
+_NO_LIMIT = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt in tokens.
+
+    Attributes:
+      id: of its line; unique in its category.
+      text: what it says; None where tokens were given and there is no tokenizer.
+    """
+
+    id: str
+    category: str
+    tokens: tuple[int, ...]
+    text: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What is left of the prompts that were given.
+
+    Attributes:
+      by_category: in the order in which categories were met.
+      n_passed_over: prompts that leave no room for the new tokens.
+    """
+
+    by_category: dict[str, tuple[Prompt, ...]]
+    n_passed_over: int
+
+
+def read_prompts(paths: Sequence[str], config: InferConfig) -> list[tuple[str, Conversation]]:
+    """Category and prompt of every line, or of the built-in ones where there are no files.
+
+    Raises:
+      UserError: the first bad line, and how many more there are.
+    """
+    if not paths:
+        return _built_in(config)
+    found = []
+    for path in paths:
+        found += _from_file(path, config)
+    return found
+
+
+def _built_in(config: InferConfig) -> list[tuple[str, Conversation]]:
+    found = []
+    for category, texts in OURS.items():
+        texts = (*config.prompt, *texts) if category == next(iter(OURS)) else texts
+        found += [(category, each) for each in from_texts(texts, config)]
+    return found
+
+
+def _from_file(path: str, config: InferConfig) -> list[tuple[str, Conversation]]:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"prompts {path}: cannot be read ({error.strerror}); expected a JSONL file"
+        ) from None
+    conversations = from_lines(data, path, config)
+    lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
+    found = []
+    for line, each in zip(lines, conversations, strict=True):
+        category = json.loads(line).get("category") or Path(path).stem
+        if not isinstance(category, str):
+            raise UserError(f"{each.where}: category: expected a text, given {shown(category)}")
+        found.append((category, dataclasses.replace(each, turns=each.turns[:1])))
+    return found
+
+
+def fitting(
+    given: Sequence[tuple[str, Conversation]],
+    reader: Reader,
+    *,
+    max_new_tokens: int,
+    limit: int | None,
+) -> Prompts:
+    """Prompts in tokens, at most so many of a category; those that are too long are left out.
+
+    Raises:
+      UserError: tokens outside the vocabulary, no tokenizer, or nothing that fits.
+    """
+    room = reader.max_length - max_new_tokens
+    patient = dataclasses.replace(reader, max_length=_NO_LIMIT)
+    kept: dict[str, list[Prompt]] = {}
+    seen: set[tuple[str, str]] = set()
+    n_passed_over, shortest = 0, _NO_LIMIT
+    for category, each in given:
+        some = kept.setdefault(category, [])
+        if limit is not None and len(some) == limit:
+            continue
+        tokens = patient.tokens(each)
+        shortest = min(shortest, len(tokens))
+        if len(tokens) > room:
+            n_passed_over += 1
+            continue
+        name = _unused(str(each.id), category, seen)
+        text = each.turns[0] if each.turns else _decoded(reader, tokens)
+        some.append(Prompt(id=name, category=category, tokens=tokens, text=text))
+    by_category = {category: tuple(some) for category, some in kept.items() if some}
+    if not by_category:
+        raise UserError(
+            f"no prompt fits: the shortest has {shortest} tokens, and texts of {max_new_tokens} "
+            f"new ones have {reader.max_length} in all; lower --max-new-tokens"
+        )
+    return Prompts(by_category=by_category, n_passed_over=n_passed_over)
+
+
+def _unused(name: str, category: str, seen: set[tuple[str, str]]) -> str:
+    """The same id twice in a category gets a number."""
+    found, number = name, 1
+    while (category, found) in seen:
+        number += 1
+        found = f"{name} ({number})"
+    seen.add((category, found))
+    return found
+
+
+def _decoded(reader: Reader, tokens: tuple[int, ...]) -> str | None:
+    return reader.tokenizer.decode(tokens) if reader.tokenizer else None

@@ -1,0 +1,373 @@
+"""From records to a `Summary`: what was run gathered, rows made, places to avoid found.
+
+In reading order: `Gathered`, the parts of a row, where speculation turns, `summary_of`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from jspec.bench.summary import (
+    PEERS,
+    PLAIN,
+    Acceptance,
+    Advice,
+    Forwards,
+    Metrics,
+    Record,
+    Row,
+    Same,
+    Split,
+    Summary,
+    Turn,
+)
+from jspec.bench.terms import (
+    Terms,
+    conditional,
+    crossing,
+    error_of,
+    fit_line,
+    interval,
+    mean_terms,
+    occupancy,
+    predicted_speedup,
+    ratio_of_medians,
+    terms_of,
+)
+
+Runs = dict[tuple[int, str], Record]
+"""Runs of one contestant in one place, by repeat and category."""
+
+
+ENOUGH = 3
+"""Repeats from which on one category's interval says something."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """Records sorted by what they are about.
+
+    Attributes:
+      runs: of complete repeats, by temperature, batch size and contestant.
+      costs: by batch size and context.
+      splits: by contestant, temperature and batch size.
+    """
+
+    settings: Record
+    runs: dict[tuple[float, int], dict[str, Runs]]
+    costs: dict[tuple[int, int], list[Record]]
+    splits: dict[tuple[str, float, int], Record]
+
+
+def gather(records: Iterable[Record]) -> Gathered:
+    """Sorts records; a repeat counts where all its categories are there."""
+    settings: Record = {}
+    runs = collections.defaultdict(lambda: collections.defaultdict(dict))
+    costs, splits = collections.defaultdict(list), {}
+    for record in records:
+        kind = record["kind"]
+        if kind == "settings":
+            settings = record
+        elif kind == "run":
+            place = runs[record["temperature"], record["batch_size"]]
+            place[record["contestant"]][record["repeat"], record["category"]] = record
+        elif kind == "cost":
+            costs[record["batch_size"], record["context"]].append(record)
+        elif kind == "split":
+            splits[record["contestant"], record["temperature"], record["batch_size"]] = record
+    categories = set(settings.get("categories", ()))
+    complete = {}
+    for where, contestants in sorted(runs.items()):
+        kept = {name: _complete(found, categories) for name, found in contestants.items()}
+        kept = {name: found for name, found in kept.items() if found}
+        if PLAIN in kept:
+            complete[where] = kept
+    return Gathered(settings=settings, runs=complete, costs=dict(costs), splits=splits)
+
+
+def _complete(runs: Runs, categories: set[str]) -> Runs:
+    seen = collections.defaultdict(set)
+    for repeat, category in runs:
+        seen[repeat].add(category)
+    return {key: run for key, run in sorted(runs.items()) if seen[key[0]] >= categories}
+
+
+# --- the parts of a row --------------------------------------------------------------------------
+
+
+def _ratios(plain: Runs, runs: Runs, key: str, category: str | None = None) -> list[float]:
+    """Plain decoding's time over another's, by repeat and category."""
+    return [
+        plain[place][key] / run[key]
+        for place, run in runs.items()
+        if place in plain and category in (None, place[1]) and run[key] and plain[place][key]
+    ]
+
+
+def tau(runs: Iterable[Record]) -> float:
+    """New tokens a target forward, pooled; the first of every text comes from its prefill."""
+    runs = list(runs)
+    calls = sum(run["target_calls"] for run in runs)
+    uncounted = sum(run.get("uncounted_tokens", run["texts"]) for run in runs)
+    return (sum(run["new_tokens"] for run in runs) - uncounted) / calls if calls else 0.0
+
+
+def _acceptance(runs: Sequence[Record]) -> Acceptance | None:
+    calls = sum(run["target_calls"] for run in runs)
+    columns = itertools.zip_longest(*(run["accepted_by_depth"] or () for run in runs), fillvalue=0)
+    shares = tuple(sum(column) / calls for column in columns) if calls else ()
+    return Acceptance(unconditional=shares, conditional=conditional(shares)) if shares else None
+
+
+def _metrics(runs: Sequence[Record]) -> Metrics:
+    proposed = sum(run["draft_tokens_proposed"] or 0 for run in runs)
+    kept = sum(run["draft_tokens_accepted"] or 0 for run in runs)
+    acceptance = _acceptance(runs)
+    texts = sum(run["texts"] for run in runs)
+
+    def mean(name: str) -> float:
+        return sum(run[name] * run["texts"] for run in runs) / texts
+
+    return Metrics(
+        mean_acceptance_length=tau(runs),
+        draft_acceptance_rate=kept / proposed if proposed else None,
+        per_position_acceptance_rate=acceptance.unconditional if acceptance else (),
+        output_token_throughput=statistics.median(
+            run["new_tokens"] / run["seconds"] for run in runs
+        ),
+        mean_ttft_ms=1e3 * mean("ttft_s"),
+        mean_tpot_ms=1e3 * mean("tpot_s"),
+    )
+
+
+def _same(runs: Runs) -> Same | None:
+    """Of the first repeat: the texts of the others are the same ones, or `changed` says so."""
+    first = min(repeat for repeat, _ in runs)
+    found = [run["same"] for (repeat, _), run in runs.items() if repeat == first]
+    if not found or not all(found):
+        return None
+    keys = [field.name for field in dataclasses.fields(Same)]
+    return Same(**{key: sum(same[key] for same in found) for key in keys})
+
+
+def _terms(costs: Sequence[Record], contestant: str, temperature: float) -> Terms | None:
+    """Of the medians over repeats."""
+    found = [
+        (record, record["contestants"][contestant]["temperature"][str(float(temperature))])
+        for record in costs
+        if str(float(temperature))
+        in record["contestants"].get(contestant, {"temperature": ()})["temperature"]
+    ]
+    if not found:
+        return None
+    n_nodes = found[0][1]["n_nodes"]
+    return terms_of(
+        n_nodes=n_nodes,
+        forward_s=statistics.median(record["forwards"][str(n_nodes)] for record, _ in found),
+        plain_forward_s=statistics.median(record["forwards"]["1"] for record, _ in found),
+        draft_s=statistics.median(cost["draft_s"] for _, cost in found),
+        round_s=statistics.median(cost["round_s"] for _, cost in found),
+        plain_round_s=statistics.median(plain_round_s(record, temperature) for record, _ in found),
+    )
+
+
+def plain_round_s(cost: Record, temperature: float) -> float:
+    """Seconds of a plain round: at this temperature where it was timed there, else at any."""
+    by_temperature = cost.get("plain_round_s_by_temperature", {})
+    return by_temperature.get(str(float(temperature)), cost["plain_round_s"])
+
+
+def _mean_context(runs: Sequence[Record]) -> float:
+    known = [run["mean_context"] for run in runs if run.get("mean_context")]
+    return statistics.fmean(known) if known else 0.0
+
+
+def _occupancy(runs: Sequence[Record], batch_size: int) -> float:
+    shares = [
+        occupancy([text["target_calls"] for text in run["per_prompt"]], batch_size)
+        for run in runs
+        if run.get("per_prompt")
+    ]
+    return statistics.fmean(shares) if shares else 1.0
+
+
+def _split(record: Record | None) -> Split | None:
+    if record is None or not record["rounds"]:
+        return None
+    stages = ("propose", "verify", "commit")
+    return Split(**{f"{s}_ms": 1e3 * record[f"{s}_s"] / record["rounds"] for s in stages})
+
+
+def row_of(gathered: Gathered, temperature: float, batch_size: int, contestant: str) -> Row:
+    """One row, from the runs of all complete repeats."""
+    place = gathered.runs[temperature, batch_size]
+    plain, runs = place[PLAIN], place[contestant]
+    found, is_plain = list(runs.values()), contestant == PLAIN
+    is_peer = contestant.startswith(PEERS)
+    by_context = {
+        context: terms
+        for (size, context), costs in gathered.costs.items()
+        if size == batch_size and not is_plain and not is_peer
+        if (terms := _terms(costs, contestant, temperature)) is not None
+    }
+    terms = mean_terms(by_context, _mean_context(found))
+    relative = _occupancy(found, batch_size) / _occupancy(list(plain.values()), batch_size)
+    predicted = predicted_speedup(tau(found), terms, relative) if terms else None
+    decoding = None if is_plain else _interval(_ratios(plain, runs, "decode_s"))
+    categories = dict.fromkeys(category for _, category in runs)
+    ratios = {c: _ratios(plain, runs, "seconds", c) for c in categories}
+    return Row(
+        contestant=contestant,
+        temperature=temperature,
+        batch_size=batch_size,
+        is_peer=is_peer,
+        speedup=None if is_plain else _interval(_ratios(plain, runs, "seconds")),
+        decode_speedup=decoding,
+        by_category={} if is_plain else {c: interval(r) for c, r in ratios.items() if r},
+        tau=tau(found),
+        tau_by_category={
+            c: tau(run for (_, category), run in runs.items() if category == c) for c in categories
+        },
+        terms=terms,
+        terms_by_context=by_context,
+        predicted=predicted,
+        error=error_of(predicted, decoding.median) if predicted and decoding else None,
+        acceptance=None if is_plain or is_peer else _acceptance(found),
+        same=_same(runs),
+        metrics=_metrics(found),
+        split=_split(gathered.splits.get((contestant, temperature, batch_size))),
+    )
+
+
+def _interval(values: Sequence[float]):
+    return interval(values) if values else None
+
+
+# --- what follows from the rows ------------------------------------------------------------------
+
+
+def _forwards(costs: Mapping[tuple[int, int], Sequence[Record]]) -> tuple[Forwards, ...]:
+    found = []
+    for (batch_size, context), some in sorted(costs.items()):
+        sizes = sorted({int(n) for record in some for n in record["forwards"]})
+        seconds = {
+            n: statistics.median(r["forwards"][str(n)] for r in some if str(n) in r["forwards"])
+            for n in sizes
+        }
+        found.append(
+            Forwards(
+                batch_size=batch_size,
+                context=context,
+                seconds=seconds,
+                r={n: ratio_of_medians([s], [seconds[1]]) for n, s in seconds.items()},
+                line=fit_line(seconds),
+                plain_round_ms=1e3 * statistics.median(r["plain_round_s"] for r in some),
+            )
+        )
+    return tuple(found)
+
+
+def _turns(rows: Sequence[Row]) -> tuple[Turn, ...]:
+    found = []
+    for temperature in dict.fromkeys(row.temperature for row in rows):
+        best: dict[int, Row] = {}
+        for row in rows:
+            if row.temperature != temperature or row.is_peer or row.speedup is None:
+                continue
+            before = best.get(row.batch_size)
+            if before is None or _median(row) > _median(before):
+                best[row.batch_size] = row
+        speedups = {size: _median(row) for size, row in sorted(best.items())}
+        if not speedups:
+            continue
+        at = crossing(speedups)
+        sizes = list(speedups)
+        pairs = zip(sizes, sizes[1:], strict=False)
+        between = next((pair for pair in pairs if at and pair[0] <= at <= pair[1]), None)
+        found.append(
+            Turn(
+                temperature=temperature,
+                speedups=speedups,
+                best={size: best[size].contestant for size in speedups},
+                batch_size=at,
+                between=between,
+            )
+        )
+    return tuple(found)
+
+
+def _median(row: Row) -> float:
+    return row.speedup.median if row.speedup else 0.0
+
+
+def _advice(rows: Sequence[Row]) -> tuple[Advice, ...]:
+    """Where a drafter loses as a whole, else the categories in which it does."""
+    found = []
+    for row in rows:
+        if row.is_peer or row.speedup is None:
+            continue
+        enough = {c: s for c, s in row.by_category.items() if s.n >= ENOUGH}
+        places = {None: row.speedup} if row.speedup.high < 1 else enough
+        for category, speedup in places.items():
+            if speedup.high >= 1:
+                continue
+            where = f"batch {row.batch_size}, T = {row.temperature:g}"
+            text = (
+                f"do not speculate with {row.contestant} "
+                f"{f'on {category} ' if category else ''}at {where}: "
+                f"{speedup.median:.2f} times the speed of plain decoding"
+            )
+            found.append(
+                Advice(
+                    contestant=row.contestant,
+                    temperature=row.temperature,
+                    batch_size=row.batch_size,
+                    category=category,
+                    speedup=speedup.median,
+                    text=text,
+                )
+            )
+    return tuple(found)
+
+
+def _changed(gathered: Gathered) -> tuple[str, ...]:
+    """Contestants whose texts differ between repeats."""
+    names = {}
+    for place in gathered.runs.values():
+        for name, runs in place.items():
+            digests = collections.defaultdict(set)
+            for (_, category), run in runs.items():
+                digests[category].add(run["digest"])
+            if any(len(some) > 1 for some in digests.values()):
+                names[name] = None
+    return tuple(names)
+
+
+def summary_of(records: Sequence[Record]) -> Summary:
+    """See `jspec.bench.summary.summarise`."""
+    gathered = gather(records)
+    rows = tuple(
+        row_of(gathered, temperature, batch_size, name)
+        for (temperature, batch_size), place in gathered.runs.items()
+        for name in sorted(place, key=lambda name: (name != PLAIN, name.startswith(PEERS)))
+    )
+    runs = [record for record in records if record["kind"] == "run"]
+    loads = [record["load"] for record in runs if record.get("load") is not None]
+    repeats = [len({r for r, _ in place[PLAIN]}) for place in gathered.runs.values()]
+    own = (r["same"] for r in runs if r["same"] and not r["contestant"].startswith(PEERS))
+    return Summary(
+        settings=gathered.settings,
+        provenance=gathered.settings.get("provenance", {}),
+        rows=rows,
+        forwards=_forwards(gathered.costs),
+        turns=_turns(rows),
+        advice=_advice(rows),
+        unexcused=sum(same["unexcused"] for same in own),
+        changed=_changed(gathered),
+        load=(min(loads, default=0.0), max(loads, default=0.0)),
+        n_repeats=min(repeats, default=0),
+    )

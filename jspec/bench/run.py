@@ -1,0 +1,175 @@
+"""One run of the command: plan, load, measure what is missing, say what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jspec.bench.config import BenchConfig
+from jspec.bench.peers import Peer
+from jspec.bench.plan import Loaded, Plan, make_plan
+from jspec.bench.race import Block, Race, blocks_of
+from jspec.bench.results import Results
+from jspec.bench.summary import PLAIN, Record, Summary, summarise
+from jspec.bench.table import markdown, show
+from jspec.config import InferConfig
+from jspec.infer.command.endings import INTERRUPTED
+from jspec.infer.command.log import Failure, Log
+from jspec.infer.command.prompts import Conversation
+
+RESULTS, TABLE, REPORT = "results.jsonl", "table.md", "report.html"
+
+WIDTH = 160
+"""Columns that the table may need."""
+
+
+def run(
+    name: str,
+    bench: BenchConfig,
+    config: InferConfig,
+    *,
+    labels: Sequence[str] | None,
+    prompts: Sequence[tuple[str, Conversation]],
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Measure everything; returns the exit code.
+
+    Raises:
+      UserError: found before anything has run.
+      Failure: a text is not plain decoding's.
+    """
+    log = Log()
+    logger = getLogger("jspec")
+    logger.addHandler(log)
+    try:
+        plan = make_plan(name, bench, config, labels, prompts)
+        _say_what_is_left_out(plan, log)
+        results = Results(out / RESULTS, plan.settings(), plan.provenance())
+        try:
+            _measure_all(plan, results, log)
+        except KeyboardInterrupt:
+            done, count = _count(plan, results)
+            log.warning(
+                f"interrupted after {done} of {count} blocks, which are in {out}; the same "
+                "command goes on from there"
+            )
+            return INTERRUPTED
+        return _tell(results.records, out, log, as_json)
+    finally:
+        logger.removeHandler(log)
+
+
+def _say_what_is_left_out(plan: Plan, log: Log) -> None:
+    prompts = plan.prompts
+    if prompts.n_passed_over:
+        log.warning(
+            f"{prompts.n_passed_over} prompts are passed over: with {plan.bench.max_new_tokens} "
+            f"new tokens they would outgrow {plan.limit}"
+        )
+    if plan.bench.has_peers and not plan.peers:
+        log.note(
+            "transformers is left out: it needs torch, a batch size of 1, stop tokens ignored, "
+            "and one device"
+        )
+    if not plan.bench.ignore_eos:
+        log.note("texts end at stop tokens: they differ in length, and predictions are rougher")
+
+
+def _missing(plan: Plan, results: Results, batch_size: int) -> list[Block]:
+    return [block for block in blocks_of(plan, batch_size) if not results.has(block.name)]
+
+
+def _count(plan: Plan, results: Results) -> tuple[int, int]:
+    """Blocks known, and all."""
+    sizes = plan.bench.batch_sizes
+    count = sum(len(blocks_of(plan, size)) for size in sizes)
+    return count - sum(len(_missing(plan, results, size)) for size in sizes), count
+
+
+def _measure_all(plan: Plan, results: Results, log: Log) -> None:
+    done, count = _count(plan, results)
+    if done == count:
+        return
+    if done:
+        log.note(f"{done} of {count} blocks are there already")
+    with log.status(f"loading {plan.directory}"):
+        loaded = Loaded(plan)
+    began, n_run = time.monotonic(), 0
+    for batch_size in plan.bench.batch_sizes:
+        missing = _missing(plan, results, batch_size)
+        if not missing:
+            continue
+        needs_peer = plan.peers and batch_size == 1
+        peer = Peer("transformers", *loaded.peer_arguments()) if needs_peer else None
+        try:
+            race = Race(loaded, batch_size, peer)
+            log.note(f"batch {batch_size}: compiling")
+            race.warm_up()
+            for block in missing:
+                records = race.run(block)
+                results.add(block.name, records)
+                n_run += 1
+                left = (time.monotonic() - began) / n_run * (count - done - n_run)
+                log.note(f"{told(block, records)}; about {max(left, 0) / 60:.0f} min left")
+            for line in race.warnings:
+                log.warning(line)
+        finally:
+            if peer is not None:
+                peer.close()
+
+
+def told(block: Block, records: Sequence[Record]) -> str:
+    """A block in a line, for progress."""
+    where = f"batch {block.batch_size}, repeat {block.repeat + 1}"
+    if block.kind != "run":
+        words = {"cost": "costs", "split": "stages apart", "picture": f"picture, {block.category}"}
+        return f"{where}, {words[block.kind]}"
+    seconds = {record["contestant"]: record["seconds"] for record in records}
+    speeds = [f"{name} {seconds[PLAIN] / s:.2f}" for name, s in seconds.items() if name != PLAIN]
+    return (
+        f"{where}, {block.category}, T={block.temperature:g}: "
+        f"{', '.join([f'plain {seconds[PLAIN]:.2f} s', *speeds])}"
+    )
+
+
+def _tell(records: list[dict[str, Any]], out: Path, log: Log, as_json: bool) -> int:
+    """Tables, report and exit code."""
+    summary = summarise(records)
+    (out / TABLE).write_text(markdown(summary), encoding="utf-8")
+    if as_json:
+        print(json.dumps(dataclasses.asdict(summary)))
+    else:
+        _show(summary)
+    _write_report(records, out, log)
+    if summary.unexcused:
+        raise Failure(
+            f"{summary.unexcused} tokens differ from plain decoding by more than a near-tie; "
+            "this is a fault of jspec, please report it"
+        )
+    return 0
+
+
+def _show(summary: Summary) -> None:
+    """On stdout; lines may be longer than the terminal is wide, but nothing is cut off."""
+    console = Console(highlight=False)
+    show(summary, Console(highlight=False, width=max(console.width, WIDTH)))
+
+
+def _write_report(records: list[dict[str, Any]], out: Path, log: Log) -> None:
+    try:
+        report = importlib.import_module("jspec.bench.report")
+        write = report.write
+    except (ImportError, AttributeError) as error:
+        log.warning(f"no report is written: {error}")
+        return
+    write(records, out / REPORT)
+    log.note(f"records, tables and report are in {out}")

@@ -1,0 +1,197 @@
+"""Rounds driven by hand, stage by stage: what each stage takes, and a picture of a text's rounds.
+
+The stages are dispatched apart and waited for, so that they take longer than in the timed loop;
+what is decoded is the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jspec.bench.costs import on_mesh, program_of, started
+from jspec.infer import round as stages
+from jspec.infer.engine import Engine
+from jspec.infer.request import Finished, Request
+from jspec.infer.state import DecodeState, Program
+from jspec.infer.text import Tokenizer
+
+SPLIT_ROUNDS = 24
+"""Rounds whose stages are timed, at most."""
+
+MOST_PICTURES = 4
+"""Categories of which a text is drawn."""
+
+_STATIC = ("program", "index")
+_propose = jax.jit(stages.propose, static_argnames=_STATIC)
+_verify = jax.jit(stages.verify, static_argnames=_STATIC)
+_commit = jax.jit(stages.commit, static_argnames=_STATIC)
+
+
+class PictureFailed(Exception):
+    """The text driven by hand is not the engine's: two scores were equal within rounding."""
+
+
+@dataclasses.dataclass
+class Seconds:
+    """Of each stage so far."""
+
+    propose: float = 0.0
+    verify: float = 0.0
+    commit: float = 0.0
+    rounds: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HandDriven:
+    """One round.
+
+    Attributes:
+      after: the state that it left.
+    """
+
+    drafted: stages.Drafted
+    verified: stages.Verified
+    after: DecodeState
+
+
+def drive(params, program: Program, before: DecodeState, seconds: Seconds) -> HandDriven:
+    """One round, each stage waited for."""
+    index = 0
+    if len(program.drafter.sizes) > 1:
+        index = int(program.drafter.size(before.drafter, before.context))
+    call = functools.partial
+    drafted = _timed(seconds, "propose", call(_propose, params, program, before, index=index))
+    verified = _timed(
+        seconds, "verify", call(_verify, params, program, before, drafted, index=index)
+    )
+    after = _timed(
+        seconds, "commit", call(_commit, params, program, before, drafted, verified, index=index)
+    )
+    seconds.rounds += 1
+    return HandDriven(drafted=drafted, verified=verified, after=after)
+
+
+def _timed(seconds: Seconds, stage: str, call: Callable[[], Any]) -> Any:
+    start = time.perf_counter()
+    result = jax.block_until_ready(call())
+    setattr(seconds, stage, getattr(seconds, stage) + time.perf_counter() - start)
+    return result
+
+
+def split(engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
+    """Seconds of each stage over some rounds, after one that compiles."""
+    program = program_of(engine, requests)
+    params = engine.target.params, engine.drafter.params
+    generation = started(engine, requests, engine.max_length)
+    seconds = Seconds()
+    with on_mesh(engine):
+        drive(params, program, generation, Seconds())
+        while seconds.rounds < SPLIT_ROUNDS and bool(generation.context.is_active.any()):
+            generation = drive(params, program, generation, seconds).after
+    return {
+        **{f"{stage}_s": getattr(seconds, stage) for stage in ("propose", "verify", "commit")},
+        "rounds": seconds.rounds,
+    }
+
+
+def picture(engine: Engine, request: Request, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Every token of a text and where it came from, every round and what it drafted.
+
+    Raises:
+      PictureFailed: the text is not the one that the engine decodes.
+    """
+    wanted = next(e.result.tokens for e in engine.run([request]) if isinstance(e, Finished))
+    program = dataclasses.replace(program_of(engine, [request]), trace=True)
+    params = engine.target.params, engine.drafter.params
+    n_prompt = len(request.tokens)
+    with on_mesh(engine):
+        generation = started(engine, [request], engine.max_length, trace=True)
+        rounds, numbers = [], [0]
+        while bool(generation.context.is_active[0]):
+            done = drive(params, program, generation, Seconds())
+            start = int(generation.context.length[0]) - n_prompt
+            rounds.append(_round(len(rounds) + 1, start, done, tokenizer))
+            generation = done.after
+            end = int(generation.context.length[0]) - n_prompt
+            numbers += [len(rounds)] * (end - start)
+    tokens = tuple(int(t) for t in generation.context.tokens[0, n_prompt : n_prompt + len(numbers)])
+    if tokens != wanted:
+        raise PictureFailed("driven by hand, rounding decides a near-tie the other way")
+    return {
+        "tokens": _tokens(generation, tokens, n_prompt, numbers, tokenizer),
+        "rounds": rounds,
+    }
+
+
+def _tokens(
+    generation: DecodeState,
+    tokens: Sequence[int],
+    n_prompt: int,
+    numbers: Sequence[int],
+    tokenizer: Tokenizer | None,
+) -> list[dict[str, Any]]:
+    log = jax.device_get(generation.trace)
+    assert log is not None
+    return [
+        {
+            "id": token,
+            "text": text,
+            "depth": int(log.depth[0, n_prompt + i]),
+            "rank": int(log.rank[0, n_prompt + i]),
+            "logprob": float(log.logprob[0, n_prompt + i]),
+            "gap": float(log.gap[0, n_prompt + i]),
+            "round": numbers[i],
+        }
+        for i, (token, text) in enumerate(zip(tokens, _texts(tokens, tokenizer), strict=True))
+    ]
+
+
+def _round(
+    number: int, start: int, done: HandDriven, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """What was drafted, node 0 being the token before; nodes that do not count are left out."""
+    draft, verdict = jax.device_get((done.drafted.draft, done.verified.verdict))
+    n_accepted = int(verdict.n_accepted[0])
+    path = {int(node) for node in verdict.path[0, : n_accepted + 1]}
+    valid = [0, *(int(i) for i in np.flatnonzero(draft.is_valid[0]) if i > 0)]
+    place = {node: i for i, node in enumerate(valid)}
+    return {
+        "round": number,
+        "start": start,
+        "n_accepted": n_accepted,
+        "nodes": [
+            {
+                "token": int(draft.token[0, node]),
+                "text": _texts([int(draft.token[0, node])], tokenizer)[0],
+                "parent": place.get(int(draft.parent[0, node]), 0) if node else -1,
+                "depth": int(draft.depth[0, node]),
+                "is_accepted": node in path,
+            }
+            for node in valid
+        ],
+    }
+
+
+def _texts(tokens: Sequence[int], tokenizer: Tokenizer | None) -> list[str]:
+    """What each token adds to the text before it; its number without a tokenizer."""
+    if tokenizer is None:
+        return [str(token) for token in tokens]
+    if len(tokens) == 1:  # by itself, a decoder may drop the space in front
+        return [tokenizer.decode((*_anchor(tokenizer), *tokens)).removeprefix(_ANCHOR)]
+    ends = [tokenizer.decode(tokens[: i + 1]) for i in range(len(tokens))]
+    return [end[len(before) :] for before, end in zip(["", *ends], ends, strict=False)]
+
+
+_ANCHOR = "."
+
+
+def _anchor(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens of a text that ends where a word does."""
+    return tuple(t for t in tokenizer.encode(_ANCHOR) if t not in tokenizer.special_ids)

@@ -1,0 +1,183 @@
+"""A summary as tables: for the terminal, and as Markdown. Both show the same cells."""
+
+from __future__ import annotations
+
+import statistics
+
+from rich.console import Console
+from rich.table import Table
+
+from jspec.bench.summary import PLAIN, Row, Same, Summary, Turn
+from jspec.bench.terms import Interval
+
+Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Head and rows."""
+
+NOTHING = "-"
+
+
+def drafters_table(summary: Summary) -> Cells:
+    """Every contestant with the terms that explain its speed."""
+    head = (
+        *("batch", "T", "contestant", "tau", "n", "r(n)", "c_d", "overhead", "predicted"),
+        *("decoding", "error", "whole call", "same text"),
+    )
+    return head, [_cells(row) for row in summary.rows if row.contestant != PLAIN]
+
+
+def categories_table(summary: Summary) -> Cells:
+    """Speedups of whole calls by category."""
+    names = list(summary.settings.get("categories", ()))
+    rows = [
+        (
+            *_place(row),
+            *(_number(row.by_category[n].median if n in row.by_category else None) for n in names),
+        )
+        for row in summary.rows
+        if row.contestant != PLAIN
+    ]
+    return ("batch", "T", "contestant", *names), rows
+
+
+def acceptance_table(summary: Summary) -> Cells:
+    """How deep drafts are kept."""
+    head = ("batch", "T", "contestant", "rounds that kept depth 1, 2, ...", "of those before")
+    rows = [
+        (
+            *_place(row),
+            " ".join(f"{x:.2f}" for x in row.acceptance.unconditional),
+            " ".join(f"{x:.2f}" for x in row.acceptance.conditional),
+        )
+        for row in summary.rows
+        if row.acceptance is not None
+    ]
+    return head, rows
+
+
+def remarks(summary: Summary) -> list[str]:
+    """Where speculation turns into a loss, where not to speculate, and what went wrong."""
+    lines = [turn_line(turn) for turn in summary.turns]
+    lines += [advice.text for advice in summary.advice]
+    lines += [f"TEXTS CHANGED between repeats: {name}" for name in summary.changed]
+    if summary.unexcused:
+        lines.append(f"{summary.unexcused} DIFFERENCES that no near-tie explains")
+    return lines
+
+
+def turn_line(turn: Turn) -> str:
+    """One temperature in a line."""
+    measured = ", ".join(
+        f"{speedup:.2f} ({turn.best[size]}) at batch {size}"
+        for size, speedup in turn.speedups.items()
+    )
+    sizes = list(turn.speedups)
+    if turn.batch_size is not None and turn.between is not None:
+        said = (
+            f"turns into a loss near batch {turn.batch_size:.1f}, interpolated between the "
+            f"measured {turn.between[0]} and {turn.between[1]}"
+        )
+    elif turn.speedups[sizes[0]] < 1:
+        said = f"is a loss from batch {sizes[0]} on, the smallest measured"
+    else:
+        said = f"still pays at batch {sizes[-1]}, the largest measured"
+    return f"T = {turn.temperature:g}: speculation {said}; best: {measured}"
+
+
+def caption(summary: Summary) -> str:
+    """Where, with what and how it was measured."""
+    where, settings = summary.provenance, summary.settings
+    versions = ", ".join(f"{name} {number}" for name, number in where.get("versions", {}).items())
+    texts = sum(settings.get("categories", {}).values())
+    is_even = settings.get("ignore_eos", True)
+    low, high = summary.load
+    plain = [row for row in summary.rows if row.contestant == PLAIN]
+    speeds = ", ".join(
+        f"{row.metrics.output_token_throughput:.0f} tokens/s (batch {row.batch_size}, "
+        f"T = {row.temperature:g})"
+        for row in plain
+    )
+    return (
+        f"{settings.get('target')} on {where.get('processor')}, {where.get('cores')} cores, "
+        f"{where.get('device')}, {where.get('dtype')}; load average {low:.1f} to {high:.1f}; "
+        f"commit {where.get('commit')}; {versions}. {texts} prompts, "
+        f"{settings.get('max_new_tokens')} new tokens each"
+        f"{', stop tokens ignored' if is_even else ' at most'}, seed {where.get('seed')}. All "
+        f"contestants in turn in every one of {summary.n_repeats} complete repeats; medians over "
+        "repeats and categories of ratios to plain decoding, 95 % bootstrap intervals in brackets. "
+        "tau: tokens a target forward; predicted: tau / (r + c_d + overhead), for decoding, the "
+        f"host's time not in it; error: predicted over measured, less one. Plain: {speeds}."
+    )
+
+
+def markdown(summary: Summary) -> str:
+    """Caption, tables and remarks."""
+    if not summary.rows:
+        return "No repeat is complete yet.\n"
+    parts = [caption(summary), _markdown(drafters_table(summary))]
+    parts.append("\n".join(f"- {line}" for line in remarks(summary)))
+    parts.append("Whole calls by category:\n\n" + _markdown(categories_table(summary)))
+    parts.append("Acceptance by depth:\n\n" + _markdown(acceptance_table(summary)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def show(summary: Summary, console: Console) -> None:
+    """The drafters' table and the remarks, on a terminal."""
+    if not summary.rows:
+        console.print("No repeat is complete yet.")
+        return
+    head, rows = drafters_table(summary)
+    table = Table(box=None, pad_edge=False)
+    for i, column in enumerate(head):
+        table.add_column(column, no_wrap=True, justify="left" if i == 2 else "right")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    console.print(table)
+    for line in remarks(summary):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def median_error(summary: Summary) -> float | None:
+    """Of the sizes of all errors of prediction; None where nothing was predicted."""
+    errors = [abs(row.error) for row in summary.rows if row.error is not None]
+    return statistics.median(errors) if errors else None
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    terms = row.terms
+    return (
+        *_place(row),
+        _number(row.tau),
+        str(terms.n_nodes) if terms else NOTHING,
+        *(_number(getattr(terms, name, None)) for name in ("r", "c_d", "overhead")),
+        _number(row.predicted),
+        _number(row.decode_speedup.median if row.decode_speedup else None),
+        f"{row.error:+.0%}" if row.error is not None else NOTHING,
+        _interval(row.speedup),
+        _same(row.same),
+    )
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    return str(row.batch_size), f"{row.temperature:g}", row.contestant
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def _interval(value: Interval | None) -> str:
+    return f"{value.median:.2f} [{value.low:.2f}, {value.high:.2f}]" if value else NOTHING
+
+
+def _same(same: Same | None) -> str:
+    if same is None:
+        return "its own"
+    notes = [f"{same.near_ties} near-ties"] if same.near_ties else []
+    notes += [f"{same.unexcused} UNEXPLAINED"] if same.unexcused else []
+    return ", ".join([f"{same.identical}/{same.texts}", *notes])
+
+
+def _markdown(cells: Cells) -> str:
+    head, rows = cells
+    lines = (head, ("---",) * len(head), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
