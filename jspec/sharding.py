@@ -8,7 +8,7 @@ code runs. Arrays name logical axes; a role's table says where these go.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -40,29 +40,43 @@ TRAINING: Table = dict.fromkeys(TARGET) | {"rows": ("data", "fsdp"), "width": "f
 """Weights in training: split over `fsdp` along the model's width, rows over all devices."""
 
 
-def make_mesh(*, data: int = 1, layer: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    *,
+    data: int = 1,
+    layer: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """A mesh over the first `data * layer * tensor` devices, with automatic axes.
 
+    Args:
+      devices: this computer's, if not given; a compiler may know others.
+
     Raises:
       UserError: a size below 1, or more devices than there are.
     """
-    return _mesh(dict(zip(MESH_AXES, (data, layer, tensor), strict=True)))
+    return _mesh(dict(zip(MESH_AXES, (data, layer, tensor), strict=True)), devices)
 
 
-def make_training_mesh(*, data: int = 1, fsdp: int = 1) -> Mesh:
+def make_training_mesh(
+    *, data: int = 1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh of `data` copies of the weights, each split over `fsdp` devices.
 
+    Args:
+      devices: this computer's, if not given; a compiler may know others.
+
     Raises:
       UserError: a size below 1, or more devices than there are.
     """
-    return _mesh({"data": data, "fsdp": fsdp})
+    return _mesh({"data": data, "fsdp": fsdp}, devices)
 
 
-def _mesh(sizes: Mapping[str, int]) -> Mesh:
+def _mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None) -> Mesh:
     said = ",".join(f"{axis}={size}" for axis, size in sizes.items())
     if min(sizes.values()) < 1:
         raise UserError(f"mesh sizes must be at least 1, got {said}")
-    wanted, devices = math.prod(sizes.values()), jax.devices()
+    wanted, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
     if wanted > len(devices):
         raise UserError(
             f"mesh {said} needs {wanted} devices, there are "

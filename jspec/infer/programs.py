@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Lowered
 from jaxtyping import Array, Bool, Int
 
 from jspec.drafters import LoadedDrafter
@@ -81,14 +82,21 @@ def place_rows(generation: DecodeState) -> DecodeState:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return generation
+    specs = specs_of(generation, mesh.shape["data"])
+    return jax.tree.map(lax.with_sharding_constraint, generation, specs)
+
+
+def specs_of(generation: DecodeState, rows_apart: int) -> DecodeState:
+    """Where each array of a generation (or of its shapes) lies, as `PartitionSpec`s.
+
+    Args:
+      rows_apart: devices along `data`; rows that they do not divide are on all of them.
+    """
     rows = generation.context.length.shape[0]
-    over_rows = "data" if rows % mesh.shape["data"] == 0 else None
-    placed = jax.tree.map(
-        lambda leaf: lax.with_sharding_constraint(leaf, PartitionSpec(over_rows)), generation
-    )
+    over_rows = "data" if rows % rows_apart == 0 else None
+    specs = jax.tree.map(lambda leaf: PartitionSpec(over_rows), generation)
     heads = PartitionSpec(over_rows, TARGET["kv_heads"])
-    cache = jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, heads), generation.cache)
-    return replace(placed, cache=cache)
+    return replace(specs, cache=jax.tree.map(lambda leaf: heads, generation.cache))
 
 
 def _mesh_size(axis: str) -> int:
@@ -174,6 +182,36 @@ class Programs:
     def deactivate(self, generation: DecodeState, goes_on) -> DecodeState:
         with self._on_mesh():
             return _deactivate(generation, np.asarray(goes_on))
+
+    def lower_prefill(self, tokens, length, sampling) -> Lowered:
+        """What `prefill` compiles; the arguments and the weights may be shapes."""
+        program = self.program(Mode.FULL)
+        with self._on_mesh():
+            return _prefill.lower(
+                self.params, program, tokens, length, sampling, capacity=self.capacity
+            )
+
+    def lower_chunk(self, generation: DecodeState, mode: Mode) -> Lowered:
+        """What `chunk` compiles; the generation and the weights may be shapes."""
+        with self._on_mesh():
+            return _chunk.lower(self.params, self.program(mode), generation, rounds=self.rounds)
+
+    def generation_shapes(self, tokens, length, sampling) -> DecodeState:
+        """Shapes of a batch of rows whose prompts are like these, laid out as `chunk` has it."""
+        program = self.program(Mode.FULL)
+
+        def batch(params, tokens, length, sampling) -> DecodeState:
+            row = prefill(params, program, tokens, length, sampling, capacity=self.capacity)
+            return empty_batch(row, self.batch_size)
+
+        shapes = jax.eval_shape(batch, self.params, tokens, length, sampling)
+        mesh = self.target.mesh
+
+        def place(leaf, spec) -> jax.ShapeDtypeStruct:
+            where = NamedSharding(mesh, spec)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.tree.map(place, shapes, specs_of(shapes, mesh.shape["data"]))
 
     def _on_mesh(self):
         """The target's mesh, where it is one of several devices."""

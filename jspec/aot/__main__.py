@@ -1,0 +1,8 @@
+"""`python -m jspec.aot`."""
+
+import sys
+
+from jspec.aot.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""`python -m jspec.aot`: compile a config's steps for a TPU topology, without a TPU.
+
+In reading order: the flags, what a config asks for (`Job`), and `main`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jspec.aot import tables
+from jspec.aot.compiling import PROMPT_TOKENS, Lowering, compile_step, inference_steps
+from jspec.aot.report import StepReport
+from jspec.aot.shapes import Found, drafter_shapes, find_shapes, target_shapes
+from jspec.aot.topology import (
+    EXAMPLES,
+    Topology,
+    check_name,
+    default_mesh,
+    find_topology,
+    mesh_text,
+    set_environment,
+)
+from jspec.aot.training import trained_model, training_steps
+from jspec.config import InferConfig, find_config, parse_mesh, parse_sets, read_yaml, resolve
+from jspec.errors import UserError
+from jspec.infer.command import cli as infer_command
+from jspec.infer.command.endings import Parser, add_config_flags, exit_code
+from jspec.infer.command.log import Failure, Log
+from jspec.law import Rule, mode_of
+from jspec.models.weights import estimate_memory
+from jspec.sharding import make_mesh, make_training_mesh
+from jspec.train.config import ModelConfig, TrainMeshConfig
+
+INFERENCE, TRAINING = ("prefill", "round"), ("train",)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m jspec.aot",
+        description="Compile the steps of a config for a TPU topology, on any computer: whether "
+        "they fit, and what moves between devices.",
+        allow_abbrev=False,
+    )
+    add_config_flags(
+        parser, is_training=False, example="drafter=none", note="; recipes for a model too"
+    )
+    parser.add_argument("--topology", metavar="CHIP:GRID", help=f"such as {EXAMPLES}")
+    parser.add_argument(
+        "--steps",
+        metavar="NAME,...",
+        help="of prefill,round for a config that generates, train for a recipe (default: all)",
+    )
+    parser.add_argument(
+        "--mesh",
+        metavar="data=1,layer=1,tensor=8",
+        help="data=1,fsdp=4 for a recipe (default: the config's; all devices where it has one)",
+    )
+    parser.add_argument("--batch-size", type=int, metavar="B", help="rows decoded together")
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens a row has room for (default: the config's max_length, else the target's)",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=PROMPT_TOKENS,
+        metavar="N",
+        help=f"of the prompt that prefill is compiled for (default: {PROMPT_TOKENS})",
+    )
+    parser.add_argument("--json", action="store_true", help="one object on stdout")
+    return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a config asks for.
+
+    Attributes:
+      mesh: sizes by axis.
+      origins: models by name, and where their shapes came from.
+      steps: made one after the other.
+      remedy: what may help where a step needs so many bytes a device.
+    """
+
+    mesh: Mapping[str, int]
+    origins: Mapping[str, str]
+    notes: Sequence[str]
+    steps: Callable[[], Iterator[Lowering]]
+    remedy: Callable[[int | None], str]
+
+
+def make_job(args: argparse.Namespace, topology: Topology) -> Job:
+    """The steps of a config that generates, or of a recipe."""
+    if _is_recipe(args):
+        return _training_job(args, topology)
+    return _inference_job(args, topology)
+
+
+def _is_recipe(args: argparse.Namespace) -> bool:
+    return args.config is not None and "kind" in read_yaml(find_config(args.config))
+
+
+def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
+    config = infer_command.make_config(
+        argparse.Namespace(
+            config=args.config,
+            set=args.set,
+            batch_size=args.batch_size,
+            max_length=args.context,
+            mesh=args.mesh,
+        )
+    )
+    assert config.target is not None
+    found = find_shapes(config.target)
+    limit = found.config.max_length
+    capacity = config.max_length or limit
+    if capacity > limit:
+        raise UserError(f"a context of {capacity} is more than the {limit} tokens of {found.name}")
+    if args.prompt_tokens < 1:
+        raise UserError(f"--prompt-tokens must be at least 1, not {args.prompt_tokens}")
+    sizes = config.mesh.model_dump()
+    if args.mesh is None and set(sizes.values()) == {1}:
+        sizes = default_mesh(len(topology.devices), found.config.n_heads)
+    _check_devices(sizes, topology)
+    batch_size, notes = config.batch_size, []
+    if batch_size % sizes["data"] and "batch_size" not in _asked(args):
+        batch_size = -(-batch_size // sizes["data"]) * sizes["data"]
+        notes.append(f"batch size {batch_size}: one that data={sizes['data']} divides")
+    mesh = make_mesh(**sizes, devices=topology.devices)
+    target = target_shapes(found.config, dtype=config.dtype, mesh=mesh)
+    if target.model.config.n_kv_heads != found.config.n_kv_heads:
+        notes.append(
+            f"{found.config.n_kv_heads} key/value heads, repeated to "
+            f"{target.model.config.n_kv_heads} for the mesh"
+        )
+    drafter, small = drafter_shapes(
+        config.drafter, config.drafter_path, config.drafter_options, target=target
+    )
+    return Job(
+        mesh=sizes,
+        origins=_origins(found, small),
+        notes=notes,
+        steps=lambda: inference_steps(
+            target,
+            drafter,
+            batch_size=batch_size,
+            capacity=capacity,
+            mode=mode_of(config.temperature, config.top_k, config.top_p, config.min_p),
+            rule=Rule(config.rule),
+            trace=config.trace,
+            prompt_tokens=args.prompt_tokens,
+        ),
+        remedy=lambda needed: _larger_mesh(config, found, topology, sizes, batch_size, capacity),
+    )
+
+
+def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
+    path = find_config(str(args.config))
+    values = read_yaml(path)
+    if values.get("kind") != "model":
+        raise UserError(
+            f"{path} is of kind {values.get('kind')!r}; what is compiled is a config that "
+            "generates, or a recipe of kind 'model'"
+        )
+    if args.context is not None:
+        raise UserError("--context is of configs that generate; give --set data.length=N")
+    flags: dict[str, Any] = {} if args.batch_size is None else {"batch_size": args.batch_size}
+    if args.mesh is not None:
+        flags["mesh"] = parse_mesh(args.mesh)
+    sets = parse_sets(args.set, ModelConfig)
+    config = resolve(ModelConfig, [(str(path), values), ("--set", sets), ("command line", flags)])
+    sizes = config.mesh.model_dump()
+    if args.mesh is None and config.mesh == TrainMeshConfig():
+        sizes = {"data": 1, "fsdp": len(topology.devices)}
+    _check_devices(sizes, topology)
+    model, found = trained_model(config)
+    mesh = make_training_mesh(**sizes, devices=topology.devices)
+    return Job(
+        mesh=sizes,
+        origins=_origins(found) or {"model": str(path)},
+        notes=[],
+        steps=lambda: training_steps(config, model, mesh),
+        remedy=lambda needed: "use more devices along fsdp, a smaller micro_batch_size, or remat",
+    )
+
+
+def _origins(*found: Found | None) -> dict[str, str]:
+    return {each.name: each.origin for each in found if each is not None}
+
+
+def _asked(args: argparse.Namespace) -> set[str]:
+    """Fields that the user gave a value for this run."""
+    given = set(parse_sets(args.set))
+    return given | ({"batch_size"} if args.batch_size is not None else set())
+
+
+def _check_devices(sizes: Mapping[str, int], topology: Topology) -> None:
+    wanted = 1
+    for size in sizes.values():
+        wanted *= size
+    there = len(topology.devices)
+    if wanted != there and min(sizes.values()) >= 1:
+        raise UserError(
+            f"mesh {mesh_text(sizes)} has {wanted} devices and {topology.name} has {there}; give "
+            "a mesh of all of them, or another topology"
+        )
+
+
+def _larger_mesh(
+    config: InferConfig,
+    found: Found,
+    topology: Topology,
+    sizes: Mapping[str, int],
+    batch_size: int,
+    capacity: int,
+) -> str:
+    """The smallest mesh that holds weights and cache, and what else may help."""
+    memory = estimate_memory(found.config, dtype=config.dtype, batch=batch_size, slots=capacity)
+    parts = [n for n in range(1, found.config.n_heads + 1) if found.config.n_heads % n == 0]
+    now = sizes["layer"] * sizes["tensor"]
+    room = topology.hbm or 0
+    enough = [n for n in parts if n > now and memory.total / n < room]
+    first = f"use a larger mesh (smallest that fits by weights and cache: tensor={enough[0]})"
+    return ", ".join([*([first] if enough else []), "a smaller batch or a shorter context"])
+
+
+def _chosen(args: argparse.Namespace) -> tuple[str, ...]:
+    """The steps asked for.
+
+    Raises:
+      UserError: one that there is not, or not of this config.
+    """
+    there = TRAINING if _is_recipe(args) else INFERENCE
+    if args.steps is None:
+        return there
+    names = tuple(name.strip() for name in args.steps.split(","))
+    for name in names:
+        if name not in INFERENCE + TRAINING:
+            raise UserError(
+                f"--steps: unknown step {name!r}; known: {', '.join(INFERENCE + TRAINING)}"
+            )
+        if name not in there:
+            kind = "a recipe for training" if there is TRAINING else "a config that generates"
+            raise UserError(f"--steps: {args.config} is {kind}, and has no step {name!r}")
+    return names
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile and report; the exit code is 0 where everything fits.
+
+    Raises:
+      UserError: what is wrong with flags and config, before anything is compiled.
+      Failure: a step that does not fit.
+    """
+    if args.topology is None:
+        raise UserError(f"no topology to compile for: give --topology, such as {EXAMPLES}")
+    check_name(args.topology)
+    if args.config is None and not args.set:
+        raise UserError("nothing to compile: give --config")
+    chosen, log = _chosen(args), Log()
+    topology = find_topology(args.topology)
+    job = make_job(args, topology)
+    lines = tables.heading(topology, job.mesh, job.origins, job.notes)
+    for line in lines:
+        log.note(line)
+    reports: list[StepReport] = []
+    for step in job.steps():
+        if step.name not in chosen:
+            continue
+        with log.status(f"compiling {step.name}"):
+            reports.append(compile_step(step, topology.devices, topology.hbm))
+    if args.json:
+        tables.print_json(topology, job.mesh, job.origins, job.notes, reports)
+    else:
+        tables.print_tables(reports)
+    failed = [report for report in reports if not report.fits]
+    if failed:
+        worst = max(failed, key=lambda report: report.needed or 0)
+        raise Failure(tables.refusal(worst, topology, job.remedy(worst.needed)))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0 all fits, 1 something does not, 2 wrong usage, 130 interrupted.
+
+    Args:
+      argv: without the program's name; those of the process where None.
+    """
+    set_environment()
+
+    def command() -> int:
+        args = make_parser().parse_args(argv)
+        jax.config.update("jax_enable_compilation_cache", False)  # seconds are to be the compiler's
+        return run(args)
+
+    return exit_code(command)

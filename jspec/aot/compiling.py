@@ -1,0 +1,146 @@
+"""Compiles the steps of a config for devices that need not be here.
+
+In reading order: `Lowering`, a step that is ready to be compiled; `inference_steps`, which makes
+those of an engine; and `compile_step`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Lowered
+
+from jspec.aot.report import Sized, StepReport, out_of_memory, read_program, sized
+from jspec.aot.topology import traced_for
+from jspec.drafters import LoadedDrafter
+from jspec.infer.prefill import prompt_bucket
+from jspec.infer.programs import Programs
+from jspec.infer.request import Request, sampling_of
+from jspec.law import Mode, Rule
+from jspec.models.target import Target
+from jspec.state import Sampling
+
+ROUNDS = 8
+"""Rounds a dispatch, as the engine has them."""
+
+MAX_STOP_IDS = 8
+
+PROMPT_TOKENS = 512
+"""Of the prompt that prefill is compiled for, where the context holds as many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowering:
+    """A step to compile.
+
+    Attributes:
+      name: `prefill`, `round` or `train`.
+      note: what it is compiled for.
+      lower: traces and lowers it.
+      arrays: weights and caches that should stay where they are.
+    """
+
+    name: str
+    note: str
+    lower: Callable[[], Lowered]
+    arrays: tuple[Sized, ...]
+
+
+def compile_step(step: Lowering, devices: Sequence[Any], hbm: int | None) -> StepReport:
+    """Compile a step and read what became of it; one that finds no room is a report too.
+
+    Args:
+      hbm: bytes of memory of a device.
+    """
+    start = time.perf_counter()
+    with traced_for(devices):
+        lowered = step.lower()
+    middle = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+        seen = None
+    except jax.errors.JaxRuntimeError as error:
+        needed = out_of_memory(error)
+        if needed is None:
+            raise
+        compiled, seen = None, {"memory": None, "needed": needed or None}
+    end = time.perf_counter()
+    if compiled is not None:
+        seen = read_program(compiled, step.arrays)
+    return StepReport(
+        name=step.name,
+        note=step.note,
+        available=hbm,
+        trace_s=middle - start,
+        compile_s=end - middle,
+        **(seen or {}),
+    )
+
+
+def inference_steps(
+    target: Target,
+    drafter: LoadedDrafter,
+    *,
+    batch_size: int,
+    capacity: int,
+    mode: Mode = Mode.GREEDY,
+    rule: Rule = Rule.WALK,
+    trace: bool = False,
+    prompt_tokens: int = PROMPT_TOKENS,
+) -> Iterator[Lowering]:
+    """Prefill and round of an engine with these models, as the engine jits them.
+
+    Raises:
+      UserError: a batch that the mesh does not divide, a drafter that does not fit the rule.
+    """
+    programs = Programs(
+        target=target,
+        drafter=drafter,
+        rule=rule,
+        trace=trace,
+        loop=None,
+        batch_size=batch_size,
+        capacity=capacity,
+        rounds=ROUNDS,
+    )
+    width = prompt_bucket(min(prompt_tokens, capacity), capacity)
+    prompt = _prompt(target.mesh, width, capacity)
+    with traced_for(tuple(target.mesh.devices.flat)):
+        generation = programs.generation_shapes(*prompt)
+    weights = (
+        *sized("weight", target.params),
+        *sized("drafter's weight", drafter.params),
+    )
+    caches = (*sized("cache", generation.cache), *sized("drafter's state", generation.drafter))
+    yield Lowering(
+        name="prefill",
+        note=f"a prompt of {width} tokens, room for {capacity}",
+        lower=lambda: programs.lower_prefill(*prompt),
+        arrays=weights,
+    )
+    nodes = programs.program(mode).max_nodes
+    yield Lowering(
+        name="round",
+        note=f"{batch_size} x {capacity} tokens, {nodes} nodes a row, {mode.name.lower()}",
+        lower=lambda: programs.lower_chunk(generation, mode),
+        arrays=(*weights, *caches),
+    )
+
+
+def _prompt(mesh: Mesh, width: int, capacity: int) -> tuple[Any, Any, Sampling]:
+    """Shapes of one prompt: tokens, length, settings; all on every device."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def shape(leaf) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+    request = Request(tokens=(0,), max_new_tokens=1)
+    sampling = sampling_of([request], max_length=capacity, max_stop_ids=MAX_STOP_IDS)
+    tokens, length = np.zeros((1, width), np.int32), np.ones((1,), np.int32)
+    return jax.tree.map(shape, (tokens, length, sampling))

@@ -1,0 +1,226 @@
+"""Reads the text of a compiled program: its instructions, and which of them run in a loop.
+
+In reading order: `Array`, `Instruction`, `read`, which gives all instructions of a text, and what
+the report asks of them: `collectives` and `oversized`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_NAMED = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
+_OPERATION = re.compile(r"\s*([\w\-]+)\(")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
+_OPERAND = re.compile(r"\(\s*(?:[\w\[\],{}:()]+ )?%?([\w.\-]+)")
+_ON_CHIP = re.compile(r"S\([1-9]\d*\)")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_CALLED = re.compile(
+    r"\b(calls|to_apply|body|condition|true_computation|false_computation|branch_computations|"
+    r"called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_NAME = re.compile(r"%?([\w.\-]+)")
+_BITS = re.compile(r"[a-z]+?(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """A type in the text, `bf16[4,128]`: what one device holds.
+
+    Attributes:
+      is_on_chip: it lies in a small fast memory, not in the device's main one.
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    is_on_chip: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        bits = _BITS.match(self.dtype)
+        size = 8 if bits is None else int(bits[1])  # pred, token
+        return -(-math.prod(self.dims) * size // 8) if self.dtype != "token" else 0
+
+    @property
+    def squeezed(self) -> tuple[int, ...]:
+        return tuple(size for size in self.dims if size != 1)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+      operation: such as `fusion` or `all-gather-start`.
+      arrays: what it makes; several where it makes a tuple.
+      operand: name of the first one, where there is one.
+      computation: which it is in.
+      calls: computations it runs, with the role of each (`body`, `calls`, ...).
+      op_name: where in the Python program it comes from, as JAX says it.
+      is_in_loop: it runs once an iteration of some loop.
+    """
+
+    name: str
+    operation: str
+    arrays: tuple[Array, ...]
+    operand: str
+    computation: str
+    calls: tuple[tuple[str, str], ...]
+    op_name: str
+    is_in_loop: bool = False
+
+    @property
+    def kind(self) -> str | None:
+        """The collective it is; None where it is none, or is the end of one that was started."""
+        kind = self.operation.removesuffix("-start")
+        return kind if kind in COLLECTIVES else None
+
+    @property
+    def results(self) -> tuple[Array, ...]:
+        """What it makes, without the operands that the start of something hands on."""
+        if self.operation == "copy-start":
+            return self.arrays[:1]
+        hands_on = self.operation.endswith("-start") and self.operation != "all-reduce-start"
+        if not hands_on or len(self.arrays) < 2:
+            return self.arrays
+        data = [array for array in self.arrays if array.dims or array.dtype != "u32"]
+        return tuple(data[len(data) // 2 :])
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(array.n_bytes for array in self.results)
+
+
+def read(text: str) -> list[Instruction]:
+    """All instructions of a compiled program, in the order of its text."""
+    found = list(_parse(text))
+    looping = _looping(found)
+    return [dataclasses.replace(each, is_in_loop=each.computation in looping) for each in found]
+
+
+def _parse(text: str) -> Iterator[Instruction]:
+    computation = ""
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            computation = header[1]
+            continue
+        named = _NAMED.match(line)
+        if named is None:
+            continue
+        end = _end_of_type(line, named.end())
+        operation = _OPERATION.match(line, end)
+        if operation is None:
+            continue
+        op_name = _OP_NAME.search(line, end)
+        operand = _OPERAND.match(line, operation.end() - 1)
+        yield Instruction(
+            name=named[1],
+            operation=operation[1],
+            arrays=tuple(_arrays(line[named.end() : end])),
+            operand=operand[1] if operand else "",
+            computation=computation,
+            calls=tuple(_calls(line[end:])),
+            op_name=op_name[1].replace("\\'", "'") if op_name else "",
+        )
+
+
+def _end_of_type(line: str, start: int) -> int:
+    """A type ends at the first space outside brackets: layouts and tuples have brackets."""
+    depth = 0
+    for place in range(start, len(line)):
+        character = line[place]
+        depth += (character in "([{") - (character in ")]}")
+        if character == " " and depth == 0:
+            return place
+    return len(line)
+
+
+def _arrays(text: str) -> Iterator[Array]:
+    for dtype, dims, layout in _ARRAY.findall(text):
+        sizes = [size.lstrip("<=") for size in dims.split(",")]
+        is_on_chip = _ON_CHIP.search(layout) is not None
+        yield Array(dtype, tuple(int(size) for size in sizes if size), is_on_chip)
+
+
+def _calls(text: str) -> Iterator[tuple[str, str]]:
+    for role, names in _CALLED.findall(text):
+        for name in _NAME.findall(names):
+            yield role, name
+
+
+def _looping(instructions: Sequence[Instruction]) -> set[str]:
+    """Computations that run once an iteration: bodies and conditions, and all that they call."""
+    called: dict[str, set[str]] = {}
+    waiting: list[str] = []
+    for each in instructions:
+        for role, name in each.calls:
+            called.setdefault(each.computation, set()).add(name)
+            if role in ("body", "condition"):
+                waiting.append(name)
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += called.get(name, ())
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """Collectives of one kind and place.
+
+    Attributes:
+      is_in_loop: they run once an iteration.
+      count: instructions; one that is started and ended apart counts once.
+      n_bytes: of all their results on one device.
+    """
+
+    kind: str
+    is_in_loop: bool
+    count: int
+    n_bytes: int
+
+
+def collectives(instructions: Iterable[Instruction]) -> list[Collectives]:
+    """Counts by kind, those outside of loops first."""
+    found: dict[tuple[bool, str], list[Instruction]] = {}
+    for each in collective_instructions(instructions):
+        found.setdefault((each.is_in_loop, str(each.kind)), []).append(each)
+    return [
+        Collectives(kind, is_in_loop, len(those), sum(each.n_bytes for each in those))
+        for (is_in_loop, kind), those in sorted(found.items())
+    ]
+
+
+def collective_instructions(instructions: Iterable[Instruction]) -> list[Instruction]:
+    """Those that move data between devices, each once.
+
+    A collective that runs by itself is written as `x-start` and `x-done`, and what it runs may be
+    written as a computation of its own, which is not a second one.
+    """
+    all_of_them = list(instructions)
+    wrapped = {
+        name
+        for each in all_of_them
+        if each.operation.endswith("-start") and each.kind
+        for role, name in each.calls
+        if role in ("calls", "called_computations")
+    }
+    return [each for each in all_of_them if each.kind and each.computation not in wrapped]

@@ -1,0 +1,232 @@
+"""What is known of a compiled step: memory, collectives, work, and arrays that should have stayed.
+
+In reading order: `Memory`, `Moved`, `StepReport`, `examine`, which fills one from a compiled
+program, and what is said of a step that does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.stages import Compiled
+
+from jspec.aot.hlo import (
+    Array,
+    Collectives,
+    Instruction,
+    collective_instructions,
+    collectives,
+    read,
+)
+from jspec.aot.topology import GIB
+
+LEAST_BYTES = 2**20
+"""Smaller arrays may move: an activation can have the shape of a small weight."""
+
+_OUT_OF_MEMORY = re.compile(
+    r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm|"
+    r"(?:allocat\w+|requires?)\D{0,40}?([\d.]+)([KMGT]i?)B?"
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+      arguments: weights, state and batch.
+      outputs: what is given back; `aliased` of it lies where arguments were donated.
+      temporaries: intermediate arrays.
+      code: the program.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """A weight or a cache array: its shape over all devices, and the part of one device."""
+
+    what: str
+    whole: tuple[int, ...]
+    part: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """An array as large as a weight or a cache that is gathered or copied.
+
+    Attributes:
+      operation: `all-gather`, `copy`, ...
+      array: as the program's text has it.
+      what: a weight or cache array of this shape.
+      op_name: the instruction's own account of where it comes from.
+      count: instructions alike.
+    """
+
+    operation: str
+    array: str
+    what: str
+    op_name: str
+    is_in_loop: bool
+    count: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One step, compiled.
+
+    Attributes:
+      memory: None where the compiler found no room and said only `needed`.
+      needed: bytes a device needs.
+      available: bytes a device has; None where that is not known.
+      flops, bytes_accessed: of one device, the body of a loop once; None where XLA does not say.
+      moved: collectives and copies that nobody wants.
+      compile_s: seconds to compile; `trace_s` to trace and lower before it.
+    """
+
+    name: str
+    note: str
+    available: int | None
+    needed: int | None
+    memory: Memory | None
+    collectives: tuple[Collectives, ...] = ()
+    moved: tuple[Moved, ...] = ()
+    flops: float | None = None
+    bytes_accessed: float | None = None
+    trace_s: float
+    compile_s: float
+
+    @property
+    def fits(self) -> bool:
+        if self.memory is None:
+            return False
+        return self.available is None or self.memory.total <= self.available
+
+    def record(self) -> dict[str, Any]:
+        """For `--json`."""
+        values = dataclasses.asdict(self) | {"fits": self.fits}
+        if self.memory is not None:
+            values["memory"]["total"] = self.memory.total
+        return values
+
+
+def memory_of(compiled: Compiled) -> Memory:
+    """The allocator's account of a program."""
+    stats: Any = compiled.memory_analysis()
+    return Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+
+
+def work_of(compiled: Compiled) -> tuple[float | None, float | None]:
+    """FLOPs and bytes accessed, where XLA's account of them is sensible."""
+    costs: Any = compiled.cost_analysis() or {}
+    flops, accessed = costs.get("flops", -1.0), costs.get("bytes accessed", -1.0)
+    return (flops if flops > 0 else None), (accessed if accessed > 0 else None)
+
+
+def sized(what: str, tree: Any) -> list[Sized]:
+    """The matrices of a pytree of shapes that have shardings, each shape once."""
+    found: dict[tuple, Sized] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if leaf.ndim < 2 or leaf.size * leaf.dtype.itemsize < LEAST_BYTES:
+            continue
+        part = leaf.sharding.shard_shape(leaf.shape)
+        name = f"{what} {jax.tree_util.keystr(path, simple=True, separator='.')}"
+        found.setdefault((leaf.shape, part), Sized(name, leaf.shape, part))
+    return list(found.values())
+
+
+def find_moved(instructions: Sequence[Instruction], arrays: Sequence[Sized]) -> list[Moved]:
+    """All-gathers that make whole what was split, and copies of what should stay in its place.
+
+    A copy counts where it has the very shape, a gather also where its axes were exchanged. What
+    goes to the chip's own memory is read and not copied.
+    """
+    gathered = {tuple(sorted(_squeezed(a.whole))): a.what for a in arrays if a.whole != a.part}
+    copied = {_squeezed(a.part): a.what for a in reversed(arrays)}
+    parameters = {(i.computation, i.name): i.op_name for i in instructions if _is_argument(i)}
+    found: dict[Moved, int] = {}
+
+    def add(each: Instruction, operation: str, array: Array, what: str) -> None:
+        name = parameters.get((each.computation, each.operand))
+        one = Moved(operation, str(array), name or what, each.op_name, each.is_in_loop)
+        found[one] = found.get(one, 0) + 1
+
+    for each in collective_instructions(instructions):
+        for array in each.results if each.kind == "all-gather" else ():
+            if what := gathered.get(tuple(sorted(array.squeezed))):
+                add(each, "all-gather", array, what)
+    for each in instructions:
+        for array in each.results if each.operation in ("copy", "copy-start") else ():
+            what = copied.get(array.squeezed)
+            if what and not array.is_on_chip:
+                add(each, "copy", array, what)
+    return [dataclasses.replace(one, count=count) for one, count in found.items()]
+
+
+def _is_argument(instruction: Instruction) -> bool:
+    """An argument of the whole program, which JAX names as the caller did."""
+    return instruction.operation == "parameter" and "[" in instruction.op_name
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def read_program(compiled: Compiled, arrays: Sequence[Sized]) -> dict[str, Any]:
+    """The fields of a `StepReport` that the program itself tells."""
+    instructions = read(compiled.as_text() or "")
+    memory, (flops, accessed) = memory_of(compiled), work_of(compiled)
+    return {
+        "memory": memory,
+        "needed": memory.total,
+        "collectives": tuple(collectives(instructions)),
+        "moved": tuple(find_moved(instructions, arrays)),
+        "flops": flops,
+        "bytes_accessed": accessed,
+    }
+
+
+def out_of_memory(error: Exception) -> int | None:
+    """Bytes that the compiler wanted on a device, 0 where it does not say how many.
+
+    None where the error is another one.
+    """
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        return None
+    found = _OUT_OF_MEMORY.search(text)
+    if found is None:
+        return 0
+    number, unit = (found[1], found[2]) if found[1] else (found[5], found[6][:1])
+    return int(float(number) * _UNITS[unit])
+
+
+def gib(n_bytes: float) -> str:
+    """Bytes as a person reads them; chips are sold in units of 2^30."""
+    size = n_bytes / GIB
+    return f"{size:.1f} GB" if size >= 10 else f"{size:.2f} GB" if size >= 0.1 else _mib(n_bytes)
+
+
+def _mib(n_bytes: float) -> str:
+    size = n_bytes / 2**20
+    return f"{size:.1f} MB" if size >= 0.1 else f"{n_bytes / 1024:.1f} kB"

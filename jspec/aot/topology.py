@@ -1,0 +1,128 @@
+"""TPU topologies without a TPU: their devices, their memory, and the mesh to lay over them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+
+from jspec.errors import UserError
+
+GIB = 2**30
+
+CHIPS: Mapping[str, int] = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
+"""Memory of a chip, GiB. Source: Cloud TPU documentation, the page of each version."""
+
+EXAMPLES = "v5e:2x4, v4:2x2x1, v5p:8x8x16, v6e:4x4, tpu7x:2x2x1"
+
+_NAME = re.compile(r"(\w+):(\d+(?:x\d+){1,2})")
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "v7x": "tpu7x", "7x": "tpu7x"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices to compile for.
+
+    Attributes:
+      name: such as `v5e:2x4`.
+      chip: its key in `CHIPS`; another platform's own name where it is none.
+      devices: what JAX calls devices; a chip may be two of them.
+      hbm: bytes of memory of a device; None where it is not known.
+    """
+
+    name: str
+    chip: str
+    devices: tuple[Any, ...]
+    hbm: int | None
+
+    @property
+    def platform(self) -> str:
+        return self.devices[0].platform
+
+
+def set_environment(environment: Any = os.environ) -> None:
+    """What JAX and libtpu are told before they start: no device is needed, and none is asked for.
+
+    Compiling uses no device, so that several processes may do it at once.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    environment["TPU_SKIP_MDS_QUERY"] = "1"
+    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    environment.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    environment.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    environment.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any; spares a warning
+    environment.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+
+def find_topology(name: str) -> Topology:
+    """The devices of a topology by name.
+
+    Raises:
+      UserError: a name that is none, a topology that does not exist, no libtpu.
+    """
+    chip = check_name(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "compiling for a TPU needs libtpu, which is not installed; run pip install 'jspec[tpu]'"
+        )
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(name, "tpu").devices
+    except Exception as error:  # libtpu's own errors, of several types
+        said = " ".join(str(error).split())
+        if "lockfile" in said or "already in use" in said:
+            raise UserError(
+                "libtpu is in use by another process; wait until it has ended"
+            ) from None
+        raise UserError(f"topology {name}: {said}; such as {EXAMPLES}") from None
+    n_chips = len({tuple(device.coords) for device in devices})
+    return Topology(name, chip, tuple(devices), CHIPS[chip] * GIB * n_chips // len(devices))
+
+
+def check_name(name: str) -> str:
+    """The chip that a topology's name begins with.
+
+    Raises:
+      UserError: not of the form, or a chip we do not know.
+    """
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        raise UserError(f"topology {name!r}: expected a chip and its grid, such as {EXAMPLES}")
+    chip = _ALIASES.get(parts[1], parts[1])
+    if chip not in CHIPS:
+        raise UserError(f"topology {name!r}: unknown chip {parts[1]!r}; known: {', '.join(CHIPS)}")
+    return chip
+
+
+def default_mesh(n_devices: int, n_heads: int) -> dict[str, int]:
+    """All devices along `tensor` as far as the query heads allow, the rest along `data`."""
+    tensor = max(n for n in range(1, n_devices + 1) if n_devices % n == 0 and n_heads % n == 0)
+    return {"data": n_devices // tensor, "layer": 1, "tensor": tensor}
+
+
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
+@contextlib.contextmanager
+def traced_for(devices: Sequence[Any]) -> Iterator[None]:
+    """Tracing as it is on a machine that has these devices.
+
+    Operations that have several forms choose by `jax.default_backend()`, which would say what runs
+    here rather than what is compiled for.
+    """
+    platform = devices[0].platform
+    if platform == jax.default_backend():
+        yield
+        return
+    with mock.patch.object(jax, "default_backend", lambda: platform):
+        yield
