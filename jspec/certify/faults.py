@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jspec import law
+from jspec.drafters import draft_model
 from jspec.infer import round as rounds
 from jspec.ops import cache as cache_ops
 from jspec.state import StopReason, replace
@@ -18,18 +19,26 @@ from jspec.verify import rejection, walk_rule
 FAULTS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {}
 """By name; entering one plants it, leaving mends it. Compiled programs are dropped both times."""
 
+MEANING: dict[str, str] = {}
+"""What each does, one line."""
+
 
 def _fault(plant: Callable[[], contextlib.AbstractContextManager]):
     @contextlib.contextmanager
     def planted() -> Iterator[None]:
+        # Faults are gross: their programs are compiled fast, and nothing else sees them.
+        before = jax.config.jax_disable_most_optimizations  # pyright: ignore[reportAttributeAccessIssue]
         jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", True)
         try:
             with plant():
                 yield
         finally:
+            jax.config.update("jax_disable_most_optimizations", before)
             jax.clear_caches()
 
     FAULTS[plant.__name__] = planted
+    MEANING[plant.__name__] = (plant.__doc__ or "").strip().rstrip(".")
     return planted
 
 
@@ -43,6 +52,18 @@ def temperature_twice():
         return right(logits / warm.astype(logits.dtype), sampling, mode)
 
     return mock.patch.object(law, "processed", wrong)
+
+
+@_fault
+def temperature_after_top_p():
+    """The filters see the logits before the temperature is applied to them."""
+    right = law.keep
+
+    def wrong(scaled, sampling):
+        warm = jnp.where(sampling.temperature == 0, 1, sampling.temperature)[:, None]
+        return right(scaled * warm.astype(scaled.dtype), sampling)
+
+    return mock.patch.object(law, "keep", wrong)
 
 
 @_fault
@@ -126,3 +147,9 @@ def stop_token_in_draft_ignored():
         return jnp.where(reason == StopReason.STOP_TOKEN, StopReason.NONE.value, reason)
 
     return mock.patch.object(walk_rule, "reason_to_stop", wrong)
+
+
+@_fault
+def other_tokenizer_taken():
+    """A drafter whose token ids mean something else is not refused."""
+    return mock.patch.object(draft_model, "check_same_tokenizer", lambda target, drafter: None)

@@ -29,6 +29,7 @@ from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.models.target import Target
 from jspec.state import StopReason
+from jspec.testing.light import LIGHT
 from jspec.verify import replay
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -205,9 +206,11 @@ def sampled_joint(
     return counts
 
 
-@functools.partial(jax.jit, static_argnames=("program", "limit"))
+@functools.partial(jax.jit, static_argnames=("program", "limit"), compiler_options=LIGHT)
 def _draw(params, program: Program, tokens, sampling, limit: int):
-    """Prompt and loop in one program: the new tokens of every row."""
+    """Prompt and loop in one program: the new tokens of every row. What is tested is the law of
+    what comes out, so it is compiled fast.
+    """
     rows, n_prompt = tokens.shape
     length = jnp.full((rows,), n_prompt, jnp.int32)
     generation = prefill(params, program, tokens, length, sampling, capacity=limit)

@@ -16,7 +16,7 @@ import pytest
 
 from jspec import law
 from jspec.certify.proof import law_problems
-from jspec.certify.reference import probs_of
+from jspec.certify import reference
 from jspec.drafters import chain_draft
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
@@ -37,7 +37,7 @@ DRAFT_PROBS = RNG.dirichlet(np.ones(VOCABULARY), DEPTH + 1).astype(np.float32)
 def probs_of(depth: int, **setting) -> np.ndarray:
     """What the target says after `depth` drafted tokens."""
     request = Request(tokens=(0,), max_new_tokens=1, **setting)
-    return probs_of(TARGET_LOGITS[depth], request)
+    return reference.probs_of(TARGET_LOGITS[depth], request)
 
 
 @functools.partial(

@@ -1,0 +1,213 @@
+"""All checks of a certificate, in the order in which they are done: what fails soonest first.
+
+The quick list has the same kinds of checks and all faults, with fewer draws, settings and drafters.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from functools import partial
+
+from jspec.certify import float64, law_tier, planted, tiny
+from jspec.certify.models import Models
+from jspec.certify.records import Check, Found
+from jspec.certify.roster import ROSTER
+
+_Run = Callable[[], Found]
+
+QUICK_TREES = ("random-trees",)
+FAULT_DRAWS = 8_000
+"""Continuations that a planted fault of the law has to show itself in."""
+
+
+class Tiny:
+    """The tiny case, made when it is first needed."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+
+    @functools.cached_property
+    def case(self) -> tiny.Case:
+        return tiny.make_case(batch_size=self._batch_size)
+
+
+def all_checks(models: Models, *, is_quick: bool) -> list[Check]:
+    """Every check and every fault of this certificate."""
+    shared = Tiny(batch_size=8 if is_quick else 1)
+    return [
+        *_of_the_law(shared, is_quick),
+        *_bitwise(shared, is_quick),
+        *_replays(shared, is_quick),
+        *_of_the_models(models, is_quick),
+        _float64(is_quick),
+        *_faults(shared),
+    ]
+
+
+def _check(name: str, tier: str, covers: str, run: _Run) -> Check:
+    return Check(name=name, tier=tier, covers=covers, run=run)
+
+
+def _of_the_law(shared: Tiny, is_quick: bool) -> list[Check]:
+    checks = [
+        _check(
+            "law by its words",
+            "law",
+            "noise, filters and picks equal NumPy's, ties included",
+            tiny.law_by_its_words,
+        ),
+        _check(
+            "streams of the noise",
+            "law",
+            "each use of randomness has its own key, by nested folds of threefry",
+            tiny.streams_are_apart,
+        ),
+        _check(
+            "noise under rejection",
+            "law",
+            "drafters do not draw from the law's noise",
+            tiny.rejection_draws_apart,
+        ),
+        _check(
+            planted.THE_REFUSAL,
+            "law",
+            "drafters of another tokenizer or vocabulary",
+            planted.strangers_are_refused,
+        ),
+    ]
+    for name in (planted.THE_LAW, planted.THE_REJECTION):
+        checks.append(
+            _check(name, "E4", "what faults of the law must show in", probes(shared)[name])
+        )
+    settings = law_tier.FEW if is_quick else law_tier.SETTINGS
+    for temperature, filter_ in settings:
+        for form in law_tier.FORMS:
+            checks.append(
+                _check(
+                    f"{form}, T = {temperature}, {filter_}",
+                    "E4",
+                    "joint law of three tokens by enumeration, within five sigmas",
+                    partial(
+                        law_tier.joint_law,
+                        temperature,
+                        filter_,
+                        form,
+                        FAULT_DRAWS if is_quick else 40_000,
+                    ),
+                )
+            )
+    return checks
+
+
+def _bitwise(shared: Tiny, is_quick: bool) -> list[Check]:
+    sizes, chains = ((8,), tiny.CHAINS[1:2]) if is_quick else ((1, 8), tiny.CHAINS)
+    return [
+        _check(
+            f"chains, batch {size}",
+            "E1",
+            f"{', '.join(chains)} equal padded plain decoding bit for bit",
+            lambda size=size: tiny.bitwise(shared.case, size, chains),
+        )
+        for size in sizes
+    ]
+
+
+def _replays(shared: Tiny, is_quick: bool) -> list[Check]:
+    checks = [
+        _check(
+            "forward",
+            "target",
+            "prefill and cached steps equal a float64 decoder in NumPy",
+            tiny.forward_equals_reference,
+        ),
+        _check(
+            "tiny texts",
+            "target",
+            "tokens, scores, ranks and endings of a tree by the decoder and law in NumPy",
+            lambda: tiny.judge_tree_by_reference(shared.case),
+        ),
+        _check(
+            planted.THE_REPLAY,
+            "E2",
+            "oracle tree with planted errors, all settings mixed, stop tokens",
+            probes(shared)[planted.THE_REPLAY],
+        ),
+        _check(
+            "full texts",
+            "E2",
+            "texts end at the longest length, whatever was drafted beyond it",
+            lambda: tiny.texts_that_fill_the_cache(shared.case),
+        ),
+    ]
+    names = QUICK_TREES if is_quick else tuple(entry.name for entry in ROSTER)
+    for name in names:
+        for size in (8,) if is_quick else (1, 8):
+            checks.append(
+                _check(
+                    f"tiny {name}, batch {size}",
+                    "E2",
+                    "all settings mixed in one batch, stop tokens, by replay",
+                    lambda name=name, size=size: tiny.replayed(shared.case, name, size),
+                )
+            )
+    return checks
+
+
+def _of_the_models(models: Models, is_quick: bool) -> list[Check]:
+    asked = models.asked
+    settings = f"{len(models.requests)} prompts, {asked.max_new_tokens} tokens, mixed settings"
+    checks = [_check("plain", "E2", f"plain decoding by replay: {settings}", models.check_plain)]
+    for name in models.drafters:
+        for size in asked.batch_sizes:
+            checks.append(
+                _check(
+                    f"{name}, batch {size}",
+                    "E2",
+                    f"by replay: {settings}",
+                    partial(models.check_drafter, name, size),
+                )
+            )
+    for name in list(models.drafters)[-1:] if is_quick else models.drafters:
+        checks.append(
+            _check(
+                f"{name} by the reference",
+                "target",
+                "a text of each setting by the decoder and law in NumPy, from the files",
+                partial(models.check_reference, name),
+            )
+        )
+    return checks
+
+
+def _float64(is_quick: bool) -> Check:
+    cases = float64.FEW if is_quick else float64.CASES
+    return _check(
+        "float64",
+        "E3",
+        f"equal to plain without excuse, {float64.DEVICES} simulated devices: {' '.join(cases)}",
+        partial(float64.strictly_equal, cases, is_light=is_quick),
+    )
+
+
+def _probe_law(form: str, draws: int) -> Found:
+    """At a temperature and with a filter that the faults of the law cannot hide behind."""
+    return law_tier.joint_law(0.5, "top-p" if form == "tree" else "no filter", form, draws)
+
+
+def probes(shared: Tiny) -> dict[str, _Run]:
+    """The checks that planted faults must be seen by."""
+    return {
+        planted.THE_LAW: partial(_probe_law, "tree", FAULT_DRAWS),
+        planted.THE_REJECTION: partial(_probe_law, "rejection", FAULT_DRAWS),
+        planted.THE_REPLAY: lambda: tiny.replayed(shared.case, "oracle-tree", 8, 12),
+        planted.THE_REFUSAL: planted.strangers_are_refused,
+    }
+
+
+def _faults(shared: Tiny) -> list[Check]:
+    run = probes(shared)
+    return [
+        planted.plant(name, run[judge], lambda: shared.case)
+        for name, judge in planted.CAUGHT_BY.items()
+    ]

@@ -1,0 +1,210 @@
+"""E2 on the models of a config: every drafter against plain decoding, judged by replay.
+
+In reading order: the settings that prompts take in turn, and `Models`, which loads what its checks
+need when they need it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jspec.certify import proof, reference, tiny
+from jspec.certify.prompts import PROMPTS
+from jspec.certify.proof import Replayed
+from jspec.certify.records import Found
+from jspec.config import DrafterConfig, InferConfig, drafters_of
+from jspec.drafters import check_drafter, load_drafter
+from jspec.drafters.base import LoadedDrafter
+from jspec.infer.command.prompts import Conversation, from_file, from_texts
+from jspec.infer.command.session import Plan, make_plan
+from jspec.infer.prefill import room_for
+from jspec.infer.request import Request, Result
+from jspec.models.hub import local_directory
+from jspec.models.shipped import weights_digest
+from jspec.models.target import Target, load_target
+from jspec.sharding import make_mesh
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.7},
+    {"temperature": 1.0},
+    {"temperature": 1.0, "top_k": 40},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.0, "min_p": 0.02},
+    {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+)
+"""Prompts take these in turn, so that one batch mixes them."""
+
+LARGEST_FOR_REFERENCE = 200_000_000
+"""Weights; more of them would take NumPy minutes a text."""
+
+REFERENCE_TEXTS = 7
+"""A text of each setting."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be certified on the models of a config.
+
+    Attributes:
+      drafters: names; None for all that go with the target.
+      prompts: a JSONL file; None for the built-in ones.
+      n_prompts: prompts used, from the first on; None for all.
+    """
+
+    config: InferConfig
+    drafters: tuple[str, ...] | None
+    prompts: str | None
+    n_prompts: int | None
+    max_new_tokens: int
+    batch_sizes: tuple[int, ...]
+
+
+class Models:
+    """A target, its drafters, and what plain decoding says to the prompts.
+
+    Everything that can be checked without weights is checked at once.
+
+    Raises:
+      UserError: whatever is wrong with the config, the prompts or the drafters' names.
+    """
+
+    def __init__(self, asked: Asked):
+        self.asked = asked
+        self.drafters: dict[str, DrafterConfig] = drafters_of(asked.config, asked.drafters)
+        self.directories: dict[str, Path | None] = {}
+        for name, drafter in self.drafters.items():
+            check_drafter(drafter.drafter, drafter.drafter_options)
+            path = drafter.drafter_path
+            self.directories[name] = local_directory(path) if path else None
+        self.plan: Plan = make_plan(asked.config, _conversations(asked))
+        self.requests = self._requests()
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """Of all weights, by whose they are."""
+        directories = {"target": self.plan.directory} | self.directories
+        return {
+            name: weights_digest(directory) if any(directory.glob("*.safetensors")) else "unread"
+            for name, directory in directories.items()
+            if directory is not None
+        }
+
+    @functools.cached_property
+    def target(self) -> Target:
+        config = self.asked.config
+        mesh = make_mesh(**config.mesh.model_dump())
+        return load_target(self.plan.directory, dtype=config.dtype, mesh=mesh)
+
+    @functools.cached_property
+    def plain(self) -> list[Result]:
+        return self._decode(None, self.asked.batch_sizes[0])
+
+    @functools.cached_property
+    def _plain_replayed(self) -> Replayed:
+        return self._replayed(self.plain)
+
+    def check_plain(self) -> Found:
+        """Plain decoding itself, by replay: the prefill, the steps and the law agree."""
+        found = self._plain_replayed
+        return Found(n_tokens=found.n_tokens, problems=found.problems, near_ties=found.near_ties)
+
+    def check_drafter(self, name: str, batch_size: int) -> Found:
+        """A drafter's texts by replay, and how many of them are plain decoding's."""
+        results = self._decode(self._load(name), batch_size)
+        ties = len(self._plain_replayed.near_ties)
+        found = tiny.compared(self._replayed(results), results, self.plain, ties)
+        if not any(result.stats.draft_tokens_proposed for result in results):
+            return dataclasses.replace(found, note=f"{found.note}; nothing was drafted")
+        return found
+
+    def check_reference(self, name: str) -> Found:
+        """A text of each setting against the target written once more in NumPy, from its files."""
+        config = self.plan.decoder
+        why = reference.why_not(config)
+        n_weights = sum(leaf.size for leaf in _leaves(self.target))
+        if n_weights > LARGEST_FOR_REFERENCE:
+            why = why or f"{n_weights:,} weights are too many for NumPy"
+        weights = None if why else reference.weights_on_disk(self.plan.directory)
+        if weights is None:
+            return Found(note=f"left out: {why or 'the weights are not a Hugging Face decoder'}")
+        requests = self.requests[:REFERENCE_TEXTS]
+        if self.asked.config.dtype == "bfloat16":
+            rounded = reference.is_stored_as(self.plan.directory) != "bfloat16"
+            requests = [r for r in requests if r.top_k == 0 and r.top_p == 1 and r.min_p == 0]
+            if rounded:
+                weights = {name: _rounded(value) for name, value in weights.items()}
+        results = self._decode(self._load(name), self.asked.batch_sizes[0], requests)
+        return tiny.judged_by_reference(config, weights, requests, results, self.asked.config.dtype)
+
+    def _load(self, name: str) -> LoadedDrafter:
+        drafter = self.drafters[name]
+        return load_drafter(
+            drafter.drafter,
+            self.directories[name],
+            target=self.target,
+            **drafter.drafter_options,
+        )
+
+    def _requests(self) -> list[Request]:
+        from jspec.models.target import read_stop_ids
+
+        stop_ids = read_stop_ids(self.plan.directory)
+        return [
+            Request(
+                tokens=turn.tokens,
+                max_new_tokens=self.asked.max_new_tokens,
+                seed=(self.asked.config.seed + i) % 2**32,
+                sample=self.asked.config.sample,
+                stop_ids=() if self.asked.config.ignore_eos and i % 2 else stop_ids,
+                **SETTINGS[i % len(SETTINGS)],
+            )
+            for i, turn in enumerate(self.plan.turns)
+        ]
+
+    @property
+    def _max_length(self) -> int:
+        longest = max(len(r.tokens) + r.max_new_tokens for r in self.requests)
+        return room_for(longest, self.plan.reader.max_length)
+
+    def _decode(
+        self,
+        drafter: LoadedDrafter | None,
+        batch_size: int,
+        requests: Sequence[Request] | None = None,
+    ) -> list[Result]:
+        return proof.decode(
+            self.target,
+            self.requests if requests is None else requests,
+            drafter,
+            batch_size=batch_size,
+            max_length=self._max_length,
+        )
+
+    def _replayed(self, results: Sequence[Result]) -> Replayed:
+        return proof.replay_all(self.target, self.requests, results, max_length=self._max_length)
+
+
+def _conversations(asked: Asked) -> list[Conversation]:
+    """The prompts of the file, or the built-in ones; their first turns are what is asked."""
+    if asked.prompts is not None:
+        return from_file(asked.prompts, asked.config)[: asked.n_prompts]
+    return from_texts(PROMPTS[: asked.n_prompts], asked.config)
+
+
+def _leaves(target: Target) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(target.params)
+
+
+def _rounded(value: np.ndarray) -> np.ndarray:
+    import ml_dtypes
+
+    return value.astype(ml_dtypes.bfloat16).astype(np.float64)
