@@ -131,7 +131,11 @@ def replay_all(
         report = replay(target, request.tokens, result.tokens, request)
         n_tokens += report.n_tokens
         near_ties += [(d.gap, report.bound) for d in report.near_ties]
-        problems += [f"request {i}: {d}" for d in report.differences if not d.excused]
+        problems += [
+            f"request {i}, token {d.position}: {d.emitted}, not {d.expected} (gap {d.gap:.2g})"
+            for d in report.differences
+            if not d.excused
+        ]
         problems += [
             f"request {i}: {line}" for line in ending_problems(request, result, max_length)
         ]

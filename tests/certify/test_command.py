@@ -1,0 +1,136 @@
+"""The command: which checks there are, how it ends, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jspec.certify import checks, cli, faults, run
+from jspec.certify.models import SETTINGS, Models
+from jspec.certify.records import Check, Found
+
+ISSUE = {
+    "wrong_q",
+    "stale_kv",
+    "position_off_by_one",
+    "temperature_twice",
+    "temperature_after_top_p",
+    "noise_shared_between_positions",
+    "bonus_dropped",
+    "compaction_off_by_one",
+    "stop_token_in_draft_ignored",
+    "other_tokenizer_taken",
+}
+
+
+def check(name: str, found: Found | BaseException, calls: list[str]) -> Check:
+    def do() -> Found:
+        calls.append(name)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    return Check(name=name, tier="E2", covers="something", run=do)
+
+
+@pytest.fixture
+def certify(monkeypatch, tmp_path):
+    """Runs the command over checks of the test's own; returns exit code and what was run."""
+
+    def start(*found: Found | BaseException, argv=()) -> tuple[int, list[str]]:
+        calls: list[str] = []
+        own = [check(f"check {i}", each, calls) for i, each in enumerate(found)]
+        monkeypatch.setattr(run, "all_checks", lambda models, is_quick: own)
+        code = cli.main(["--quick", "--out", str(tmp_path), *argv])
+        return code, calls
+
+    return start
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_all_faults_are_planted_and_judged_by_checks_that_are_done(is_quick):
+    asked = cli.make_asked(cli.make_parser().parse_args(["--quick"] if is_quick else []))
+    found = checks.all_checks(Models(asked), is_quick=is_quick)
+    names = [check.name for check in found]
+    assert len(set(names)) == len(names)
+    planted = [check for check in found if check.tier == "fault"]
+    assert {check.name.removeprefix("planted: ") for check in planted} == ISSUE
+    assert set(faults.FAULTS) == ISSUE
+    own = {check.name for check in found if check.tier != "fault"}
+    assert {check.caught_by for check in planted} <= own
+    assert {check.tier for check in found} == {"law", "target", "E1", "E2", "E3", "E4", "fault"}
+
+
+def test_the_models_checks_mix_settings_and_go_over_all_drafters_and_batches():
+    models = Models(cli.make_asked(cli.make_parser().parse_args([])))
+    assert len(models.requests) == 40
+    assert len({(r.temperature, r.top_k, r.top_p, r.min_p) for r in models.requests}) == len(
+        SETTINGS
+    )
+    assert {bool(r.stop_ids) for r in models.requests} == {True, False}
+    names = {check.name for check in checks.all_checks(models, is_quick=False)}
+    for drafter in ("prompt-lookup", "draft", "draft-tree", "draft-deep"):
+        assert {f"{drafter}, batch 1", f"{drafter}, batch 8"} <= names
+
+
+def test_all_passed_is_0_and_done_checks_are_not_done_again(certify, capsys, tmp_path):
+    code, calls = certify(Found(n_tokens=5), Found(), argv=["--json"])
+    assert (code, calls) == (0, ["check 0", "check 1"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["passed"] and [c["name"] for c in told["checks"]] == ["check 0", "check 1"]
+    assert told == json.loads((tmp_path / "certificate.json").read_text())
+    assert "check 1" in (tmp_path / "certificate.html").read_text()
+    assert certify(Found(), Found()) == (0, [])
+    assert "2 of 2 checks are done already" in capsys.readouterr().err
+
+
+def test_other_settings_start_anew(certify, capsys):
+    assert certify(Found()) == (0, ["check 0"])
+    assert certify(Found(), argv=["--max-new-tokens", "9"]) == (0, ["check 0"])
+    assert "starting anew" in capsys.readouterr().err
+    assert certify(Found(), argv=["--max-new-tokens", "9"]) == (0, [])
+
+
+def test_a_problem_is_1_and_stays_one(certify, capsys):
+    code, _ = certify(Found(), Found(problems=("a token differs",)))
+    assert code == 1
+    said = capsys.readouterr()
+    assert "FAILED: 1 of 2" in said.out and "a token differs" in said.out
+    assert certify(Found(), Found()) == (1, [])
+
+
+def test_a_check_that_breaks_is_a_failure_and_the_others_are_done(certify, capsys):
+    code, calls = certify(RuntimeError("no memory"), Found())
+    assert code == 1 and len(calls) == 2
+    assert "could not be done: RuntimeError: no memory" in capsys.readouterr().err
+
+
+def test_an_interrupt_loses_the_check_in_progress_only(certify, capsys):
+    code, calls = certify(Found(), KeyboardInterrupt(), Found())
+    assert (code, calls) == (130, ["check 0", "check 1"])
+    assert capsys.readouterr().err.endswith("error: interrupted\n")
+    assert certify(Found(), Found(), Found()) == (0, ["check 1", "check 2"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--batch-sizes", "0"], "--batch-sizes: expected a whole number of at least 1"),
+        (["--batch-sizes", "8,8"], "--batch-sizes: expected different names"),
+        (["--n-prompts", "x"], "--n-prompts: expected a whole number"),
+        (["--max-new-tokens", "-1"], "--max-new-tokens"),
+        (["--drafters", "nobody"], "nobody"),
+        (["--drafters", "draft,,x"], "--drafters: expected different names"),
+        (["--prompts", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["--config", "dmo"], "demo"),
+        (["--set", "rule=rejection"], "rule rejection"),
+        (["--set", "temprature=1"], "temperature"),
+        (["--fast"], "--fast"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(argv, said, capsys, tmp_path):
+    assert cli.main([*argv, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert not (tmp_path / "out").exists()
