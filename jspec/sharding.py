@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -45,7 +46,7 @@ def make_mesh(
     data: int = 1,
     layer: int = 1,
     tensor: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh over the first `data * layer * tensor` devices, with automatic axes.
 
@@ -59,7 +60,7 @@ def make_mesh(
 
 
 def make_training_mesh(
-    *, data: int = 1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+    *, data: int = 1, fsdp: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh of `data` copies of the weights, each split over `fsdp` devices.
 
@@ -72,7 +73,7 @@ def make_training_mesh(
     return _mesh({"data": data, "fsdp": fsdp}, devices)
 
 
-def _mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None) -> Mesh:
+def _mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None) -> Mesh:
     said = ",".join(f"{axis}={size}" for axis, size in sizes.items())
     if min(sizes.values()) < 1:
         raise UserError(f"mesh sizes must be at least 1, got {said}")

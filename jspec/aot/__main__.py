@@ -5,4 +5,4 @@ import sys
 from jspec.aot.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(owns_process=True))

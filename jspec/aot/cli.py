@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import jax
 
 from jspec.aot import tables
 from jspec.aot.compiling import PROMPT_TOKENS, Lowering, compile_step, inference_steps
@@ -34,7 +33,7 @@ from jspec.infer.command.log import Failure, Log
 from jspec.law import Rule, mode_of
 from jspec.models.weights import estimate_memory
 from jspec.sharding import make_mesh, make_training_mesh
-from jspec.train.config import ModelConfig, TrainMeshConfig
+from jspec.train.config import ModelConfig
 
 INFERENCE, TRAINING = ("prefill", "round"), ("train",)
 
@@ -58,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mesh",
         metavar="data=1,layer=1,tensor=8",
-        help="data=1,fsdp=4 for a recipe (default: the config's; all devices where it has one)",
+        help="data=1,fsdp=4 for a recipe (default: the config's if it has all devices)",
     )
     parser.add_argument("--batch-size", type=int, metavar="B", help="rows decoded together")
     parser.add_argument(
@@ -125,11 +124,9 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
         raise UserError(f"a context of {capacity} is more than the {limit} tokens of {found.name}")
     if args.prompt_tokens < 1:
         raise UserError(f"--prompt-tokens must be at least 1, not {args.prompt_tokens}")
-    sizes = config.mesh.model_dump()
-    if args.mesh is None and set(sizes.values()) == {1}:
-        sizes = default_mesh(len(topology.devices), found.config.n_heads)
-    _check_devices(sizes, topology)
-    batch_size, notes = config.batch_size, []
+    fallback = default_mesh(len(topology.devices), found.config.n_heads)
+    sizes, notes = _mesh_sizes(args, config.mesh.model_dump(), fallback, topology)
+    batch_size = config.batch_size
     if batch_size % sizes["data"] and "batch_size" not in _asked(args):
         batch_size = -(-batch_size // sizes["data"]) * sizes["data"]
         notes.append(f"batch size {batch_size}: one that data={sizes['data']} divides")
@@ -176,16 +173,14 @@ def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
         flags["mesh"] = parse_mesh(args.mesh)
     sets = parse_sets(args.set, ModelConfig)
     config = resolve(ModelConfig, [(str(path), values), ("--set", sets), ("command line", flags)])
-    sizes = config.mesh.model_dump()
-    if args.mesh is None and config.mesh == TrainMeshConfig():
-        sizes = {"data": 1, "fsdp": len(topology.devices)}
-    _check_devices(sizes, topology)
+    fallback = {"data": 1, "fsdp": len(topology.devices)}
+    sizes, notes = _mesh_sizes(args, config.mesh.model_dump(), fallback, topology)
     model, found = trained_model(config)
     mesh = make_training_mesh(**sizes, devices=topology.devices)
     return Job(
         mesh=sizes,
         origins=_origins(found) or {"model": str(path)},
-        notes=[],
+        notes=notes,
         steps=lambda: training_steps(config, model, mesh),
         remedy=lambda needed: "use more devices along fsdp, a smaller micro_batch_size, or remat",
     )
@@ -201,16 +196,26 @@ def _asked(args: argparse.Namespace) -> set[str]:
     return given | ({"batch_size"} if args.batch_size is not None else set())
 
 
-def _check_devices(sizes: Mapping[str, int], topology: Topology) -> None:
-    wanted = 1
-    for size in sizes.values():
-        wanted *= size
-    there = len(topology.devices)
-    if wanted != there and min(sizes.values()) >= 1:
+def _mesh_sizes(
+    args: argparse.Namespace,
+    sizes: dict[str, int],
+    fallback: dict[str, int],
+    topology: Topology,
+) -> tuple[dict[str, int], list[str]]:
+    """The mesh asked for, else the config's where it has all devices, else `fallback`; and why.
+
+    Raises:
+      UserError: a mesh that was asked for and has another number of devices.
+    """
+    there, wanted = len(topology.devices), math.prod(sizes.values())
+    if wanted == there or min(sizes.values()) < 1:
+        return sizes, []
+    if args.mesh is not None:
         raise UserError(
             f"mesh {mesh_text(sizes)} has {wanted} devices and {topology.name} has {there}; give "
             "a mesh of all of them, or another topology"
         )
+    return fallback, [f"mesh {mesh_text(fallback)} rather than the config's, which has {wanted}"]
 
 
 def _larger_mesh(
@@ -223,12 +228,15 @@ def _larger_mesh(
 ) -> str:
     """The smallest mesh that holds weights and cache, and what else may help."""
     memory = estimate_memory(found.config, dtype=config.dtype, batch=batch_size, slots=capacity)
-    parts = [n for n in range(1, found.config.n_heads + 1) if found.config.n_heads % n == 0]
-    now = sizes["layer"] * sizes["tensor"]
-    room = topology.hbm or 0
-    enough = [n for n in parts if n > now and memory.total / n < room]
-    first = f"use a larger mesh (smallest that fits by weights and cache: tensor={enough[0]})"
-    return ", ".join([*([first] if enough else []), "a smaller batch or a shorter context"])
+    now, room = sizes["layer"] * sizes["tensor"], topology.hbm or 0
+    parts = [n for n in range(now + 1, found.config.n_heads + 1) if found.config.n_heads % n == 0]
+    whole = memory.weights + memory.cache / sizes["data"]
+    enough = next((n for n in parts if whole / n < room), None)
+    remedies = ["a smaller batch or a shorter context"]
+    if enough is not None:
+        size = f"smallest that fits by weights and cache: tensor={enough}"
+        remedies.insert(0, f"a larger mesh ({size})")
+    return f"use {', '.join(remedies)}"
 
 
 def _chosen(args: argparse.Namespace) -> tuple[str, ...]:
@@ -287,17 +295,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
     """Runs the command; returns 0 all fits, 1 something does not, 2 wrong usage, 130 interrupted.
 
     Args:
       argv: without the program's name; those of the process where None.
+      owns_process: nothing else runs in it, so that JAX may be told to look for no device.
     """
-    set_environment()
 
     def command() -> int:
         args = make_parser().parse_args(argv)
-        jax.config.update("jax_enable_compilation_cache", False)  # seconds are to be the compiler's
+        if owns_process:
+            set_environment()
         return run(args)
 
     return exit_code(command)

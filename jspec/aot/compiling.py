@@ -117,7 +117,10 @@ def inference_steps(
         *sized("weight", target.params),
         *sized("drafter's weight", drafter.params),
     )
-    caches = (*sized("cache", generation.cache), *sized("drafter's state", generation.drafter))
+    caches = (
+        *sized("cache", generation.cache, is_argument=False),
+        *sized("drafter's state", generation.drafter, is_argument=False),
+    )
     yield Lowering(
         name="prefill",
         note=f"a prompt of {width} tokens, room for {capacity}",

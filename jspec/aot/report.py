@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,10 +27,8 @@ from jspec.aot.topology import GIB
 LEAST_BYTES = 2**20
 """Smaller arrays may move: an activation can have the shape of a small weight."""
 
-_OUT_OF_MEMORY = re.compile(
-    r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm|"
-    r"(?:allocat\w+|requires?)\D{0,40}?([\d.]+)([KMGT]i?)B?"
-)
+_OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM")
+_VIEWS = ("bitcast", "get-tuple-element", "copy", "copy-start", "copy-done", "reshape", "transpose")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -58,11 +56,18 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A weight or a cache array: its shape over all devices, and the part of one device."""
+    """A weight or a cache array.
+
+    Attributes:
+      whole, part: its shape over all devices, and on one.
+      is_argument: nothing makes it anew, as a round does a cache: an array of this shape that does
+        not come from an argument is another one.
+    """
 
     what: str
     whole: tuple[int, ...]
     part: tuple[int, ...]
+    is_argument: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Moved:
     """An array as large as a weight or a cache that is gathered or copied.
 
     Attributes:
-      operation: `all-gather`, `copy`, ...
+      operation: `all-gather`, `copy` or `write-back`.
       array: as the program's text has it.
       what: a weight or cache array of this shape.
       op_name: the instruction's own account of where it comes from.
@@ -118,7 +123,7 @@ class StepReport:
 
     def record(self) -> dict[str, Any]:
         """For `--json`."""
-        values = dataclasses.asdict(self) | {"fits": self.fits}
+        values: dict[str, Any] = dataclasses.asdict(self) | {"fits": self.fits}
         if self.memory is not None:
             values["memory"]["total"] = self.memory.total
         return values
@@ -143,7 +148,7 @@ def work_of(compiled: Compiled) -> tuple[float | None, float | None]:
     return (flops if flops > 0 else None), (accessed if accessed > 0 else None)
 
 
-def sized(what: str, tree: Any) -> list[Sized]:
+def sized(what: str, tree: Any, *, is_argument: bool = True) -> list[Sized]:
     """The matrices of a pytree of shapes that have shardings, each shape once."""
     found: dict[tuple, Sized] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
@@ -151,7 +156,7 @@ def sized(what: str, tree: Any) -> list[Sized]:
             continue
         part = leaf.sharding.shard_shape(leaf.shape)
         name = f"{what} {jax.tree_util.keystr(path, simple=True, separator='.')}"
-        found.setdefault((leaf.shape, part), Sized(name, leaf.shape, part))
+        found.setdefault((leaf.shape, part), Sized(name, leaf.shape, part, is_argument))
     return list(found.values())
 
 
@@ -159,16 +164,16 @@ def find_moved(instructions: Sequence[Instruction], arrays: Sequence[Sized]) -> 
     """All-gathers that make whole what was split, and copies of what should stay in its place.
 
     A copy counts where it has the very shape, a gather also where its axes were exchanged. What
-    goes to the chip's own memory is read and not copied.
+    goes to the chip's own memory is read and not copied; a whole array that comes back from there
+    is a `write-back`.
     """
     gathered = {tuple(sorted(_squeezed(a.whole))): a.what for a in arrays if a.whole != a.part}
-    copied = {_squeezed(a.part): a.what for a in reversed(arrays)}
-    parameters = {(i.computation, i.name): i.op_name for i in instructions if _is_argument(i)}
+    copied = {_squeezed(a.part): a for a in reversed(arrays)}
+    by_name = {(i.computation, i.name): i for i in instructions}
     found: dict[Moved, int] = {}
 
     def add(each: Instruction, operation: str, array: Array, what: str) -> None:
-        name = parameters.get((each.computation, each.operand))
-        one = Moved(operation, str(array), name or what, each.op_name, each.is_in_loop)
+        one = Moved(operation, str(array), what, each.op_name, each.is_in_loop)
         found[one] = found.get(one, 0) + 1
 
     for each in collective_instructions(instructions):
@@ -177,15 +182,26 @@ def find_moved(instructions: Sequence[Instruction], arrays: Sequence[Sized]) -> 
                 add(each, "all-gather", array, what)
     for each in instructions:
         for array in each.results if each.operation in ("copy", "copy-start") else ():
-            what = copied.get(array.squeezed)
-            if what and not array.is_on_chip:
-                add(each, "copy", array, what)
+            like = copied.get(array.squeezed)
+            if like is None or array.is_on_chip:
+                continue
+            source = _source(each, by_name)
+            is_given = source is not None and source.operation == "parameter"
+            if is_given or not like.is_argument:
+                is_back = any(other.is_on_chip for other in each.arrays)
+                name = source.op_name if is_given and "[" in source.op_name else like.what
+                add(each, "write-back" if is_back else "copy", array, name)
     return [dataclasses.replace(one, count=count) for one, count in found.items()]
 
 
-def _is_argument(instruction: Instruction) -> bool:
-    """An argument of the whole program, which JAX names as the caller did."""
-    return instruction.operation == "parameter" and "[" in instruction.op_name
+def _source(each: Instruction, by_name: Mapping[tuple[str, str], Instruction]):
+    """What an instruction's array is a view or a copy of; an argument of the program, or of a
+    loop, is a `parameter`.
+    """
+    source = by_name.get((each.computation, each.operand))
+    while source is not None and source.operation in _VIEWS:
+        source = by_name.get((each.computation, source.operand))
+    return source
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -217,8 +233,7 @@ def out_of_memory(error: Exception) -> int | None:
     found = _OUT_OF_MEMORY.search(text)
     if found is None:
         return 0
-    number, unit = (found[1], found[2]) if found[1] else (found[5], found[6][:1])
-    return int(float(number) * _UNITS[unit])
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def gib(n_bytes: float) -> str:

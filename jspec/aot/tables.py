@@ -12,6 +12,9 @@ from rich.table import Table
 from jspec.aot.report import Moved, StepReport, gib
 from jspec.aot.topology import Topology, mesh_text
 
+WIDE = 200
+"""Columns where nobody looks on: nothing is cut off."""
+
 MOST_MOVED = 8
 """Lines about arrays that moved; there may be some for every layer."""
 
@@ -33,6 +36,11 @@ def heading(
 def print_tables(reports: Sequence[StepReport]) -> None:
     """To stdout: memory, collectives, and what moved though it should not."""
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE
+    for report in reports:
+        console.print(f"{report.name}: {report.note}", markup=False)
+    console.print()
     console.print(_memory_table(reports))
     console.print()
     console.print(_collectives_table(reports))
@@ -48,11 +56,11 @@ def print_tables(reports: Sequence[StepReport]) -> None:
 
 def _memory_table(reports: Sequence[StepReport]) -> Table:
     table = _table("memory a device", *(report.name for report in reports))
-    table.add_row("for", *(report.note for report in reports))
-    for field in ("arguments", "outputs", "aliased", "temporaries", "code", "total"):
+    for field in ("arguments", "outputs", "aliased", "temporaries", "code"):
         name = "of them aliased" if field == "aliased" else field
         cells = [gib(getattr(r.memory, field)) if r.memory else "-" for r in reports]
         table.add_row(name, *cells)
+    table.add_row("total", *(gib(r.needed) if r.needed else "-" for r in reports))
     table.add_row("device has", *(gib(r.available) if r.available else "?" for r in reports))
     table.add_row("fits", *("yes" if r.fits else "NO" for r in reports))
     table.add_row("GFLOP, loops once", *(_giga(r.flops) for r in reports))
@@ -110,7 +118,18 @@ def print_json(
         "mesh": dict(mesh),
         "shapes": dict(origins),
         "notes": list(notes),
-        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
+        "versions": _versions(),
         "steps": [report.record() for report in reports],
     }
     print(json.dumps(record), flush=True)
+
+
+def _versions() -> dict[str, str | None]:
+    """Of what compiles; None for what is not installed as a package."""
+    found: dict[str, str | None] = {}
+    for name in ("jspec", "jax", "jaxlib", "libtpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found

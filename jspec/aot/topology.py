@@ -53,6 +53,7 @@ def set_environment(environment: Any = os.environ) -> None:
     Compiling uses no device, so that several processes may do it at once.
     """
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # seconds are to be the compiler's
     environment["TPU_SKIP_MDS_QUERY"] = "1"
     environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     environment.setdefault("TPU_MIN_LOG_LEVEL", "3")

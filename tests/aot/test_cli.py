@@ -1,0 +1,181 @@
+"""The command on simulated CPU devices that stand for a TPU's, and the user's mistakes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import jax
+import pytest
+import yaml
+
+from jspec.aot import cli, topology
+from jspec.aot.topology import GIB, Topology
+from jspec.models.hf import write_checkpoint
+from jspec.models.weights import estimate_memory
+from jspec.testing.models import tiny_config, tiny_target
+
+TOPOLOGY = ["--topology", "v5e:2x4"]
+
+
+@pytest.fixture
+def eight_devices(monkeypatch):
+    """Eight devices of a chip's memory, which `find_topology` gives."""
+
+    def install(hbm: int = 16 * GIB) -> None:
+        found = Topology("v5e:2x4", "v5e", tuple(jax.devices()[:8]), hbm)
+        monkeypatch.setattr(cli, "find_topology", lambda name: found)
+
+    install()
+    return install
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """A config of a tiny target of eight heads, and what else is given."""
+    target = tiny_target(n_heads=8, n_kv_heads=2)
+    write_checkpoint(tmp_path / "target", target.params, target.model.config)
+
+    def write(**more) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({"target": str(tmp_path / "target"), **more}))
+        return str(path)
+
+    return write
+
+
+def records(capsys) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_config_is_compiled_over_all_devices(eight_devices, config_file, capsys):
+    assert cli.main(["--config", config_file(), *TOPOLOGY, "--json"]) == 0
+    found = records(capsys)
+    assert found["mesh"] == {"data": 1, "layer": 1, "tensor": 8}
+    assert [step["name"] for step in found["steps"]] == ["prefill", "round"]
+    for step in found["steps"]:
+        memory = step["memory"]
+        parts = memory["arguments"] + memory["outputs"] + memory["temporaries"] + memory["code"]
+        assert memory["total"] == parts - memory["aliased"]
+        assert step["fits"]
+        assert any(each["kind"] == "all-reduce" for each in step["collectives"])
+
+
+def test_the_state_of_a_round_is_donated(eight_devices, config_file, capsys):
+    arguments = ["--config", config_file(), *TOPOLOGY, "--steps", "round", "--json"]
+    assert cli.main(arguments) == 0
+    (step,) = records(capsys)["steps"]
+    assert step["memory"]["aliased"] >= 0.9 * step["memory"]["outputs"]
+
+
+def test_a_table_is_printed(eight_devices, config_file, capsys):
+    arguments = ["--config", config_file(drafter="prompt-lookup"), *TOPOLOGY, "--steps", "round"]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr()
+    assert "temporaries" in said.out and "all-reduce" in said.out and "5 nodes a row" in said.out
+    assert "shapes of" in said.err and "8 devices of 16.0 GB" in said.err
+
+
+def test_a_draft_model_is_known_by_its_shapes(eight_devices, config_file, tmp_path, capsys):
+    small = tiny_target(n_layers=1)
+    write_checkpoint(tmp_path / "small", small.params, small.model.config)
+    path = config_file(drafter="draft-model", drafter_path=str(tmp_path / "small"))
+    assert cli.main(["--config", path, *TOPOLOGY, "--steps", "round", "--json"]) == 0
+    found = records(capsys)
+    assert set(found["shapes"]) == {str(tmp_path / "target"), str(tmp_path / "small")}
+
+
+def test_what_does_not_fit_is_one_line_and_a_failure(eight_devices, config_file, capsys):
+    eight_devices(hbm=10_000)
+    assert cli.main(["--config", config_file(), *TOPOLOGY, "--mesh", "data=8"]) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert "does not fit: needs" in line and "a v5e device has" in line
+
+
+def test_a_larger_mesh_is_named(eight_devices, config_file, capsys):
+    """Half of the tiny target's weights and cache is less than a device has, all of it is more."""
+    memory = estimate_memory(
+        tiny_config(n_heads=8, n_kv_heads=2), dtype="float32", batch=1, slots=256
+    )
+    eight_devices(hbm=int(0.6 * memory.total))
+    assert cli.main(["--config", config_file(), *TOPOLOGY, "--mesh", "data=8"]) == 1
+    assert "smallest that fits by weights and cache: tensor=2" in capsys.readouterr().err
+
+
+def test_the_batch_follows_the_mesh_unless_it_is_given(eight_devices, config_file, capsys):
+    flags = ["--config", config_file(), *TOPOLOGY, "--mesh", "data=4,tensor=2", "--steps", "round"]
+    assert cli.main([*flags, "--json"]) == 0
+    assert "batch size 4" in records(capsys)["notes"][0]
+    assert cli.main([*flags, "--batch-size", "3"]) == 2
+    assert "batch size 3 cannot be split over data=4" in capsys.readouterr().err
+
+
+def test_a_recipe_is_compiled_with_its_weights_split(eight_devices, capsys):
+    sets = ["model.n_layers=1", "batch_size=8", "micro_batch_size=8", "data.length=16"]
+    flags = ["--set", *sets, "model.vocab_size=64", "optimizer.name=adamw"]
+    assert cli.main(["--config", "demo/target", *TOPOLOGY, "--json", *flags]) == 0
+    found = records(capsys)
+    assert found["mesh"] == {"data": 1, "fsdp": 8}
+    (step,) = found["steps"]
+    assert step["name"] == "train" and step["memory"]["aliased"] > 0
+    assert any(each["kind"] == "all-gather" for each in step["collectives"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "no topology to compile for"),
+        (["--topology", "v5e"], "expected a chip and its grid"),
+        (["--topology", "v9:2x2"], "unknown chip 'v9'; known: v4, v5e"),
+        ([*TOPOLOGY, "--steps", "round,verify"], "unknown step 'verify'; known: prefill, round"),
+        ([*TOPOLOGY, "--steps", "train"], "has no step 'train'"),
+        ([*TOPOLOGY, "--mesh", "tensor=4"], "has 4 devices and v5e:2x4 has 8"),
+        ([*TOPOLOGY, "--mesh", "tensor=0"], "mesh"),
+        ([*TOPOLOGY, "--mesh", "width=8"], "unknown key"),
+        ([*TOPOLOGY, "--context", "100000"], "a context of 100000 is more than the 256 tokens"),
+        ([*TOPOLOGY, "--prompt-tokens", "0"], "--prompt-tokens must be at least 1"),
+        ([*TOPOLOGY, "--set", "drafter=eagle"], "unknown drafter 'eagle'"),
+        ([*TOPOLOGY, "--set", "drafter=draft-model"], "draft-model needs the small model"),
+        ([*TOPOLOGY, "--set", "target=nobody/nothing-7b"], "not a known checkpoint"),
+        ([*TOPOLOGY, "--wrong"], "unrecognized arguments"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(eight_devices, config_file, capsys, flags, said):
+    assert cli.main(["--config", config_file(), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+def test_heads_that_the_mesh_does_not_divide_are_a_mistake(eight_devices, tmp_path, capsys):
+    target = tiny_target(n_heads=6, n_kv_heads=2)
+    write_checkpoint(tmp_path / "target", target.params, target.model.config)
+    path = tmp_path / "config.yaml"
+    path.write_text(f"target: {tmp_path / 'target'}\n")
+    flags = ["--config", str(path), *TOPOLOGY, "--steps", "round"]
+    assert cli.main([*flags, "--mesh", "tensor=8"]) == 2
+    assert "6 query heads cannot be split over layer x tensor = 8" in capsys.readouterr().err
+    assert cli.main([*flags, "--json"]) == 0
+    assert records(capsys)["mesh"] == {"data": 4, "layer": 1, "tensor": 2}
+
+
+def test_without_a_config_there_is_nothing_to_compile(eight_devices, capsys):
+    assert cli.main(TOPOLOGY) == 2
+    assert "nothing to compile: give --config" in capsys.readouterr().err
+
+
+def test_a_recipe_of_another_kind_is_refused(eight_devices, capsys):
+    assert cli.main(["--config", "demo/tokenizer", *TOPOLOGY]) == 2
+    assert "is of kind 'tokenizer'" in capsys.readouterr().err
+
+
+def test_without_libtpu_the_extra_is_named(config_file, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        topology.importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "libtpu" else find(name, *more),
+    )
+    assert cli.main(["--config", config_file(), *TOPOLOGY]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'jspec[tpu]'" in line

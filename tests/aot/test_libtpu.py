@@ -1,0 +1,65 @@
+"""Real programs for real topologies, where libtpu is installed; it needs no TPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from jspec.models.hf import write_checkpoint
+from jspec.testing.models import tiny_target
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install 'jspec[tpu]'",
+)
+
+
+def aot(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: libtpu cannot be unloaded, nor told anything later."""
+    command = [sys.executable, "-m", "jspec.aot", *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("aot")
+    target = tiny_target(n_heads=4, n_kv_heads=2)
+    write_checkpoint(folder / "target", target.params, target.model.config)
+    values = {"target": str(folder / "target"), "dtype": "bfloat16", "drafter": "prompt-lookup"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    return str(folder / "config.yaml")
+
+
+def test_prefill_and_round_compile_for_four_chips(config_file):
+    ran = aot("--config", config_file, "--topology", "v5e:2x2", "--json")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["devices"] == 4 and found["mesh"]["tensor"] == 4
+    for step in found["steps"]:
+        assert step["fits"] and step["available"] == 16 * 2**30
+        assert sum(c["count"] for c in step["collectives"] if c["kind"] == "all-reduce") > 0
+    assert "Traceback" not in ran.stderr and "WARNING" not in ran.stderr
+
+
+def test_a_model_too_large_for_a_chip_is_one_line():
+    """Vicuna in float32 is 25 GB and its cache more; the compiler itself refuses it."""
+    flags = ["--set", "dtype=float32", "--context", "128", "--steps", "round"]
+    ran = aot("--config", "vicuna", "--topology", "v5e:1x1", *flags)
+    assert ran.returncode == 1
+    errors = [line for line in ran.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "Traceback" not in ran.stderr
+    assert "round does not fit: needs 3" in errors[0] and "tensor=2" in errors[0]
+
+
+def test_a_topology_that_does_not_exist_is_one_line(config_file):
+    ran = aot("--config", config_file, "--topology", "v5e:3x3")
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].startswith("error: topology v5e:3x3")
+    assert "Traceback" not in ran.stderr
