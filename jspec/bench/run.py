@@ -103,7 +103,7 @@ def _measure_all(plan: Plan, results: Results, log: Log) -> None:
         log.note(f"{done} of {count} blocks are there already")
     with log.status(f"loading {plan.directory}"):
         loaded = Loaded(plan)
-    began, n_run = time.monotonic(), 0
+    began, n_run = 0.0, 0
     for batch_size in plan.bench.batch_sizes:
         missing = _missing(plan, results, batch_size)
         if not missing:
@@ -117,9 +117,12 @@ def _measure_all(plan: Plan, results: Results, log: Log) -> None:
             for block in missing:
                 records = race.run(block)
                 results.add(block.name, records)
+                if not n_run:  # the first one compiles
+                    began = time.monotonic()
                 n_run += 1
-                left = (time.monotonic() - began) / n_run * (count - done - n_run)
-                log.note(f"{told(block, records)}; about {max(left, 0) / 60:.0f} min left")
+                took = (time.monotonic() - began) / max(n_run - 1, 1)
+                left = took * (count - done - n_run) / 60
+                log.note(told(block, records) + (f"; about {left:.0f} min left" if left else ""))
             for line in race.warnings:
                 log.warning(line)
         finally:

@@ -1,4 +1,4 @@
-"""The demo's race: from end to end with tiny models, and its parts; speeds here mean nothing."""
+"""The demo's race from end to end with tiny models; speeds here mean nothing."""
 
 from __future__ import annotations
 
@@ -64,15 +64,22 @@ def folder(tmp_path_factory) -> Path:
             chat_template=TEMPLATE,
             max_length=256,
         )
+    chain = {
+        "drafter": "draft-model",
+        "drafter_path": str(root / "draft"),
+        "drafter_options": {"depth": 2},
+    }
+    values = {"target": str(root / "target"), "drafters": {"chain": chain}}
+    (root / "tiny.yaml").write_text(json.dumps(values))  # JSON is YAML
     return root
 
 
 def run(folder: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(BENCH / "demo.py"), "--out", str(out)]
-    for name in ("target", "draft", "data"):
-        command += [f"--{name}", str(folder / name)]
+    command += ["--data", str(folder / "data"), "--tokenizer", str(folder / "target")]
     command += ["--corpora", "plain", "chats", "--prompts-per-corpus", "2"]
-    command += ["--max-new-tokens", "12", "--drafters", "draft:2", "--repeats", "1", *arguments]
+    command += ["--config", str(folder / "tiny.yaml"), "--contexts", "8"]
+    command += ["--max-new-tokens", "12", "--repeats", "1", *arguments]
     flags = (f"--{name}={str(value).lower()}" for name, value in LIGHT.items())
     env = os.environ | {
         "XLA_FLAGS": " ".join(flags),
@@ -81,71 +88,69 @@ def run(folder: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
-def records_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+def records_of(out: Path, kind: str = "run") -> list[dict[str, Any]]:
+    lines = (out / "results.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def test_race_runs_and_goes_on_where_it_was_cut(folder, tmp_path):
-    ran = run(folder, tmp_path, "--no-transformers")
+def test_openings_are_raced(folder, tmp_path):
+    ran = run(folder, tmp_path, "--no-peers", "--temperatures", "1")
     assert ran.returncode == 0, ran.stderr
-    records = records_of(tmp_path)
-    races = [record for record in records if record["kind"] == "run"]
-    assert len(races) == 2 * 2 * 2  # corpora, temperatures, contestants
-    assert all(record["same"]["unexcused"] == 0 for record in races)
+    races = records_of(tmp_path)
+    assert {record["category"] for record in races} == {"plain", "chats"}
+    assert {record["contestant"] for record in races} == {"plain", "chain"}
     assert all(record["new_tokens"] == 2 * 12 for record in races)
-    drafted = [record for record in races if record["contestant"] == "draft:2"]
+    drafted = [record for record in races if record["contestant"] == "chain"]
+    assert all(record["same"]["unexcused"] == 0 for record in drafted)
     assert all(record["tokens_per_call"] > 1 for record in drafted)
-    (cost,) = (record for record in records if record["kind"] == "cost")
-    assert cost["n_nodes"] == {"plain": 1, "draft:2": 3}
-    assert {(part["part"], part["name"]) for part in cost["parts"]} == {
-        ("forward", "1"),
-        ("forward", "3"),
-        ("draft", "draft:2"),
-        ("round", "plain"),
-        ("round", "draft:2"),
-    }
-    assert ran.stdout == (tmp_path / "table.md").read_text()
-    assert ran.stdout.count("| draft 2 |") == 6  # with and without tau by corpus, twice each
+    assert "chain" in ran.stdout
+    (split,) = records_of(tmp_path, "split")
+    assert split["rounds"] > 0 and min(split[f"{s}_s"] for s in ("propose", "verify")) > 0
+    (cost,) = records_of(tmp_path, "cost")
+    assert set(cost["forwards"]) == {"1", "3"}
+    assert cost["contestants"]["chain"]["temperature"]["1.0"]["n_nodes"] == 3
+    for picture in records_of(tmp_path, "picture"):
+        assert len(picture["tokens"]) == 12
+        starts = [each["start"] for each in picture["rounds"]]
+        kept = [each["n_accepted"] for each in picture["rounds"]]
+        assert starts == [1 + sum(kept[:i]) + i for i in range(len(kept))]
+        assert {node["parent"] for each in picture["rounds"] for node in each["nodes"][:1]} == {-1}
+    prompts = (tmp_path / "prompts.jsonl").read_text()
+    assert len(prompts.splitlines()) == 4
 
-    path = tmp_path / "results.jsonl"
-    path.write_text(path.read_text()[:-9])  # the last block loses its last record
-    again = run(folder, tmp_path, "--no-transformers")
+    again = run(folder, tmp_path, "--no-peers", "--temperatures", "1")
     assert again.returncode == 0, again.stderr
-    kinds = [record["kind"] for record in records]
-    assert [r["kind"] for r in records_of(tmp_path)] == kinds[:-2] + ["start"] + kinds[-2:]
-    assert [r["digest"] for r in records_of(tmp_path)[-2:]] == [r["digest"] for r in records[-2:]]
+    assert records_of(tmp_path) == races
+    assert (tmp_path / "prompts.jsonl").read_text() == prompts
+
+
+def test_mistakes_end_with_2(folder, tmp_path):
+    ran = run(folder, tmp_path, "--corpora", "novels")
+    assert ran.returncode == 2
+    assert "no corpus novels in" in ran.stderr and "there are chats, plain" in ran.stderr
 
 
 @pytest.mark.parity
 def test_transformers_takes_part(folder, tmp_path):
-    ran = run(folder, tmp_path)
+    ran = run(folder, tmp_path, "--set", "has_profile=false")
     assert ran.returncode == 0, ran.stderr
-    races = [record for record in records_of(tmp_path) if record["kind"] == "run"]
-    theirs = [record for record in races if record["contestant"].startswith("hf ")]
+    races = records_of(tmp_path)
+    theirs = [record for record in races if record["contestant"].startswith("transformers ")]
     assert {(record["contestant"], record["temperature"]) for record in theirs} == {
-        *((f"hf {way}", 0.0) for way in ("plain", "assisted", "assisted:4", "lookup:10")),
-        *((f"hf {way}", 1.0) for way in ("plain", "assisted", "assisted:4")),
+        *((f"transformers {way}", 0.0) for way in ("plain", "assisted", "prompt lookup")),
+        *((f"transformers {way}", 1.0) for way in ("plain", "assisted")),
     }
     greedy = [record for record in theirs if record["temperature"] == 0]
     assert all(record["same"]["identical"] == 2 for record in greedy)
-    assert "transformers on the same texts" in ran.stdout
+    assert all(0 < record["prefill_s"] < record["seconds"] for record in theirs)
 
 
-def test_missing_models_and_corpora_are_told(module, folder):
-    race, heldout = module("demo_race"), module("heldout")
-
-    class Arguments:
-        drafters = ("deep:2",)
-        target, draft_deep = str(folder / "target"), str(folder / "nothing")
-
-    with pytest.raises(UserError, match="no draft-deep model at .*nothing"):
-        race.Bench(Arguments())
+def test_missing_corpora_are_told(module, folder):
+    heldout = module("heldout")
     with pytest.raises(UserError, match="give --data"):
         heldout.find_corpora(folder / "nothing")
     with pytest.raises(UserError, match="no corpus novels in .*; there are chats, plain"):
         heldout.find_corpora(folder / "data", ["plain", "novels"])
-    with pytest.raises(UserError, match="'tree:3'"):
-        module("contestants").check_names(["draft:3", "tree:3"])
 
 
 def test_openings_are_held_out_and_short(module, folder):
@@ -164,95 +169,6 @@ def test_openings_are_held_out_and_short(module, folder):
     chat = heldout.openings(folder / "data" / "chats.jsonl", tokenizer, count=1, seed=0)[0]
     assert tokenizer.decode(chat.tokens).startswith("[user]row")
     assert "yes" not in tokenizer.decode(chat.tokens)
-
-
-def test_records_written_together_stay_together(module, tmp_path):
-    results = module("results")
-    path = tmp_path / "some" / "results.jsonl"
-    first = results.Results(path, {"seed": 0, "temperatures": (0.0, 1.0)})
-    first.add([{"kind": "run", "n": 0}, {"kind": "run", "n": 1}])
-    first.add([{"kind": "run", "n": 2}, {"kind": "run", "n": 3}])
-    whole = path.read_text()
-    for n_lost in (1, 5, len(whole.splitlines()[-1]) + 1):
-        path.write_text(whole[:-n_lost])
-        again = results.Results(path, {"seed": 0, "temperatures": [0.0, 1.0]})
-        expected = [0, 1] if n_lost > 1 else [0, 1, 2, 3]
-        assert [record["n"] for record in again.records if record["kind"] == "run"] == expected
-        assert results.Results(path, {"seed": 0, "temperatures": [0.0, 1.0]}).records
-    with pytest.raises(UserError, match="other seed"):
-        results.Results(path, {"seed": 1, "temperatures": [0.0, 1.0]})
-
-
-def test_terms_of_the_table_follow_from_the_records(module):
-    tables = module("demo_tables")
-    records = _made_up_records()
-    (race,) = tables.races(records)
-    assert set(race.runs["plain"]) == {0, 1}  # the third repeat is not complete
-    assert race.ratios("draft:3") == [2.0, 4.0]
-    assert race.ratios("draft:3", corpus="a") == [2.0, 4.0]
-    assert race.ratios("draft:3", key="decode_s") == [2.0, 2.0]
-    r, c_d, overhead = race.costs("draft:3")
-    assert (r, c_d) == (1.5, 0.25)
-    assert overhead == pytest.approx(2.0 - 1.5 - 0.25)
-    assert tables.tau(race.first("draft:3")) == 3.0
-    assert tables.kept_by_depth(race.first("draft:3")) == [1.0, 0.75, 0.25]
-    text = tables.markdown(records)
-    assert (
-        "| draft 3 | 0 | 3.00 | 4 | 1.50 | 0.25 | 0.25 | 1.50 | 2.00 | 3.00 [2.00, 4.00] |" in text
-    )
-    assert tables.unexcused(records) == 0
-    assert tables.markdown(records[:1]) == "No repeat is complete yet.\n"
-
-
-def _made_up_records() -> list[dict[str, Any]]:
-    settings = {
-        "corpora": {"a": 2, "b": 2},
-        "batch_sizes": [1],
-        "temperatures": [0.0],
-        "models": {"target": {"sha256": "0" * 64, "parameters": 10}},
-        "versions": {},
-        "max_new_tokens": 13,
-        "seed": 0,
-        **dict.fromkeys(("processor", "cores", "device"), "some"),
-    }
-    records: list[dict[str, Any]] = [{"kind": "start", "commit": "abc", "settings": settings}]
-    for repeat, speedup in enumerate((2.0, 4.0, 8.0)):
-        block = {"batch_size": 1, "repeat": repeat, "corpus": None, "temperature": None}
-        seconds = {
-            ("forward", "1", None): 0.5,
-            ("forward", "4", None): 0.75,
-            ("round", "plain", 0.0): 1.0,
-            ("round", "draft:3", 0.0): 2.0,
-            ("draft", "draft:3", 0.0): 0.25,
-        }
-        parts = [
-            {"part": part, "name": name, "temperature": t, "seconds": s}
-            for (part, name, t), s in seconds.items()
-        ]
-        records.append(
-            {"kind": "cost", **block, "n_nodes": {"plain": 1, "draft:3": 4}, "parts": parts}
-        )
-        for corpus in ("a", "b") if repeat < 2 else ("a",):
-            for name, calls, kept in (("plain", 24, []), ("draft:3", 8, [8, 6, 2])):
-                records.append(
-                    {
-                        "kind": "run",
-                        **block,
-                        "corpus": corpus,
-                        "temperature": 0.0,
-                        "contestant": name,
-                        "seconds": 4.0 if name == "plain" else 4.0 / speedup,
-                        "decode_s": 3.0 if name == "plain" else 1.5,
-                        "new_tokens": 26,
-                        "target_calls": calls,
-                        "accepted_by_depth": kept,
-                        "texts": 2,
-                        "digest": name,
-                        "same": {"texts": 2, "identical": 2, "near_ties": 0, "unexcused": 0},
-                        "load": 0.5,
-                    }
-                )
-    return records
 
 
 def _write(path: Path, rows: list[dict]) -> None:

@@ -17,7 +17,8 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 def run(script: str, *arguments: object, stdin: str = "") -> str:
     """Standard output of a script that ends well."""
-    command = [sys.executable, str(BENCH / script), *map(str, arguments)]
+    where = ["-m", script] if script.startswith("jspec.") else [str(BENCH / script)]
+    command = [sys.executable, *where, *map(str, arguments)]
     ran = subprocess.run(command, input=stdin, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -39,7 +40,7 @@ def test_jspec_worker_decodes_what_it_is_asked(tmp_path):
     write_checkpoint(tmp_path, target.params, target.model.config)
     commands = [{"prompt": [1, 2, 3], "new_tokens": n} for n in (1, 5)]
     lines = run(
-        "peers.py",
+        "jspec.bench.peers",
         "jspec",
         tmp_path,
         "--max-length",

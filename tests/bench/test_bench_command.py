@@ -1,0 +1,163 @@
+"""`python -m jspec.bench` from end to end; speeds here mean nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jspec.bench import race
+from jspec.bench.cli import main
+from jspec.models.hf import write_checkpoint
+from jspec.testing.models import tiny_target
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """Of a tiny target without a tokenizer."""
+    root = tmp_path_factory.mktemp("tiny")
+    target = tiny_target()
+    write_checkpoint(root / "target", target.params, target.model.config)
+    lookup = {"drafter": "prompt-lookup", "drafter_options": {"depth": 2}}
+    values = {"target": str(root / "target"), "drafters": {"lookup": lookup}}
+    path = root / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    lines = [
+        {"id": 1, "category": "short", "prompt_tokens": [1, 2, 3]},
+        {"id": 2, "category": "short", "prompt_tokens": [5, 4]},
+        {"id": 3, "prompt_tokens": [1, 2, 1, 2, 1]},
+        {"id": 4, "prompt_tokens": [1] * 60},
+    ]
+    path = tmp_path / "others.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def bench(config: Path, prompts: Path, out: Path, *more: str) -> int:
+    few = ["--temperatures", "0", "--max-new-tokens", "6", "--contexts", "8", "--no-peers"]
+    few += ["--set", "has_profile=false"]
+    where = ["--config", str(config), "--prompts", str(prompts), "--out", str(out)]
+    return main([*where, *few, *more])
+
+
+def records_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def what(record: dict[str, Any]) -> tuple:
+    """All of a record that is the same in every run."""
+    keys = ("kind", "block", "contestant", "temperature", "digest", "target_calls", "context")
+    return tuple(str(record.get(key)) for key in keys)
+
+
+def test_the_demo_runs(tmp_path, capsys):
+    out = tmp_path / "out"
+    few = ["--limit", "1", "--repeats", "1", "--max-new-tokens", "8"]
+    few += ["--drafters", "prompt-lookup", "--temperatures", "0", "--contexts", ""]
+    few += ["--set", "has_profile=false"]
+    assert main([*few, "--no-peers", "--out", str(out), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert {row["contestant"] for row in summary["rows"]} == {"plain", "prompt-lookup"}
+    assert all(row["same"] is None or row["same"]["unexcused"] == 0 for row in summary["rows"])
+    assert "prompt-lookup" in (out / "table.md").read_text()
+    kinds = [record["kind"] for record in records_of(out)]
+    assert kinds == ["settings", *["run"] * 4]
+
+
+def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = ["--batch-sizes", "2", "--repeats", "2"]
+    assert bench(config, prompts, whole, *flags) == 0
+    said = capsys.readouterr()
+    assert "1 prompts are passed over" in said.err
+    assert "lookup" in said.out
+
+    run, left = race.Race.run, iter(range(3))
+
+    def stops(self, block):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return run(self, block)
+
+    monkeypatch.setattr(race.Race, "run", stops)
+    assert bench(config, prompts, cut, *flags) == 130
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if "interrupted" in x)
+    assert "after 3 of" in line and "goes on from there" in line
+    with (cut / "results.jsonl").open("a") as file:
+        file.write('{"kind": "run", "blo')
+    monkeypatch.setattr(race.Race, "run", run)
+    assert bench(config, prompts, cut, *flags) == 0
+    assert [what(record) for record in records_of(cut)] == [what(r) for r in records_of(whole)]
+
+    runs = [record for record in records_of(whole) if record["kind"] == "run"]
+    assert {record["category"] for record in runs} == {"short", "others"}
+    assert all(record["texts"] == 2 and record["new_tokens"] == 12 for record in runs)
+    drafted = [record for record in runs if record["contestant"] == "lookup"]
+    assert all(record["same"]["unexcused"] == 0 for record in drafted)
+
+    capsys.readouterr()
+    assert bench(config, prompts, cut, *flags, "--seed", "3") == 2
+    assert "other seed" in capsys.readouterr().err
+    before = (cut / "results.jsonl").read_text()
+    assert bench(config, prompts, cut, *flags) == 0
+    assert (cut / "results.jsonl").read_text() == before
+
+
+def test_a_text_that_differs_is_a_failure(config, prompts, tmp_path, capsys, monkeypatch):
+    wrong = {"texts": 2, "identical": 1, "near_ties": 0, "unexcused": 1}
+    monkeypatch.setattr(race, "sameness", lambda *_: wrong)
+    few = ["--batch-sizes", "2", "--repeats", "1", "--contexts", ""]
+    assert bench(config, prompts, tmp_path / "out", *few) == 1
+    assert "differ from plain decoding" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--drafters", "prompt-lokup"], "did you mean 'prompt-lookup'"),
+        (["--drafters", "plain"], "plain decoding always takes part"),
+        (["--drafters", ","], "--drafters names none"),
+        (["--temperatures", "0,0.001"], "temperatures: expected different numbers"),
+        (["--temperatures", "1,1"], "temperatures: expected different numbers"),
+        (["--batch-sizes", "0"], "batch_sizes: expected different whole numbers"),
+        (["--batch-sizes", "two"], "batch_sizes: expected different whole numbers"),
+        (["--repeats", "0"], "repeats: expected a whole number"),
+        (["--set", "repeat=3"], "unknown key 'repeat'"),
+        (["--set", "dtype=int8"], "dtype: expected float32 or bfloat16"),
+        (["--set", "target=nowhere/at/all"], "nowhere/at/all"),
+        (["--config", "no-such-config"], "no-such-config"),
+        (["--config", "demo/target"], "recipe for training"),
+        (["--prompts", "no-such-file.jsonl"], "no-such-file.jsonl: cannot be read"),
+        (["--max-new-tokens", "511"], "no prompt fits"),
+        (["--bogus"], "unrecognized arguments"),
+    ],
+)
+def test_mistakes_are_one_line(flags, said, tmp_path, capsys):
+    assert main([*flags, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"id": 2, "turns": []}', "line 2: turns: expected a list of texts"),
+        ('{"id": 2, "prompt": "a", "category": 7}', "line 2: category: expected a text"),
+        ('{"id": 2, "prompt_tokens": [99999]}', "line 2: token id 99999 is not in the vocabulary"),
+        ('{"id": 2, ', "line 2: broken JSON"),
+    ],
+)
+def test_bad_lines_are_named(line, said, tmp_path, capsys):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"prompt": "Hello."}\n' + line + "\n")
+    assert main(["--prompts", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""A summary follows from records; here they are made by hand, so that every number is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jspec.bench import terms
+from jspec.bench.summary import summarise
+from jspec.bench.table import markdown, remarks
+
+PLACES = [(repeat, category) for repeat in range(3) for category in ("a", "b")]
+
+
+def run_record(contestant: str, seconds: float, **more: Any) -> dict[str, Any]:
+    """Two texts of 13 tokens; a drafter's need 4 rounds each, plain decoding's 12."""
+    is_plain = contestant == "plain"
+    calls = 12 if is_plain else 4
+    return {
+        "kind": "run",
+        "batch_size": 1,
+        "temperature": 0.0,
+        "contestant": contestant,
+        "texts": 2,
+        "seconds": seconds,
+        "prefill_s": 1.0,
+        "decode_s": seconds - 1.0,
+        "new_tokens": 26,
+        "target_calls": 2 * calls,
+        "tokens_per_call": 12 / calls,
+        "draft_tokens_proposed": 0 if is_plain else 24,
+        "draft_tokens_accepted": 0 if is_plain else 16,
+        "accepted_by_depth": [] if is_plain else [8, 6, 2],
+        "ttft_s": 0.5,
+        "tpot_s": (seconds - 1.0) / 24,
+        "per_prompt": [{"id": str(i), "target_calls": calls} for i in range(2)],
+        "mean_context": 100.0,
+        "same": None if is_plain else {"texts": 2, "identical": 2, "near_ties": 0, "unexcused": 0},
+        "digest": "same",
+        "load": 0.5,
+        **more,
+    }
+
+
+def cost_record(context: int, round_s: float, **more: Any) -> dict[str, Any]:
+    cost = {"round_s": round_s, "draft_s": 0.25, "n_nodes": 4, "tokens_per_round": 3.0}
+    return {
+        "kind": "cost",
+        "batch_size": 1,
+        "repeat": 0,
+        "context": context,
+        "plain_round_s": 1.0,
+        "forwards": {"1": 0.5, "4": 0.75},
+        "contestants": {"chain": {"temperature": {"0.0": cost}}},
+        **more,
+    }
+
+
+def records(times: dict[int, float], **more: Any) -> list[dict[str, Any]]:
+    """Plain decoding in 9 seconds everywhere, the chain in `times` by batch size."""
+    settings = {
+        "kind": "settings",
+        "target": "some/target",
+        "categories": {"a": 2, "b": 2},
+        "max_new_tokens": 13,
+        "provenance": {"versions": {"jax": "1"}, "commit": "abc", "seed": 0},
+    }
+    found = [settings]
+    for batch_size, seconds in times.items():
+        for repeat, category in PLACES:
+            where = {"batch_size": batch_size, "repeat": repeat, "category": category}
+            found.append(run_record("plain", 9.0, **where))
+            found.append(run_record("chain", seconds, **where, **more))
+    return found
+
+
+def test_row_has_the_terms_and_what_they_predict():
+    made = [*records({1: 5.0}), cost_record(50, 2.0), cost_record(150, 3.0)]
+    summary = summarise(made)
+    row = summary.row("chain", 0.0, 1)
+    assert row is not None and row.terms is not None
+    assert row.tau == 3.0
+    assert (row.terms.r, row.terms.c_d) == (1.5, 0.25)
+    assert row.terms.overhead == pytest.approx(2.5 - 1.75)  # half-way between the contexts
+    assert row.predicted == pytest.approx(3.0 / 2.5)
+    assert row.decode_speedup is not None and row.speedup is not None
+    assert row.decode_speedup.median == 2.0
+    assert row.error == pytest.approx(1.2 / 2.0 - 1)
+    assert (row.speedup.median, row.speedup.low, row.speedup.high) == (1.8, 1.8, 1.8)
+    assert row.speedup.n == len(PLACES)
+    assert {name: one.median for name, one in row.by_category.items()} == {"a": 1.8, "b": 1.8}
+    assert row.same is not None and (row.same.identical, row.same.texts) == (4, 4)
+    assert row.acceptance is not None
+    assert row.acceptance.unconditional == (1.0, 0.75, 0.25)
+    assert row.acceptance.conditional == pytest.approx((1.0, 0.75, 1 / 3))
+    assert row.metrics.draft_acceptance_rate == pytest.approx(2 / 3)
+    assert row.metrics.mean_acceptance_length == 3.0
+    assert row.metrics.output_token_throughput == pytest.approx(26 / 5)
+    assert summary.forwards[0].r == {1: 1.0, 4: 1.5}
+    assert summary.forwards[0].line is not None
+    assert summary.n_repeats == 3 and not summary.changed and not summary.unexcused
+    assert "| 1 | 0 | chain | 3.00 | 4 | 1.50 | 0.25 | 0.75 | 1.20 | 2.00 | -40% |" in markdown(
+        summary
+    )
+
+
+def test_incomplete_repeats_and_missing_costs_are_left_out():
+    made = records({1: 5.0})[:-2]
+    summary = summarise(made)
+    row = summary.row("chain", 0.0, 1)
+    assert row is not None and row.speedup is not None
+    assert row.speedup.n == len(PLACES) - 2
+    assert row.terms is row.predicted is row.error is None
+    assert summarise(made[:1]).rows == ()
+    assert markdown(summarise(made[:2])) == "No repeat is complete yet.\n"
+
+
+def test_batch_size_where_speculation_turns_is_interpolated_and_said_so():
+    summary = summarise(records({1: 4.5, 4: 7.5, 16: 11.25}))
+    (turn,) = summary.turns
+    assert turn.between == (4, 16)
+    assert turn.batch_size == pytest.approx(8.0)  # 1.2 and 0.8: half-way in the logarithm
+    assert "near batch 8.0, interpolated between the measured 4 and 16" in remarks(summary)[0]
+    (advice,) = summary.advice
+    assert (advice.batch_size, advice.category) == (16, None)
+    assert "do not speculate with chain at batch 16" in advice.text
+
+
+def test_faults_are_counted():
+    wrong = {"texts": 2, "identical": 1, "near_ties": 1, "unexcused": 2}
+    summary = summarise(records({1: 5.0}, same=wrong))
+    assert summary.unexcused == 2 * len(PLACES)
+    made = records({1: 5.0})
+    made[-1] = made[-1] | {"digest": "other"}
+    assert summarise(made).changed == ("chain",)
+
+
+def test_peers_are_told_apart():
+    made = records({1: 5.0})
+    for repeat, category in PLACES:
+        peer = run_record("transformers assisted", 18.0, repeat=repeat, category=category)
+        made.append(peer | {"accepted_by_depth": None, "uncounted_tokens": 0, "same": None})
+    row = summarise(made).row("transformers assisted", 0.0, 1)
+    assert row is not None and row.speedup is not None
+    assert row.is_peer and row.speedup.median == 0.5 and row.tau == 26 / 8
+    assert row.acceptance is None and row.same is None
+    assert not summarise(made).advice
+
+
+def test_interval_holds_the_median_and_is_always_the_same():
+    values = [1.0, 1.1, 1.2, 1.5, 2.0, 3.0]
+    found = terms.interval(values)
+    assert found == terms.interval(values)
+    assert min(values) <= found.low < found.median < found.high <= max(values)
+
+
+@pytest.mark.parametrize(
+    ("calls", "batch_size", "share"),
+    [([3, 3], 2, 1.0), ([4, 2], 2, 0.75), ([4, 2, 2], 2, 1.0), ([5], 4, 0.25), ([], 1, 1.0)],
+)
+def test_rows_that_wait_for_the_last_text_count_as_empty(calls, batch_size, share):
+    assert terms.occupancy(calls, batch_size) == pytest.approx(share)
+
+
+def test_no_crossing_where_nothing_falls_through_one():
+    assert terms.crossing({1: 1.5, 8: 1.2}) is None
+    assert terms.crossing({1: 0.9, 8: 0.7}) is None
+    assert terms.crossing({}) is None
+    assert terms.crossing({1: 2.0, 2: 1.0, 4: 0.5}) == pytest.approx(2.0)
