@@ -6,6 +6,7 @@ The quick list has the same kinds of checks and all faults, with fewer draws, se
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -36,7 +37,8 @@ def all_checks(models: Models, *, is_quick: bool) -> list[Check]:
     """Every check and every fault of this certificate."""
     shared = Tiny(batch_size=8 if is_quick else 1)
     return [
-        *_of_the_law(shared, is_quick),
+        *_of_the_law(),
+        *_joint_laws(shared, is_quick),
         *_bitwise(shared, is_quick),
         *_replays(shared, is_quick),
         *_of_the_models(models, is_quick),
@@ -49,8 +51,8 @@ def _check(name: str, tier: str, covers: str, run: _Run) -> Check:
     return Check(name=name, tier=tier, covers=covers, run=run)
 
 
-def _of_the_law(shared: Tiny, is_quick: bool) -> list[Check]:
-    checks = [
+def _of_the_law() -> list[Check]:
+    return [
         _check(
             "law by its words",
             "law",
@@ -76,27 +78,22 @@ def _of_the_law(shared: Tiny, is_quick: bool) -> list[Check]:
             planted.strangers_are_refused,
         ),
     ]
-    for name in (planted.THE_LAW, planted.THE_REJECTION):
+
+
+def _joint_laws(shared: Tiny, is_quick: bool) -> list[Check]:
+    covers = "what faults of the law must show in"
+    names = (planted.THE_LAW, planted.THE_REJECTION)
+    checks = [_check(name, "E4", covers, probes(shared)[name]) for name in names]
+    draws, settings = (8_000, law_tier.FEW) if is_quick else (40_000, law_tier.SETTINGS)
+    for (temperature, filter_), form in itertools.product(settings, law_tier.FORMS):
         checks.append(
-            _check(name, "E4", "what faults of the law must show in", probes(shared)[name])
-        )
-    settings = law_tier.FEW if is_quick else law_tier.SETTINGS
-    for temperature, filter_ in settings:
-        for form in law_tier.FORMS:
-            checks.append(
-                _check(
-                    f"{form}, T = {temperature}, {filter_}",
-                    "E4",
-                    "joint law of three tokens by enumeration, within five sigmas",
-                    partial(
-                        law_tier.joint_law,
-                        temperature,
-                        filter_,
-                        form,
-                        FAULT_DRAWS if is_quick else 40_000,
-                    ),
-                )
+            _check(
+                f"{form}, T = {temperature}, {filter_}",
+                "E4",
+                "joint law of three tokens by enumeration, within five sigmas",
+                partial(law_tier.joint_law, temperature, filter_, form, draws),
             )
+        )
     return checks
 
 

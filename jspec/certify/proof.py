@@ -173,7 +173,7 @@ def exact_joint(target: Target, request: Request, n_new: int) -> np.ndarray:
     rows = np.asarray([[*request.tokens, *prefix] for prefix in prefixes], np.int32)
     cache = empty_cache(target.model.config, len(rows), rows.shape[1], jnp.dtype(target.dtype))
     block = causal_block(jnp.zeros((len(rows),), jnp.int32), rows.shape[1])
-    output, _ = forward(target.params, target.model, cache, jnp.asarray(rows), block)
+    output, _ = _whole(target.params, target.model, cache, jnp.asarray(rows), block)
     logits = np.asarray(output.logits)[:, len(request.tokens) - 1 :]
     joint = np.zeros((V,) * n_new)
     for row, prefix in enumerate(prefixes):
@@ -182,6 +182,9 @@ def exact_joint(target: Target, request: Request, n_new: int) -> np.ndarray:
             mass *= probs_of(logits[row, step], request)[token]
         joint[prefix] = mass * probs_of(logits[row, n_new - 1], request)
     return joint
+
+
+_whole = jax.jit(forward, static_argnames="model", compiler_options=LIGHT)
 
 
 def sampled_joint(

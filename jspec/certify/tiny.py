@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -217,11 +218,9 @@ def law_by_its_words(rows: int = 240, vocabulary: int = 97) -> Found:
     sampling = settings(rows, **given)
     places = rng.integers(0, 5000, rows).astype(np.int32)
     ids = jnp.broadcast_to(jnp.arange(vocabulary, dtype=jnp.int32)[None], logits.shape)
-    noise = np.asarray(law.gumbel(sampling, jnp.asarray(places), ids, Stream.NOISE))
-    found = law.log_distribution(jnp.asarray(logits), sampling, Mode.FULL)
-    probs = np.exp(np.asarray(found, np.float64))
-    score = law.scores(jnp.asarray(logits), sampling, jnp.asarray(noise), Mode.FULL)
-    picks = np.asarray(law.pick(score))
+    told = _law_of(jnp.asarray(logits), sampling, jnp.asarray(places), ids)
+    noise, logprobs, picks = (np.asarray(array) for array in told)
+    probs = np.exp(logprobs.astype(np.float64))
     problems = []
     for i, request in enumerate(requests):
         own = reference.gumbel(request.seed, request.sample, int(places[i]), vocabulary)
@@ -237,13 +236,22 @@ def law_by_its_words(rows: int = 240, vocabulary: int = 97) -> Found:
     return Found(n_tokens=rows, problems=tuple(problems))
 
 
+@jax.jit
+def _law_of(logits, sampling, places, ids):
+    """Noise, log-distribution and picks of every row."""
+    noise = law.gumbel(sampling, places, ids, Stream.NOISE)
+    scores = law.scores(logits, sampling, noise, Mode.FULL)
+    return noise, law.log_distribution(logits, sampling, Mode.FULL), law.pick(scores)
+
+
 def streams_are_apart() -> Found:
     """Each use of a row's randomness draws from its own key, the one the definition names."""
     problems = []
     ids = jnp.arange(16, dtype=jnp.int32)[None]
     sampling, at = settings(1, seed=9, sample=2), jnp.asarray([5], jnp.int32)
+    draw = jax.jit(law.gumbel, static_argnames="stream")
     for stream in Stream:
-        ours = np.asarray(law.gumbel(sampling, at, ids, stream))[0]
+        ours = np.asarray(draw(sampling, at, ids, stream))[0]
         if np.abs(ours - reference.gumbel(9, 2, 5, 16, stream=int(stream))).max() > 1e-5:
             problems.append(f"stream {stream.name.lower()} is not its own")
     if {s.name: int(s) for s in Stream} != dict(NOISE=0, DRAFT=1, ACCEPT=2, RESIDUAL=3):
