@@ -85,14 +85,14 @@ class Job:
       mesh: sizes by axis.
       origins: models by name, and where their shapes came from.
       steps: made one after the other.
-      remedy: what may help where a step needs so many bytes a device.
+      remedy: what may help where a step does not fit.
     """
 
     mesh: Mapping[str, int]
     origins: Mapping[str, str]
     notes: Sequence[str]
     steps: Callable[[], Iterator[Lowering]]
-    remedy: Callable[[int | None], str]
+    remedy: Callable[[], str]
 
 
 def make_job(args: argparse.Namespace, topology: Topology) -> Job:
@@ -107,36 +107,18 @@ def _is_recipe(args: argparse.Namespace) -> bool:
 
 
 def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
-    config = infer_command.make_config(
-        argparse.Namespace(
-            config=args.config,
-            set=args.set,
-            batch_size=args.batch_size,
-            max_length=args.context,
-            mesh=args.mesh,
-        )
-    )
-    assert config.target is not None
-    found = find_shapes(config.target)
-    limit = found.config.max_length
-    capacity = config.max_length or limit
-    if capacity > limit:
-        raise UserError(f"a context of {capacity} is more than the {limit} tokens of {found.name}")
-    if args.prompt_tokens < 1:
-        raise UserError(f"--prompt-tokens must be at least 1, not {args.prompt_tokens}")
+    config, found, capacity = _plan(args)
     fallback = default_mesh(len(topology.devices), found.config.n_heads)
     sizes, notes = _mesh_sizes(args, config.mesh.model_dump(), fallback, topology)
     batch_size = config.batch_size
-    if batch_size % sizes["data"] and "batch_size" not in _asked(args):
+    if batch_size % sizes["data"] and not _is_batch_given(args):
         batch_size = -(-batch_size // sizes["data"]) * sizes["data"]
         notes.append(f"batch size {batch_size}: one that data={sizes['data']} divides")
     mesh = make_mesh(**sizes, devices=topology.devices)
     target = target_shapes(found.config, dtype=config.dtype, mesh=mesh)
-    if target.model.config.n_kv_heads != found.config.n_kv_heads:
-        notes.append(
-            f"{found.config.n_kv_heads} key/value heads, repeated to "
-            f"{target.model.config.n_kv_heads} for the mesh"
-        )
+    before, after = found.config.n_kv_heads, target.model.config.n_kv_heads
+    if before != after:
+        notes.append(f"{before} key/value heads, repeated to {after} for the mesh")
     drafter, small = drafter_shapes(
         config.drafter, config.drafter_path, config.drafter_options, target=target
     )
@@ -154,8 +136,25 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
             trace=config.trace,
             prompt_tokens=args.prompt_tokens,
         ),
-        remedy=lambda needed: _larger_mesh(config, found, topology, sizes, batch_size, capacity),
+        remedy=lambda: _larger_mesh(config, found, topology, sizes, batch_size, capacity),
     )
+
+
+def _plan(args: argparse.Namespace) -> tuple[InferConfig, Found, int]:
+    """The config with its flags, the target it names, and tokens that a row has room for."""
+    given = {"batch_size": args.batch_size, "max_length": args.context, "mesh": args.mesh}
+    config = infer_command.make_config(
+        argparse.Namespace(config=args.config, set=args.set, **given)
+    )
+    assert config.target is not None
+    found = find_shapes(config.target)
+    limit = found.config.max_length
+    capacity = config.max_length or limit
+    if capacity > limit:
+        raise UserError(f"a context of {capacity} is more than the {limit} tokens of {found.name}")
+    if args.prompt_tokens < 1:
+        raise UserError(f"--prompt-tokens must be at least 1, not {args.prompt_tokens}")
+    return config, found, capacity
 
 
 def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
@@ -182,7 +181,7 @@ def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
         origins=_origins(found) or {"model": str(path)},
         notes=notes,
         steps=lambda: training_steps(config, model, mesh),
-        remedy=lambda needed: "use more devices along fsdp, a smaller micro_batch_size, or remat",
+        remedy=lambda: "use more devices along fsdp, a smaller micro_batch_size, or remat",
     )
 
 
@@ -190,10 +189,9 @@ def _origins(*found: Found | None) -> dict[str, str]:
     return {each.name: each.origin for each in found if each is not None}
 
 
-def _asked(args: argparse.Namespace) -> set[str]:
-    """Fields that the user gave a value for this run."""
-    given = set(parse_sets(args.set))
-    return given | ({"batch_size"} if args.batch_size is not None else set())
+def _is_batch_given(args: argparse.Namespace) -> bool:
+    """Whether the user asked for this very batch size, rather than the config."""
+    return args.batch_size is not None or "batch_size" in parse_sets(args.set)
 
 
 def _mesh_sizes(
@@ -291,7 +289,7 @@ def run(args: argparse.Namespace) -> int:
     failed = [report for report in reports if not report.fits]
     if failed:
         worst = max(failed, key=lambda report: report.needed or 0)
-        raise Failure(tables.refusal(worst, topology, job.remedy(worst.needed)))
+        raise Failure(tables.refusal(worst, topology, job.remedy()))
     return 0
 
 

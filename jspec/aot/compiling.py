@@ -22,6 +22,7 @@ from jspec.drafters import LoadedDrafter
 from jspec.infer.prefill import prompt_bucket
 from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
+from jspec.infer.state import DecodeState
 from jspec.law import Mode, Rule
 from jspec.models.target import Target
 from jspec.state import Sampling
@@ -113,14 +114,7 @@ def inference_steps(
     prompt = _prompt(target.mesh, width, capacity)
     with traced_for(tuple(target.mesh.devices.flat)):
         generation = programs.generation_shapes(*prompt)
-    weights = (
-        *sized("weight", target.params),
-        *sized("drafter's weight", drafter.params),
-    )
-    caches = (
-        *sized("cache", generation.cache, is_argument=False),
-        *sized("drafter's state", generation.drafter, is_argument=False),
-    )
+    weights, caches = _arrays(target, drafter, generation)
     yield Lowering(
         name="prefill",
         note=f"a prompt of {width} tokens, room for {capacity}",
@@ -134,6 +128,18 @@ def inference_steps(
         lower=lambda: programs.lower_chunk(generation, mode),
         arrays=(*weights, *caches),
     )
+
+
+def _arrays(
+    target: Target, drafter: LoadedDrafter, generation: DecodeState
+) -> tuple[tuple[Sized, ...], tuple[Sized, ...]]:
+    """Weights, and caches, of target and drafter."""
+    weights = (*sized("weight", target.params), *sized("drafter's weight", drafter.params))
+    caches = (
+        *sized("cache", generation.cache, is_argument=False),
+        *sized("drafter's state", generation.drafter, is_argument=False),
+    )
+    return weights, caches
 
 
 def _prompt(mesh: Mesh, width: int, capacity: int) -> tuple[Any, Any, Sampling]:

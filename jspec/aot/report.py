@@ -185,23 +185,22 @@ def find_moved(instructions: Sequence[Instruction], arrays: Sequence[Sized]) -> 
             like = copied.get(array.squeezed)
             if like is None or array.is_on_chip:
                 continue
-            source = _source(each, by_name)
-            is_given = source is not None and source.operation == "parameter"
-            if is_given or not like.is_argument:
+            source = _argument(each, by_name)
+            if source is not None or not like.is_argument:
                 is_back = any(other.is_on_chip for other in each.arrays)
-                name = source.op_name if is_given and "[" in source.op_name else like.what
+                name = source.op_name if source and "[" in source.op_name else like.what
                 add(each, "write-back" if is_back else "copy", array, name)
     return [dataclasses.replace(one, count=count) for one, count in found.items()]
 
 
-def _source(each: Instruction, by_name: Mapping[tuple[str, str], Instruction]):
-    """What an instruction's array is a view or a copy of; an argument of the program, or of a
-    loop, is a `parameter`.
-    """
+def _argument(
+    each: Instruction, by_name: Mapping[tuple[str, str], Instruction]
+) -> Instruction | None:
+    """The argument of the program, or of a loop, that an instruction views or copies."""
     source = by_name.get((each.computation, each.operand))
     while source is not None and source.operation in _VIEWS:
         source = by_name.get((each.computation, source.operand))
-    return source
+    return source if source is not None and source.operation == "parameter" else None
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
