@@ -40,6 +40,9 @@ def run(asked: Asked, *, title: str, out: Path, is_quick: bool, as_json: bool) -
     told = {name: str(value) for name, value in facts.items() if name not in _NOT_TOLD}
     try:
         do_all(checks, journal, log)
+    except KeyboardInterrupt:
+        log.note(f"{len(journal.done)} of {len(checks)} checks are done; start again to go on")
+        raise
     finally:
         certificate = Certificate(
             title=title,
