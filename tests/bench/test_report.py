@@ -1,4 +1,4 @@
-"""The report of synthetic records: it stands alone, escapes what it shows, and leaves out the rest."""
+"""The report of synthetic records: it stands alone, escapes texts, leaves out what is absent."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def provenance() -> dict[str, Any]:
 
 def run(rng: random.Random, name: str, category: str, place: tuple[float, int, int]) -> dict:
     temperature, batch_size, repeat = place
-    chance = DRAFTERS.get(name, 0.0) - 0.15 * (temperature > 0) - 0.05 * list(CATEGORIES).index(
-        category
+    chance = (
+        DRAFTERS.get(name, 0.0) - 0.15 * (temperature > 0) - 0.05 * list(CATEGORIES).index(category)
     )
     is_drafter = name in DRAFTERS
     shares = [chance ** (depth + 1) for depth in range(DEPTH)] if is_drafter else []

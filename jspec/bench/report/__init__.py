@@ -1,7 +1,7 @@
 """The report of a measurement: one HTML page that needs nothing beside itself.
 
-In reading order: `page` (the sections), `headline`, `tables`, `plots` (what each picture shows) over
-`bars`, `curves` and `axes` (how it is drawn), `picture` (the tokens), `colours`, `markup`.
+In reading order: `page` (the sections), `headline`, `tables`, `plots` (what each picture shows)
+over `bars`, `curves` and `axes` (how it is drawn), `picture` (the tokens), `colours`, `markup`.
 """
 
 from __future__ import annotations

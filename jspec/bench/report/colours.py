@@ -1,7 +1,7 @@
 """One colour and one marker for each contestant, the same in every picture of the page.
 
-The hues are those of Okabe and Ito, which stay apart for colour-blind readers; the style sheet has a
-light and a dark shade of each. A marker's shape says the same again.
+The hues are those of Okabe and Ito, which stay apart for colour-blind readers; the style sheet has
+a light and a dark shade of each. A marker's shape says the same again.
 """
 
 from __future__ import annotations

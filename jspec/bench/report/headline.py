@@ -1,4 +1,4 @@
-"""The first screen: what the best drafter yields, whether texts are the same, where not to bother."""
+"""The first screen: what the best drafter yields, whether texts are the same, where it loses."""
 
 from __future__ import annotations
 
@@ -56,8 +56,11 @@ def card(row: Row, mark: Mark) -> str:
     spread = f"{speedup.low:.2f} to {speedup.high:.2f}, 95 % of {speedup.n} ratios"
     if speedup.n < 2:
         spread = "one measurement, no interval"
-    verdict = "faster than" if speedup.low > 1 else "slower than" if speedup.high < 1 else "about"
-    versus = f"{verdict} plain decoding" + (" speed" if verdict == "about" else "")
+    versus = "the speed of plain decoding"
+    if speedup.low <= 1 <= speedup.high:
+        versus += ", no clear difference"
+    elif speedup.high < 1:
+        versus += ": slower"
     parts = [
         element("p", text(where), class_="where"),
         element("p", f"{speedup.median:.2f}<small>×</small>", class_="big"),
@@ -80,8 +83,8 @@ def turned(turn: Turn) -> str:
             f"still gains at {low} and loses at {high}."
         )
     if max(turn.speedups.values()) < 1:
-        tried = f"batch size {sizes[0]}" if len(sizes) == 1 else f"batch sizes {sizes[0]} to {sizes[-1]}"
-        return f"{at}, do not speculate here: every drafter is slower than plain decoding at {tried}."
+        tried = f"size {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "")
+        return f"{at}, do not speculate here: every drafter loses to plain decoding, batch {tried}."
     if len(sizes) > 1 and min(turn.speedups.values()) >= 1:
         return f"{at}, the best drafter gains at every batch size measured, up to {sizes[-1]}."
     return ""

@@ -1,7 +1,7 @@
 """Text into HTML: escaping, elements, numbers, and data for the page's script.
 
-Whatever comes from a record is escaped here, once: `element` and `table` take markup in their bodies,
-`text` makes markup of anything.
+Whatever comes from a record is escaped here, once: `element` and `table` take markup in their
+bodies, `text` makes markup of anything.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def section(name: str, title: str, body: str, *, lead: str = "") -> str:
         return ""
     intro = element("p", lead, class_="lead") if lead else ""
     heading = element("h2", text(title), id=f"{name}-title")
-    return element(
-        "section", heading + intro + body, id=name, aria_labelledby=f"{name}-title"
-    )
+    return element("section", heading + intro + body, id=name, aria_labelledby=f"{name}-title")
 
 
 def data(name: str, value: Any) -> str:

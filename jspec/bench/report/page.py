@@ -123,6 +123,5 @@ def page(records: Sequence[Record]) -> str:
     main = element("header", top) + element("main", body)
     script = f"<script>{shipped('script.js')}</script>"
     return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>'
-        f"<body>{main}{script}</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{main}{script}</body></html>\n'
     )

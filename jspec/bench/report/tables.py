@@ -1,4 +1,4 @@
-"""The tables: every contestant's terms, the same under vLLM's names, and raw numbers by category."""
+"""The tables: every contestant's terms, the same under vLLM's names, raw numbers by category."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jspec.bench.terms import Interval
 
 COLUMNS = (
     ("contestant", "", "who decodes"),
-    ("T", "temperature", "temperature of sampling; 0 is greedy"),
+    ("T", "", "temperature of sampling; 0 is greedy"),
     ("batch", "", "texts decoded together"),
     ("speedup", "", "whole calls, plain decoding's time over this one's: median [95 % interval]"),
     ("tau", "mean acceptance length", "tokens a target call, the target's own included"),
@@ -36,7 +36,7 @@ COLUMNS = (
 
 VLLM_COLUMNS = (
     ("contestant", "", "who decodes"),
-    ("T", "temperature", "temperature of sampling; 0 is greedy"),
+    ("T", "", "temperature of sampling; 0 is greedy"),
     ("batch", "", "texts decoded together"),
     ("kept / proposed", "draft acceptance rate", "drafted tokens kept, of those proposed"),
     ("kept by depth", "per-position acceptance rate", "rounds that kept depth 1, 2, ..., in %"),
