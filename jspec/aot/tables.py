@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
@@ -45,7 +47,7 @@ def print_tables(reports: Sequence[StepReport]) -> None:
     console.print()
     console.print(_collectives_table(reports))
     for report in reports:
-        moved = sorted(report.moved, key=lambda one: not one.is_in_loop)
+        moved = _merged(report.moved)
         if moved:
             console.print(f"\n{report.name}: moves what should stay", markup=False)
         for one in moved[:MOST_MOVED]:
@@ -89,6 +91,17 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
+
+
+def _merged(moved: Sequence[Moved]) -> list[Moved]:
+    """Those of all layers in one, and those in loops first."""
+    counts: dict[Moved, int] = {}
+    for one in moved:
+        what = re.sub(r"(layers'\])\[\d+\]", r"\1[*]", one.what)
+        alike = dataclasses.replace(one, what=what, count=1)
+        counts[alike] = counts.get(alike, 0) + one.count
+    merged = [dataclasses.replace(one, count=count) for one, count in counts.items()]
+    return sorted(merged, key=lambda one: not one.is_in_loop)
 
 
 def _moved_line(one: Moved) -> str:
