@@ -13,7 +13,7 @@ from jspec.infer.command.cli import main
 from tests.infer.conftest import write_model, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/round.md", "docs/drafter.md")
+PAGES = ("README.md", "docs/round.md", "docs/drafter.md", "docs/convert_a_model.md")
 TARGET, SMALL = "path/to/llama", "path/to/small-llama"
 
 
