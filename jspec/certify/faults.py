@@ -19,6 +19,8 @@ from jspec.verify import rejection, walk_rule
 FAULTS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {}
 """By name; entering one plants it, leaving mends it. Compiled programs are dropped both times."""
 
+_FAST = "jax_disable_most_optimizations"
+
 MEANING: dict[str, str] = {}
 """What each does, one line."""
 
@@ -27,14 +29,14 @@ def _fault(plant: Callable[[], contextlib.AbstractContextManager]):
     @contextlib.contextmanager
     def planted() -> Iterator[None]:
         # Faults are gross: their programs are compiled fast, and nothing else sees them.
-        before = jax.config.jax_disable_most_optimizations  # pyright: ignore[reportAttributeAccessIssue]
+        before = jax.config.read(_FAST)
         jax.clear_caches()
-        jax.config.update("jax_disable_most_optimizations", True)
+        jax.config.update(_FAST, True)
         try:
             with plant():
                 yield
         finally:
-            jax.config.update("jax_disable_most_optimizations", before)
+            jax.config.update(_FAST, before)
             jax.clear_caches()
 
     FAULTS[plant.__name__] = planted
