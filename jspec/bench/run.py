@@ -72,8 +72,8 @@ def _say_what_is_left_out(plan: Plan, log: Log) -> None:
     prompts = plan.prompts
     if prompts.n_passed_over:
         log.warning(
-            f"{prompts.n_passed_over} prompts are passed over: with {plan.bench.max_new_tokens} "
-            f"new tokens they would outgrow {plan.limit}"
+            f"prompts passed over: {prompts.n_passed_over}; with {plan.bench.max_new_tokens} new "
+            f"tokens their texts would outgrow {plan.limit}"
         )
     if plan.bench.has_peers and not plan.peers:
         log.note(

@@ -34,7 +34,7 @@ def prompts(tmp_path) -> Path:
         {"id": 1, "category": "short", "prompt_tokens": [1, 2, 3]},
         {"id": 2, "category": "short", "prompt_tokens": [5, 4]},
         {"id": 3, "prompt_tokens": [1, 2, 1, 2, 1]},
-        {"id": 4, "prompt_tokens": [1] * 60},
+        {"id": 4, "prompt_tokens": [1] * 1000},
     ]
     path = tmp_path / "others.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -77,7 +77,7 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     flags = ["--batch-sizes", "2", "--repeats", "2"]
     assert bench(config, prompts, whole, *flags) == 0
     said = capsys.readouterr()
-    assert "1 prompts are passed over" in said.err
+    assert "prompts passed over: 1;" in said.err
     assert "lookup" in said.out
 
     run, left = race.Race.run, iter(range(3))
