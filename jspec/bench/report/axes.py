@@ -62,7 +62,7 @@ def at(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def line(x1: float, y1: float, x2: float, y2: float, **attributes: object) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, **attributes: str) -> str:
     """A straight line between two places."""
     return element("line", x1=at(x1), y1=at(y1), x2=at(x2), y2=at(y2), **attributes)
 

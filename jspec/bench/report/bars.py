@@ -18,7 +18,7 @@ from jspec.bench.report.axes import (
 )
 from jspec.bench.report.markup import element, text
 
-LETTER = 6.6
+LETTER = 7.4
 """Mean width of a letter of the drawings' type, units."""
 
 TOP, BOTTOM, RIGHT = 8, 40, 14

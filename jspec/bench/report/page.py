@@ -33,7 +33,9 @@ PICTURE = (
 
 def shipped(name: str) -> str:
     """A file that lies beside this module in the package."""
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return (
+        importlib.resources.files("jspec.bench.report").joinpath(name).read_text(encoding="utf-8")
+    )
 
 
 def looks_of(records: Sequence[Record]) -> dict[str, Mark]:

@@ -88,8 +88,8 @@ def laid_out(nodes: Sequence[Record]) -> list[int]:
     """
     children: dict[int, list[int]] = {}
     for i, node in enumerate(nodes):
-        parent = node["parent"]
-        is_inner = parent is not None and 0 <= parent < len(nodes) and parent != i
+        parent = -1 if node["parent"] is None else int(node["parent"])
+        is_inner = 0 <= parent < len(nodes) and parent != i
         children.setdefault(parent if is_inner else -1, []).append(i)
     rows = [0] * len(nodes)
 

@@ -39,7 +39,7 @@
     lines.push(depth ? "drafted, kept at depth " + depth : "the target's own");
     if (rank !== null) lines.push("rank " + rank);
     if (logprob !== null) lines.push("probability " + (100 * Math.exp(logprob)).toPrecision(3) + " %");
-    if (gap !== null) lines.push("gap to the next choice " + gap.toFixed(2) + " nats");
+    if (gap !== null) lines.push("score above the runner-up " + gap.toFixed(2));
     if (round !== null) lines.push("round " + round);
     return lines.join("\n");
   }
