@@ -41,7 +41,8 @@ def test_wheel_holds_the_package_its_configs_and_weights(wheel):
         "jspec",
         wheel.name.removesuffix("-py3-none-any.whl"),
     }
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "jspec").rglob("*.py")}
+    everything = (ROOT / "jspec").rglob("*.*")  # the report's style and script too
+    modules = {str(path.relative_to(ROOT)) for path in everything if path.suffix != ".pyc"}
     files = {f"jspec/{path.relative_to(ROOT)}" for path in shipped()}
     assert files and modules | files <= set(names)
 
