@@ -295,9 +295,14 @@ def _turns(rows: Sequence[Row]) -> tuple[Turn, ...]:
                 best={size: best[size].contestant for size in speedups},
                 batch_size=at,
                 between=between,
+                is_resolved=all(_is_clear(best[size]) for size in between or sizes),
             )
         )
     return tuple(found)
+
+
+def _is_clear(row: Row) -> bool:
+    return row.speedup is not None and not row.speedup.low <= 1 <= row.speedup.high
 
 
 def _median(row: Row) -> float:

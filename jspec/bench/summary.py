@@ -147,6 +147,7 @@ class Turn:
       best: that drafter's label at each.
       batch_size: where the line between two measured sizes crosses 1; None where none does.
       between: those two sizes.
+      is_resolved: no interval of these medians includes 1.
     """
 
     temperature: float
@@ -154,6 +155,27 @@ class Turn:
     best: dict[int, str]
     batch_size: float | None
     between: tuple[int, int] | None
+    is_resolved: bool
+
+    @property
+    def text(self) -> str:
+        """All of it in a line."""
+        sizes = list(self.speedups)
+        if self.batch_size is not None and self.between is not None:
+            low, high = self.between
+            said = (
+                f"do not speculate from batch size {self.batch_size:.1f} on (interpolated): the "
+                f"best drafter gains at {low} and loses at {high}"
+            )
+        elif max(self.speedups.values()) < 1:
+            tried = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+            said = f"do not speculate here: every drafter loses to plain decoding, batch {tried}"
+        elif len(sizes) > 1:
+            said = f"the best drafter gains at the batch sizes measured, up to {sizes[-1]}"
+        else:
+            said = f"the best drafter gains at batch {sizes[0]}"
+        doubt = "" if self.is_resolved else "; not resolved, intervals include 1"
+        return f"at T = {self.temperature:g}, {said}{doubt}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -70,17 +70,7 @@ def turn_line(turn: Turn) -> str:
         f"{speedup:.2f} ({turn.best[size]}) at batch {size}"
         for size, speedup in turn.speedups.items()
     )
-    sizes = list(turn.speedups)
-    if turn.batch_size is not None and turn.between is not None:
-        said = (
-            f"turns into a loss near batch {turn.batch_size:.1f}, interpolated between the "
-            f"measured {turn.between[0]} and {turn.between[1]}"
-        )
-    elif turn.speedups[sizes[0]] < 1:
-        said = f"is a loss from batch {sizes[0]} on, the smallest measured"
-    else:
-        said = f"still pays at batch {sizes[-1]}, the largest measured"
-    return f"T = {turn.temperature:g}: speculation {said}; best: {measured}"
+    return f"{turn.text}; best: {measured}"
 
 
 def caption(summary: Summary) -> str:

@@ -121,10 +121,20 @@ def test_batch_size_where_speculation_turns_is_interpolated_and_said_so():
     (turn,) = summary.turns
     assert turn.between == (4, 16)
     assert turn.batch_size == pytest.approx(8.0)  # 1.2 and 0.8: half-way in the logarithm
-    assert "near batch 8.0, interpolated between the measured 4 and 16" in remarks(summary)[0]
+    assert turn.is_resolved and "not resolved" not in turn.text
+    assert "do not speculate from batch size 8.0 on (interpolated)" in remarks(summary)[0]
     (advice,) = summary.advice
     assert (advice.batch_size, advice.category) == (16, None)
     assert "do not speculate with chain at batch 16" in advice.text
+
+
+def test_a_turn_within_the_noise_is_not_resolved():
+    made = records({1: 4.5, 4: 10.0})
+    at_four = [r for r in made[1:] if r["contestant"] == "chain" and r["batch_size"] == 4]
+    for record in at_four[::2]:
+        record["seconds"] = 8.0
+    (turn,) = summarise(made).turns
+    assert not turn.is_resolved and turn.text.endswith("not resolved, intervals include 1")
 
 
 def test_faults_are_counted():

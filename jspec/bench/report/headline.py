@@ -72,28 +72,14 @@ def card(row: Row, mark: Mark) -> str:
     return element("div", "".join(parts), class_="card")
 
 
-def turned(turn: Turn) -> str:
-    """In words: up to which batch size speculation pays at a temperature."""
-    sizes = list(turn.speedups)
-    at = f"At T = {turn.temperature:g}"
-    if turn.batch_size and turn.between:
-        low, high = turn.between
-        return (
-            f"{at}, do not speculate from batch size {turn.batch_size:.1f} on: the best drafter "
-            f"still gains at {low} and loses at {high}."
-        )
-    if max(turn.speedups.values()) < 1:
-        tried = f"size {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "")
-        return f"{at}, do not speculate here: every drafter loses to plain decoding, batch {tried}."
-    if len(sizes) > 1 and min(turn.speedups.values()) >= 1:
-        return f"{at}, the best drafter gains at every batch size measured, up to {sizes[-1]}."
-    return ""
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "."
 
 
 def advice_lines(turns: Sequence[Turn], advice: Sequence[Advice]) -> str:
     """Where the gain turns, then each drafter that loses; a long list is folded."""
-    first = [element("li", text(words), class_="turn") for t in turns if (words := turned(t))]
-    lines = [element("li", text(a.text[:1].upper() + a.text[1:] + ".")) for a in advice]
+    first = [element("li", text(_sentence(turn.text)), class_="turn") for turn in turns]
+    lines = [element("li", text(_sentence(one.text))) for one in advice]
     shown = element("ul", "".join(first + lines[:SHOWN])) if first or lines else ""
     rest = lines[SHOWN:]
     if rest:
