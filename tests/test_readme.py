@@ -26,7 +26,7 @@ def blocks(page: str, language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """The command lines of README, without `python -m jspec.infer`."""
     text = "\n".join(blocks("README.md", "sh")).replace("\\\n", " ")
-    lines = [shlex.split(line) for line in text.splitlines()]
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
     return [line[3:] for line in lines if line[:3] == ["python", "-m", "jspec.infer"]]
 
 
