@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ from jspec.config import (
 )
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO
-from jspec.infer.command.compile_cache import keep_compiled_programs
 from jspec.infer.command.endings import Parser, add_config_flags, exit_code
-from jspec.infer.command.interrupts import interrupts
-from jspec.infer.text import import_transformers_without_torch
+from jspec.infer.command.interrupts import at_work
 
 OUT = "runs/bench"
 
@@ -168,11 +165,7 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: bench.threads])
         from jspec.bench.run import run
 
-        if owns_process:
-            keep_compiled_programs()
-            import_transformers_without_torch()
-        with warnings.catch_warnings(), interrupts():
-            warnings.simplefilter("ignore")
+        with at_work(owns_process=owns_process):
             return run(
                 name,
                 bench,

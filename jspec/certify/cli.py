@@ -6,16 +6,13 @@ In reading order: the flags, what they ask for, and `main`, which turns endings 
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO, make_config
-from jspec.infer.command.compile_cache import keep_compiled_programs
 from jspec.infer.command.endings import Parser, add_config_flags, exit_code
-from jspec.infer.command.interrupts import interrupts
-from jspec.infer.text import import_transformers_without_torch
+from jspec.infer.command.interrupts import at_work
 
 RUNS = Path("runs") / "certificate"
 
@@ -134,11 +131,7 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
             raise UserError(f"--out {out} is a file; expected a directory")
         from jspec.certify.run import run
 
-        if owns_process:
-            keep_compiled_programs()
-            import_transformers_without_torch()
-        with warnings.catch_warnings(), interrupts():
-            warnings.simplefilter("ignore")
+        with at_work(owns_process=owns_process):
             return run(asked, title=title, out=out, is_quick=args.quick, as_json=args.json)
 
     return exit_code(command)

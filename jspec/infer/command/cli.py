@@ -7,7 +7,6 @@ every ending into an exit code.
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -23,11 +22,9 @@ from jspec.config import (
     runnable_names,
 )
 from jspec.errors import UserError
-from jspec.infer.command.compile_cache import keep_compiled_programs
 from jspec.infer.command.endings import Parser, add_config_flags, exit_code
-from jspec.infer.command.interrupts import interrupts
+from jspec.infer.command.interrupts import at_work
 from jspec.infer.command.prompts import Conversation, from_file, from_standard_input, from_texts
-from jspec.infer.text import import_transformers_without_torch
 
 DEMO = "demo"
 """The config that runs where nothing else is asked for."""
@@ -227,11 +224,7 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
         conversations = read_prompts(args, config)
         from jspec.infer.command.run import run
 
-        if owns_process:
-            keep_compiled_programs()
-            import_transformers_without_torch()
-        with warnings.catch_warnings(), interrupts():
-            warnings.simplefilter("ignore")
+        with at_work(owns_process=owns_process):
             return run(config, conversations, as_json=args.json)
 
     return exit_code(command)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
+
+from jspec.infer.command.compile_cache import keep_compiled_programs
+from jspec.infer.text import import_transformers_without_torch
 
 
 @contextlib.contextmanager
@@ -30,3 +34,19 @@ def interrupts() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def at_work(*, owns_process: bool) -> Iterator[None]:
+    """While a command runs: warnings are silent, and Ctrl-C is an interrupt.
+
+    Args:
+      owns_process: nothing else runs in it, so that programs may be kept on disk, and imports be
+        cut short.
+    """
+    if owns_process:
+        keep_compiled_programs()
+        import_transformers_without_torch()
+    with warnings.catch_warnings(), interrupts():
+        warnings.simplefilter("ignore")
+        yield
