@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 
-from jspec.certify import float64, law_tier, planted, tiny
+from jspec.certify import float64, law_tier, planted, tiny, walk_tier
 from jspec.certify.models import Models
 from jspec.certify.records import Check, Found
 from jspec.certify.roster import ROSTER
@@ -64,6 +64,12 @@ def _of_the_law() -> list[Check]:
             "law",
             "each use of randomness has its own key, by nested folds of threefry",
             tiny.streams_are_apart,
+        ),
+        _check(
+            "walk by its words",
+            "law",
+            "paths, endings and traces on random trees with riders, cousins and broken logits",
+            walk_tier.walk_by_its_words,
         ),
         _check(
             "noise under rejection",
