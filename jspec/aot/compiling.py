@@ -17,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from jspec.aot.report import Sized, StepReport, out_of_memory, read_program, sized
-from jspec.aot.topology import traced_for
 from jspec.drafters import LoadedDrafter
 from jspec.infer.prefill import prompt_bucket
 from jspec.infer.programs import Programs
@@ -25,6 +24,7 @@ from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState
 from jspec.law import Mode, Rule
 from jspec.models.target import Target
+from jspec.ops.platform import compiling_for
 from jspec.state import Sampling
 
 ROUNDS = 8
@@ -60,7 +60,7 @@ def compile_step(step: Lowering, devices: Sequence[Any], hbm: int | None) -> Ste
       hbm: bytes of memory of a device.
     """
     start = time.perf_counter()
-    with traced_for(devices):
+    with compiling_for(devices[0].platform):
         lowered = step.lower()
     middle = time.perf_counter()
     try:
@@ -112,7 +112,7 @@ def inference_steps(
     )
     width = prompt_bucket(min(prompt_tokens, capacity), capacity)
     prompt = _prompt(target.mesh, width, capacity)
-    with traced_for(tuple(target.mesh.devices.flat)):
+    with compiling_for(target.mesh.devices.flat[0].platform):
         generation = programs.generation_shapes(*prompt)
     weights, caches = _arrays(target, drafter, generation)
     yield Lowering(

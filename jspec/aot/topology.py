@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-from unittest import mock
 
 import jax
 
@@ -112,18 +110,3 @@ def default_mesh(n_devices: int, n_heads: int) -> dict[str, int]:
 
 def mesh_text(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items())
-
-
-@contextlib.contextmanager
-def traced_for(devices: Sequence[Any]) -> Iterator[None]:
-    """Tracing as it is on a machine that has these devices.
-
-    Operations that have several forms choose by `jax.default_backend()`, which would say what runs
-    here rather than what is compiled for.
-    """
-    platform = devices[0].platform
-    if platform == jax.default_backend():
-        yield
-        return
-    with mock.patch.object(jax, "default_backend", lambda: platform):
-        yield

@@ -30,6 +30,7 @@ from jspec.infer.prefill import prefill
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
 from jspec.models.target import Target
+from jspec.ops.platform import backend
 from jspec.sharding import TARGET
 from jspec.state import replace
 
@@ -143,7 +144,7 @@ class Programs:
 
     def program(self, mode: Mode) -> Program:
         """The static program of one mode; loop form and law placement follow the backend."""
-        is_gpu = jax.default_backend() == "gpu"
+        is_gpu = backend() == "gpu"
         exits_early = self.loop == "while" or (self.loop is None and not is_gpu)
         return Program(
             target=self.target.model,
@@ -152,7 +153,7 @@ class Programs:
             rule=self.rule,
             trace=self.trace,
             exits_early=exits_early,
-            judges_all_nodes=jax.default_backend() != "cpu",
+            judges_all_nodes=backend() != "cpu",
         )
 
     def prefill(self, tokens, length, sampling) -> DecodeState:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.ops.linear import wide_einsum
+from jspec.ops.platform import backend
 
 MASKED = -1e30
 """Score of a slot that a row does not see. Finite, so that no row of scores can become NaN."""
@@ -48,6 +49,8 @@ def attend_text(
     is_causal: bool,
     window: int | None = None,
     chunk: int = 128,
+    positions: Int[Array, "B T"] | None = None,
+    block_size: int = 1,
 ) -> Float[Array, "B T N H"]:
     """Attention over whole packed texts, for training: no cache, scores of one chunk at a time.
 
@@ -60,11 +63,15 @@ def attend_text(
       is_causal: rows see themselves and what comes before; otherwise their whole text.
       window: only keys less than this many rows behind the query are seen.
       chunk: query rows a chunk; it need not divide T.
+      positions: place of each row in its text; only blocks need it.
+      block_size: causal rows also see the rest of their block, so many positions from a multiple
+        of it on.
     """
     B, T, N, H = queries.shape
+    blocks = None if positions is None or block_size == 1 else positions // block_size
     K, G = keys.shape[2], N // keys.shape[2]
     dtype = queries.dtype
-    if jax.default_backend() == "cpu" and dtype.itemsize < 4:
+    if backend() == "cpu" and dtype.itemsize < 4:
         # XLA:CPU multiplies small matrices of narrow types one element at a time.
         queries, keys, values = (x.astype(jnp.float32) for x in (queries, keys, values))
     # Keys with their rows last, queries of a group together: products of plain matrices.
@@ -78,7 +85,10 @@ def attend_text(
         scores = scores * jnp.asarray(H**-0.5, scores.dtype)
         distance = jnp.arange(start, start + R)[:, None] - jnp.arange(S)[None, :]
         mask = (segments[:, start : start + R, None] == segments[:, None, :S])[:, None, None]
-        if is_causal:
+        if is_causal and blocks is not None:
+            is_before = blocks[:, start : start + R, None] >= blocks[:, None, :S]
+            mask &= is_before[:, None, None]
+        elif is_causal:
             mask &= (distance >= 0)[None, None, None]
         if window is not None:
             mask &= (distance < window)[None, None, None]
@@ -90,7 +100,7 @@ def attend_text(
     outs = []
     for start in range(0, T, chunk):
         end = min(start + chunk, T)
-        seen = end if is_causal else T
+        seen = min(end + block_size - 1, T) if is_causal else T
         part = jax.checkpoint(one, static_argnums=0)
         rows = heads[:, :, :, start:end]
         outs.append(part(start, rows, keys[..., :seen], values[:, :, :seen], segments))

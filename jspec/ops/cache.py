@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jspec.ops.platform import backend
+
 
 def write_rows(
     array: Float[Array, "B K S H"], rows: Float[Array, "B K T H"], start: Int[Array, " B"]
@@ -25,7 +27,7 @@ def write_rows(
     """
     rows = rows.astype(array.dtype)
     is_lone = rows.shape[2] == 1 and array.shape[2] > 1 and array.dtype.itemsize >= 4
-    if is_lone and jax.default_backend() == "cpu":
+    if is_lone and backend() == "cpu":
         rows, start = _with_neighbour(array, rows, start)
     zero = jnp.zeros((), start.dtype)
     if jax.sharding.get_abstract_mesh().shape.get("data", 1) > 1:

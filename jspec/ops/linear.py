@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jspec.ops.platform import backend
+
 
 def wide_dtype(dtype) -> jnp.dtype:
     """float64 for float64, float32 for anything narrower."""
@@ -48,4 +50,4 @@ def project(
 def _is_lone_narrow_row(rows: Float[Array, "B T *X"]) -> bool:
     """XLA:CPU converts a whole bfloat16 weight to float32 to multiply one row; not for two."""
     is_lone = rows.shape[0] * rows.shape[1] == 1
-    return is_lone and rows.dtype.itemsize < 4 and jax.default_backend() == "cpu"
+    return is_lone and rows.dtype.itemsize < 4 and backend() == "cpu"
