@@ -9,19 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.stages import Lowered
+from jax.sharding import Mesh
 
 from jspec.aot.compiling import Lowering
 from jspec.aot.shapes import Found, find_shapes
 from jspec.errors import UserError
-from jspec.models.config import DecoderConfig, Rope, RopeKind
 from jspec.models.model import Model, abstract_params, build
-from jspec.sharding import TRAINING, sharding
 from jspec.train.config import ModelConfig
 from jspec.train.objective import Distil, NextToken, Objective
-from jspec.train.optimizer import make_optimizer
-from jspec.train.step import Step
+from jspec.train.setup import model_of, set_up
 from jspec.train.trainable import language_model
 
 SOME_STEPS = 1000
@@ -46,14 +42,7 @@ def trained_model(config: ModelConfig) -> tuple[Model, Found | None]:
     if config.init_from is not None:
         found = find_shapes(config.init_from)
         return build(found.config), found
-    sizes = {"vocab_size": _vocabulary(config), **config.model}
-    try:
-        if "rope" in sizes:
-            rope = dict(sizes["rope"])
-            sizes["rope"] = Rope(kind=RopeKind(rope.pop("kind", "default")), **rope)
-        return build(DecoderConfig(**sizes)), None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model: {error}") from None
+    return model_of(config.model, vocab_size=_vocabulary(config)), None
 
 
 def _vocabulary(config: ModelConfig) -> int:
@@ -74,39 +63,19 @@ def training_steps(config: ModelConfig, model: Model, mesh: Mesh) -> Iterator[Lo
     Raises:
       UserError: a batch that the mesh does not divide.
     """
-    micro = config.micro_batch_size or config.batch_size
-    if micro % mesh.size:
-        raise UserError(
-            f"micro_batch_size {micro} cannot be split over data x fsdp = {mesh.size} devices; "
-            "give a multiple"
-        )
-    note = f"{config.batch_size} x {config.data.length} tokens, {micro} sequences at once"
-    yield Lowering("train", note, lambda: _lower(config, model, mesh), ())
-
-
-def _lower(config: ModelConfig, model: Model, mesh: Mesh) -> Lowered:
-    micro = config.micro_batch_size or config.batch_size
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    rows = sharding(mesh, TRAINING, ("rows",), (mesh.size,))
     objective, frozen = _objective(config, model)
-    step = Step(
-        objective=objective,
-        optimizer=make_optimizer(config.optimizer, config.steps or SOME_STEPS),
-        compute_dtype=config.compute_dtype,
-        micro_batches=config.batch_size // micro,
-        seed=config.seed,
-        rows_sharding=rows if mesh.size > 1 else None,
-    )
     trainable = dataclasses.replace(language_model(model), frozen=frozen)
-    state = jax.eval_shape(lambda key: step.init(trainable.init(key)), jax.random.key(0))
-    shardings = trainable.shardings(mesh, state)
+    setup = set_up(objective, trainable, config, mesh, steps=config.steps or SOME_STEPS)
+    shape = (config.batch_size, config.data.length)
     batch = {
-        name: jax.ShapeDtypeStruct((config.batch_size, config.data.length), dtype, sharding=rows)
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=setup.rows)
         for name, dtype in _BATCH.items()
     }
-    train = jax.jit(step.train, donate_argnums=0, out_shardings=(shardings, everywhere))
-    placed = jax.tree.map(_place, state, shardings)
-    return train.lower(placed, jax.tree.map(lambda leaf: _place(leaf, everywhere), frozen), batch)
+    state = jax.tree.map(_place, jax.eval_shape(setup.fresh), setup.shardings)
+    frozen = jax.tree.map(lambda leaf: _place(leaf, setup.everywhere), frozen)
+    micro = config.micro_batch_size or config.batch_size
+    note = f"{config.batch_size} x {config.data.length} tokens, {micro} sequences at once"
+    yield Lowering("train", note, lambda: setup.train.lower(state, frozen, batch), ())
 
 
 def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:

@@ -22,15 +22,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.errors import UserError
-from jspec.sharding import TRAINING, make_training_mesh, sharding
+from jspec.sharding import make_training_mesh
 from jspec.state import Params
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.config import LoopConfig
 from jspec.train.data import Batch, Data
 from jspec.train.journal import Journal
 from jspec.train.objective import Objective
-from jspec.train.optimizer import make_optimizer, make_schedule
-from jspec.train.step import Step, TrainState
+from jspec.train.optimizer import make_schedule
+from jspec.train.setup import set_up
+from jspec.train.step import TrainState
 from jspec.train.trainable import Trainable
 
 logger = logging.getLogger(__name__)
@@ -119,43 +120,28 @@ class _Run:
     ):
         self.config, self.path, self.model = config, path, model
         self.mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-        _check_batch(config, self.mesh)
+        _check_devices(self.mesh)
         self.planned = planned_steps(config, data)
         self.schedule = make_schedule(config.optimizer, self.planned)
-        self.rows = sharding(self.mesh, TRAINING, ("rows",), (self.mesh.size,))
-        micro = config.micro_batch_size or config.batch_size
-        self.stepper = Step(
-            objective=objective,
-            optimizer=make_optimizer(config.optimizer, self.planned),
-            compute_dtype=config.compute_dtype,
-            micro_batches=config.batch_size // micro,
-            seed=config.seed,
-            rows_sharding=self.rows if self.mesh.size > 1 else None,
-        )
+        self.setup = set_up(objective, model, config, self.mesh, steps=self.planned)
         self.iterator = data.iterator(
             batch_size=config.batch_size,
             seed=config.seed,
             process=jax.process_index(),
             processes=jax.process_count(),
         )
+        micro = config.micro_batch_size or config.batch_size
         self.tests = {
             name: self._eval_batches(_spread(batch, config.eval_sequences), micro)
             for name, batch in data.held_out().items()
         }
         self.frozen = _on_mesh(model.frozen, self.mesh)
-        self.shardings = model.shardings(self.mesh, jax.eval_shape(self._fresh))
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        # Donated: the state. Batches have one shape each, so that both compile once.
-        self.train_step = jax.jit(
-            self.stepper.train, donate_argnums=0, out_shardings=(self.shardings, everywhere)
-        )
-        self.eval_step = jax.jit(self.stepper.evaluate, out_shardings=everywhere)
         self.step = 0
         self.train_state: TrainState
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Fresh weights, or those of the latest checkpoint."""
-        self.train_state = jax.jit(self._fresh, out_shardings=self.shardings)()
+        self.train_state = jax.jit(self.setup.fresh, out_shardings=self.setup.shardings)()
         if checkpoints.latest is not None:
             self.step = checkpoints.latest
             self.train_state, where = checkpoints.load(self.train_state, self.step)
@@ -199,9 +185,6 @@ class _Run:
             journal.close()
         return True
 
-    def _fresh(self) -> TrainState:
-        return self.stepper.init(self.model.init(jax.random.key(self.config.seed)))
-
     def export(self, checkpoints: Checkpoints, step: int) -> float | None:
         """Write the weights of a checkpoint to `model/`; returns their held-out loss."""
         found, _ = checkpoints.load(self.train_state, step)
@@ -213,7 +196,7 @@ class _Run:
 
     def _one_step(self) -> dict[str, jax.Array]:
         batch = {name: self._place(array) for name, array in next(self.iterator).items()}
-        self.train_state, metrics = self.train_step(self.train_state, self.frozen, batch)
+        self.train_state, metrics = self.setup.train(self.train_state, self.frozen, batch)
         self.step += 1
         return metrics
 
@@ -234,7 +217,7 @@ class _Run:
         by_corpus, total, weight = {}, 0.0, 0.0
         for name, batches in self.tests.items():
             losses = [
-                self.eval_step(self.train_state.params, self.frozen, self._place_all(batch))
+                self.setup.evaluate(self.train_state.params, self.frozen, self._place_all(batch))
                 for batch in batches
             ]
             sums = jax.device_get([(loss.total, loss.weight) for loss in losses])
@@ -267,13 +250,15 @@ class _Run:
 
     def _place(self, array: np.ndarray) -> jax.Array:
         """This process's part of a batch as part of the whole batch."""
-        return jax.make_array_from_process_local_data(self.rows, array)
+        return jax.make_array_from_process_local_data(self.setup.rows, array)
 
     def _place_all(self, batch: Batch) -> dict[str, jax.Array]:
         """A batch that every process has whole."""
 
         def one(array: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(array.shape, self.rows, lambda index: array[index])
+            return jax.make_array_from_callback(
+                array.shape, self.setup.rows, lambda index: array[index]
+            )
 
         return {name: one(array) for name, array in batch.items()}
 
@@ -299,17 +284,11 @@ def _spread(batch: Batch, limit: int | None) -> Batch:
     return {name: array[chosen] for name, array in batch.items()}
 
 
-def _check_batch(config: LoopConfig, mesh: Mesh) -> None:
+def _check_devices(mesh: Mesh) -> None:
     if jax.process_count() > 1 and mesh.size != jax.device_count():
         raise UserError(
             f"{jax.process_count()} processes have {jax.device_count()} devices, and data x fsdp = "
             f"{mesh.size}; give a mesh of all of them"
-        )
-    micro = config.micro_batch_size or config.batch_size
-    if micro % mesh.size:
-        raise UserError(
-            f"micro_batch_size {micro} cannot be split over data x fsdp = {mesh.size} devices; "
-            "give a multiple"
         )
 
 

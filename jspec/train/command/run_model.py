@@ -23,9 +23,9 @@ from jspec.errors import UserError
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Log
 from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.models.config import DecoderConfig, Rope, RopeKind
+from jspec.models.config import DecoderConfig
 from jspec.models.hub import local_directory
-from jspec.models.model import Model, build
+from jspec.models.model import Model
 from jspec.models.shipped import check_digest
 from jspec.models.target import load_target
 from jspec.train.command.corpora import load_corpora
@@ -36,6 +36,7 @@ from jspec.train.journal import read_journal
 from jspec.train.loop import Outcome, Report, planned_steps, train
 from jspec.train.objective import Distil, NextToken, Objective
 from jspec.train.picture import save_losses
+from jspec.train.setup import model_of
 from jspec.train.trainable import language_model, n_weights
 
 CONFIG_FILE = "config.yaml"
@@ -98,25 +99,15 @@ def _model(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Model, Any]:
         target = load_target(config.init_from)
         _check_vocabulary(target.model.config, tokenizer)
         return target.model, target.params
-    known = {field.name for field in dataclasses.fields(DecoderConfig)}
-    unknown = sorted(set(config.model) - known)
-    if unknown:
-        raise UserError(f"model: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    sizes = {"vocab_size": len(tokenizer.hf), **config.model}
-    try:
-        if "rope" in sizes:
-            rope = dict(sizes["rope"])
-            sizes["rope"] = Rope(kind=RopeKind(rope.pop("kind", "default")), **rope)
-        decoder = DecoderConfig(**sizes)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model: {error}") from None
+    model = model_of(config.model, vocab_size=len(tokenizer.hf))
+    decoder = model.config
     _check_vocabulary(decoder, tokenizer)
     if decoder.max_positions < config.data.length:
         raise UserError(
             f"data.length {config.data.length} is more than the {decoder.max_positions} positions "
             "of the model; raise model.max_positions"
         )
-    return build(decoder), None
+    return model, None
 
 
 def _check_vocabulary(decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
