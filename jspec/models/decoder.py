@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.models.config import DecoderConfig
+from jspec.models.modules import weight
 from jspec.ops.attention import attend, attend_text
 from jspec.ops.cache import write_rows
 from jspec.ops.linear import project, wide_project
@@ -48,17 +49,16 @@ class TextRows:
       cos, sin: rotation of each row.
       segments: the text that each row belongs to.
       is_causal: whether rows see only what comes before them in their text.
+      positions: place of each row in its text, where rows also see the rest of their block.
+      block_size: of the blocks; 1 is causal.
     """
 
     cos: Float[Array, "B T half_H"]
     sin: Float[Array, "B T half_H"]
     segments: Int[Array, "B T"]
     is_causal: bool
-
-
-def weight(*shape: int) -> nnx.Param:
-    """A weight to be filled in; modules are only ever built abstractly."""
-    return nnx.Param(jnp.zeros(shape, jnp.float32))
+    positions: Int[Array, "B T"] | None = None
+    block_size: int = 1
 
 
 def _add_bias(x: Float[Array, "B T *F"], bias: nnx.Param | None) -> Float[Array, "B T *F"]:
@@ -102,7 +102,14 @@ class Attention(nnx.Module):
         """Whole texts at once, without a cache."""
         queries, keys, values = self._projections(x, rows.cos, rows.sin)
         mixed = attend_text(
-            queries, keys, values, rows.segments, is_causal=rows.is_causal, window=self.window
+            queries,
+            keys,
+            values,
+            rows.segments,
+            is_causal=rows.is_causal,
+            window=self.window,
+            positions=rows.positions,
+            block_size=rows.block_size,
         )
         return self._out(mixed)
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from jspec.errors import UserError
+from jspec.models import modules
 from jspec.models.config import DecoderConfig
 from jspec.models.decoder import Decoder, Rows, TextRows
 from jspec.ops.linear import wide_dtype
@@ -55,21 +55,12 @@ class ModelOutput:
 
 def build(config: DecoderConfig) -> Model:
     """The model of a config; allocates nothing."""
-    return Model(config, nnx.split(_abstract_decoder(config))[0])
+    return Model(config, modules.define(lambda: Decoder(config)))
 
 
 def abstract_params(model: Model, dtype) -> Params:
     """Shapes of the parameters: a pytree of `jax.ShapeDtypeStruct`."""
-    pure = nnx.to_pure_dict(nnx.split(_abstract_decoder(model.config))[1])
-
-    def plain(node):
-        if not isinstance(node, dict):
-            return jax.ShapeDtypeStruct(node.shape, jnp.dtype(dtype))
-        if all(isinstance(key, int) for key in node):
-            return tuple(plain(node[key]) for key in sorted(node))
-        return {key: plain(child) for key, child in node.items()}
-
-    return plain(pure)
+    return modules.shapes(lambda: Decoder(model.config), dtype)
 
 
 def random_params(model: Model, *, key, dtype=jnp.float32, scale: float = 0.02) -> Params:
@@ -118,7 +109,7 @@ def forward(
     check_capture(config, capture)
     decoder = _merge(model, params)
     x = decoder.embed(tokens)
-    rows = _rows(config, block, cache.capacity, wide_dtype(x.dtype))
+    rows = rows_of(config, block, cache.capacity, wide_dtype(x.dtype))
     features, keys, values = {}, [], []
     for i, layer in enumerate(decoder.layers):
         if f"enter.{i}" in capture:
@@ -211,22 +202,12 @@ def check_capture(config: DecoderConfig, capture: tuple[str, ...]) -> None:
         )
 
 
-def _abstract_decoder(config: DecoderConfig) -> Decoder:
-    return nnx.eval_shape(lambda: Decoder(config))
-
-
 def _merge(model: Model, params: Params) -> Decoder:
-    def numbered(node):
-        if isinstance(node, tuple):
-            return {i: numbered(child) for i, child in enumerate(node)}
-        if isinstance(node, dict):
-            return {key: numbered(child) for key, child in node.items()}
-        return node
-
-    return nnx.merge(model.definition, numbered(params))
+    return modules.merge(model.definition, params)
 
 
-def _rows(config: DecoderConfig, block: Block, slots: int, dtype) -> Rows:
+def rows_of(config: DecoderConfig, block: Block, slots: int, dtype) -> Rows:
+    """What every layer needs to know of the rows of a block."""
     frequencies, factor = config.rope.frequencies(config.head_dim)
     cos, sin = rotations(block.query_positions, frequencies, factor, dtype)
     masks = {

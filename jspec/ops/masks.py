@@ -1,8 +1,8 @@
 """Masks: what each new row sees, over a window of slots and over the whole cache.
 
-In reading order: the window patterns (causal, bidirectional), then `attention_mask`, which
-lays a window after a row's prefix. With prefix 2, three new rows of a tree (root, two children)
-and six slots:
+In reading order: the window patterns (causal, in blocks, bidirectional), then `attention_mask`,
+which lays a window after a row's prefix. With prefix 2, three new rows of a tree (root, two
+children) and six slots:
 
     slot        0 1 | 2 3 4 | 5        slots 0, 1: the prefix, seen by all
     root        1 1 | 1 0 0 | 0        slot 2: the root itself
@@ -21,6 +21,25 @@ def causal_window(batch: int, tokens: int) -> Bool[Array, "B T T"]:
     """Row i sees rows 0 .. i."""
     triangle = jnp.tril(jnp.ones((tokens, tokens), dtype=bool))
     return jnp.broadcast_to(triangle[None], (batch, tokens, tokens))
+
+
+def relaxed_window(
+    tokens: int, block_size: int, start: Int[Array, " B"], n_valid: Int[Array, " B"]
+) -> Bool[Array, "B T T"]:
+    """Row i sees the rows of its own block and of those before it; block size 1 is causal.
+
+    Args:
+      start: a row at which a block begins; the blocks before it end there. The number of valid rows
+        makes the last of them a full block.
+      n_valid: rows from here on are not seen, but by themselves.
+
+    Source: Xie et al. 2024 (Falcon), section 3.2, relaxed causal mask.
+    """
+    rows = jnp.arange(tokens, dtype=start.dtype)
+    block = (rows[None, :] - start[:, None]) // block_size
+    is_seen = block[:, None, :] <= block[:, :, None]
+    is_valid = (rows[None, :] < n_valid[:, None])[:, None, :]
+    return (is_seen & is_valid) | (rows[:, None] == rows[None, :])[None]
 
 
 def bidirectional_window(batch: int, tokens: int) -> Bool[Array, "B T T"]:

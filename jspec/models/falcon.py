@@ -1,0 +1,312 @@
+"""Falcon's head: features and tokens of a text in, the features of k positions later out.
+
+The input of position j is the target's feature f_j and the embedding of the token after it,
+t_(j+1); the output stands for f_(j+k), from which the target's own head reads t_(j+k+1). Positions
+come in blocks of k whose rows see one another, so one pass drafts k tokens. k = 1 is EAGLE.
+
+In reading order: `FalconConfig` and the modules, `FalconModel` and its parameters, `mix` (the LSTM)
+and `forward` for drafting, `forward_text` for training.
+
+Embedding and head are the target's. Letters as in `decoder.py`; k is `block_size`.
+
+Source: Xie et al. 2024 (Falcon, arXiv 2412.12639), section 3.1 and the released code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, Int
+
+from jspec.models import modules
+from jspec.models.config import DecoderConfig
+from jspec.models.decoder import MLP, Attention, Rows, TextRows
+from jspec.models.model import empty_cache, rows_of
+from jspec.models.modules import weight
+from jspec.ops.linear import project, wide_dtype
+from jspec.ops.norms import rms_norm
+from jspec.ops.rope import rotations
+from jspec.state import Block, KVCache, Params, state
+
+
+class LstmMode(enum.Enum):
+    """Pointwise, as released: every position starts from a zero state, so there is no recurrence.
+    Sequence, as the paper words it: the state goes through the text."""
+
+    POINTWISE = "pointwise"
+    SEQUENCE = "sequence"
+
+
+@dataclasses.dataclass(frozen=True)
+class FalconConfig:
+    """What a head is.
+
+    Attributes:
+      decoder: sizes of its attention blocks, and their rotary embedding; the width is the target's.
+      block_size: k, the tokens of a pass.
+      lstm_mode: whether the LSTM has a memory.
+      has_lstm_bias: False only in checkpoints that say so.
+    """
+
+    decoder: DecoderConfig
+    block_size: int = 2
+    lstm_mode: LstmMode = LstmMode.POINTWISE
+    has_lstm_bias: bool = True
+
+    def __post_init__(self):
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+
+    @property
+    def is_sequence(self) -> bool:
+        return self.lstm_mode is LstmMode.SEQUENCE
+
+
+@state
+class Memory:
+    """States of the two LSTM layers, axis -2; pointwise heads have none."""
+
+    hidden: Float[Array, "B *T 2 D"]
+    cell: Float[Array, "B *T 2 D"]
+
+
+# --- modules -------------------------------------------------------------------------------------
+
+
+class LSTM(nnx.Module):
+    """One layer; gates side by side, in the order input, (forget,) cell, output.
+
+    Without a memory the forget gate and the recurrent weights multiply zeros, and are left out.
+    """
+
+    def __init__(self, in_width: int, config: FalconConfig):
+        width = config.decoder.width
+        n_gates = 4 if config.is_sequence else 3
+        self.input = weight(in_width, n_gates * width)
+        self.recurrent = weight(width, n_gates * width) if config.is_sequence else None
+        self.bias = weight(n_gates * width) if config.has_lstm_bias else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B T X"],
+        hidden: Float[Array, "B D"] | None,
+        cell: Float[Array, "B D"] | None,
+        is_first: Array | None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """Outputs, and the cell's states beside them.
+
+        Args:
+          hidden, cell: the state before the first row; None without a memory.
+          is_first: `"B T"`, rows that start from a zero state (a new text); None: no row does.
+        """
+        gates = project("BTX,XG->BTG", x, self.input[...])
+        if self.bias is not None:
+            gates = gates + jnp.broadcast_to(self.bias[...], gates.shape)
+        if self.recurrent is None:
+            write, new, out = jnp.split(gates, 3, axis=-1)
+            cells = jax.nn.sigmoid(write) * jnp.tanh(new)
+            return jax.nn.sigmoid(out) * jnp.tanh(cells), cells
+        return self._recur(gates, self.recurrent[...], hidden, cell, is_first)
+
+    @staticmethod
+    def _recur(gates, recurrent, hidden, cell, is_first):
+        starts = jnp.zeros(gates.shape[:2], bool) if is_first is None else is_first
+
+        def step(carry, row):
+            gates, start = row
+            hidden, cell = (jnp.where(start[:, None], 0, x).astype(x.dtype) for x in carry)
+            gates = gates + project("BTX,XG->BTG", hidden[:, None], recurrent)[:, 0]
+            write, forget, new, out = jnp.split(gates, 4, axis=-1)
+            cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(write) * jnp.tanh(new)
+            hidden = jax.nn.sigmoid(out) * jnp.tanh(cell)
+            return (hidden, cell), (hidden, cell)
+
+        rows = jnp.swapaxes(gates, 0, 1), jnp.swapaxes(starts, 0, 1)
+        _, (outs, cells) = jax.lax.scan(step, (hidden, cell), rows)
+        return jnp.swapaxes(outs, 0, 1), jnp.swapaxes(cells, 0, 1)
+
+
+class HeadLayer(nnx.Module):
+    """Attention and MLP added to the residual; the first layer of a head has no input norm."""
+
+    def __init__(self, config: DecoderConfig, is_first: bool):
+        self.eps = config.norm_eps
+        self.attention_norm = None if is_first else weight(config.width)
+        self.attention = Attention(config, None)
+        self.mlp_norm = weight(config.width)
+        self.mlp = MLP(config)
+
+    def __call__(self, x, keys, values, rows: Rows):
+        mixed, keys, values = self.attention(self._normed(x), keys, values, rows)
+        return self._mlp(x + mixed), keys, values
+
+    def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
+        """Whole texts at once, without a cache."""
+        return self._mlp(x + self.attention.over_text(self._normed(x), rows))
+
+    def _normed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if self.attention_norm is None:
+            return x
+        return rms_norm(x, self.attention_norm[...], self.eps)
+
+    def _mlp(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
+
+
+class Head(nnx.Module):
+    """The LSTM from twice the width to the width, then attention blocks; no final norm."""
+
+    def __init__(self, config: FalconConfig):
+        decoder = config.decoder
+        self.lstm = nnx.List([LSTM(2 * decoder.width, config), LSTM(decoder.width, config)])
+        layers = [HeadLayer(decoder, is_first=i == 0) for i in range(decoder.n_layers)]
+        self.layers = nnx.List(layers)
+
+
+# --- a head as a static value, and pure functions of its arrays ----------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class FalconModel:
+    """What is computed, without the numbers. Static: two heads of one config are equal."""
+
+    config: FalconConfig
+    definition: Any = dataclasses.field(compare=False, repr=False)
+
+
+def build(config: FalconConfig) -> FalconModel:
+    """The head of a config; allocates nothing."""
+    return FalconModel(config, modules.define(lambda: Head(config)))
+
+
+def abstract_params(model: FalconModel, dtype) -> Params:
+    """Shapes of the parameters: a pytree of `jax.ShapeDtypeStruct`."""
+    return modules.shapes(lambda: Head(model.config), dtype)
+
+
+def cache_of(model: FalconModel, batch: int, slots: int, dtype) -> KVCache:
+    """A cache of zeros for the head's attention blocks."""
+    return empty_cache(model.config.decoder, batch, slots, dtype)
+
+
+def no_memory(model: FalconModel, batch: int, dtype) -> Memory | None:
+    """The LSTM's state before a text; None for pointwise heads."""
+    if not model.config.is_sequence:
+        return None
+    zeros = jnp.zeros((batch, 2, model.config.decoder.width), dtype)
+    return Memory(hidden=zeros, cell=zeros)
+
+
+def mix(
+    params: Params,
+    model: FalconModel,
+    embeddings: Float[Array, "B T D"],
+    features: Float[Array, "B T D"],
+    memory: Memory | None = None,
+    *,
+    is_first: Array | None = None,
+    dropout: float = 0.0,
+    key: Array | None = None,
+) -> tuple[Float[Array, "B T D"], Memory | None]:
+    """Embedding and feature of every row through the LSTM, and its states after every row.
+
+    Args:
+      memory: the state before the first row; None in pointwise heads.
+      is_first: `"B T"`, rows at which a text begins; None: no row is one.
+      dropout: share of the first layer's outputs that training drops; it needs a key.
+    """
+    head: Head = modules.merge(model.definition, params)
+    x = jnp.concatenate([embeddings, features.astype(embeddings.dtype)], axis=-1)
+    states = []
+    for i, layer in enumerate(head.lstm):
+        before = None if memory is None else (memory.hidden[:, i], memory.cell[:, i])
+        hidden, cell = before if before is not None else (None, None)
+        x, cells = layer(x, hidden, cell, is_first)
+        states.append((x, cells))
+        if i == 0 and dropout and key is not None:
+            is_kept = jax.random.bernoulli(key, 1 - dropout, x.shape)
+            x = jnp.where(is_kept, x / (1 - dropout), 0).astype(x.dtype)
+    if memory is None:
+        return x, None
+    hidden, cell = (jnp.stack(parts, axis=2) for parts in zip(*states, strict=True))
+    return x, Memory(hidden=hidden, cell=cell)
+
+
+def forward(
+    params: Params,
+    model: FalconModel,
+    cache: KVCache,
+    mixed: Float[Array, "B T D"],
+    block: Block,
+) -> tuple[Float[Array, "B T D"], KVCache]:
+    """T rows, as `mix` gives them, through the attention blocks, written where `block` says."""
+    head: Head = modules.merge(model.definition, params)
+    rows = rows_of(model.config.decoder, block, cache.capacity, wide_dtype(mixed.dtype))
+    x, keys, values = mixed, [], []
+    for i, layer in enumerate(head.layers):
+        x, layer_keys, layer_values = layer(x, cache.keys[i], cache.values[i], rows)
+        keys.append(layer_keys)
+        values.append(layer_values)
+    return x, KVCache(keys=tuple(keys), values=tuple(values))
+
+
+def forward_text(
+    params: Params,
+    model: FalconModel,
+    embeddings: Float[Array, "B T D"],
+    features: Float[Array, "B T D"],
+    segments: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    *,
+    dropout: float = 0.0,
+    key: Array | None = None,
+    remat: bool = False,
+    rows_sharding: NamedSharding | None = None,
+) -> Float[Array, "B T D"]:
+    """Whole packed texts, for training: no cache, and differentiable.
+
+    Blocks are counted from the start of every text.
+
+    Args:
+      segments: which text each row belongs to; rows see their own text only.
+      positions: place of each row in its text.
+      dropout, key: as in `mix`.
+      remat: keep only what enters each layer, and compute its inside again in the backward pass.
+      rows_sharding: of `[B, T, D]` activations between layers; XLA's choice if not given.
+    """
+    head: Head = modules.merge(model.definition, params)
+    decoder = model.config.decoder
+
+    def place(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x if rows_sharding is None else jax.lax.with_sharding_constraint(x, rows_sharding)
+
+    memory = no_memory(model, embeddings.shape[0], embeddings.dtype)
+    is_first = positions == 0
+    x, _ = mix(
+        params, model, embeddings, features, memory, is_first=is_first, dropout=dropout, key=key
+    )
+    x = place(x)
+    frequencies, factor = decoder.rope.frequencies(decoder.head_dim)
+    cos, sin = rotations(positions, frequencies, factor, wide_dtype(x.dtype))
+    for layer in head.layers:
+
+        def through(x, cos, sin, segments, positions, layer=layer):
+            rows = TextRows(
+                cos=cos,
+                sin=sin,
+                segments=segments,
+                is_causal=True,
+                positions=positions,
+                block_size=model.config.block_size,
+            )
+            return layer.over_text(x, rows)
+
+        inside = jax.checkpoint(through) if remat else through
+        x = place(inside(x, cos, sin, segments, positions))
+    return x
