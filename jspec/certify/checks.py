@@ -1,6 +1,7 @@
 """All checks of a certificate, in the order in which they are done: what fails soonest first.
 
-The quick list has the same kinds of checks and all faults, with fewer draws, settings and drafters.
+The quick list has the same kinds of checks, all drafters of the config and all faults, with fewer
+draws, settings and prompts, and one entry of the roster for each method.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from functools import partial
 from jspec.certify import float64, law_tier, planted, tiny, walk_tier
 from jspec.certify.models import Models
 from jspec.certify.records import Check, Found
-from jspec.certify.roster import ROSTER
+from jspec.certify.roster import entries
 
 _Run = Callable[[], Found]
 
-QUICK_TREES = ("random-trees",)
 FAULT_DRAWS = 8_000
 """Continuations that a planted fault of the law has to show itself in."""
 
@@ -41,7 +41,7 @@ def all_checks(models: Models, *, is_quick: bool) -> list[Check]:
         *_joint_laws(shared, is_quick),
         *_bitwise(shared, is_quick),
         *_replays(shared, is_quick),
-        *_of_the_models(models, is_quick),
+        *_of_the_models(models),
         _float64(is_quick),
         *_faults(shared),
     ]
@@ -104,16 +104,21 @@ def _joint_laws(shared: Tiny, is_quick: bool) -> list[Check]:
 
 
 def _bitwise(shared: Tiny, is_quick: bool) -> list[Check]:
-    sizes, chains = ((8,), tiny.CHAINS[1:2]) if is_quick else ((1, 8), tiny.CHAINS)
     return [
         _check(
-            f"chains, batch {size}",
+            f"chain {entry.name}, batch {size}",
             "E1",
-            f"{', '.join(chains)} equal padded plain decoding bit for bit",
-            lambda size=size: tiny.bitwise(shared.case, size, chains),
+            "equals plain decoding padded to as many rows bit for bit",
+            lambda name=entry.name, size=size: tiny.bitwise(shared.case, name, size),
         )
-        for size in sizes
+        for entry in entries(is_quick=is_quick)
+        if entry.is_chain and entry.method != "none"
+        for size in _tiny_batches(is_quick)
     ]
+
+
+def _tiny_batches(is_quick: bool) -> tuple[int, ...]:
+    return (8,) if is_quick else (1, 8)
 
 
 def _replays(shared: Tiny, is_quick: bool) -> list[Check]:
@@ -143,21 +148,20 @@ def _replays(shared: Tiny, is_quick: bool) -> list[Check]:
             lambda: tiny.texts_that_fill_the_cache(shared.case),
         ),
     ]
-    names = QUICK_TREES if is_quick else tuple(entry.name for entry in ROSTER)
-    for name in names:
-        for size in (8,) if is_quick else (1, 8):
+    for entry in entries(is_quick=is_quick):
+        for size in _tiny_batches(is_quick):
             checks.append(
                 _check(
-                    f"tiny {name}, batch {size}",
+                    f"tiny {entry.name}, batch {size}",
                     "E2",
                     "all settings mixed in one batch, stop tokens, by replay",
-                    lambda name=name, size=size: tiny.replayed(shared.case, name, size),
+                    lambda name=entry.name, size=size: tiny.replayed(shared.case, name, size),
                 )
             )
     return checks
 
 
-def _of_the_models(models: Models, is_quick: bool) -> list[Check]:
+def _of_the_models(models: Models) -> list[Check]:
     asked = models.asked
     settings = f"{len(models.requests)} prompts, {asked.max_new_tokens} tokens, mixed settings"
     checks = [_check("plain", "E2", f"plain decoding by replay: {settings}", models.check_plain)]
@@ -171,7 +175,7 @@ def _of_the_models(models: Models, is_quick: bool) -> list[Check]:
                     partial(models.check_drafter, name, size),
                 )
             )
-    for name in list(models.drafters)[-1:] if is_quick else models.drafters:
+    for name in models.drafters:
         checks.append(
             _check(
                 f"{name} by the reference",

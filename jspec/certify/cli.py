@@ -17,7 +17,7 @@ from jspec.infer.command.interrupts import at_work
 RUNS = Path("runs") / "certificate"
 
 NEW_TOKENS = {True: 32, False: 64}
-PROMPTS = {True: 14, False: None}
+PROMPTS = {True: 8, False: None}
 BATCH_SIZES = {True: (8,), False: (1, 8)}
 """By whether the certificate is quick."""
 
@@ -28,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drafters",
         metavar="A,B",
-        help="drafters of the config, or methods without weights (default: all of the config; "
-        "with --quick the last two)",
+        help="drafters of the config, or methods without weights (default: all of the config)",
     )
     parser.add_argument(
         "--prompts",
@@ -37,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompts as jspec.infer reads them, first turns; their own settings are not used "
         "(default: built-in ones)",
     )
-    parser.add_argument("--n-prompts", metavar="N", help="the first N prompts (default: all, 40)")
+    parser.add_argument(
+        "--n-prompts", metavar="N", help="the first N prompts (default: all, 40; with --quick 8)"
+    )
     parser.add_argument(
         "--max-new-tokens", metavar="N", help="of each text (default: 64; with --quick 32)"
     )
@@ -88,8 +89,6 @@ def make_asked(args: argparse.Namespace):
             "compare; its law is checked all the same: leave rule=rejection out"
         )
     drafters = names("--drafters", args.drafters) if args.drafters is not None else None
-    if drafters is None and args.quick:
-        drafters = tuple(config.drafters)[-2:] or None
     sizes = BATCH_SIZES[args.quick]
     if args.batch_sizes is not None:
         given = names("--batch-sizes", args.batch_sizes)

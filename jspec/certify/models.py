@@ -85,6 +85,7 @@ class Models:
             self.directories[name] = local_directory(path) if path else None
         self.plan: Plan = make_plan(asked.config, _conversations(asked))
         self.requests = self._requests()
+        self._results: dict[tuple[str, int], list[Result]] = {}
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
@@ -117,7 +118,7 @@ class Models:
 
     def check_drafter(self, name: str, batch_size: int) -> Found:
         """A drafter's texts by replay, and how many of them are plain decoding's."""
-        results = self._decode(self._load(name), batch_size)
+        results = self._decoded_with(name, batch_size)
         ties = len(self._plain_replayed.near_ties)
         found = tiny.compared(self._replayed(results), results, self.plain, ties)
         if not any(result.stats.draft_tokens_proposed for result in results):
@@ -134,14 +135,24 @@ class Models:
         weights = None if why else reference.weights_on_disk(self.plan.directory)
         if weights is None:
             return Found(note=f"left out: {why or 'the weights are not a Hugging Face decoder'}")
-        requests = self.requests[:REFERENCE_TEXTS]
+        results = self._decoded_with(name, self.asked.batch_sizes[0])
+        pairs = list(zip(self.requests, results, strict=True))[:REFERENCE_TEXTS]
         if self.asked.config.dtype == "bfloat16":
             rounded = reference.is_stored_as(self.plan.directory) != "bfloat16"
-            requests = [r for r in requests if r.top_k == 0 and r.top_p == 1 and r.min_p == 0]
+            pairs = [
+                (r, said) for r, said in pairs if r.top_k == 0 and r.top_p == 1 and r.min_p == 0
+            ]
             if rounded:
                 weights = {name: _rounded(value) for name, value in weights.items()}
-        results = self._decode(self._load(name), self.asked.batch_sizes[0], requests)
+        requests, results = zip(*pairs, strict=True)
         return tiny.judged_by_reference(config, weights, requests, results, self.asked.config.dtype)
+
+    def _decoded_with(self, name: str, batch_size: int) -> list[Result]:
+        """A drafter's texts, decoded once for all checks that judge them."""
+        key = (name, batch_size)
+        if key not in self._results:
+            self._results[key] = self._decode(self._load(name), batch_size)
+        return self._results[key]
 
     def _load(self, name: str) -> LoadedDrafter:
         drafter = self.drafters[name]
@@ -173,15 +184,10 @@ class Models:
         longest = max(len(r.tokens) + r.max_new_tokens for r in self.requests)
         return room_for(longest, self.plan.reader.max_length)
 
-    def _decode(
-        self,
-        drafter: LoadedDrafter | None,
-        batch_size: int,
-        requests: Sequence[Request] | None = None,
-    ) -> list[Result]:
+    def _decode(self, drafter: LoadedDrafter | None, batch_size: int) -> list[Result]:
         return proof.decode(
             self.target,
-            self.requests if requests is None else requests,
+            self.requests,
             drafter,
             batch_size=batch_size,
             max_length=self._max_length,

@@ -1,4 +1,8 @@
-"""One list of drafters. Every contract and proof test runs over it; joining is one line."""
+"""One list of drafters. Every contract and proof test runs over it; joining is one line.
+
+A method may have many entries here (depths, widths, plans): the full certificate takes them all,
+the quick one the one of each method that says `is_quick`.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,17 @@ class Entry:
 
     Attributes:
       name: of the test case.
+      method: what it is an entry of.
       make: from the target and the texts that plain decoding gave.
       is_chain: whether the rejection rule takes it, and strict equality is to be had.
+      is_quick: stands for its method where time is short; at most one entry of a method does.
     """
 
     name: str
+    method: str
     make: Callable[[Target, Texts], LoadedDrafter]
     is_chain: bool
+    is_quick: bool = False
 
 
 def _draft_model(**options):
@@ -55,24 +63,58 @@ def _random(**options):
 
 
 ROSTER = (
-    Entry(name="none", make=_named("none"), is_chain=True),
-    Entry(name="none-padded", make=_named("none", padding=4), is_chain=True),
-    Entry(name="prompt-lookup", make=_named("prompt-lookup", depth=4), is_chain=True),
-    Entry(name="draft-model-chain", make=_draft_model(depth=4), is_chain=True),
-    Entry(name="draft-model-tree", make=_draft_model(depth=3, width=3), is_chain=False),
-    Entry(name="oracle-chain", make=_oracle(depth=4, error_every=7), is_chain=True),
+    Entry(name="none", method="none", make=_named("none"), is_chain=True),
+    Entry(name="none-padded", method="none", make=_named("none", padding=4), is_chain=True),
+    Entry(
+        name="prompt-lookup",
+        method="prompt-lookup",
+        make=_named("prompt-lookup", depth=4),
+        is_chain=True,
+        is_quick=True,
+    ),
+    Entry(
+        name="draft-model-chain", method="draft-model", make=_draft_model(depth=4), is_chain=True
+    ),
+    Entry(
+        name="draft-model-tree",
+        method="draft-model",
+        make=_draft_model(depth=3, width=3),
+        is_chain=False,
+        is_quick=True,
+    ),
+    Entry(
+        name="oracle-chain",
+        method="oracle",
+        make=_oracle(depth=4, error_every=7),
+        is_chain=True,
+        is_quick=True,
+    ),
     Entry(
         name="oracle-tree",
+        method="oracle",
         make=_oracle(
             depth=4, width=3, error_every=7, captures=("enter.1", "final"), needs_picks=True
         ),
         is_chain=False,
     ),
-    Entry(name="always-wrong", make=_oracle(depth=4, error_every=1), is_chain=True),
-    Entry(name="random-trees", make=_random(shapes=((12, 4), (3, 2), (1, 0))), is_chain=False),
+    Entry(
+        name="always-wrong", method="oracle", make=_oracle(depth=4, error_every=1), is_chain=True
+    ),
+    Entry(
+        name="random-trees",
+        method="random",
+        make=_random(shapes=((12, 4), (3, 2), (1, 0))),
+        is_chain=False,
+        is_quick=True,
+    ),
 )
 
 
 def entry(name: str) -> Entry:
     """The roster's entry of this name."""
     return next(e for e in ROSTER if e.name == name)
+
+
+def entries(*, is_quick: bool) -> tuple[Entry, ...]:
+    """Those that a certificate takes."""
+    return tuple(entry for entry in ROSTER if entry.is_quick or not is_quick)

@@ -28,7 +28,6 @@ from jspec.testing.settings import settings
 from jspec.verify.replay import BOUNDS
 
 MAX_LENGTH = 80
-CHAINS = ("prompt-lookup", "draft-model-chain", "oracle-chain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +37,21 @@ class Case:
     target: Target
     requests: list[Request]
     plain: list[Result]
+    _padded: dict[tuple[int, int], list[Result]] = dataclasses.field(default_factory=dict)
 
     @property
     def texts(self) -> list[tuple[int, ...]]:
         return proof.texts_of(self.requests, self.plain)
+
+    def padded(self, padding: int, batch_size: int) -> list[Result]:
+        """Plain decoding with rows of nothing beside its own, as many as a chain has."""
+        key = (padding, batch_size)
+        if key not in self._padded:
+            drafter = load_drafter("none", target=self.target, padding=padding)
+            self._padded[key] = proof.decode(
+                self.target, self.requests, drafter, batch_size=batch_size, trace=True
+            )
+        return self._padded[key]
 
 
 def make_case(count: int = 24, batch_size: int = 1) -> Case:
@@ -53,19 +63,18 @@ def make_case(count: int = 24, batch_size: int = 1) -> Case:
 # --- E1 and E2 -----------------------------------------------------------------------------------
 
 
-def bitwise(case: Case, batch_size: int, chains: Sequence[str] = CHAINS) -> Found:
-    """E1: chains against plain decoding that is padded to the same rows, bit for bit."""
-    padded = load_drafter("none", target=case.target, padding=4)
-    plain = proof.decode(case.target, case.requests, padded, batch_size=batch_size, trace=True)
-    problems, n_tokens = [], 0
-    for name in chains:
-        drafter = entry(name).make(case.target, case.texts)
-        ours = proof.decode(case.target, case.requests, drafter, batch_size=batch_size, trace=True)
-        n_tokens += sum(len(result.tokens) for result in ours)
-        problems += [f"{name}: {line}" for line in proof.unequal(ours, plain)]
-        if not all(r.trace is not None and len(r.trace) == len(r.tokens) for r in ours):
-            problems.append(f"{name}: tokens without a trace")
-    return Found(n_tokens=n_tokens, problems=tuple(problems))
+def bitwise(case: Case, name: str, batch_size: int) -> Found:
+    """E1: a chain against plain decoding that is padded to the same rows, bit for bit."""
+    drafter = entry(name).make(case.target, case.texts)
+    sizes = drafter.drafter.sizes
+    if len(sizes) != 1:
+        return Found(note="left out: with several sizes its rows change from round to round")
+    plain = case.padded(sizes[0].max_depth, batch_size)
+    ours = proof.decode(case.target, case.requests, drafter, batch_size=batch_size, trace=True)
+    problems = proof.unequal(ours, plain)
+    if not all(r.trace is not None and len(r.trace) == len(r.tokens) for r in ours):
+        problems.append("tokens without a trace")
+    return Found(n_tokens=sum(len(r.tokens) for r in ours), problems=tuple(problems))
 
 
 def replayed(case: Case, name: str, batch_size: int, count: int | None = None) -> Found:

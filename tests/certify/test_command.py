@@ -9,6 +9,7 @@ import pytest
 from jspec.certify import checks, cli, faults, run
 from jspec.certify.models import SETTINGS, Models
 from jspec.certify.records import Check, Found
+from jspec.certify.roster import ROSTER
 
 ISSUE = {
     "wrong_q",
@@ -62,6 +63,22 @@ def test_all_faults_are_planted_and_judged_by_checks_that_are_done(is_quick):
     assert {check.tier for check in found} == {"law", "target", "E1", "E2", "E3", "E4", "fault"}
 
 
+def test_the_quick_list_has_all_drafters_and_one_entry_of_each_method():
+    models = Models(cli.make_asked(cli.make_parser().parse_args(["--quick"])))
+    assert len({(r.temperature, r.top_k, r.top_p, r.min_p) for r in models.requests}) == len(
+        SETTINGS
+    )
+    names = {check.name for check in checks.all_checks(models, is_quick=True)}
+    for drafter in ("prompt-lookup", "draft", "draft-tree", "draft-deep"):
+        assert {f"{drafter}, batch 8", f"{drafter} by the reference"} <= names
+    quick = [entry for entry in ROSTER if entry.is_quick]
+    methods = [entry.method for entry in quick]
+    assert len(set(methods)) == len(methods)
+    assert set(methods) == {entry.method for entry in ROSTER} - {"none"}
+    assert {f"tiny {entry.name}, batch 8" for entry in quick} <= names
+    assert any(entry.is_chain for entry in quick)
+
+
 def test_the_models_checks_mix_settings_and_go_over_all_drafters_and_batches():
     models = Models(cli.make_asked(cli.make_parser().parse_args([])))
     assert len(models.requests) == 40
@@ -104,6 +121,30 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_are_done(certify, capsy
     code, calls = certify(RuntimeError("no memory"), Found())
     assert code == 1 and len(calls) == 2
     assert "could not be done: RuntimeError: no memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("walk by its words", "stop_token_in_draft_ignored"),
+        ("law of trees", "temperature_twice"),
+    ],
+)
+def test_a_fault_in_the_library_is_1_and_its_check_is_named(
+    name, fault, monkeypatch, tmp_path, capsys
+):
+    """The whole way: a real check, the library broken beneath it, the command's exit code."""
+
+    def one(models, is_quick):
+        return [c for c in checks.all_checks(models, is_quick=is_quick) if c.name == name]
+
+    monkeypatch.setattr(run, "all_checks", one)
+    assert cli.main(["--quick", "--out", str(tmp_path / "right")]) == 0
+    assert "LOSSLESS: 1 checks passed" in capsys.readouterr().out
+    with faults.FAULTS[fault]():
+        assert cli.main(["--quick", "--out", str(tmp_path / "wrong")]) == 1
+    told = capsys.readouterr().out
+    assert "FAILED: 1 of 1" in told and name in told
 
 
 def test_an_interrupt_loses_the_check_in_progress_only(certify, capsys):
