@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from jspec.config import Config, count, field, seed_field
+from jspec.config import Filters, count, field, seed_field
 from jspec.law import MIN_TEMPERATURE
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
-class BenchConfig(Config):
+class BenchConfig(Filters):
     """Settings of a run; the target and its drafters come from a config for `jspec.infer`."""
 
     temperatures: list[float] = field(
@@ -33,17 +33,6 @@ class BenchConfig(Config):
     limit: int | None = count(None, "prompts of a category at most")
     repeats: int = count(5, "times that everything is measured")
     seed: int = seed_field("names the noise")
-    top_k: int = count(0, "keep the K likeliest tokens; 0 is off", low=0)
-    top_p: float = field(
-        1.0, "keep the smallest set of this mass; 1 is off", "a number in (0, 1]", gt=0, le=1
-    )
-    min_p: float = field(
-        0.0,
-        "keep tokens of at least this share of the likeliest one's probability; 0 is off",
-        "a number in [0, 1)",
-        ge=0,
-        lt=1,
-    )
     threads: int | None = count(None, "cores that may be used; all if not given")
     ignore_eos: bool = field(
         True, "go on past stop tokens, so that all texts are equally long", "true or false"

@@ -70,7 +70,7 @@ class Plan:
         """What all starts with one --out have to share."""
         bench, by_category = self.bench, self.prompts.by_category
         texts = [(p.id, p.category, p.tokens) for some in by_category.values() for p in some]
-        same = ("top_k", "top_p", "min_p", "ignore_eos", "threads", "has_profile")
+        same = ("ignore_eos", "threads", "has_profile")
         sizes = ("temperatures", "batch_sizes", "contexts", "repeats", "max_new_tokens", "limit")
         drafters = {label: each.model_dump() for label, each in self.drafters.items()}
         for label, path in self.directories.items():
@@ -86,6 +86,7 @@ class Plan:
             "mesh": self.config.mesh.model_dump(),
             "peers": list(self.peers),
             **{name: getattr(bench, name) for name in (*sizes, *same)},
+            **bench.filters,
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -115,9 +116,7 @@ class Plan:
                 tokens=prompt.tokens,
                 max_new_tokens=bench.max_new_tokens,
                 temperature=temperature,
-                top_k=bench.top_k,
-                top_p=bench.top_p,
-                min_p=bench.min_p,
+                **bench.filters,
                 seed=bench.seed,
                 sample=number,
                 stop_ids=stop_ids,

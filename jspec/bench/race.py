@@ -92,9 +92,7 @@ class Race:
         self._contestants: list[Contestant] = [*self._ours.values()]
         if peer is not None:
             bench = self._plan.bench
-            filters = {"top_k": bench.top_k, "top_p": bench.top_p}
-            if bench.min_p:
-                filters["min_p"] = bench.min_p
+            filters = {name: value for name, value in bench.filters.items() if value}
             ways = [name.removeprefix(PEERS) for name in self._plan.peers]
             self._contestants += [Theirs(way, peer, filters) for way in ways]
         self._costs: dict[int, tuple[Costs, int]] | None = None

@@ -9,6 +9,7 @@ from jspec.config.folders import config_folders, config_names, find_config, runn
 from jspec.config.layers import Layer, parse_mesh, parse_sets, parse_text, resolve
 from jspec.config.schema import (
     DrafterConfig,
+    Filters,
     InferConfig,
     MeshConfig,
     Settings,
@@ -22,6 +23,7 @@ __all__ = [
     "MAX_SEED",
     "Config",
     "DrafterConfig",
+    "Filters",
     "InferConfig",
     "Layer",
     "MeshConfig",

@@ -1,7 +1,7 @@
 """What may be asked, and of which models: the configs that commands share.
 
-In reading order: what one prompt asks (`Settings`), a target and the drafters that go with it
-(`TargetConfig`, `DrafterConfig`), one run of `python -m jspec.infer` (`InferConfig`).
+In reading order: what one prompt asks (`Filters`, `Settings`), a target and the drafters that go
+with it (`TargetConfig`, `DrafterConfig`), one run of `python -m jspec.infer` (`InferConfig`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ from jspec.config.fields import Config, count, digest_field, field, seed_field
 from jspec.law import MIN_TEMPERATURE
 
 
-class Settings(Config):
-    """What one prompt asks; a line of a prompts file may carry any of these."""
+class Filters(Config):
+    """Which tokens may be drawn."""
 
-    max_new_tokens: int = count(256, "new tokens at most, the stop token included")
-    temperature: float = field(
-        0.0, "0 is greedy", f"0 (greedy) or a number of at least {MIN_TEMPERATURE}"
-    )
     top_k: int = count(0, "keep the K likeliest tokens; 0 is off", low=0)
     top_p: float = field(
         1.0, "keep the smallest set of this mass; 1 is off", "a number in (0, 1]", gt=0, le=1
@@ -32,6 +28,20 @@ class Settings(Config):
         "a number in [0, 1)",
         ge=0,
         lt=1,
+    )
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """The three of them by name."""
+        return {name: getattr(self, name) for name in Filters.model_fields}
+
+
+class Settings(Filters):
+    """What one prompt asks; a line of a prompts file may carry any of these."""
+
+    max_new_tokens: int = count(256, "new tokens at most, the stop token included")
+    temperature: float = field(
+        0.0, "0 is greedy", f"0 (greedy) or a number of at least {MIN_TEMPERATURE}"
     )
     seed: int = seed_field("names the noise; one prompt, seed and sample are one text")
     sample: int = seed_field("number of the request, for several texts of one seed")

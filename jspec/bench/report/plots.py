@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jspec.bench.report.bars import Bar, Part, bars, stacks
 from jspec.bench.report.colours import PLAIN, Mark
 from jspec.bench.report.curves import Curve, Dot, Point, curves, scatter
 from jspec.bench.report.markup import element, text
 from jspec.bench.summary import Row, Summary
+from jspec.bench.terms import Terms, predicted_speedup
 
 STRENGTHS = {"propose": 1.0, "verify": 0.6, "commit": 0.28}
 LIKELY = "Whiskers: 95 % intervals."
@@ -152,37 +153,49 @@ def batch_sweep(rows: Iterable[Row], looks: Looks, where: str) -> str:
 
 def context_cost(rows: Iterable[Row], looks: Looks, where: str) -> str:
     """What a round costs over the length of the text before it."""
-    found = []
-    for row in rows:
-        points = [Point(x=c, y=t.total) for c, t in sorted(row.terms_by_context.items())]
-        if points:
-            found.append(Curve(name=row.contestant, points=points, mark=looks[row.contestant]))
-    return curves(
-        found,
+    return by_context(
+        rows,
+        looks,
+        lambda row, terms: terms.total,
         title=f"Cost of a round by length of text, {where}",
-        units=("tokens before the round", "plain rounds"),
+        unit="plain rounds",
         caption="r(n) + c_d + overhead. Dashed: a plain round.",
-        mark_at=1,
-        is_log=True,
     )
 
 
 def context_speedup(rows: Iterable[Row], looks: Looks, where: str) -> str:
     """The speedup that those costs allow at the tau of the run."""
+    return by_context(
+        rows,
+        looks,
+        lambda row, terms: predicted_speedup(row.tau, terms),
+        title=f"Predicted speedup by length of text, {where}",
+        unit="times plain decoding",
+        caption="tau of this run over a round's cost; acceptance taken as equal at all lengths.",
+    )
+
+
+def by_context(
+    rows: Iterable[Row],
+    looks: Looks,
+    height: Callable[[Row, Terms], float],
+    *,
+    title: str,
+    unit: str,
+    caption: str,
+) -> str:
+    """Something that follows from a round's terms, at each length of text that was measured."""
     found = []
     for row in rows:
-        points = [
-            Point(x=c, y=row.tau / t.total)
-            for c, t in sorted(row.terms_by_context.items())
-            if t.total > 0
-        ]
+        known = sorted(row.terms_by_context.items())
+        points = [Point(x=c, y=height(row, terms)) for c, terms in known if terms.total > 0]
         if points:
             found.append(Curve(name=row.contestant, points=points, mark=looks[row.contestant]))
     return curves(
         found,
-        title=f"Predicted speedup by length of text, {where}",
-        units=("tokens before the round", "times plain decoding"),
-        caption="tau of this run over a round's cost; acceptance taken as equal at all lengths.",
+        title=title,
+        units=("tokens before the round", unit),
+        caption=caption,
         mark_at=1,
         is_log=True,
     )
