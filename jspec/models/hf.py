@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.llama2c import is_llama2c, read_llama2c_config
 from jspec.models.model import Model
-from jspec.models.names import HUGGING_FACE, LLAMA2C, Layout, Stored
+from jspec.models.names import HUGGING_FACE, LLAMA2C, Stored
 from jspec.models.tensor_files import Tensors, open_checkpoint, read_json
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import TARGET, Table, sharding
@@ -66,23 +66,31 @@ def read_params(
     layout = LLAMA2C if is_llama2c(read_json(directory / "config.json")) else HUGGING_FACE
     tensors = open_checkpoint(directory)
     expected = layout.stored(config)
-    _check(directory, tensors, expected, layout, config)
+    shapes = {stored.name: stored.shape for stored in jax.tree.leaves(expected)}
+    harmless = {layout.top["head_weight"]} if config.has_tied_head else set()
+    check_tensors(
+        directory, tensors, shapes, lambda name: name in harmless or name.endswith(layout.harmless)
+    )
     repeats = model.config.n_kv_heads // config.n_kv_heads
 
-    def place(path, stored: Stored) -> jax.Array:
+    def one(path, stored: Stored) -> jax.Array:
         axes = AXES[leaf_name(path)]
         array = stored.load(tensors[stored.name]())
         if "kv_heads" in axes and repeats > 1:
             array = _repeat_heads(array, axes.index("kv_heads"), config.n_kv_heads, repeats)
+        return place(array, dtype, sharding(mesh, table, axes, array.shape))
 
-        def part(index) -> np.ndarray:
-            # A copy of its own, never a view of the file, which may change or go away.
-            return np.array(array[index], dtype=jnp.dtype(dtype), order="C")
+    return jax.tree.map_with_path(one, expected)
 
-        where = sharding(mesh, table, axes, array.shape)
-        return jax.make_array_from_callback(array.shape, where, part)
 
-    return jax.tree.map_with_path(place, expected)
+def place(array: np.ndarray, dtype, where: NamedSharding) -> jax.Array:
+    """An array of the host in `dtype` on its sharding, converted part by part."""
+
+    def part(index) -> np.ndarray:
+        # A copy of its own, never a view of the file, which may change or go away.
+        return np.array(array[index], dtype=jnp.dtype(dtype), order="C")
+
+    return jax.make_array_from_callback(array.shape, where, part)
 
 
 def _repeat_heads(array: np.ndarray, axis: int, n_heads: int, repeats: int) -> np.ndarray:
@@ -92,29 +100,32 @@ def _repeat_heads(array: np.ndarray, axis: int, n_heads: int, repeats: int) -> n
     return heads.reshape(*before, -1, *after)
 
 
-def _check(
-    directory: Path, tensors: Tensors, expected: Any, layout: Layout, config: DecoderConfig
+def check_tensors(
+    directory: Path,
+    tensors: Tensors,
+    shapes: dict[str, tuple[int, ...]],
+    is_harmless: Callable[[str], bool],
 ) -> None:
-    wanted = {stored.name: stored for stored in jax.tree.leaves(expected)}
-    harmless = {layout.top["head_weight"]} if config.has_tied_head else set()
+    """Refuse tensors that are not the expected ones, told all at once.
+
+    Args:
+      shapes: of the expected tensors, by name.
+      is_harmless: whether a tensor of this name may be there besides.
+    """
     faults = []
-    missing = [name for name in wanted if name not in tensors]
+    missing = [name for name in shapes if name not in tensors]
     if missing:
         faults.append(f"missing {_some(missing)}")
-    unexpected = [
-        name
-        for name in tensors
-        if name not in wanted and name not in harmless and not name.endswith(layout.harmless)
-    ]
+    unexpected = [name for name in tensors if name not in shapes and not is_harmless(name)]
     if unexpected:
         faults.append(f"unexpected {_some(unexpected)}")
-    shapes = [
-        f"{name} {list(tensors[name]().shape)} instead of {list(stored.shape)}"
-        for name, stored in wanted.items()
-        if name in tensors and tensors[name]().shape != stored.shape
+    wrong = [
+        f"{name} {list(tensors[name]().shape)} instead of {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name]().shape != shape
     ]
-    if shapes:
-        faults.append(f"wrong shapes: {_some(shapes)}")
+    if wrong:
+        faults.append(f"wrong shapes: {_some(wrong)}")
     if faults:
         raise UserError(
             f"{directory}: the tensors do not fit config.json: {'; '.join(faults)}; "
@@ -146,12 +157,8 @@ def write_checkpoint(
     """
     from safetensors.numpy import save_file
 
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in directory.glob("model*.safetensors*"):
-        old.unlink()
     dtype = jax.tree.leaves(params)[0].dtype.name
-    values = config.to_hf() | {"dtype": dtype} | (extra_config or {})
-    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    begin_directory(directory, config.to_hf() | {"dtype": dtype} | (extra_config or {}))
     stored = jax.tree.leaves(HUGGING_FACE.stored(config))
     pairs = list(zip(stored, jax.tree.leaves(params), strict=True))
     shards = list(_split(pairs, max_shard_bytes))
@@ -170,6 +177,14 @@ def write_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         path = directory / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def begin_directory(directory: Path, config: dict[str, Any]) -> None:
+    """A directory with its `config.json`, and without weights of an earlier call."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("model*.safetensors*"):
+        old.unlink()
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _split(

@@ -83,7 +83,7 @@ FAMILIES = {
 """By `model_type`. Vicuna is a llama, Qwen2.5 a qwen2."""
 
 
-class _Fields:
+class Fields:
     """A `config.json` with the defaults of its family, checked as it is read."""
 
     def __init__(self, values: dict[str, Any], defaults: dict[str, Any]):
@@ -116,7 +116,7 @@ class _Fields:
 def read_config(values: dict[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` describes."""
     name, family = _family(values)
-    fields = _Fields(values, family.defaults)
+    fields = Fields(values, family.defaults)
     if fields.get("hidden_act") not in ("silu", "swish"):
         raise UserError(f"config.json: hidden_act must be 'silu', got {fields.get('hidden_act')!r}")
     if values.get("quantization_config"):
@@ -169,7 +169,7 @@ def _family(values: dict[str, Any]) -> tuple[str, Family]:
     return name, FAMILIES[name]
 
 
-def _read_rope(values: dict[str, Any], fields: _Fields) -> Rope:
+def _read_rope(values: dict[str, Any], fields: Fields) -> Rope:
     """The rotary embedding; the original length defaults as Hugging Face does it."""
     longest = fields.integer("max_position_embeddings")
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}
@@ -226,7 +226,7 @@ def _rope_of(kind: RopeKind, given: dict[str, Any]) -> Rope:
         raise UserError(f"config.json: {error}") from None
 
 
-def _read_windows(family: Family, fields: _Fields, layers: int) -> tuple[int | None, ...]:
+def _read_windows(family: Family, fields: Fields, layers: int) -> tuple[int | None, ...]:
     if family.windows == "none":
         return (None,) * layers
     if family.windows == "all":
