@@ -28,6 +28,7 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
 _OPERAND = re.compile(r"\(\s*(?:[\w\[\],{}:()]+ )?%?([\w.\-]+)")
 _ON_CHIP = re.compile(r"S\([1-9]\d*\)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _CALLED = re.compile(
     r"\b(calls|to_apply|body|condition|true_computation|false_computation|branch_computations|"
     r"called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
@@ -73,6 +74,8 @@ class Instruction:
       computation: which it is in.
       calls: computations it runs, with the role of each (`body`, `calls`, ...).
       op_name: where in the Python program it comes from, as JAX says it.
+      chain: of a collective that a TPU runs beside computations, part by part: every computation it
+        is fused with has an instruction of this chain, and all of them are one collective.
       is_in_loop: it runs once an iteration of some loop.
     """
 
@@ -83,6 +86,7 @@ class Instruction:
     computation: str
     calls: tuple[tuple[str, str], ...]
     op_name: str
+    chain: str = ""
     is_in_loop: bool = False
 
     @property
@@ -129,6 +133,7 @@ def _parse(text: str) -> Iterator[Instruction]:
             continue
         op_name = _OP_NAME.search(line, end)
         operand = _OPERAND.match(line, operation.end() - 1)
+        chain = _CHAIN.search(line, end)
         yield Instruction(
             name=named[1],
             operation=operation[1],
@@ -137,6 +142,7 @@ def _parse(text: str) -> Iterator[Instruction]:
             computation=computation,
             calls=tuple(_calls(line[end:])),
             op_name=op_name[1].replace("\\'", "'") if op_name else "",
+            chain=chain[1] if chain else "",
         )
 
 
@@ -213,7 +219,8 @@ def collective_instructions(instructions: Iterable[Instruction]) -> list[Instruc
     """Those that move data between devices, each once.
 
     A collective that runs by itself is written as `x-start` and `x-done`, and what it runs may be
-    written as a computation of its own, which is not a second one.
+    written as a computation of its own, which is not a second one. Nor is one of a chain that was
+    seen before.
     """
     all_of_them = list(instructions)
     wrapped = {
@@ -223,4 +230,6 @@ def collective_instructions(instructions: Iterable[Instruction]) -> list[Instruc
         for role, name in each.calls
         if role in ("calls", "called_computations")
     }
-    return [each for each in all_of_them if each.kind and each.computation not in wrapped]
+    moving = [each for each in all_of_them if each.kind and each.computation not in wrapped]
+    apart = {(each.kind, each.chain or (each.computation, each.name)): each for each in moving}
+    return list(apart.values())

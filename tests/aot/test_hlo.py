@@ -75,6 +75,19 @@ def test_every_collective_is_counted_once_with_the_bytes_of_its_result():
     }
 
 
+def test_a_collective_that_is_fused_part_by_part_is_one():
+    """As a TPU's text has it: each computation that runs beside a part names the whole."""
+    part = (
+        "%part.{i} (p{i}: bf16[256,64]) -> bf16[256,256] {{\n"
+        "  %p{i} = bf16[256,64]{{1,0}} parameter(0)\n"
+        "  %ag.{i} = bf16[256,256]{{1,0}} all-gather(%p{i}), channel_id=82, dimensions={{1}}, "
+        'frontend_attributes={{chain_id="{chain}"}}, backend_config={{"flag_configs":[]}}\n'
+        "}}\n"
+    )
+    text = "".join(part.format(i=i, chain=chain) for i, chain in enumerate((58, 58, 58, 59)))
+    assert counts(text) == {("all-gather", False): (2, 2 * 256 * 256 * 2)}
+
+
 def test_a_loop_has_what_its_body_calls():
     looping = {i.computation for i in read(LOOP) if i.is_in_loop}
     assert looping == {"body", "condition", "inner", "add"}
