@@ -149,6 +149,8 @@ def _replays(shared: Tiny, is_quick: bool) -> list[Check]:
         ),
     ]
     for entry in entries(is_quick=is_quick):
+        if is_quick and entry.is_chain:
+            continue  # E1 has said more of it
         for size in _tiny_batches(is_quick):
             checks.append(
                 _check(

@@ -75,8 +75,9 @@ def test_the_quick_list_has_all_drafters_and_one_entry_of_each_method():
     methods = [entry.method for entry in quick]
     assert len(set(methods)) == len(methods)
     assert set(methods) == {entry.method for entry in ROSTER} - {"none"}
-    assert {f"tiny {entry.name}, batch 8" for entry in quick} <= names
-    assert any(entry.is_chain for entry in quick)
+    kinds = {True: "chain", False: "tiny"}
+    assert {f"{kinds[entry.is_chain]} {entry.name}, batch 8" for entry in quick} <= names
+    assert {entry.is_chain for entry in quick} == {True, False}
 
 
 def test_the_models_checks_mix_settings_and_go_over_all_drafters_and_batches():

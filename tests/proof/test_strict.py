@@ -13,4 +13,4 @@ CHAINS = [entry.name for entry in ROSTER if entry.is_chain and entry.method != "
 def test_chains_equal_padded_plain_decoding(case, name, batch_size):
     found = tiny.bitwise(case, name, batch_size)
     assert found.problems == ()
-    assert found.n_tokens or found.note.startswith("left out")
+    assert found.n_tokens > 200
