@@ -1,4 +1,7 @@
-"""Refuses versions of JAX and Flax that do not work together, before either is imported."""
+"""Which versions are installed; refuses a JAX and a Flax that do not work together.
+
+Imports neither.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,12 @@ def check(jax: str | None = None, flax: str | None = None) -> None:
             f"flax {flax} does not import with jax {jax}: "
             'install an older jax (pip install "jax<0.11.1") or a newer flax'
         )
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are there, by name."""
+    found = {name: _installed(name) for name in packages}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def _installed(package: str) -> str | None:

@@ -6,13 +6,16 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 
 from rich.console import Console
 from rich.table import Table
 
 from jspec.aot.report import Moved, StepReport, gib
 from jspec.aot.topology import Topology, mesh_text
+from jspec.versions import installed
+
+PACKAGES = ("jspec", "jax", "jaxlib", "libtpu")
+"""What compiles; those that are not installed as a package have no version."""
 
 WIDE = 200
 """Columns where nobody looks on: nothing is cut off."""
@@ -131,18 +134,7 @@ def print_json(
         "mesh": dict(mesh),
         "shapes": dict(origins),
         "notes": list(notes),
-        "versions": _versions(),
+        "versions": dict.fromkeys(PACKAGES) | installed(*PACKAGES),
         "steps": [report.record() for report in reports],
     }
     print(json.dumps(record), flush=True)
-
-
-def _versions() -> dict[str, str | None]:
-    """Of what compiles; None for what is not installed as a package."""
-    found: dict[str, str | None] = {}
-    for name in ("jspec", "jax", "jaxlib", "libtpu"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jspec.bench.records import versions
+from jspec.versions import installed
 
 PACKAGES = {"jspec": ("jspec", "jax", "jaxlib"), "transformers": ("transformers", "torch")}
 
@@ -189,7 +189,7 @@ def main() -> None:
             draft=arguments.draft,
             dtype=arguments.dtype,
         )
-    print(json.dumps({"versions": versions(*PACKAGES[arguments.kind])}), flush=True)
+    print(json.dumps({"versions": installed(*PACKAGES[arguments.kind])}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
         start = time.perf_counter()

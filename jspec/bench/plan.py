@@ -17,7 +17,7 @@ from typing import Any
 from jspec.bench.config import BenchConfig
 from jspec.bench.contestants import WAYS
 from jspec.bench.prompts import Prompt, Prompts, fitting
-from jspec.bench.records import provenance, versions
+from jspec.bench.records import provenance
 from jspec.bench.summary import PEERS, PLAIN
 from jspec.config import DrafterConfig, InferConfig, drafters_of
 from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
@@ -32,6 +32,7 @@ from jspec.models.hub import local_directory
 from jspec.models.shipped import check_digest, weights_digest
 from jspec.models.target import Target, load_target
 from jspec.sharding import make_mesh
+from jspec.versions import installed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class Plan:
         known = provenance()
         packages = ("torch", "transformers") if self.peers else ()
         return {
-            "versions": known["versions"] | versions(*packages),
+            "versions": known["versions"] | installed(*packages),
             "commit": known["commit"],
             "command": known["command"],
             "device": jax.devices()[0].device_kind,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -11,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from jspec.versions import installed
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder above the package: that of a checkout, where it is one."""
@@ -32,7 +33,7 @@ def provenance() -> dict[str, Any]:
         "commit": _commit(),
         "command": " ".join(Path(word).name if i == 0 else word for i, word in enumerate(sys.argv)),
         "python": platform.python_version(),
-        "versions": versions("jspec", "jax", "jaxlib", "flax", "numpy"),
+        "versions": installed("jspec", "jax", "jaxlib", "flax", "numpy"),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": [round(x, 2) for x in os.getloadavg()],
@@ -53,17 +54,6 @@ def device_record() -> dict[str, Any]:
         "driver": _driver(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of those packages that are installed."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

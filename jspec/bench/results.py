@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.records import whole_records
 
 Record = Mapping[str, Any]
+
+BEGINS = b'{"kind": "settings"'
+"""The first bytes of a file, however little of it a cut has left."""
 
 SAME_PROVENANCE = ("versions", "device", "processor", "cores", "dtype", "seed")
 """Of two starts; they may be of different commits and commands."""
@@ -50,6 +54,7 @@ class Results:
 
     def add(self, block: str, records: Sequence[Record]) -> None:
         """Keep the records of a block: after a cut there are all of them or none."""
+        assert records, f"{block} left no record, and would run again with every start"
         more = {"block": block, "together": len(records), "provenance": self._provenance}
         new = [_plain({**record, **more}) for record in records]
         self.records += new
@@ -80,23 +85,17 @@ def _whole_records(path: Path) -> list[dict[str, Any]]:
         return []
     whole: list[dict[str, Any]] = []
     group: list[dict[str, Any]] = []
-    data = path.read_bytes()
-    size = end = 0
-    for line in data.splitlines(keepends=True):
-        end += len(line)
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            record = None
-        if record is None:
-            break
-        if not isinstance(record, dict) or not {"block", "together", "kind"} <= set(record):
+    size = 0
+    for record, end in whole_records(path):
+        if not {"block", "together", "kind"} <= set(record):
             raise UserError(f"{path} is not a file of jspec.bench; give another --out")
         group.append(record)
         if len(group) == record["together"]:
             whole, group, size = whole + group, [], end
-    if data and not whole and not data.startswith(b'{"kind": "settings"'):
+    with path.open("rb") as file:
+        begins = file.read(len(BEGINS))
+    if begins and not whole and begins != BEGINS:
         raise UserError(f"{path} is not a file of jspec.bench; give another --out")
-    if size < len(data):
+    if size < path.stat().st_size:
         os.truncate(path, size)
     return whole

@@ -8,21 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jspec.records import whole_records
+
 FILE = "metrics.jsonl"
 
 
 def read_journal(directory: Path) -> list[dict[str, Any]]:
     """All complete lines; a last line that a kill cut short is left out."""
-    path = directory / FILE
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    return [record for record, _ in whole_records(directory / FILE)]
 
 
 class Journal:

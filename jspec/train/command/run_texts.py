@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from jspec.infer.text import Tokenizer
 from jspec.models.hub import local_directory
 from jspec.models.shipped import check_digest
 from jspec.models.target import Target, load_target
+from jspec.records import whole_records
 from jspec.train.command.corpora import corpus_paths, training_rows
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.config import TextsConfig
@@ -170,13 +172,10 @@ def _written(path: Path) -> set[str]:
     if not path.is_file():
         return set()
     done, size = set(), 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                done.add(json.loads(line)["id"])
-            except (ValueError, KeyError, TypeError):
-                break
-            size += len(line)
-    with path.open("rb+") as file:
-        file.truncate(size)
+    for record, end in whole_records(path):
+        if "id" not in record:
+            break
+        done.add(record["id"])
+        size = end
+    os.truncate(path, size)
     return done
