@@ -25,11 +25,11 @@ class BenchConfig(Filters):
         [1], "rows decoded together", "different whole numbers of at least 1", min_length=1
     )
     contexts: list[Count] = field(
-        [64, 256],
+        [128],
         "lengths of text, in tokens, at which the parts of a round are timed",
         "different whole numbers of at least 1",
     )
-    max_new_tokens: int = count(128, "new tokens of every text", low=2)
+    max_new_tokens: int = count(64, "new tokens of every text", low=2)
     limit: int | None = count(None, "prompts of a category at most")
     repeats: int = count(5, "times that everything is measured")
     seed: int = seed_field("names the noise")

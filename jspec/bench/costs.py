@@ -6,7 +6,7 @@ a single node, a whole draft relative to a plain round, and what is left of a me
 predicted; what a measured one lacks of it is spent outside the loop, on the host.
 
 All parts start from the same texts, which have a given length, and go through the same number of
-rounds.
+rounds: fewer of them, and fewer times, where they are slow.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,29 +23,35 @@ import jax.numpy as jnp
 from jax import lax
 
 from jspec.bench.summary import PLAIN
-from jspec.bench.timing import interleaved
+from jspec.bench.timing import timed
 from jspec.infer.engine import Engine
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill, prompt_bucket
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState, Program, append
-from jspec.law import Randomness
+from jspec.law import Mode, Randomness
 from jspec.models.blocks import causal_block
 from jspec.models.model import Model, forward
 from jspec.state import replace
 
-ROUNDS = 16
-"""Rounds of a loop."""
+ROUNDS, FEWEST_ROUNDS = 16, 4
+"""Rounds of a loop: the most, and the fewest where rounds are slow."""
 
-CALLS = 3
-"""Times that a part is timed; the median counts."""
+LOOP_S = 0.05
+"""Seconds that a loop of plain rounds is to take, within those bounds."""
+
+CALLS, FEWEST_CALLS = 3, 2
+"""Times that a part is timed, and where all parts together are slow; the median counts."""
+
+PASS_S = 2.0
+"""Seconds of one pass over all parts from which on they are slow."""
 
 _prefill = jax.jit(prefill, static_argnames=("program", "capacity"))
 _rounds = jax.jit(decode_loop, static_argnames=("program", "rounds"))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_nodes"))
-def _forwards(params, model: Model, generation: DecodeState, *, n_nodes: int):
+@functools.partial(jax.jit, static_argnames=("model", "n_nodes", "rounds"))
+def _forwards(params, model: Model, generation: DecodeState, *, n_nodes: int, rounds: int):
     """Target forwards over n new rows, one after another, the text growing by one each time."""
     context = generation.context
     tokens = jnp.repeat(context.pending[:, None], n_nodes, axis=1)
@@ -56,11 +63,11 @@ def _forwards(params, model: Model, generation: DecodeState, *, n_nodes: int):
         is_never = jnp.max(output.logits, axis=-1) > 1e30
         return cache, jnp.where(is_never, 0, tokens)
 
-    return lax.fori_loop(0, ROUNDS, step, (generation.cache, tokens))
+    return lax.fori_loop(0, rounds, step, (generation.cache, tokens))
 
 
-@functools.partial(jax.jit, static_argnames="program")
-def _drafts(params, program: Program, generation: DecodeState):
+@functools.partial(jax.jit, static_argnames=("program", "rounds"))
+def _drafts(params, program: Program, generation: DecodeState, *, rounds: int):
     """Drafts one after another, the text growing by a drafted token each time."""
 
     def step(_, carry):
@@ -76,7 +83,13 @@ def _drafts(params, program: Program, generation: DecodeState):
         tokens = append(context.tokens, draft.token[:, -1:], context.length, one)
         return state, replace(context, tokens=tokens, length=context.length + 1)
 
-    return lax.fori_loop(0, ROUNDS, step, (generation.drafter, generation.context))
+    return lax.fori_loop(0, rounds, step, (generation.drafter, generation.context))
+
+
+def rounds_for(plain_round_s: float) -> int:
+    """Rounds of a loop, from what a plain round takes or nearly takes."""
+    wanted = round(LOOP_S / max(plain_round_s, 1e-9))
+    return min(max(wanted, FEWEST_ROUNDS), ROUNDS)
 
 
 def room_needed(context: int, max_depth: int) -> int:
@@ -88,7 +101,8 @@ def started(
     engine: Engine, requests: Sequence[Request], capacity: int, *, trace: bool = False
 ) -> DecodeState:
     """The state after the prompts of a batch, each text with room to the end of `capacity`."""
-    program = dataclasses.replace(program_of(engine, requests), trace=trace)
+    # A greedy row picks the same token in every mode: one program reads the prompts for all.
+    program = dataclasses.replace(engine.program, mode=Mode.FULL, trace=trace)
     params = engine.target.params, engine.drafter.params
     longest = max(len(request.tokens) for request in requests)
     width = prompt_bucket(longest, capacity)
@@ -126,12 +140,13 @@ class Part:
 
 
 class Costs:
-    """The parts of all contestants at one batch size and length of text, ready to be timed.
+    """The parts of all contestants at one batch size and length of text, compiled, ready to time.
 
     Args:
       engines: by contestant, plain decoding's among them.
       requests: by temperature, texts of that length, a row each.
       capacity: of the rows; enough for `room_needed`.
+      rounds: of every loop.
     """
 
     def __init__(
@@ -139,6 +154,7 @@ class Costs:
         engines: Mapping[str, Engine],
         requests: Mapping[float, Sequence[Request]],
         capacity: int,
+        rounds: int,
     ):
         self._n_nodes = {name: engine.program.max_nodes for name, engine in engines.items()}
         self._calls: dict[Part, Callable[[], object]] = {}
@@ -146,6 +162,7 @@ class Costs:
         self._tokens: dict[Part, float] = {}
         self._temperatures = tuple(requests)
         self._engine = plain = engines[PLAIN]
+        self._rounds = rounds
         for temperature, some in requests.items():
             some = [dataclasses.replace(r, max_new_tokens=capacity) for r in some]
             for name, engine in engines.items():
@@ -153,34 +170,44 @@ class Costs:
                 self._add(engine, name, temperature, program_of(engine, some), start)
         start = started(plain, requests[self._temperatures[0]], capacity)
         for n_nodes in sorted({1, *self._n_nodes.values()}):
-            part = Part("forward", str(n_nodes), None)
-            self._calls[part] = functools.partial(
-                _forwards, plain.target.params, plain.target.model, start, n_nodes=n_nodes
-            )
-            self._n_rounds[part] = ROUNDS
+            params, model = plain.target.params, plain.target.model
+            call = functools.partial(_forwards, params, model, start, n_nodes=n_nodes)
+            self._keep(Part("forward", str(n_nodes), None), call)
 
     def _add(
         self, engine: Engine, name: str, temperature: float, program: Program, start: DecodeState
     ) -> None:
         params = engine.target.params, engine.drafter.params
         part = Part("round", name, temperature)
-        call = functools.partial(_rounds, params, program, start, rounds=ROUNDS)
-        with on_mesh(engine):
-            end = call()
-        self._calls[part] = call
+        end = self._keep(part, functools.partial(_rounds, params, program, start))
         self._n_rounds[part] = int(end.counters.rounds.max())
         new = (end.context.length - start.context.length).sum()
         self._tokens[part] = float(new / jnp.maximum(end.counters.rounds.sum(), 1))
         if name != PLAIN:
             part = Part("draft", name, temperature)
-            self._calls[part] = functools.partial(_drafts, params[1], program, start)
-            self._n_rounds[part] = ROUNDS
+            self._keep(part, functools.partial(_drafts, params[1], program, start))
+
+    def _keep(self, part: Part, call: Callable[..., Any]) -> Any:
+        """Compiles a part by running it once; returns its end."""
+        self._calls[part] = functools.partial(call, rounds=self._rounds)
+        self._n_rounds[part] = self._rounds
+        with on_mesh(self._engine):
+            return jax.block_until_ready(self._calls[part]())
+
+    def _passed(self) -> dict[Part, float]:
+        """Seconds of every part, one after another."""
+        return {part: timed(call) for part, call in self._calls.items()}
 
     def measure(self) -> dict[str, Any]:
         """Seconds a round of every part, for a cost record."""
         with on_mesh(self._engine):
-            timed = interleaved(self._calls, rounds=CALLS, warm_up=1)
-        seconds = {part: timed[part]["median"] / self._n_rounds[part] for part in timed}
+            passes = [self._passed()]
+            calls = CALLS if sum(passes[0].values()) < PASS_S else FEWEST_CALLS
+            passes += [self._passed() for _ in range(calls - 1)]
+        seconds = {
+            part: statistics.median(each[part] for each in passes) / self._n_rounds[part]
+            for part in self._calls
+        }
         plain = {str(t): seconds[Part("round", PLAIN, t)] for t in self._temperatures}
         contestants = {}
         for name in self._n_nodes:
@@ -190,6 +217,8 @@ class Costs:
                 "temperature": {str(t): self._cost(seconds, name, t) for t in self._temperatures}
             }
         return {
+            "rounds": self._rounds,
+            "calls": calls,
             "plain_round_s": plain[str(self._temperatures[0])],
             "plain_round_s_by_temperature": plain,
             "forwards": {p.name: s for p, s in seconds.items() if p.part == "forward"},

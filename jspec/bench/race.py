@@ -13,12 +13,12 @@ import statistics
 from typing import Any
 
 from jspec.bench.contestants import Contestant, Ours, Ran, Theirs, sameness
-from jspec.bench.costs import Costs, room_needed
+from jspec.bench.costs import Costs, room_needed, rounds_for
 from jspec.bench.peers import Peer
 from jspec.bench.plan import Loaded, Plan
 from jspec.bench.prompts import Prompt
 from jspec.bench.stages import MOST_PICTURES, PictureFailed, picture, split
-from jspec.bench.summary import PEERS, PLAIN
+from jspec.bench.summary import PEERS, PLAIN, SKIPPED
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
 
@@ -78,14 +78,10 @@ class Race:
 
     Args:
       peer: the worker of transformers, where it takes part.
-
-    Attributes:
-      warnings: things that were left out, a line each.
     """
 
     def __init__(self, loaded: Loaded, batch_size: int, peer: Peer | None):
         self._loaded, self._plan, self._batch_size = loaded, loaded.plan, batch_size
-        self.warnings: list[str] = []
         self._ours = {
             label: Ours(label, loaded.engine(label, batch_size)) for label in loaded.drafters
         }
@@ -95,10 +91,10 @@ class Race:
             filters = {name: value for name, value in bench.filters.items() if value}
             ways = [name.removeprefix(PEERS) for name in self._plan.peers]
             self._contestants += [Theirs(way, peer, filters) for way in ways]
-        self._costs: dict[int, tuple[Costs, int]] | None = None
+        self._rounds = 0
 
-    def warm_up(self) -> None:
-        """Compile, and let everyone decode a short text."""
+    def warm_up(self, *, has_costs: bool) -> None:
+        """Compile, and let everyone decode a short text; with `has_costs`, run their parts too."""
         bench = self._plan.bench
         some = {
             t: [each for c in self._plan.prompts.by_category for each in self.requests(c, t)]
@@ -114,7 +110,15 @@ class Race:
                 for each in requests[: self._batch_size]
             ]
             for one in self._takers(t):
-                one.run(short)
+                ran = one.run(short)
+                if one.name == PLAIN:
+                    a_row = ran.stats["target_calls"] / len(short)
+                    self._rounds = rounds_for(ran.stats["decode_s"] / max(a_row, 1))
+        if has_costs:
+            for context in bench.contexts:
+                capacity = self._capacity(context)
+                if capacity is not None:
+                    self._costs(context, capacity)
 
     def prompts(self, category: str) -> list[Prompt]:
         """A category's, said again until the last batch is full too."""
@@ -127,15 +131,17 @@ class Race:
         return self._plan.requests(self.prompts(category), temperature, self._loaded.stop_ids)
 
     def run(self, block: Block) -> list[dict[str, Any]]:
-        """The records of a block."""
+        """The records of a block, at least one; what cannot be measured has one that says why."""
         where = {name: v for name, v in vars(block).items() if v is not None}
         if block.kind == "cost":
-            return [where | record for record in self._measure_costs()]
-        if block.kind == "split":
-            return [where | record for record in self._split()]
-        if block.kind == "picture":
-            return [where | record for record in self._pictures(str(block.category))]
-        return [where | record for record in self._run(block)]
+            records = self._measure_costs()
+        elif block.kind == "split":
+            records = self._split()
+        elif block.kind == "picture":
+            records = self._pictures(str(block.category))
+        else:
+            records = self._run(block)
+        return [where | record for record in records]
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -189,25 +195,37 @@ class Race:
     # --- costs and stages ------------------------------------------------------------------------
 
     def _measure_costs(self) -> list[dict[str, Any]]:
-        if self._costs is None:
-            self._costs = {}
-            engines = {name: one.engine for name, one in self._ours.items()}
-            depth = max(engine.program.max_depth for engine in engines.values())
-            for context in self._plan.bench.contexts:
-                needed = room_needed(context, depth)
-                if needed > self._plan.limit:
-                    self.warnings.append(
-                        f"context {context} is left out: its texts would grow to {needed} tokens, "
-                        f"and the target was made for {self._plan.limit}"
-                    )
-                    continue
-                capacity = max(room_for(needed, self._plan.limit), self._plan.capacity)
-                costs = Costs(engines, self._texts(context), capacity)
-                self._costs[context] = costs, capacity
-        return [
-            {"context": context, "capacity": capacity, **costs.measure()}
-            for context, (costs, capacity) in self._costs.items()
-        ]
+        found = []
+        for context in self._plan.bench.contexts:
+            capacity = self._capacity(context)
+            if capacity is None:
+                found.append(self._too_long(context))
+                continue
+            costs = self._costs(context, capacity)
+            found.append({"context": context, "capacity": capacity, **costs.measure()})
+        return found
+
+    def _costs(self, context: int, capacity: int) -> Costs:
+        """Made anew for every use: its caches take more memory than the models."""
+        engines = {name: one.engine for name, one in self._ours.items()}
+        return Costs(engines, self._texts(context), capacity, self._rounds)
+
+    def _needed(self, context: int) -> int:
+        """Tokens that texts of this length grow to."""
+        depth = max(one.engine.program.max_depth for one in self._ours.values())
+        return room_needed(context, depth)
+
+    def _capacity(self, context: int) -> int | None:
+        """Room for texts of this length; None where the target was not made for so many tokens."""
+        needed, limit = self._needed(context), self._plan.limit
+        return max(room_for(needed, limit), self._plan.capacity) if needed <= limit else None
+
+    def _too_long(self, context: int) -> dict[str, Any]:
+        reason = (
+            f"context {context} is left out: its texts would grow to {self._needed(context)} "
+            f"tokens, and the target was made for {self._plan.limit}"
+        )
+        return {"kind": SKIPPED, "context": context, "reason": reason}
 
     def _texts(self, context: int) -> dict[float, list[Request]]:
         """A batch of texts of this length, by temperature: prompts cut, or continued plainly."""
@@ -260,8 +278,8 @@ class Race:
                 try:
                     record = picture(engine, request, self._plan.tokenizer)
                 except PictureFailed as error:
-                    self.warnings.append(f"no picture of {label} on {category}: {error}")
-                    continue
+                    reason = f"no picture of {label} on {category} at T = {t:g}: {error}"
+                    record = {"kind": SKIPPED, "reason": reason}
                 about = {"contestant": label, "temperature": t, "prompt_id": prompt.id}
                 found.append(about | {"prompt_text": prompt.text} | record)
         return found

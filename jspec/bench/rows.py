@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from jspec.bench.summary import (
     PEERS,
     PLAIN,
+    SKIPPED,
     Acceptance,
     Advice,
     Forwards,
@@ -373,6 +374,7 @@ def summary_of(records: Sequence[Record]) -> Summary:
         advice=_advice(rows),
         unexcused=sum(same["unexcused"] for same in own),
         changed=_changed(gathered),
+        skipped=tuple(dict.fromkeys(r["reason"] for r in records if r["kind"] == SKIPPED)),
         load=(min(loads, default=0.0), max(loads, default=0.0)),
         n_repeats=min(repeats, default=0),
     )

@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from jspec.bench.config import BenchConfig
+from jspec.bench.pace import Pace
 from jspec.bench.peers import Peer
 from jspec.bench.plan import Loaded, Plan, make_plan
 from jspec.bench.race import Block, Race, blocks_of
 from jspec.bench.results import Results
-from jspec.bench.summary import PLAIN, Record, Summary, summarise
+from jspec.bench.summary import PLAIN, SKIPPED, Record, Summary, counted, summarise
 from jspec.bench.table import markdown, show
 from jspec.config import InferConfig
 from jspec.infer.command.endings import INTERRUPTED
@@ -59,7 +60,7 @@ def run(
         except KeyboardInterrupt:
             done, count = _count(plan, results)
             log.warning(
-                f"interrupted after {done} of {count} blocks, which are in {out}; the same "
+                f"interrupted after {done} of {counted(count, 'block')}, kept in {out}; the same "
                 "command goes on from there"
             )
             return INTERRUPTED
@@ -100,11 +101,12 @@ def _measure_all(plan: Plan, results: Results, log: Log) -> None:
     if done == count:
         return
     if done:
-        log.note(f"{done} of {count} blocks are there already")
+        log.note(f"{done} of {counted(count, 'block')} done before")
     with log.status(f"loading {plan.directory}"):
         loaded = Loaded(plan)
-    began, n_run = 0.0, 0
-    for batch_size in plan.bench.batch_sizes:
+    sizes = plan.bench.batch_sizes
+    pace = Pace(block for size in sizes for block in _missing(plan, results, size))
+    for batch_size in sizes:
         missing = _missing(plan, results, batch_size)
         if not missing:
             continue
@@ -113,21 +115,25 @@ def _measure_all(plan: Plan, results: Results, log: Log) -> None:
         try:
             race = Race(loaded, batch_size, peer)
             log.note(f"batch {batch_size}: compiling")
-            race.warm_up()
+            race.warm_up(has_costs=any(block.kind == "cost" for block in missing))
             for block in missing:
-                records = race.run(block)
-                results.add(block.name, records)
-                if not n_run:  # the first one compiles
-                    began = time.monotonic()
-                n_run += 1
-                took = (time.monotonic() - began) / max(n_run - 1, 1)
-                left = took * (count - done - n_run) / 60
-                log.note(told(block, records) + (f"; about {left:.0f} min left" if left else ""))
-            for line in race.warnings:
-                log.warning(line)
+                _measure(block, race, results, pace, log)
         finally:
             if peer is not None:
                 peer.close()
+
+
+def _measure(block: Block, race: Race, results: Results, pace: Pace, log: Log) -> None:
+    """One block, kept and told."""
+    known = {record.get("reason") for record in results.records}
+    began = time.monotonic()
+    records = race.run(block)
+    pace.took(block, time.monotonic() - began)
+    results.add(block.name, records)
+    log.note(told(block, records) + pace.told())
+    for record in records:
+        if record["kind"] == SKIPPED and record["reason"] not in known:
+            log.warning(record["reason"])
 
 
 def told(block: Block, records: Sequence[Record]) -> str:
@@ -154,9 +160,10 @@ def _tell(records: list[dict[str, Any]], out: Path, log: Log, as_json: bool) -> 
         _show(summary)
     _write_report(records, out, log)
     if summary.unexcused:
+        wrong = counted(summary.unexcused, "difference")
         raise Failure(
-            f"{summary.unexcused} tokens differ from plain decoding by more than a near-tie; "
-            "this is a fault of jspec, please report it"
+            f"{wrong} from plain decoding that no near-tie explains; this is a fault of jspec, "
+            "please report it"
         )
     return 0
 

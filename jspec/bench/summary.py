@@ -17,6 +17,14 @@ PLAIN = "plain"
 PEERS = "transformers "
 """What the names of contestants from the other library begin with."""
 
+SKIPPED = "skipped"
+"""Kind of a record that has a `reason` in place of numbers."""
+
+
+def counted(count: int, word: str) -> str:
+    """A number and what it counts: "1 text", "2 near-ties"."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Same:
@@ -207,6 +215,7 @@ class Summary:
       advice: where a drafter loses by more than its interval.
       unexcused: differences from plain decoding that no near-tie explains, peers left out.
       changed: contestants whose texts changed between repeats; there should be none.
+      skipped: why something was not measured, a line each.
       load: smallest and largest load average.
       n_repeats: complete ones, at the batch size that has fewest.
     """
@@ -219,6 +228,7 @@ class Summary:
     advice: tuple[Advice, ...]
     unexcused: int
     changed: tuple[str, ...]
+    skipped: tuple[str, ...]
     load: tuple[float, float]
     n_repeats: int
 

@@ -7,7 +7,7 @@ import statistics
 from rich.console import Console
 from rich.table import Table
 
-from jspec.bench.summary import PLAIN, Row, Same, Summary, Turn
+from jspec.bench.summary import PLAIN, Row, Same, Summary, Turn, counted
 from jspec.bench.terms import Interval
 
 Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -55,12 +55,15 @@ def acceptance_table(summary: Summary) -> Cells:
 
 
 def remarks(summary: Summary) -> list[str]:
-    """Where speculation turns into a loss, where not to speculate, and what went wrong."""
+    """Where speculation turns into a loss, where not to speculate, what is missing or wrong."""
     lines = [turn_line(turn) for turn in summary.turns]
     lines += [advice.text for advice in summary.advice]
+    lines += summary.skipped
     lines += [f"TEXTS CHANGED between repeats: {name}" for name in summary.changed]
     if summary.unexcused:
-        lines.append(f"{summary.unexcused} DIFFERENCES that no near-tie explains")
+        lines.append(
+            f"{counted(summary.unexcused, 'DIFFERENCE').upper()} that no near-tie explains"
+        )
     return lines
 
 
@@ -89,10 +92,10 @@ def caption(summary: Summary) -> str:
     return (
         f"{settings.get('target')} on {where.get('processor')}, {where.get('cores')} cores, "
         f"{where.get('device')}, {where.get('dtype')}; load average {low:.1f} to {high:.1f}; "
-        f"commit {where.get('commit')}; {versions}. {texts} prompts, "
+        f"commit {where.get('commit')}; {versions}. {counted(texts, 'prompt')}, "
         f"{settings.get('max_new_tokens')} new tokens each"
         f"{', stop tokens ignored' if is_even else ' at most'}, seed {where.get('seed')}. All "
-        f"contestants in turn in every one of {summary.n_repeats} complete repeats; medians over "
+        f"contestants in turn in {counted(summary.n_repeats, 'complete repeat')}; medians over "
         "repeats and categories of ratios to plain decoding, 95 % bootstrap intervals in brackets. "
         "tau: tokens a target forward; predicted: tau / (r + c_d + overhead), for decoding, the "
         f"host's time not in it; error: predicted over measured, less one. Plain: {speeds}."
@@ -162,7 +165,7 @@ def _interval(value: Interval | None) -> str:
 def _same(same: Same | None) -> str:
     if same is None:
         return "its own"
-    notes = [f"{same.near_ties} near-ties"] if same.near_ties else []
+    notes = [counted(same.near_ties, "near-tie")] if same.near_ties else []
     notes += [f"{same.unexcused} UNEXPLAINED"] if same.unexcused else []
     return ", ".join([f"{same.identical}/{same.texts}", *notes])
 

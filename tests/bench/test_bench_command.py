@@ -111,12 +111,29 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     assert (cut / "results.jsonl").read_text() == before
 
 
+def test_what_cannot_be_measured_is_said_once_and_not_tried_again(
+    config, prompts, tmp_path, capsys, monkeypatch
+):
+    few = ["--batch-sizes", "1", "--repeats", "2", "--contexts", "8,4000"]
+    why = "context 4000 is left out"
+    assert bench(config, prompts, tmp_path, *few) == 0
+    said = capsys.readouterr()
+    assert said.err.count(why) == 1 and said.out.count(why) == 1
+    kinds = [record["kind"] for record in records_of(tmp_path) if record.get("context")]
+    assert kinds == ["cost", "skipped"] * 2
+    assert why.capitalize() in (tmp_path / "report.html").read_text()
+
+    monkeypatch.setattr(race.Race, "__init__", None)  # nothing is left to be measured
+    assert bench(config, prompts, tmp_path, *few) == 0
+    assert why in capsys.readouterr().out
+
+
 def test_a_text_that_differs_is_a_failure(config, prompts, tmp_path, capsys, monkeypatch):
     wrong = {"texts": 2, "identical": 1, "near_ties": 0, "unexcused": 1}
     monkeypatch.setattr(race, "sameness", lambda *_: wrong)
     few = ["--batch-sizes", "2", "--repeats", "1", "--contexts", ""]
     assert bench(config, prompts, tmp_path / "out", *few) == 1
-    assert "differ from plain decoding" in capsys.readouterr().err
+    assert "2 differences from plain decoding" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jspec.bench.report.colours import Mark
-from jspec.bench.report.markup import element, number, text
-from jspec.bench.summary import Advice, Row, Summary, Turn
+from jspec.bench.report.markup import element, number, sentence, text
+from jspec.bench.summary import Advice, Row, Summary, Turn, counted
 
 SHOWN = 4
 """Lines of advice before the rest is folded."""
@@ -42,7 +42,7 @@ def identical(row: Row) -> str:
         return "texts not compared"
     words = f"texts identical {same.identical}/{same.texts}"
     if same.near_ties:
-        words += f", {same.near_ties} near-ties"
+        words += f", {counted(same.near_ties, 'near-tie')}"
     return words + (f", {same.unexcused} UNEXCUSED" if same.unexcused else "")
 
 
@@ -72,18 +72,14 @@ def card(row: Row, mark: Mark) -> str:
     return element("div", "".join(parts), class_="card")
 
 
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:] + "."
-
-
 def advice_lines(turns: Sequence[Turn], advice: Sequence[Advice]) -> str:
     """Where the gain turns, then each drafter that loses; a long list is folded."""
-    first = [element("li", text(_sentence(turn.text)), class_="turn") for turn in turns]
-    lines = [element("li", text(_sentence(one.text))) for one in advice]
+    first = [element("li", text(sentence(turn.text)), class_="turn") for turn in turns]
+    lines = [element("li", text(sentence(one.text))) for one in advice]
     shown = element("ul", "".join(first + lines[:SHOWN])) if first or lines else ""
     rest = lines[SHOWN:]
     if rest:
-        head = element("summary", f"{len(rest)} more places where a drafter loses")
+        head = element("summary", counted(len(rest), "more place") + " where a drafter loses")
         shown += element("details", head + element("ul", "".join(rest)))
     return shown
 
@@ -92,9 +88,9 @@ def warnings(summary: Summary) -> list[str]:
     """What makes the run less than it should be."""
     found = []
     if summary.unexcused:
+        wrong = counted(summary.unexcused, "difference")
         found.append(
-            f"{summary.unexcused} texts differ from plain decoding's and no near-tie explains it: "
-            "this run is not lossless."
+            f"{wrong} from plain decoding that no near-tie explains: this run is not lossless."
         )
     if summary.changed:
         names = ", ".join(summary.changed)

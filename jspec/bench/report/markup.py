@@ -84,6 +84,11 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return ABSENT if value is None else f"{value:.{digits}f}{unit}"
 
 
+def sentence(words: str) -> str:
+    """Words with a capital letter before them and a full stop behind."""
+    return words[:1].upper() + words[1:] + "."
+
+
 def percent(value: float | None) -> str:
     """A share for people, to whole hundredths."""
     return ABSENT if value is None else f"{100 * value:.0f} %"

@@ -11,11 +11,11 @@ from typing import Any
 
 from jspec.bench.report.colours import PLAIN, Mark, marks
 from jspec.bench.report.headline import headline
-from jspec.bench.report.markup import element, section, text
+from jspec.bench.report.markup import element, section, sentence, text
 from jspec.bench.report.picture import token_pictures
 from jspec.bench.report.plots import plots
 from jspec.bench.report.tables import main_table, raw_table, vllm_table
-from jspec.bench.summary import Summary, summarise
+from jspec.bench.summary import Summary, counted, summarise
 
 Record = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def origin(summary: Summary, records: Sequence[Record]) -> str:
     """One line under the title: which target, where."""
     known = provenance(summary, records)
     parts = [summary.settings.get("target"), known.get("device"), known.get("processor")]
-    parts.append(f"{summary.n_repeats} repeats" if summary.n_repeats else None)
+    parts.append(counted(summary.n_repeats, "repeat") if summary.n_repeats else None)
     return ", ".join(str(p) for p in parts if p)
 
 
@@ -95,8 +95,9 @@ def sections(records: Sequence[Record], summary: Summary) -> list[str]:
     pictures = [r for r in records if r["kind"] == "picture"]
     rows = summary.rows
     tables = main_table(rows, looks) if rows else ""
+    tables += "".join(element("p", text(sentence(why)), class_="lead") for why in summary.skipped)
     theirs = element("h3", "The same run under vLLM's names") + vllm_table(rows, looks)
-    raw = element("summary", f"{len(runs)} runs as they were recorded") + raw_table(runs, looks)
+    raw = element("summary", counted(len(runs), "run") + " as recorded") + raw_table(runs, looks)
     return [
         section("headline", "In short", headline(summary, looks)),
         section("terms", "Contestants and their terms", tables + theirs * bool(rows), lead=TERMS),

@@ -11,6 +11,7 @@ from typing import Any
 
 from jspec.bench.report.colours import PLAIN, Mark
 from jspec.bench.report.markup import data, element, text
+from jspec.bench.summary import counted
 
 Record = Mapping[str, Any]
 
@@ -68,9 +69,9 @@ def told(picture: Record) -> str:
     kept = sum(t["depth"] > 0 for t in tokens)
     rounds = len({t["round"] for t in tokens})
     if picture["contestant"] == PLAIN:
-        return f"{len(tokens)} tokens, one call of the target each"
+        return f"{counted(len(tokens), 'token')}, one call of the target each"
     return text(
-        f"{len(tokens)} tokens in {rounds} rounds: {kept} drafted and kept, "
+        f"{counted(len(tokens), 'token')} in {counted(rounds, 'round')}: {kept} drafted and kept, "
         f"{len(tokens) - kept} the target's own"
     )
 

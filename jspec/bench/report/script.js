@@ -37,7 +37,7 @@
     const [text, depth, rank, logprob, gap, round] = token;
     const lines = ["“" + text + "”"];
     lines.push(depth ? "drafted, kept at depth " + depth : "the target's own");
-    if (rank !== null) lines.push("rank " + rank);
+    if (depth && rank !== null) lines.push("the drafter's choice no. " + (rank + 1));
     if (logprob !== null) lines.push("probability " + (100 * Math.exp(logprob)).toPrecision(3) + " %");
     if (gap !== null) lines.push("score above the runner-up " + gap.toFixed(2));
     if (round !== null) lines.push("round " + round);
@@ -51,6 +51,7 @@
     span.setAttribute("aria-describedby", "tip");
     const box = span.getClientRects()[0] || span.getBoundingClientRect();
     const wide = document.documentElement.clientWidth;
+    tip.style.left = "0";
     const left = Math.max(8, Math.min(box.left, wide - tip.offsetWidth - 8));
     const above = box.top - tip.offsetHeight - 8;
     const top = above > 0 ? above : box.bottom + 8;
@@ -82,6 +83,8 @@
     return made;
   }
 
+  const dots = (spaces) => "·".repeat(spaces.length);
+
   function draw(round, entry) {
     if (!entry || !entry.nodes.length) {
       title.textContent = "Round " + round + ": nothing was drafted; the token is the target's own.";
@@ -91,8 +94,8 @@
     const nodes = entry.nodes;
     const drafted = nodes.filter((node) => node[1] > 0).length;
     title.textContent = "Round " + round + ": " + entry.kept + " of " + drafted +
-      " drafted tokens kept, then one of the target's own.";
-    const cut = (text) => (text.length > 12 ? text.slice(0, 11) + "…" : text);
+      " drafted token" + (drafted === 1 ? "" : "s") + " kept, then one of the target's own.";
+    const cut = (text) => (text.length > 12 ? text.slice(0, 11) + "…" : text).replace(/^ +/, dots);
     const wide = Math.max(...nodes.map((n) => cut(n[0]).length)) * 7.4 + 16;
     const step = wide + 26, tall = 32;
     const first = Math.min(...nodes.map((n) => n[1]));

@@ -15,7 +15,7 @@ from jspec.bench.report.markup import (
     table,
     text,
 )
-from jspec.bench.summary import Row
+from jspec.bench.summary import Row, counted
 from jspec.bench.terms import Interval
 
 COLUMNS = (
@@ -96,7 +96,7 @@ def main_table(rows: Sequence[Row], looks: Mapping[str, Mark]) -> str:
         r = f"{terms.r:.2f} <i>n = {terms.n_nodes}</i>" if terms else ABSENT
         identical = ABSENT if same is None else f"{same.identical}/{same.texts}"
         if same and same.near_ties:
-            identical += f" <i>{same.near_ties} near-ties</i>"
+            identical += f" <i>{counted(same.near_ties, 'near-tie')}</i>"
         return [
             named(row.contestant, looks),
             f"{row.temperature:g}",
