@@ -284,18 +284,27 @@ class Randomness:
         return self._draw(depth, vocabulary, Stream.NOISE)
 
     def draft_noise(
-        self, depth: Int[Array, ""] | int, vocabulary: int
+        self,
+        depth: Int[Array, ""] | int,
+        vocabulary: int,
+        *,
+        ids: Int[Array, " V"] | None = None,
     ) -> Float[Array, "B V"] | None:
-        """What a drafter adds to its scores for children of a node of this depth."""
-        stream = Stream.NOISE if self.rule is Rule.WALK else Stream.DRAFT
-        return self._draw(depth, vocabulary, stream)
+        """What a drafter adds to its scores for children of a node of this depth.
 
-    def _draw(self, depth, vocabulary: int, stream: Stream) -> Float[Array, "B V"] | None:
+        Args:
+          ids: the tokens that it scores, in this order; the whole vocabulary if not given.
+        """
+        stream = Stream.NOISE if self.rule is Rule.WALK else Stream.DRAFT
+        return self._draw(depth, vocabulary, stream, ids)
+
+    def _draw(
+        self, depth, vocabulary: int, stream: Stream, ids: Int[Array, " V"] | None = None
+    ) -> Float[Array, "B V"] | None:
         if self.mode is Mode.GREEDY:
             return None
-        ids = jnp.broadcast_to(
-            jnp.arange(vocabulary, dtype=jnp.int32)[None, :], (self.length.shape[0], vocabulary)
-        )
+        some = jnp.arange(vocabulary, dtype=jnp.int32) if ids is None else ids
+        ids = jnp.broadcast_to(some[None, :], (self.length.shape[0], some.shape[0]))
         return gumbel(self.sampling, self.length + depth, ids, stream)
 
 

@@ -1,7 +1,7 @@
 """What can be trained, as configs read from YAML.
 
-Every file says its `kind`: a `tokenizer`, a `model`, or `texts` that a model writes for others to
-learn from. In reading order: the parts, the kinds, `KINDS`.
+Every file says its `kind`: a `tokenizer`, a `model`, a `falcon` drafter, or `texts` that a model
+writes for others to learn from. In reading order: the parts, the kinds, `KINDS`.
 """
 
 from __future__ import annotations
@@ -171,6 +171,50 @@ class ModelConfig(LoopConfig):
     data: DataConfig = _needed("text", "a mapping")
 
 
+class GlanceConfig(Config):
+    """Which positions get the answer as their input (Falcon, section 3.3)."""
+
+    schedule: Literal["code", "paper"] = field(
+        "code", "share that is shown: 0.45 to 0.1, or 0.4 to 0", "code or paper", is_text=True
+    )
+    epochs: int = count(20, "steps in which the share falls")
+    align: Literal["block", "masked_stride"] = field(
+        "block",
+        "runs begin at blocks, or at every k-th learnt position, as released",
+        "block or masked_stride",
+        is_text=True,
+    )
+
+
+class FalconConfig(LoopConfig):
+    """Trains a Falcon drafter beside its frozen target."""
+
+    kind: Literal["falcon"] = field("falcon", "what is trained", "falcon", is_text=True)
+    out: str = _needed("directory of the run: checkpoints, metrics, the drafter", "a path")
+    target: str = _needed("directory or hub id of the model it drafts for", "a path or id")
+    target_digest: str | None = digest_field("of the target's weights, which refuses any others")
+    block_size: int = count(2, "k, the tokens of a pass")
+    n_layers: int = count(1, "attention blocks")
+    mlp_width: int | None = count(None, "of the attention blocks; the target's if not given")
+    lstm_mode: Literal["pointwise", "sequence"] = field(
+        "pointwise", "whether the LSTM has a memory", "pointwise or sequence", is_text=True
+    )
+    glancing: bool = field(True, "distil in two passes; false: a plain shift", "true or false")
+    glance: GlanceConfig = field(GlanceConfig(), "positions that are shown", "a mapping")
+    noise: float = field(
+        0.2, "width of the noise on features of 512 tokens", "a number of at least 0", ge=0
+    )
+    dropout: float = field(0.1, "of the LSTM's first layer", "a number in [0, 1)", ge=0, lt=1)
+    token_weight: float = field(
+        0.1, "of the tokens' losses beside the features'", "a number of at least 0", ge=0
+    )
+    soft_share: float = field(
+        0.9, "of the soft loss beside the hard one", "a number in [0, 1]", ge=0, le=1
+    )
+    has_loss_on_shown: bool = field(True, "learn positions that were shown", "true or false")
+    data: DataConfig = _needed("text", "a mapping")
+
+
 class TextsConfig(Config):
     """A model writes texts: continuations of the openings of corpora, as corpora for others."""
 
@@ -202,6 +246,7 @@ class TextsConfig(Config):
 KINDS: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
     "model": ModelConfig,
+    "falcon": FalconConfig,
     "texts": TextsConfig,
 }
 """What `kind` may say."""

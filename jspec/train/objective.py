@@ -62,6 +62,10 @@ class Objective(Protocol):
         """
         ...
 
+    def for_evaluation(self) -> Objective:
+        """What held-out text is judged by: the same without what only helps to learn."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
@@ -74,6 +78,9 @@ class NextToken:
 
     model: Model
     remat: bool = False
+
+    def for_evaluation(self) -> NextToken:
+        return self
 
     def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
         tokens = batch["tokens"]
@@ -115,6 +122,9 @@ class Distil:
     teacher: Model
     share: float = 0.8
     remat: bool = False
+
+    def for_evaluation(self) -> Distil:
+        return self
 
     def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
         tokens, place = batch["tokens"], (batch["segments"], batch["positions"])

@@ -69,7 +69,12 @@ class Step:
 
         def total(params, part, index):
             loss = self._loss(
-                params, frozen, part, jax.random.fold_in(key, index), train_state.step
+                self.objective,
+                params,
+                frozen,
+                part,
+                key=jax.random.fold_in(key, index),
+                step=train_state.step,
             )
             return loss.total, loss
 
@@ -99,11 +104,12 @@ class Step:
     def evaluate(self, params: Params, frozen: Params, batch: Mapping[str, Array]) -> Loss:
         """The sums of a batch, without a gradient; the randomness is always the same."""
         key = jax.random.key(self.seed)
-        return self._loss(params, frozen, batch, key, jnp.zeros((), jnp.int32))
+        objective, step = self.objective.for_evaluation(), jnp.zeros((), jnp.int32)
+        return self._loss(objective, params, frozen, batch, key=key, step=step)
 
-    def _loss(self, params, frozen, part, key, step) -> Loss:
+    def _loss(self, objective: Objective, params, frozen, part, *, key, step) -> Loss:
         narrow = jax.tree.map(lambda leaf: leaf.astype(self.compute_dtype), params)
-        return self.objective.loss(
+        return objective.loss(
             narrow, frozen, part, key=key, step=step, rows_sharding=self.rows_sharding
         )
 
