@@ -9,12 +9,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
+
 from jspec.drafters import load_drafter
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.draft_model import DraftModel
+from jspec.drafters.falcon import trees
+from jspec.drafters.falcon.drafter import Falcon
+from jspec.drafters.falcon.loading import head_rows
+from jspec.drafters.falcon.trees import Tree
+from jspec.models import sar_head
+from jspec.models.sar_head import LstmMode, SarConfig
 from jspec.models.target import Target
 from jspec.testing import drafters as hostile
-from jspec.testing.models import perturbed
+from jspec.testing.models import perturbed, random_head
 
 Texts = Sequence[Sequence[int]]
 
@@ -58,6 +66,31 @@ def _named(name: str, **options):
     return lambda target, texts: load_drafter(name, target=target, **options)
 
 
+def _falcon(
+    tree: Tree,
+    *,
+    block_size: int = 2,
+    n_layers: int = 1,
+    mode: LstmMode = LstmMode.POINTWISE,
+    block_align: str = "right",
+    n_ids: int = 0,
+):
+    """An untrained head; its vocabulary is every other token where there are `n_ids`."""
+
+    def make(target: Target, texts: Texts) -> LoadedDrafter:
+        decoder = dataclasses.replace(target.model.config, n_layers=n_layers, windows=())
+        config = SarConfig(decoder=decoder, block_size=block_size, lstm_mode=mode)
+        model = sar_head.build(config)
+        params = {"head": random_head(model, dtype=target.dtype), "target": target.params}
+        if n_ids:
+            ids = jnp.arange(n_ids, dtype=jnp.int32) * 2
+            params |= {"ids": ids, "rows": head_rows(target, ids)}
+        drafter = Falcon(model=model, target=target.model, tree=tree, block_align=block_align)
+        return LoadedDrafter(name="falcon", drafter=drafter, params=params)
+
+    return make
+
+
 def _random(**options):
     return lambda target, texts: hostile.random_trees(vocab_size=target.vocab_size, **options)
 
@@ -81,6 +114,42 @@ ROSTER = (
         make=_draft_model(depth=3, width=3),
         is_chain=False,
         is_quick=True,
+    ),
+    Entry(name="falcon-chain", method="falcon", make=_falcon(trees.chain(4)), is_chain=True),
+    Entry(
+        name="falcon-tree",
+        method="falcon",
+        make=_falcon(trees.parse(["root:5 0:3 1:2 00:2 10:1 000:2 100:1"])),
+        is_chain=False,
+        is_quick=True,
+    ),
+    Entry(
+        name="falcon-3-sequence-left",
+        method="falcon",
+        make=_falcon(
+            trees.parse(["root:6 0:2 2:1 00:2 20:1 000:3 200:1"]),
+            block_size=3,
+            mode=LstmMode.SEQUENCE,
+            block_align="left",
+        ),
+        is_chain=False,
+    ),
+    Entry(
+        name="falcon-4-reduced",
+        method="falcon",
+        make=_falcon(
+            trees.parse(["root:4 0:3 1:1 00:1 01:1 000:1 0000:2"]),
+            block_size=4,
+            n_layers=2,
+            n_ids=11,
+        ),
+        is_chain=False,
+    ),
+    Entry(
+        name="falcon-released",
+        method="falcon",
+        make=_falcon(trees.find("kmask2_8layer_tree")),
+        is_chain=False,
     ),
     Entry(
         name="oracle-chain",

@@ -25,6 +25,7 @@ _MODULES = {
     "none": "jspec.drafters.none",
     "draft-model": "jspec.drafters.draft_model",
     "prompt-lookup": "jspec.drafters.prompt_lookup",
+    "falcon": "jspec.drafters.falcon.loading",
 }
 
 NAMES = tuple(_MODULES)

@@ -65,13 +65,7 @@ def abstract_params(model: Model, dtype) -> Params:
 
 def random_params(model: Model, *, key, dtype=jnp.float32, scale: float = 0.02) -> Params:
     """Normal weights of standard deviation `scale`, norms around 1; each leaf its own key."""
-    flat, treedef = jax.tree.flatten_with_path(abstract_params(model, dtype))
-    leaves = []
-    for i, (path, leaf) in enumerate(flat):
-        noise = jax.random.normal(jax.random.fold_in(key, i), leaf.shape, jnp.float32) * scale
-        is_norm = "norm" in jax.tree_util.keystr(path[-1:])
-        leaves.append((noise + 1 if is_norm else noise).astype(leaf.dtype))
-    return jax.tree.unflatten(treedef, leaves)
+    return modules.random_like(abstract_params(model, dtype), key=key, scale=scale)
 
 
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype) -> KVCache:

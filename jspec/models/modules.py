@@ -40,6 +40,17 @@ def shapes(make: Callable[[], nnx.Module], dtype) -> Params:
     return plain(pure)
 
 
+def random_like(shapes: Params, *, key, scale: float) -> Params:
+    """Normal weights of standard deviation `scale`, norms around 1; each leaf its own key."""
+    flat, treedef = jax.tree.flatten_with_path(shapes)
+    leaves = []
+    for i, (path, leaf) in enumerate(flat):
+        noise = jax.random.normal(jax.random.fold_in(key, i), leaf.shape, jnp.float32) * scale
+        is_norm = "norm" in jax.tree_util.keystr(path[-1:])
+        leaves.append((noise + 1 if is_norm else noise).astype(leaf.dtype))
+    return jax.tree.unflatten(treedef, leaves)
+
+
 def merge(definition: Any, params: Params) -> Any:
     """The module with its arrays; for use while tracing."""
 

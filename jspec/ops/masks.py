@@ -33,7 +33,7 @@ def relaxed_window(
         makes the last of them a full block.
       n_valid: rows from here on are not seen, but by themselves.
 
-    Source: Xie et al. 2024 (Falcon), section 3.2, relaxed causal mask.
+    Source: Gao et al. 2024 (Falcon), section 3.2, relaxed causal mask.
     """
     rows = jnp.arange(tokens, dtype=start.dtype)
     block = (rows[None, :] - start[:, None]) // block_size

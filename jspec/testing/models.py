@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jspec.models import sar_head
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, build, random_params
+from jspec.models.modules import random_like
+from jspec.models.sar_head import SarModel
 from jspec.models.target import Target
 from jspec.models.weights import param_shardings
 from jspec.sharding import make_mesh
@@ -48,6 +51,12 @@ def perturbed(target: Target, *, seed: int = 1, scale: float = 0.05) -> Target:
         for leaf, key in zip(leaves, keys, strict=True)
     ]
     return in_memory(target.model, jax.tree.unflatten(treedef, noisy))
+
+
+def random_head(model: SarModel, *, seed: int = 2, dtype=jnp.float32, scale: float = 0.35):
+    """Parameters of a semi-autoregressive head that has learnt nothing."""
+    shapes = sar_head.abstract_params(model, dtype)
+    return random_like(shapes, key=jax.random.key(seed), scale=scale)
 
 
 def in_memory(model: Model, params) -> Target:

@@ -10,7 +10,7 @@ In reading order: what is shifted (`shifted`), which positions are glanced at (`
 Texts are packed, so a "sample" of the paper is one text of a sequence; blocks are counted from
 the start of each.
 
-Source: Xie et al. 2024 (Falcon, arXiv 2412.12639), section 3.3 and the released trainer. Differs:
+Source: Gao et al. 2024 (Falcon, arXiv 2412.12639), section 3.3 and the released trainer. Differs:
 any batch size; losses are sums over all supervised positions of a step, divided once.
 """
 
@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jspec.models import falcon
-from jspec.models.falcon import FalconModel
+from jspec.models import sar_head
 from jspec.models.model import Model, embed, forward_text, head
+from jspec.models.sar_head import SarModel
 from jspec.ops.linear import wide
 from jspec.state import Params
 from jspec.train.objective import Loss
@@ -185,7 +185,7 @@ class Csgd:
       remat: compute layers again in the backward pass.
     """
 
-    head: FalconModel
+    head: SarModel
     target: Model
     steps: int
     glance: Glance | None = Glance()
@@ -226,7 +226,7 @@ class Csgd:
         noise_key, first_key, choice_key, second_key, label_key = jax.random.split(key, 5)
 
         def draft(tokens, features, key):
-            out = falcon.forward_text(
+            out = sar_head.forward_text(
                 params,
                 self.head,
                 embed(frozen, self.target, tokens),

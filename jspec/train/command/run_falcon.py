@@ -9,16 +9,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jspec.drafters.falcon.checkpoint import HEAD_AXES, write_checkpoint
 from jspec.errors import UserError
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Log
-from jspec.models import falcon
-from jspec.models.falcon import FalconModel, LstmMode
-from jspec.models.falcon_checkpoint import write_checkpoint
+from jspec.models import sar_head
 from jspec.models.hub import local_directory
+from jspec.models.sar_head import LstmMode, SarModel
 from jspec.models.shipped import check_digest
 from jspec.models.target import Target, load_target
-from jspec.models.weights import AXES, leaf_name
+from jspec.models.weights import leaf_name
 from jspec.sharding import TRAINING, make_training_mesh
 from jspec.state import Params
 from jspec.train.command.corpora import load_corpora
@@ -27,8 +27,6 @@ from jspec.train.config import FalconConfig
 from jspec.train.csgd import Csgd, Glance
 from jspec.train.loop import planned_steps, train
 from jspec.train.trainable import Trainable
-
-LSTM_AXES = {"input": ("width", "mlp"), "recurrent": ("width", "mlp"), "bias": ("mlp",)}
 
 
 def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
@@ -66,7 +64,7 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     return 0 if outcome.is_complete else INTERRUPTED
 
 
-def head_of(config: FalconConfig, target: Target) -> FalconModel:
+def head_of(config: FalconConfig, target: Target) -> SarModel:
     """The head of a config: heads and rotary embedding are its target's."""
     decoder = target.model.config
     if decoder.max_positions < config.data.length:
@@ -83,8 +81,8 @@ def head_of(config: FalconConfig, target: Target) -> FalconModel:
         has_out_bias=False,
         has_mlp_bias=False,
     )
-    return falcon.build(
-        falcon.FalconConfig(
+    return sar_head.build(
+        sar_head.SarConfig(
             decoder=blocks,
             block_size=config.block_size,
             lstm_mode=LstmMode(config.lstm_mode),
@@ -92,7 +90,7 @@ def head_of(config: FalconConfig, target: Target) -> FalconModel:
     )
 
 
-def objective_of(config: FalconConfig, head: FalconModel, target: Target, steps: int) -> Csgd:
+def objective_of(config: FalconConfig, head: SarModel, target: Target, steps: int) -> Csgd:
     """What a config minimises."""
     return Csgd(
         head=head,
@@ -108,7 +106,7 @@ def objective_of(config: FalconConfig, head: FalconModel, target: Target, steps:
     )
 
 
-def trainable_of(head: FalconModel, target: Target) -> Trainable:
+def trainable_of(head: SarModel, target: Target) -> Trainable:
     """The head from random weights, its target frozen beside it."""
 
     def export(params: Params, directory: Path) -> None:
@@ -117,25 +115,25 @@ def trainable_of(head: FalconModel, target: Target) -> Trainable:
 
     return Trainable(
         init=lambda key: initial_params(head, key),
-        axes=lambda path: (LSTM_AXES | AXES)[leaf_name(path)],
+        axes=lambda path: HEAD_AXES[leaf_name(path)],
         export=export,
         frozen=target.params,
     )
 
 
-def initial_params(head: FalconModel, key) -> Params:
+def initial_params(head: SarModel, key) -> Params:
     """Uniform weights as the released trainer's framework makes them; norms are 1.
 
     An LSTM's lie within 1 / sqrt(width), a projection's within 1 / sqrt(its inputs).
     """
     width = head.config.decoder.width
-    flat, treedef = jax.tree.flatten_with_path(falcon.abstract_params(head, jnp.float32))
+    flat, treedef = jax.tree.flatten_with_path(sar_head.abstract_params(head, jnp.float32))
 
     def one(i: int, path, leaf):
         name = leaf_name(path)
         if name.endswith("norm"):
             return jnp.ones(leaf.shape)
-        is_matrix = leaf.ndim == 2 and name not in LSTM_AXES
+        is_matrix = leaf.ndim == 2 and name not in ("input", "recurrent")
         bound = 1 / math.sqrt(leaf.shape[0] if is_matrix else width)
         return jax.random.uniform(
             jax.random.fold_in(key, i), leaf.shape, minval=-bound, maxval=bound
@@ -144,8 +142,8 @@ def initial_params(head: FalconModel, key) -> Params:
     return jax.tree.unflatten(treedef, [one(i, *pair) for i, pair in enumerate(flat)])
 
 
-def n_weights(head: FalconModel) -> int:
+def n_weights(head: SarModel) -> int:
     """Numbers a head has."""
     return sum(
-        math.prod(leaf.shape) for leaf in jax.tree.leaves(falcon.abstract_params(head, "float32"))
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(sar_head.abstract_params(head, "float32"))
     )

@@ -9,7 +9,7 @@ the rows of three gates and the sum of the biases. What it does not read is writ
 fields of `config.json` are ours: `lstm_mode`, and `has_embedding`, false where the directory has no
 copy of the target's embedding.
 
-Source: Xie et al. 2024 (Falcon, arXiv 2412.12639), the released code and drafters.
+Source: Gao et al. 2024 (Falcon, arXiv 2412.12639), the released code and drafters.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from jax.sharding import Mesh
 
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
-from jspec.models.falcon import FalconConfig, FalconModel, LstmMode, abstract_params, build
 from jspec.models.hf import begin_directory, check_tensors, place
 from jspec.models.hf_config import Fields
 from jspec.models.names import HUGGING_FACE, Stored
+from jspec.models.sar_head import LstmMode, SarConfig, SarModel, abstract_params, build
 from jspec.models.tensor_files import Tensors, open_checkpoint, read_json
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import REPLICATED, Table, sharding
@@ -75,7 +75,7 @@ _ROWS = 4096
 # --- config --------------------------------------------------------------------------------------
 
 
-def read_config(directory: Path) -> FalconConfig:
+def read_config(directory: Path) -> SarConfig:
     """The head that a directory's `config.json` describes."""
     values = read_json(directory / "config.json")
     fields = Fields(values, {"qkv_bias": False, "bias": True, "lstm_mode": "pointwise"})
@@ -89,7 +89,7 @@ def read_config(directory: Path) -> FalconConfig:
         decoder = DecoderConfig.from_hf(
             {name: values[name] for name in _FIELDS if name in values} | {"model_type": "llama"}
         )
-        return FalconConfig(
+        return SarConfig(
             decoder=dataclasses.replace(decoder, has_qkv_bias=fields.flag("qkv_bias")),
             block_size=fields.integer("k_mask"),
             lstm_mode=LstmMode(mode),
@@ -99,7 +99,7 @@ def read_config(directory: Path) -> FalconConfig:
         raise UserError(f"{directory}/{error}") from None
 
 
-def _config_values(config: FalconConfig) -> dict[str, Any]:
+def _config_values(config: SarConfig) -> dict[str, Any]:
     """The `config.json` of a head, in the released fields."""
     decoder = dataclasses.replace(config.decoder, family="llama", has_qkv_bias=False)
     values = decoder.to_hf()
@@ -120,7 +120,7 @@ def _config_values(config: FalconConfig) -> dict[str, Any]:
 # --- names and shapes ----------------------------------------------------------------------------
 
 
-def _stored(model: FalconModel) -> Params:
+def _stored(model: SarModel) -> Params:
     """A tree of `Stored`, structured like the parameters; of two biases the first."""
     is_pointwise = not model.config.is_sequence
     lstm_names = {"input": "weight_ih", "recurrent": "weight_hh", "bias": "bias_ih"}
@@ -156,7 +156,7 @@ def _second_bias(name: str) -> str | None:
     return name.replace("bias_ih", "bias_hh") if "bias_ih" in name else None
 
 
-def tensor_shapes(config: FalconConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: SarConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a released head but the embedding, by name, also those that are not read."""
     width = config.decoder.width
     stored = jax.tree.leaves(_stored(build(config)))
@@ -168,7 +168,7 @@ def tensor_shapes(config: FalconConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def n_stored(config: FalconConfig) -> int:
+def n_stored(config: SarConfig) -> int:
     """Numbers of a released head without its embedding."""
     return sum(math.prod(shape) for shape in tensor_shapes(config).values())
 
@@ -178,8 +178,8 @@ def n_stored(config: FalconConfig) -> int:
 
 def read_params(
     directory: Path,
-    config: FalconConfig,
-    model: FalconModel,
+    config: SarConfig,
+    model: SarModel,
     *,
     dtype,
     mesh: Mesh,
@@ -235,7 +235,7 @@ def lstm_evidence(tensors: Tensors) -> str:
     return "unclear" if is_flat or is_fresh else LstmMode.SEQUENCE.value
 
 
-def _warn_of_lstm(directory: Path, config: FalconConfig, tensors: Tensors) -> None:
+def _warn_of_lstm(directory: Path, config: SarConfig, tensors: Tensors) -> None:
     evidence = lstm_evidence(tensors)
     if evidence != config.lstm_mode.value:
         logger.warning(
@@ -283,7 +283,7 @@ def check_embedding(directory: Path, embedding: jax.Array) -> bool | None:
 def write_checkpoint(
     directory: Path,
     params: Params,
-    config: FalconConfig,
+    config: SarConfig,
     *,
     embedding: jax.Array | None = None,
     extra_config: dict[str, Any] | None = None,

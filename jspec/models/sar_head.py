@@ -1,15 +1,15 @@
-"""Falcon's head: features and tokens of a text in, the features of k positions later out.
+"""A semi-autoregressive head: features and tokens in, the features of k positions later out.
 
 The input of position j is the target's feature f_j and the embedding of the token after it,
 t_(j+1); the output stands for f_(j+k), from which the target's own head reads t_(j+k+1). Positions
 come in blocks of k whose rows see one another, so one pass drafts k tokens. k = 1 is EAGLE.
 
-In reading order: `FalconConfig` and the modules, `FalconModel` and its parameters, `mix` (the LSTM)
+In reading order: `SarConfig` and the modules, `SarModel` and its parameters, `mix` (the LSTM)
 and `forward` for drafting, `forward_text` for training.
 
 Embedding and head are the target's. Letters as in `decoder.py`; k is `block_size`.
 
-Source: Xie et al. 2024 (Falcon, arXiv 2412.12639), section 3.1 and the released code.
+Source: Gao et al. 2024 (arXiv 2412.12639), section 3.1 and the released code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LstmMode(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class FalconConfig:
+class SarConfig:
     """What a head is.
 
     Attributes:
@@ -85,7 +85,7 @@ class LSTM(nnx.Module):
     Without a memory the forget gate and the recurrent weights multiply zeros, and are left out.
     """
 
-    def __init__(self, in_width: int, config: FalconConfig):
+    def __init__(self, in_width: int, config: SarConfig):
         width = config.decoder.width
         n_gates = 4 if config.is_sequence else 3
         self.input = weight(in_width, n_gates * width)
@@ -162,7 +162,7 @@ class HeadLayer(nnx.Module):
 class Head(nnx.Module):
     """The LSTM from twice the width to the width, then attention blocks; no final norm."""
 
-    def __init__(self, config: FalconConfig):
+    def __init__(self, config: SarConfig):
         decoder = config.decoder
         self.lstm = nnx.List([LSTM(2 * decoder.width, config), LSTM(decoder.width, config)])
         layers = [HeadLayer(decoder, is_first=i == 0) for i in range(decoder.n_layers)]
@@ -173,29 +173,29 @@ class Head(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class FalconModel:
+class SarModel:
     """What is computed, without the numbers. Static: two heads of one config are equal."""
 
-    config: FalconConfig
+    config: SarConfig
     definition: Any = dataclasses.field(compare=False, repr=False)
 
 
-def build(config: FalconConfig) -> FalconModel:
+def build(config: SarConfig) -> SarModel:
     """The head of a config; allocates nothing."""
-    return FalconModel(config, modules.define(lambda: Head(config)))
+    return SarModel(config, modules.define(lambda: Head(config)))
 
 
-def abstract_params(model: FalconModel, dtype) -> Params:
+def abstract_params(model: SarModel, dtype) -> Params:
     """Shapes of the parameters: a pytree of `jax.ShapeDtypeStruct`."""
     return modules.shapes(lambda: Head(model.config), dtype)
 
 
-def cache_of(model: FalconModel, batch: int, slots: int, dtype) -> KVCache:
+def cache_of(model: SarModel, batch: int, slots: int, dtype) -> KVCache:
     """A cache of zeros for the head's attention blocks."""
     return empty_cache(model.config.decoder, batch, slots, dtype)
 
 
-def no_memory(model: FalconModel, batch: int, dtype) -> Memory | None:
+def no_memory(model: SarModel, batch: int, dtype) -> Memory | None:
     """The LSTM's state before a text; None for pointwise heads."""
     if not model.config.is_sequence:
         return None
@@ -205,7 +205,7 @@ def no_memory(model: FalconModel, batch: int, dtype) -> Memory | None:
 
 def mix(
     params: Params,
-    model: FalconModel,
+    model: SarModel,
     embeddings: Float[Array, "B T D"],
     features: Float[Array, "B T D"],
     memory: Memory | None = None,
@@ -240,7 +240,7 @@ def mix(
 
 def forward(
     params: Params,
-    model: FalconModel,
+    model: SarModel,
     cache: KVCache,
     mixed: Float[Array, "B T D"],
     block: Block,
@@ -258,7 +258,7 @@ def forward(
 
 def forward_text(
     params: Params,
-    model: FalconModel,
+    model: SarModel,
     embeddings: Float[Array, "B T D"],
     features: Float[Array, "B T D"],
     segments: Int[Array, "B T"],

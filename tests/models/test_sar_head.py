@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jspec.drafters.falcon.checkpoint import read_config, read_params
 from jspec.models.config import DecoderConfig
-from jspec.models.falcon import (
-    FalconConfig,
-    FalconModel,
+from jspec.models.sar_head import (
     LstmMode,
     Memory,
+    SarConfig,
+    SarModel,
     build,
     cache_of,
     forward,
@@ -27,7 +28,6 @@ from jspec.models.falcon import (
     mix,
     no_memory,
 )
-from jspec.models.falcon_checkpoint import read_config, read_params
 from jspec.ops.masks import relaxed_window
 from jspec.sharding import make_mesh
 from jspec.state import Block, KVCache, Params
@@ -43,7 +43,7 @@ CLOSE = tolerance("float32").logits
 class Golden:
     """A head of made-up weights, and the embedding beside it."""
 
-    model: FalconModel
+    model: SarModel
     params: Params
     embedding: jax.Array
 
@@ -355,4 +355,4 @@ def test_a_config_is_refused_without_tokens_in_a_pass():
         max_positions=64,
     )
     with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
-        FalconConfig(decoder, block_size=0)
+        SarConfig(decoder, block_size=0)

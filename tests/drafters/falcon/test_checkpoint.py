@@ -15,10 +15,7 @@ import pytest
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from jspec.errors import UserError
-from jspec.models.config import Rope, RopeKind
-from jspec.models.falcon import FalconConfig, LstmMode, abstract_params, build, mix, no_memory
-from jspec.models.falcon_checkpoint import (
+from jspec.drafters.falcon.checkpoint import (
     EMBEDDING,
     HEAD_AXES,
     check_embedding,
@@ -29,34 +26,37 @@ from jspec.models.falcon_checkpoint import (
     tensor_shapes,
     write_checkpoint,
 )
+from jspec.errors import UserError
+from jspec.models.config import Rope, RopeKind
+from jspec.models.sar_head import LstmMode, SarConfig, abstract_params, build, mix, no_memory
 from jspec.models.weights import leaf_name
 from jspec.sharding import REPLICATED, Table, make_mesh
 from jspec.state import Params
 from jspec.testing.models import tiny_config
 
 POINTWISE, SEQUENCE = LstmMode.POINTWISE, LstmMode.SEQUENCE
-SYNTHETIC = FalconConfig(
+SYNTHETIC = SarConfig(
     tiny_config(
         vocab_size=32, width=8, mlp_width=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=4
     )
 )
 
 
-def params_of(config: FalconConfig, seed: int = 0, dtype="float32") -> Params:
+def params_of(config: SarConfig, seed: int = 0, dtype="float32") -> Params:
     leaves, treedef = jax.tree.flatten(abstract_params(build(config), dtype))
     rng = np.random.default_rng(seed)
     drawn = [jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
     return jax.tree.unflatten(treedef, drawn)
 
 
-def embedding_of(config: FalconConfig, dtype="float32") -> jax.Array:
+def embedding_of(config: SarConfig, dtype="float32") -> jax.Array:
     shape = (config.decoder.vocab_size, config.decoder.width)
     return jax.random.normal(jax.random.key(9), shape, jnp.dtype(dtype))
 
 
 def read(
     directory: Path, dtype="float32", *, mesh: Mesh | None = None, table: Table = REPLICATED
-) -> tuple[FalconConfig, Params]:
+) -> tuple[SarConfig, Params]:
     config, mesh = read_config(directory), mesh or make_mesh()
     model = build(config)
     return config, read_params(directory, config, model, dtype=dtype, mesh=mesh, table=table)
@@ -192,7 +192,7 @@ def test_heads_have_the_published_sizes(sizes, qkv_bias, one, two):
             head_dim=width // n_heads,
             has_qkv_bias=qkv_bias,
         )
-        config = FalconConfig(decoder)
+        config = SarConfig(decoder)
         assert n_stored(config) == expected
     alive = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(build(config), "float32")))
     dead = 11 * width**2 + 10 * width
@@ -207,7 +207,7 @@ def test_heads_have_the_published_sizes(sizes, qkv_bias, one, two):
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_a_round_trip_is_exact(mode, dtype, is_plain, tmp_path):
     rope = Rope() if is_plain else Rope(kind=RopeKind.LINEAR, theta=5e5, factor=4.0)
-    config = FalconConfig(
+    config = SarConfig(
         tiny_config(has_qkv_bias=is_plain, rope=rope, norm_eps=1e-5),
         block_size=3,
         lstm_mode=mode,
@@ -365,7 +365,7 @@ def test_a_config_may_leave_out_what_the_released_code_does(tmp_path):
     values |= dict(num_attention_heads=2, k_mask=2, model_type="qwen2")
     (tmp_path / "config.json").write_text(json.dumps(values))
     decoder = dataclasses.replace(SYNTHETIC.decoder, max_positions=2048)
-    assert read_config(tmp_path) == FalconConfig(decoder)
+    assert read_config(tmp_path) == SarConfig(decoder)
 
 
 # --- what the file tells --------------------------------------------------------------------------

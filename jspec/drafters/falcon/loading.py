@@ -1,0 +1,116 @@
+"""A Falcon drafter from its directory, fitted to a target.
+
+A directory holds the head (see `checkpoint.py`), and may hold `tree.yaml`, the tree that was fitted
+to it, and `token_counts.safetensors`, how often its training saw each token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.falcon import checkpoint
+from jspec.drafters.falcon.drafter import Falcon
+from jspec.drafters.falcon.trees import Tree, find
+from jspec.errors import UserError
+from jspec.models import sar_head
+from jspec.models.hub import local_directory
+from jspec.models.sar_head import SarConfig
+from jspec.models.target import Target
+from jspec.models.tensor_files import open_safetensors
+from jspec.state import Params
+
+TREE_FILE = "tree.yaml"
+COUNTS_FILE = "token_counts.safetensors"
+LARGEST_TREE = "kmask2_8layer_tree"
+
+
+def load(
+    path,
+    *,
+    target: Target,
+    tree: str = "",
+    block_align: str = "right",
+    draft_vocabulary: int = 0,
+) -> LoadedDrafter:
+    """A trained head with its tree, in the target's dtype and on its mesh.
+
+    Args:
+      tree: a released tree's name, `chain-N`, or a file of paths; if not given, the one that was
+        fitted to the head, or else the largest released one.
+      block_align: "right", or "left" as the released code counts blocks.
+      draft_vocabulary: draft only so many tokens, the most frequent ones of the head's training;
+        0 drafts all.
+
+    Raises:
+      UserError: no path, options out of range, or a head of another target.
+    """
+    if path is None:
+        raise UserError("falcon needs a trained head: pass --drafter-path DIR or a hub id")
+    directory = local_directory(path)
+    config = checkpoint.read_config(directory)
+    _check_target(directory, config, target)
+    model = sar_head.build(config)
+    params = checkpoint.read_params(directory, config, model, dtype=target.dtype, mesh=target.mesh)
+    checkpoint.check_embedding(directory, target.params["embedding"])
+    shared: dict[str, Params] = {"head": params, "target": target.params}
+    if draft_vocabulary:
+        shared |= _reduced(directory, target, draft_vocabulary)
+    try:
+        drafter = Falcon(
+            model=model,
+            target=target.model,
+            tree=_tree(directory, tree),
+            block_align=block_align,
+        )
+    except ValueError as error:
+        raise UserError(f"falcon: {error}") from None
+    return LoadedDrafter(name="falcon", drafter=drafter, params=shared)
+
+
+def _tree(directory: Path, name: str) -> Tree:
+    fitted = directory / TREE_FILE
+    if not name:
+        name = str(fitted) if fitted.is_file() else LARGEST_TREE
+    return find(name)
+
+
+def _check_target(directory: Path, config: SarConfig, target: Target) -> None:
+    ours, theirs = config.decoder, target.model.config
+    for what, head, model in (
+        ("hidden size", ours.width, theirs.width),
+        ("vocabulary", ours.vocab_size, theirs.vocab_size),
+    ):
+        if head != model:
+            raise UserError(
+                f"{directory} was trained for a target with a {what} of {head}, this one has "
+                f"{model}; give the target that the drafter was trained for"
+            )
+
+
+def _reduced(directory: Path, target: Target, size: int) -> dict[str, Params]:
+    """The most frequent tokens, ascending, and their part of the target's head, `"D size"`."""
+    if not 1 <= size <= target.vocab_size:
+        raise UserError(
+            f"draft_vocabulary {size}: expected 0 or a number up to the {target.vocab_size} tokens "
+            "of the vocabulary"
+        )
+    file = directory / COUNTS_FILE
+    if not file.is_file():
+        raise UserError(
+            f"draft_vocabulary needs {file}, which python -m jspec.train writes; leave it out"
+        )
+    counts = open_safetensors(file)["counts"]()
+    ids = np.sort(np.argsort(-counts.astype(np.int64), kind="stable")[:size]).astype(np.int32)
+    return {"ids": jnp.asarray(ids), "rows": head_rows(target, jnp.asarray(ids))}
+
+
+def head_rows(target: Target, ids: Int[Array, " R"]) -> Float[Array, "D R"]:
+    """The part of a target's head that scores these tokens."""
+    if target.model.config.has_tied_head:
+        return jnp.take(target.params["embedding"], ids, axis=0).T
+    return jnp.take(target.params["head_weight"], ids, axis=1)
