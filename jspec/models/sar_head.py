@@ -2,7 +2,7 @@
 
 The input of position j is the target's feature f_j and the embedding of the token after it,
 t_(j+1); the output stands for f_(j+k), from which the target's own head reads t_(j+k+1). Positions
-come in blocks of k whose rows see one another, so one pass drafts k tokens. k = 1 is EAGLE.
+come in blocks of k whose rows see one another, so one pass drafts k tokens.
 
 In reading order: `SarConfig` and the modules, `SarModel` and its parameters, `mix` (the LSTM)
 and `forward` for drafting, `forward_text` for training.
