@@ -147,6 +147,7 @@ class Costs:
       requests: by temperature, texts of that length, a row each.
       capacity: of the rows; enough for `room_needed`.
       rounds: of every loop.
+      n_nodes: numbers of nodes that forwards are timed for, beside those of the engines.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Costs:
         requests: Mapping[float, Sequence[Request]],
         capacity: int,
         rounds: int,
+        n_nodes: Sequence[int] = (),
     ):
         self._n_nodes = {name: engine.program.max_nodes for name, engine in engines.items()}
         self._calls: dict[Part, Callable[[], object]] = {}
@@ -169,10 +171,10 @@ class Costs:
                 start = started(engine, some, capacity)
                 self._add(engine, name, temperature, program_of(engine, some), start)
         start = started(plain, requests[self._temperatures[0]], capacity)
-        for n_nodes in sorted({1, *self._n_nodes.values()}):
+        for n in sorted({1, *self._n_nodes.values(), *n_nodes}):
             params, model = plain.target.params, plain.target.model
-            call = functools.partial(_forwards, params, model, start, n_nodes=n_nodes)
-            self._keep(Part("forward", str(n_nodes), None), call)
+            call = functools.partial(_forwards, params, model, start, n_nodes=n)
+            self._keep(Part("forward", str(n), None), call)
 
     def _add(
         self, engine: Engine, name: str, temperature: float, program: Program, start: DecodeState

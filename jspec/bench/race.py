@@ -1,6 +1,7 @@
 """A race block by block: who takes part, and what a block's records say.
 
-In reading order: `Block`, `blocks_of`, `Race` (contestants of one batch size, warm).
+In reading order: `Block`, `blocks_of`, what the timing of parts starts from (`rounds_of`,
+`texts_of_length`), `Race` (contestants of one batch size, warm).
 """
 
 from __future__ import annotations
@@ -73,6 +74,44 @@ def blocks_of(plan: Plan, batch_size: int) -> list[Block]:
     return found
 
 
+def rounds_of(plain: Ran) -> int:
+    """Rounds of a timed loop, from some texts that were decoded plainly as one batch."""
+    a_row = plain.stats["target_calls"] / len(plain.texts)
+    return rounds_for(plain.stats["decode_s"] / max(a_row, 1))
+
+
+def texts_of_length(
+    plan: Plan, plain: Ours, context: int, batch_size: int
+) -> dict[float, list[Request]]:
+    """A batch of texts of this length, by temperature: prompts cut, or continued plainly."""
+    bench = plan.bench
+    every = [p for some in plan.prompts.by_category.values() for p in some]
+    some = [every[i * len(every) // batch_size] for i in range(batch_size)]
+    tokens = [prompt.tokens[:context] for prompt in some]
+    temperature = max(bench.temperatures)
+    room = plan.capacity
+    while any(len(text) < context for text in tokens):
+        wanted = [
+            Request(
+                tokens=text[-(room // 2) :],
+                max_new_tokens=min(max(context - len(text), 1), room // 2),
+                temperature=temperature,
+                seed=bench.seed,
+                sample=number,
+            )
+            for number, text in enumerate(tokens)
+        ]
+        texts = plain.run(wanted).texts
+        tokens = [(*t, *new)[:context] for t, new in zip(tokens, texts, strict=True)]
+    return {
+        t: [
+            dataclasses.replace(request, tokens=text)
+            for request, text in zip(plan.requests(some, t), tokens, strict=True)
+        ]
+        for t in bench.temperatures
+    }
+
+
 class Race:
     """All contestants of one batch size.
 
@@ -112,8 +151,7 @@ class Race:
             for one in self._takers(t):
                 ran = one.run(short)
                 if one.name == PLAIN:
-                    a_row = ran.stats["target_calls"] / len(short)
-                    self._rounds = rounds_for(ran.stats["decode_s"] / max(a_row, 1))
+                    self._rounds = rounds_of(ran)
         if has_costs:
             for context in bench.contexts:
                 capacity = self._capacity(context)
@@ -208,7 +246,12 @@ class Race:
     def _costs(self, context: int, capacity: int) -> Costs:
         """Made anew for every use: its caches take more memory than the models."""
         engines = {name: one.engine for name, one in self._ours.items()}
-        return Costs(engines, self._texts(context), capacity, self._rounds)
+        return Costs(
+            engines,
+            texts_of_length(self._plan, self._ours[PLAIN], context, self._batch_size),
+            capacity,
+            self._rounds,
+        )
 
     def _needed(self, context: int) -> int:
         """Tokens that texts of this length grow to."""
@@ -226,35 +269,6 @@ class Race:
             f"tokens, and the target was made for {self._plan.limit}"
         )
         return {"kind": SKIPPED, "context": context, "reason": reason}
-
-    def _texts(self, context: int) -> dict[float, list[Request]]:
-        """A batch of texts of this length, by temperature: prompts cut, or continued plainly."""
-        bench = self._plan.bench
-        every = [p for some in self._plan.prompts.by_category.values() for p in some]
-        some = [every[i * len(every) // self._batch_size] for i in range(self._batch_size)]
-        tokens = [prompt.tokens[:context] for prompt in some]
-        temperature = max(bench.temperatures)
-        room = self._plan.capacity
-        while any(len(text) < context for text in tokens):
-            wanted = [
-                Request(
-                    tokens=text[-(room // 2) :],
-                    max_new_tokens=min(max(context - len(text), 1), room // 2),
-                    temperature=temperature,
-                    seed=bench.seed,
-                    sample=number,
-                )
-                for number, text in enumerate(tokens)
-            ]
-            texts = self._ours[PLAIN].run(wanted).texts
-            tokens = [(*t, *new)[:context] for t, new in zip(tokens, texts, strict=True)]
-        return {
-            t: [
-                dataclasses.replace(request, tokens=text)
-                for request, text in zip(self._plan.requests(some, t), tokens, strict=True)
-            ]
-            for t in bench.temperatures
-        }
 
     def _split(self) -> list[dict[str, Any]]:
         found = []

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[Mapping[str, Any]], None]
 """Called with every record of the journal."""
+
+Probe = Callable[[Params], Mapping[str, Any]]
+"""What else is to be known of weights; called with those in training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,7 @@ def train(
     resume: bool = False,
     report: Report = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
+    probe: Probe | None = None,
 ) -> Outcome:
     """Train until the planned steps are done, and export the best weights.
 
@@ -79,13 +83,15 @@ def train(
       resume: go on from the latest checkpoint, if there is one.
       should_stop: asked between steps (with several processes: between steps that are logged, and
         one that is told to stop stops all); the loop then saves and returns.
+      probe: asked at every evaluation, and written to the journal as "acceptance"; one process
+        only.
 
     Raises:
       UserError: a directory that has a run already and `resume` is not set; a batch that does not
         fit the devices.
       FloatingPointError: a loss or gradient is no longer a number; what was saved before stays.
     """
-    run = _Run(objective, data, model, config, directory)
+    run = _Run(objective, data, model, config, directory, probe)
     with Checkpoints(directory / "checkpoints") as checkpoints:
         if checkpoints.latest is not None and not resume:
             raise UserError(
@@ -116,9 +122,16 @@ class _Run:
     """The parts of one run, and where it is."""
 
     def __init__(
-        self, objective: Objective, data: Data, model: Trainable, config: LoopConfig, path: Path
+        self,
+        objective: Objective,
+        data: Data,
+        model: Trainable,
+        config: LoopConfig,
+        path: Path,
+        probe: Probe | None,
     ):
         self.config, self.path, self.model = config, path, model
+        self.probe = probe if jax.process_count() == 1 else None
         self.mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
         _check_devices(self.mesh)
         self.planned = planned_steps(config, data)
@@ -214,19 +227,26 @@ class _Run:
 
     def _evaluate(self, tell: Report) -> float:
         """Held-out losses; returns the mean over all predicted tokens."""
-        by_corpus, total, weight = {}, 0.0, 0.0
+        by_corpus, everything = {}, []
         for name, batches in self.tests.items():
             losses = [
                 self.setup.evaluate(self.train_state.params, self.frozen, self._place_all(batch))
                 for batch in batches
             ]
-            sums = jax.device_get([(loss.total, loss.weight) for loss in losses])
-            corpus_total, corpus_weight = (float(sum(column)) for column in zip(*sums, strict=True))
-            by_corpus[name] = corpus_total / max(corpus_weight, 1e-6)
-            total, weight = total + corpus_total, weight + corpus_weight
-        held_out = total / max(weight, 1e-6)
+            found = [
+                {"loss": (loss.total, loss.weight), **loss.sums} for loss in jax.device_get(losses)
+            ]
+            by_corpus[name] = _pooled(found)["loss"]
+            everything += found
+        metrics = _pooled(everything)
+        held_out = metrics.pop("loss")
         _check_number("held-out loss", self.step, held_out)
-        tell({"step": self.step, "held_out": held_out, "held_out_by_corpus": by_corpus})
+        record = {"step": self.step, "held_out": held_out, "held_out_by_corpus": by_corpus}
+        if metrics:
+            record["held_out_metrics"] = metrics
+        if self.probe is not None:
+            record["acceptance"] = self.probe(self.train_state.params)
+        tell(record)
         return held_out
 
     def _save(self, checkpoints: Checkpoints, held_out: float | None) -> None:
@@ -261,6 +281,15 @@ class _Run:
             )
 
         return {name: one(array) for name, array in batch.items()}
+
+
+def _pooled(sums: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """By metric, the sum of all totals over the sum of all weights."""
+    pooled = {}
+    for name in sums[0] if sums else ():
+        total, weight = (float(sum(part)) for part in zip(*(s[name] for s in sums), strict=True))
+        pooled[name] = total / max(weight, 1e-6)
+    return pooled
 
 
 def _on_mesh(weights: Params, mesh: Mesh) -> Params:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jspec.drafters.falcon.checkpoint import HEAD_AXES, write_checkpoint
+from jspec.drafters.falcon.drafter import Falcon
+from jspec.drafters.falcon.loading import COUNTS_FILE
+from jspec.drafters.falcon.trees import chain
 from jspec.errors import UserError
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Log
@@ -21,12 +25,17 @@ from jspec.models.target import Target, load_target
 from jspec.models.weights import leaf_name
 from jspec.sharding import TRAINING, make_training_mesh
 from jspec.state import Params
+from jspec.train.acceptance import Acceptance, openings
 from jspec.train.command.corpora import load_corpora
 from jspec.train.command.run_model import check_same_run, train_in
 from jspec.train.config import FalconConfig
 from jspec.train.csgd import Csgd, Glance
+from jspec.train.data import TextData
 from jspec.train.loop import planned_steps, train
 from jspec.train.trainable import Trainable
+
+PROMPT = 48
+"""Tokens of a held-out text that are its opening, when acceptance is told."""
 
 
 def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
@@ -59,8 +68,11 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
             resume=resume,
             report=report,
             should_stop=should_stop,
+            probe=acceptance_of(config, head, target, data) if mesh.size == 1 else None,
         ),
     )
+    if outcome.is_complete and jax.process_index() == 0:
+        write_counts(directory / "model", data, target.vocab_size)
     return 0 if outcome.is_complete else INTERRUPTED
 
 
@@ -119,6 +131,35 @@ def trainable_of(head: SarModel, target: Target) -> Trainable:
         export=export,
         frozen=target.params,
     )
+
+
+def acceptance_of(
+    config: FalconConfig, head: SarModel, target: Target, data: TextData
+) -> Acceptance | None:
+    """The acceptance of a chain of two passes, to be told at every evaluation."""
+    prompts = openings(data.held_out(), length=min(PROMPT, config.data.length // 2), a_corpus=2)
+    if not len(prompts):
+        return None
+    dtype = jnp.dtype(target.dtype)
+    return Acceptance(
+        target,
+        Falcon(model=head, target=target.model, tree=chain(2 * config.block_size)),
+        lambda params: {
+            "head": jax.tree.map(lambda leaf: leaf.astype(dtype), params),
+            "target": target.params,
+        },
+        prompts,
+    )
+
+
+def write_counts(directory: Path, data: TextData, vocab_size: int) -> None:
+    """How often the training text has each token; a reduced draft vocabulary is chosen by it."""
+    from safetensors.numpy import save_file
+
+    counts = np.zeros(vocab_size, np.float64)
+    for packed in data.train.values():
+        counts += np.bincount(packed.tokens[packed.weights > 0], minlength=vocab_size)
+    save_file({"counts": counts}, directory / COUNTS_FILE)
 
 
 def initial_params(head: SarModel, key) -> Params:

@@ -242,6 +242,11 @@ class _Progress:
             self._log.note(
                 f"step {record['step']}: held-out loss {record['held_out']:.4f} ({corpora})"
             )
+            if "acceptance" in record:
+                tau = record["acceptance"]["tokens_per_call"]
+                self._log.note(
+                    f"step {record['step']}: {tau:.2f} tokens a target call on held-out openings"
+                )
             return
         said = f"loss {record['loss']:.3f}, {record['seconds']:.2f} s a step"
         if self._bar is not None:
