@@ -105,7 +105,7 @@ class SlowText:
     def read(
         self,
         text: Sequence[int],
-        features: Sequence[np.ndarray],
+        features: np.ndarray,
         *,
         align: str,
         feeds_again: bool = False,
@@ -116,6 +116,7 @@ class SlowText:
         k. Other rows than those of a first layer may see the difference.
 
         Args:
+          features: the target's, `"T D"`, at the new positions.
           align: whether blocks are counted from the first row of the call, or end with its last.
           feeds_again: always feed them; blocks counted from the left then begin at the new rows.
         """
@@ -163,8 +164,11 @@ class SlowText:
             )
         logits = self._outputs() @ self.head.head.T
         del self._positions[n_rows:], self._seen[n_rows:], self._states[n_rows:]
-        places = {path: divmod(len(path) - 1, k) for path in paths}
-        return {path: logits[blocks[path[: s * k]][p]] for path, (s, p) in places.items()}
+        served = {}
+        for path in paths:
+            number, place = divmod(len(path) - 1, k)
+            served[path] = logits[blocks[path[: number * k]][place]]
+        return served
 
     def _feed(self, tokens, features, positions, is_seen, past, after=None) -> list[int]:
         """Rows that see `past` and one another as told; the LSTM goes on from row `after`."""
@@ -172,8 +176,9 @@ class SlowText:
         before = (past[-1] if past else None) if after is None else after
         for i, (token, feature) in enumerate(zip(tokens, features, strict=True)):
             x = np.concatenate([self.head.embedding[token], feature]).astype(np.float64)
-            is_fresh = before is None or not self.head.is_sequence
-            state = np.zeros((2, 2, len(feature))) if is_fresh else self._states[before]
+            state = np.zeros((2, 2, len(feature)))
+            if before is not None and self.head.is_sequence:
+                state = self._states[before]
             self._states.append(self.head.lstm(x, state))
             self._seen.append(past + [new[j] for j in np.flatnonzero(is_seen[i])])
             before = new[i]
