@@ -1,0 +1,244 @@
+"""Falcon's ablation at the demo's scale: training, tree and block size, beside a draft model.
+
+    python bench/falcon_ablation.py --out runs/falcon_ablation --steps 250 --seeds 0
+
+In three parts, each of which goes on where it was cut off: heads are trained ({plain shift, CSGD} x
+k in {2, 3, 4}, the same data and steps), texts are decoded with each as a chain and as a tree of
+--nodes nodes in --passes passes, and a table and a picture are made of what was counted. Nothing is
+timed here: tokens a target call do not depend on the machine. Speed is `python -m jspec.bench`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from heldout import ABOUT, default_folder, find_corpora, openings
+from tables import table
+
+import jspec
+from jspec.bench.records import provenance
+from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.falcon.trees import Tree
+from jspec.errors import UserError
+from jspec.infer.command.endings import Parser, exit_code
+from jspec.infer.engine import Engine
+from jspec.infer.request import Finished, Request
+from jspec.infer.text import import_transformers_without_torch, load_tokenizer
+from jspec.models.target import Target
+from jspec.records import whole_records
+
+RECORDS, TABLE, PICTURE = "acceptance.jsonl", "table.md", "ablation.png"
+BOOTSTRAP = 2000
+ROWS = 8
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=ABOUT,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of heads, records, table and picture")
+    add("--data", type=Path, default=default_folder(), help="folder of the corpora")
+    add("--steps", type=int, default=250, help="optimizer steps of every head")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--block-sizes", type=int, nargs="+", default=[2, 3, 4], metavar="K")
+    add("--passes", type=int, default=2, help="of the head, which make a draft's depth")
+    add("--nodes", type=int, default=12, help="of a tree")
+    add("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    add("--prompts-per-corpus", type=int, default=5, metavar="N")
+    add("--max-new-tokens", type=int, default=64)
+    return parser
+
+
+def heads(arguments: argparse.Namespace) -> Iterator[tuple[str, int, int, Path]]:
+    """Training, block size and seed of every head, and where it is."""
+    for seed, k, training in itertools.product(
+        arguments.seeds, arguments.block_sizes, ("csgd", "plain")
+    ):
+        yield training, k, seed, arguments.out / "heads" / f"{training}-{k}-{seed}"
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Every head that is not there; one that was begun goes on."""
+    for training, k, seed, folder in heads(arguments):
+        if (folder / "model" / "config.json").is_file():
+            continue
+        print(f"training {folder.name}", file=sys.stderr)
+        sets = {
+            "out": folder,
+            "data.folder": arguments.data,
+            "steps": arguments.steps,
+            "optimizer.decay_steps": max(arguments.steps * 2 // 5, 1),
+            "eval_every": arguments.steps,
+            "block_size": k,
+            "glancing": "true" if training == "csgd" else "false",
+            "seed": seed,
+        }
+        flags = [flag for key, value in sets.items() for flag in ("--set", f"{key}={value}")]
+        command = [sys.executable, "-m", "jspec.train", "--config", "demo/falcon", "--resume"]
+        code = subprocess.run([*command, *flags], check=False).returncode
+        if code:
+            raise UserError(f"the training of {folder.name} ended with {code}; see above")
+
+
+def comb(depth: int, n_nodes: int) -> Tree:
+    """The best chain, and siblings beside it: rank 1 from the first depth on, then rank 2."""
+    paths = [(0,) * d for d in range(1, depth + 1)]
+    siblings = ((*(0,) * (d - 1), rank) for rank in range(1, n_nodes) for d in range(1, depth + 1))
+    return Tree(tuple(paths + list(itertools.islice(siblings, max(n_nodes - depth, 0)))))
+
+
+def drafters(
+    arguments: argparse.Namespace, target: Target
+) -> Iterator[tuple[dict[str, Any], LoadedDrafter]]:
+    """What a drafter is, and the drafter: all heads twice, and a draft model of as many nodes."""
+    for training, k, seed, folder in heads(arguments):
+        for shape in ("chain", "tree"):
+            depth = arguments.passes * k
+            nodes = depth if shape == "chain" else arguments.nodes
+            file = arguments.out / f"tree-{depth}-{nodes}.yaml"
+            paths = [list(path) for path in comb(depth, nodes).paths]
+            file.write_text(json.dumps({"paths": paths}), encoding="utf-8")
+            what = {"drafter": "falcon", "training": training, "k": k, "shape": shape}
+            loaded = jspec.load_drafter("falcon", folder / "model", target=target, tree=str(file))
+            yield {**what, "nodes": nodes, "depth": depth, "seed": seed}, loaded
+    width = max(arguments.nodes // 4, 1)
+    for shape, options in (("chain", {"depth": 4}), ("tree", {"depth": 4, "width": width})):
+        loaded = jspec.load_drafter("draft-model", "demo/draft", target=target, **options)
+        what = {"drafter": "draft-model", "training": "", "k": 1, "shape": shape, "seed": 0}
+        yield {**what, "nodes": 4 * options.get("width", 1), "depth": 4}, loaded
+
+
+def requests_of(arguments: argparse.Namespace, temperature: float) -> list[Request]:
+    """Held-out openings, the same for every drafter."""
+    tokenizer = load_tokenizer(Path(jspec.load_target("demo/target").path or ""))
+    assert tokenizer is not None
+    found = [
+        one.tokens
+        for path in find_corpora(arguments.data)
+        for one in openings(path, tokenizer, count=arguments.prompts_per_corpus, seed=0)
+    ]
+    count = arguments.max_new_tokens
+    return [
+        Request(tokens=tokens, max_new_tokens=count, temperature=temperature, sample=number)
+        for number, tokens in enumerate(found)
+    ]
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A record for every drafter and temperature; those of an earlier start are kept."""
+    target = jspec.load_target("demo/target")
+    path = arguments.out / RECORDS
+    records = [record for record, _ in whole_records(path)]
+    made = provenance()
+    for what, loaded in drafters(arguments, target):
+        for temperature in arguments.temperatures:
+            if any(_is_same(record, what, temperature) for record in records):
+                continue
+            record = {**what, "temperature": temperature, "steps": arguments.steps}
+            record |= _acceptance(target, loaded, requests_of(arguments, temperature))
+            record["provenance"] = made
+            records.append(record)
+            print(f"{_name(record)}, T = {temperature}: {record['tau']:.2f}", file=sys.stderr)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+    return records
+
+
+def _is_same(record: dict, what: dict, temperature: float) -> bool:
+    return record["temperature"] == temperature and all(record[k] == v for k, v in what.items())
+
+
+def _acceptance(target: Target, loaded: LoadedDrafter, requests: Sequence[Request]) -> dict:
+    """tau with the target's own token, its bootstrap interval over prompts, and every depth."""
+    engine = Engine(target, loaded, batch_size=ROWS, max_length=256)
+    rows = [e.result.stats for e in engine.run(requests) if isinstance(e, Finished)]
+    tokens = np.array([max(row.new_tokens - 1, 0) for row in rows])
+    rounds = np.array([row.target_calls for row in rows])
+    picked = np.random.default_rng(0).integers(0, len(rows), (BOOTSTRAP, len(rows)))
+    taus = tokens[picked].sum(axis=1) / np.maximum(rounds[picked].sum(axis=1), 1)
+    kept = np.sum([row.accepted_by_depth for row in rows], axis=0) / max(rounds.sum(), 1)
+    return {
+        "tau": float(tokens.sum() / max(rounds.sum(), 1)),
+        "interval": [float(x) for x in np.percentile(taus, [2.5, 97.5])],
+        "accepted_by_depth": [round(float(x), 4) for x in kept],
+        "rounds": int(rounds.sum()),
+        "prompts": len(rows),
+    }
+
+
+# --- table and picture ---------------------------------------------------------------------------
+
+
+def _name(record: dict) -> str:
+    if record["drafter"] == "draft-model":
+        return f"draft-model, {record['shape']} of {record['nodes']}"
+    training = "CSGD" if record["training"] == "csgd" else "plain shift"
+    return f"k = {record['k']}, {training}, {record['shape']} of {record['nodes']}"
+
+
+def write_table(records: Sequence[dict], path: Path) -> None:
+    """Markdown; tau with and without the target's own token, and alpha as the paper has it."""
+    head = ("drafter", "seed", "T", "tau + 1", "95%", "tau", "alpha", "kept at depth 1, 2, ...")
+    lines = []
+    for r in sorted(records, key=lambda r: (r["temperature"], r["k"], r["shape"], r["training"])):
+        accepted = r["tau"] - 1
+        low, high = r["interval"]
+        depths = " ".join(f"{share:.2f}" for share in r["accepted_by_depth"])
+        row = (_name(r), str(r["seed"]), f"{r['temperature']:g}", f"{r['tau']:.2f}")
+        more = (f"{low:.2f} to {high:.2f}", f"{accepted:.2f}", f"{100 * accepted / r['tau']:.1f}%")
+        lines.append((*row, *more, depths))
+    path.write_text(table(head, lines) + "\n", encoding="utf-8")
+
+
+def draw(records: Sequence[dict], path: Path) -> None:
+    """tau with its interval, a panel a temperature; the first seed."""
+    from matplotlib.figure import Figure
+
+    temperatures = sorted({r["temperature"] for r in records})
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    panels = figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0]
+    seed = min(r["seed"] for r in records)
+    for panel, temperature in zip(panels, temperatures, strict=True):
+        some = [r for r in records if r["temperature"] == temperature and r["seed"] == seed]
+        some.sort(key=lambda r: (r["k"], r["shape"], r["training"]), reverse=True)
+        for place, r in enumerate(some):
+            color = {"csgd": "#1f77b4", "plain": "#9ab8d3"}.get(r["training"], "0.5")
+            low, high = r["interval"]
+            panel.barh(place, r["tau"], color=color)
+            panel.plot([low, high], [place, place], color="black", linewidth=1)
+        panel.set_yticks(range(len(some)), [_name(r) for r in some], fontsize=8)
+        panel.set(title=f"T = {temperature:g}", xlabel="tokens a target call", xlim=(1, None))
+        panel.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> int:
+    import_transformers_without_torch()
+    arguments = make_parser().parse_args()
+
+    def command() -> int:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        train(arguments)
+        records = measure(arguments)
+        write_table(records, arguments.out / TABLE)
+        draw(records, arguments.out / PICTURE)
+        print((arguments.out / TABLE).read_text(encoding="utf-8"))
+        return 0
+
+    return exit_code(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
