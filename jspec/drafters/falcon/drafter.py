@@ -20,7 +20,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jspec import law
 from jspec.drafters.base import DraftSize, chain_size
@@ -45,7 +46,7 @@ class FalconState:
       cache: slots `[0, n)` are exact; what is behind them is scratch.
       predicted: outputs at the last k positions, from which the next k depths are drafted.
       history: the target's features at positions `[n - k + 1, n)`.
-      earlier: the LSTM's state after position n - 1 - k, from which the next commit starts.
+      earlier: the LSTM's state after position n - k, from which the next commit starts.
       latest: its state after position n - 1, from which the blocks of a tree start.
     """
 
@@ -139,7 +140,11 @@ class Falcon:
     def _read(
         self, params: Params, cache: KVCache, memory: Memory | None, prompt: Prompt
     ) -> tuple[KVCache, Memory | None]:
-        """The prompt in chunks, of which no block crosses the end; the memory after every row."""
+        """The prompt in chunks, and the memory after every row.
+
+        Rows whose block goes on in the next chunk do not see the rest of it. Keys of a first layer
+        are the same for that, and those of the last k rows are computed again.
+        """
         context, features = prompt.context, prompt.features["final"]
         n, parts = context.length - 1, []
         for start in range(0, prompt.width, CHUNK):
@@ -265,7 +270,7 @@ class Falcon:
             tokens.append(found[:, one.node_row, one.node_rank])
             is_valid.append(is_there[:, one.node_row, one.node_rank] & is_long)
             logprobs.append(distribution)
-        valid = jnp.concatenate(is_valid, axis=1)
+        valid = _with_ancestors(jnp.concatenate(is_valid, axis=1), plan.parent, self.tree.depth)
         parent = jnp.broadcast_to(jnp.asarray(plan.parent)[None], (rows, plan.parent.shape[0]))
         draft = Draft(
             token=jnp.concatenate(tokens, axis=1),
@@ -362,6 +367,15 @@ def _rows_at(array: Array, at: Int[Array, "B R"]) -> Array:
 def _select(is_first: Array, first: Array, second: Array) -> Array:
     """By batch row."""
     return jnp.where(is_first.reshape(-1, *(1,) * (first.ndim - 1)), first, second)
+
+
+def _with_ancestors(is_there: Array, parent: np.ndarray, depth: int) -> Bool[Array, "B M"]:
+    """Nodes that are there with all their ancestors: a filter may leave a row few candidates."""
+    above = parent
+    for _ in range(depth.bit_length()):  # ancestors at most 1, 3, 7, ... levels up
+        is_there = is_there & jnp.take(is_there, above, axis=1)
+        above = above[above]
+    return is_there
 
 
 def _with_root(logprobs: list) -> Float[Array, "B M V"]:
