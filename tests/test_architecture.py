@@ -23,7 +23,7 @@ LEVELS = (
     ("models",),
     ("drafters", "verify"),
     ("infer",),
-    ("aot", "bench", "train"),
+    ("aot", "bench", "plan", "train"),
     ("testing",),
     ("certify",),
 )

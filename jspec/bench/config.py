@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from jspec.config import Filters, count, field, seed_field
 from jspec.law import MIN_TEMPERATURE
@@ -12,15 +12,34 @@ from jspec.law import MIN_TEMPERATURE
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
-class BenchConfig(Filters):
-    """Settings of a run; the target and its drafters come from a config for `jspec.infer`."""
+def _different(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("repeated")
+    return values
 
-    temperatures: list[float] = field(
+
+def _are_temperatures(values: list[float]) -> list[float]:
+    if any(value != 0 and value < MIN_TEMPERATURE for value in values):
+        raise ValueError("out of range")
+    return _different(values)
+
+
+Temperatures = Annotated[list[float], AfterValidator(_are_temperatures)]
+
+
+def temperatures_field() -> Any:
+    return field(
         [0.0, 1.0],
         "0 is greedy",
         f"different numbers, each 0 or at least {MIN_TEMPERATURE}",
         min_length=1,
     )
+
+
+class BenchConfig(Filters):
+    """Settings of a run; the target and its drafters come from a config for `jspec.infer`."""
+
+    temperatures: Temperatures = temperatures_field()
     batch_sizes: list[Count] = field(
         [1], "rows decoded together", "different whole numbers of at least 1", min_length=1
     )
@@ -44,20 +63,7 @@ class BenchConfig(Filters):
         True, "also time the stages of a round apart, and draw token pictures", "true or false"
     )
 
-    @field_validator("temperatures")
-    @classmethod
-    def _are_temperatures(cls, values: list[float]) -> list[float]:
-        if any(value != 0 and value < MIN_TEMPERATURE for value in values):
-            raise ValueError("out of range")
-        return _different(values)
-
     @field_validator("batch_sizes", "contexts")
     @classmethod
     def _are_different(cls, values: list[int]) -> list[int]:
         return _different(values)
-
-
-def _different(values: list) -> list:
-    if len(set(values)) < len(values):
-        raise ValueError("repeated")
-    return values

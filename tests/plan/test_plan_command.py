@@ -1,0 +1,163 @@
+"""`python -m jspec.plan` from end to end, with a head that has learnt nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jspec.drafters import load_drafter
+from jspec.drafters.falcon.checkpoint import write_checkpoint as write_head
+from jspec.drafters.falcon.drafter import Falcon
+from jspec.drafters.falcon.trees import find, fingerprint
+from jspec.models import hf, sar_head
+from jspec.models.sar_head import SarConfig
+from jspec.models.target import load_target
+from jspec.plan import falcon
+from jspec.plan.cli import main
+from jspec.testing.models import random_head, tiny_target
+
+FREE = {"r": {1: 1.0, 64: 1.0}, "prime": 0.001, "pass": 0.001, "overhead": 0.0}
+DEAR = {"r": {1: 1.0, 2: 40.0}, "prime": 1.0, "pass": 1.0, "overhead": 1.0}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """Of a tiny target without a tokenizer, with a head."""
+    root = tmp_path_factory.mktemp("tiny")
+    target = tiny_target()
+    hf.write_checkpoint(root / "target", target.params, target.model.config)
+    decoder = dataclasses.replace(target.model.config, n_layers=1, windows=())
+    head = SarConfig(decoder=decoder, block_size=2)
+    write_head(root / "head", random_head(sar_head.build(head)), head)
+    values = {
+        "target": str(root / "target"),
+        "ignore_eos": True,
+        "drafters": {
+            "lookup": {"drafter": "prompt-lookup"},
+            "head": {"drafter": "falcon", "drafter_path": str(root / "head")},
+        },
+    }
+    path = root / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    lines = [{"prompt_tokens": [1, 2, 3]}, {"prompt_tokens": [7]}, {"prompt_tokens": [5, 4] * 4}]
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def costs(folder: Path, table: dict) -> str:
+    path = folder / "costs.yaml"
+    path.write_text(yaml.safe_dump(table))
+    return str(path)
+
+
+def plan(config: Path, prompts: Path, *more: str) -> int:
+    few = ["--max-new-tokens", "48", "--context", "8", "--repeats", "1"]
+    return main(["--config", str(config), "--prompts", str(prompts), *few, *more])
+
+
+def test_a_tree_is_fitted_and_the_drafter_takes_it(config, prompts, tmp_path, capsys):
+    out, head = tmp_path / "new" / "tree.yaml", config.parent / "head"
+    flags = ["--costs", costs(tmp_path, FREE), "--out", str(out), "--nodes", "20", "--json"]
+    assert plan(config, prompts, *flags, "--weights", "3,1") == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    written = yaml.safe_load(out.read_text())
+    tree = find(str(out))
+    assert written["pays"] and found["paths"] == written["paths"]
+    assert tree.n_nodes == len(written["paths"]) == written["nodes"] <= 20
+    assert fingerprint(tree) == written["fingerprint"]
+    assert written["predicted"]["speedup"] > 1
+    assert [one["weight"] for one in written["acceptance"].values()] == [0.75, 0.25]
+    assert all(one["rounds"] > 20 for one in written["acceptance"].values())
+    assert written["costs"] == FREE
+    assert len(written["settings"]["target_digest"]) == 64
+    assert len(written["settings"]["drafter_digest"]) == 64
+    assert {"versions", "device", "command"} <= set(written["made_by"])
+    assert max(one["speedup"] for one in found["candidates"]) == pytest.approx(
+        written["predicted"]["speedup"], abs=1e-3
+    )
+    assert list(out.parent.iterdir()) == [out]
+    assert "say little" in said.err
+
+    target = load_target(config.parent / "target")
+    drafter = load_drafter("falcon", head, target=target, tree=str(out)).drafter
+    assert isinstance(drafter, Falcon) and drafter.tree == tree
+
+
+def test_costs_are_measured_here(config, prompts, tmp_path, capsys):
+    out = tmp_path / "tree.yaml"
+    flags = ["--out", str(out), "--nodes", "3", "--probe", "chain-2", "--temperatures", "0"]
+    assert plan(config, prompts, *flags, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(map(int, found["costs"]["r"])) == [1, 2, 3, 4]
+    assert found["costs"]["r"]["1"] == 1 and found["costs"]["prime"] > 0
+    assert out.exists() == found["pays"]
+    assert all(set(path) == {0} and len(path) <= 2 for path in found["paths"])
+
+
+def test_it_says_when_no_tree_pays(config, prompts, tmp_path, capsys):
+    out = tmp_path / "tree.yaml"
+    flags = ["--costs", costs(tmp_path, DEAR), "--out", str(out), "--temperatures", "1"]
+    assert plan(config, prompts, *flags) == 0
+    said = capsys.readouterr().out
+    assert "No tree pays here" in said and "Decode plainly." in said
+    assert "T = 1" in said and "rank 0" in said
+    assert not out.exists()
+
+
+def test_an_interrupt_leaves_the_old_tree(config, prompts, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "tree.yaml"
+    out.write_text("paths: [[0]]\n")
+    flags = ["--costs", costs(tmp_path, FREE), "--out", str(out), "--temperatures", "0"]
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(falcon.os, "replace", stops)
+    assert plan(config, prompts, *flags) == 130
+    assert capsys.readouterr().err.endswith("error: interrupted\n")
+    assert out.read_text() == "paths: [[0]]\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"tree.yaml", "some.jsonl", "costs.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--drafter", "lookup"], "method prompt-lookup, which has nothing to plan"),
+        (["--drafter", "no-such"], "method no-such"),
+        (["--probe", "chain-x"], "unknown tree 'chain-x'"),
+        (["--costs", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--nodes", "0"], "nodes: expected a whole number from 1"),
+        (["--nodes", "many"], "nodes: expected a whole number from 1"),
+        (["--temperatures", "0,0.001"], "temperatures: expected different numbers"),
+        (["--weights", "1"], "as many weights as temperatures"),
+        (["--weights", "1,-1"], "weights: expected as many positive numbers"),
+        (["--set", "note=3"], "unknown key 'note'"),
+        (["--set", "dtype=int8"], "dtype: expected float32 or bfloat16"),
+        (["--out", "."], "expected a file"),
+        (["--drafter-path", "no/such/head"], "no/such/head"),
+        (["--context", "250"], "lower it, or --nodes"),
+        (["--bogus"], "unrecognized arguments"),
+    ],
+)
+def test_mistakes_are_one_line(flags, said, config, prompts, tmp_path, capsys):
+    out = tmp_path / "tree.yaml"
+    assert plan(config, prompts, "--out", str(out), *flags) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_config_without_a_head_says_what_to_give(tmp_path, capsys):
+    assert main(["--config", "vicuna", "--out", str(tmp_path / "tree.yaml")]) == 2
+    assert "--drafter-path DIR" in capsys.readouterr().err
