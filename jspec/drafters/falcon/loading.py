@@ -69,6 +69,7 @@ def load(
         )
     except ValueError as error:
         raise UserError(f"falcon: {error}") from None
+    _check_width(drafter, draft_vocabulary or target.vocab_size)
     return LoadedDrafter(name="falcon", drafter=drafter, params=shared)
 
 
@@ -77,6 +78,15 @@ def _tree(directory: Path, name: str) -> Tree:
     if not name:
         name = str(fitted) if fitted.is_file() else LARGEST_TREE
     return find(name)
+
+
+def _check_width(drafter: Falcon, size: int) -> None:
+    widest = max(one.width for one in drafter.plan.passes)
+    if size < widest:
+        raise UserError(
+            f"the tree takes the best {widest} tokens of a row, and {size} are drafted: give a "
+            "narrower tree or a larger draft_vocabulary"
+        )
 
 
 def _check_target(directory: Path, config: SarConfig, target: Target) -> None:
@@ -104,7 +114,13 @@ def _reduced(directory: Path, target: Target, size: int) -> dict[str, Params]:
         raise UserError(
             f"draft_vocabulary needs {file}, which python -m jspec.train writes; leave it out"
         )
-    counts = open_safetensors(file)["counts"]()
+    tensors = open_safetensors(file)
+    counts = tensors["counts"]() if "counts" in tensors else np.zeros(0)
+    if counts.shape != (target.vocab_size,):
+        raise UserError(
+            f"{file}: expected a tensor `counts` of {target.vocab_size} numbers, one a token; "
+            "give the file that was written with the head"
+        )
     ids = np.sort(np.argsort(-counts.astype(np.int64), kind="stable")[:size]).astype(np.int32)
     return {"ids": jnp.asarray(ids), "rows": head_rows(target, jnp.asarray(ids))}
 

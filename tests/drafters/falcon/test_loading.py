@@ -1,0 +1,163 @@
+"""A Falcon drafter from its directory: what is taken from where, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jspec.drafters import load_drafter
+from jspec.drafters.falcon.checkpoint import write_checkpoint
+from jspec.drafters.falcon.drafter import Falcon
+from jspec.drafters.falcon.trees import Tree, chain, find
+from jspec.errors import UserError
+from jspec.models import sar_head
+from jspec.models.sar_head import LstmMode, SarConfig
+from jspec.models.target import Target
+from jspec.testing.models import random_head, tiny_config, tiny_target
+
+V = 23
+SMALL = dict(vocab_size=V, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
+TARGET = tiny_target(**SMALL)
+TIED = tiny_target(**SMALL, has_tied_head=True)
+CONFIG = SarConfig(tiny_config(**SMALL), block_size=3, lstm_mode=LstmMode.SEQUENCE)
+PARAMS = random_head(sar_head.build(CONFIG))
+COUNTS = np.random.default_rng(0).integers(0, 5, V).astype(np.float32)
+FITTED = Tree(((0,), (0, 0), (2,)))
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    """A head with its copy of the embedding and the counts of its training."""
+    write_checkpoint(tmp_path, PARAMS, CONFIG, embedding=TARGET.params["embedding"])
+    save_file({"counts": COUNTS}, tmp_path / "token_counts.safetensors")
+    return tmp_path
+
+
+def load(directory: Path | None, target: Target = TARGET, **options) -> tuple[Falcon, dict]:
+    loaded = load_drafter("falcon", directory, target=target, **options)
+    assert loaded.name == "falcon" and isinstance(loaded.drafter, Falcon)
+    return loaded.drafter, loaded.params
+
+
+def fit(directory: Path) -> None:
+    (directory / "tree.yaml").write_text(json.dumps({"paths": FITTED.paths}))
+
+
+def edit_config(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: v for name, v in values.items() if v is not None}))
+
+
+def test_a_directory_is_the_head_that_was_written(directory):
+    drafter, params = load(directory)
+    assert drafter.model.config == CONFIG and drafter.target == TARGET.model
+    assert drafter.block_align == "right"
+    jax.tree.map(np.testing.assert_array_equal, params["head"], PARAMS)
+    assert set(params) == {"head", "target"}
+
+
+def test_the_target_is_shared_and_not_copied(directory):
+    _, params = load(directory, draft_vocabulary=20)
+    ours, theirs = jax.tree.leaves(params["target"]), jax.tree.leaves(TARGET.params)
+    assert all(a is b for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_fitted_tree_is_taken_unless_one_is_named(directory):
+    assert load(directory)[0].tree == find("kmask2_8layer_tree")
+    fit(directory)
+    assert load(directory)[0].tree == FITTED
+    assert load(directory, tree="chain-4")[0].tree == chain(4)
+    other = directory / "other.json"
+    other.write_text(json.dumps({"paths": [[0], [1]]}))
+    assert load(directory, tree=str(other))[0].tree == Tree(((0,), (1,)))
+    assert load(directory, block_align="left")[0].block_align == "left"
+
+
+@pytest.mark.parametrize("target", [TARGET, TIED], ids=["untied", "tied"])
+def test_a_reduced_vocabulary_is_the_most_frequent_tokens(directory, target):
+    fit(directory)
+    _, params = load(directory, target, draft_vocabulary=7)
+    ids = np.asarray(params["ids"])
+    assert len(set(ids)) == 7 and (np.diff(ids) > 0).all() and ids.dtype == np.int32
+    assert COUNTS[ids].min() >= np.delete(COUNTS, ids).max()
+    weights = target.params.get("head_weight")
+    whole = target.params["embedding"].T if weights is None else weights
+    np.testing.assert_array_equal(params["rows"], np.asarray(whole)[:, ids])
+    _, every = load(directory, target, draft_vocabulary=V)
+    np.testing.assert_array_equal(every["ids"], np.arange(V))
+
+
+def test_the_head_has_the_type_of_the_target(directory):
+    target = tiny_target(**SMALL, dtype=jnp.bfloat16)
+    _, params = load(directory, target)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params["head"])} == {jnp.dtype(jnp.bfloat16)}
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+def refused(message: str, directory: Path | None, **options) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load(directory, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(tree="kmask2_4layer_tre"), "unknown tree .* did you mean 'kmask2_4layer_tree'"),
+        (dict(tree="chain-0"), "unknown tree 'chain-0'"),
+        (dict(block_align="middle"), "falcon: block_align must be right or left, got 'middle'"),
+        (dict(draft_vocabulary=V + 1), f"draft_vocabulary 24: .* the {V} tokens"),
+        (dict(draft_vocabulary=-1), "draft_vocabulary -1: expected 0 or"),
+        (dict(draft_vocabulary=19), "takes the best 20 tokens of a row, and 19 are drafted"),
+        (dict(trees="chain-2"), "no option 'trees'; it has tree, block_align, draft_vocabulary"),
+        (dict(draft_vocabulary="9"), "draft_vocabulary of drafter falcon must be int"),
+    ],
+)
+def test_options_out_of_range_are_refused(directory, options, message):
+    refused(message, directory, **options)
+
+
+def test_a_head_needs_a_directory_that_is_there(tmp_path):
+    refused("falcon needs a trained head: pass --drafter-path DIR", None)
+    refused("nowhere", tmp_path / "nowhere")
+    refused("config.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(width=32), "a hidden size of 16, this one has 32; give the target"),
+        (dict(vocab_size=29), f"a vocabulary of {V}, this one has 29; give the target"),
+    ],
+)
+def test_a_head_of_another_target_is_refused(directory, changes, message):
+    refused(message, directory, target=tiny_target(**(SMALL | changes)))
+
+
+def test_a_head_without_its_block_size_is_refused(directory):
+    edit_config(directory, k_mask=None)
+    refused("config.json: no k_mask", directory)
+
+
+def test_counts_that_are_not_there_or_of_another_vocabulary_are_refused(directory):
+    file = directory / "token_counts.safetensors"
+    for tensors in ({"counts": COUNTS[:-1]}, {"count": COUNTS}):
+        save_file(tensors, file)
+        refused(f"expected a tensor `counts` of {V} numbers", directory, draft_vocabulary=20)
+    file.unlink()
+    refused("needs .*token_counts.safetensors.*leave it out", directory, draft_vocabulary=20)
+
+
+def test_a_broken_tree_of_the_directory_is_refused(directory):
+    (directory / "tree.yaml").write_text("paths: [[1, 0]]")
+    refused(r"tree.yaml: path \[1, 0\] has no parent", directory)
+    load(directory, tree="chain-2")
