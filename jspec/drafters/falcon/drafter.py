@@ -184,7 +184,7 @@ class Falcon:
         first = jnp.where(is_live, first, n_before)
         n_valid = context.length - 1 - first
         # The released code feeds new rows alone where they make a block, and all of them if not.
-        left = jnp.where(n_valid >= 2 * k - 1, k - 1, 0)
+        left = (k - 1) * (n_valid >= 2 * k - 1).astype(n_valid.dtype)
         start = n_valid if self.block_align == "right" else left
         primed = self._prime(params, state, context, features, first, n_valid, start)
         small = [
