@@ -47,8 +47,8 @@ from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.hub import local_directory
 from jspec.models.shipped import weights_digest
 from jspec.models.target import Target, load_target
-from jspec.train.command.corpora import corpus_paths, load_corpora
-from jspec.train.config import ModelConfig, OptimizerConfig
+from jspec.train.command.corpora import corpus_sources, load_corpora
+from jspec.train.config import DataConfig, ModelConfig, OptimizerConfig
 from jspec.train.corpus import corpus_name
 from jspec.train.data import TextData
 from jspec.train.journal import read_journal
@@ -181,9 +181,15 @@ def _learnt(config: ModelConfig) -> str:
     return text if config.teacher is None else f"{text}; predictions of `{config.teacher}`"
 
 
+def _files(data: DataConfig) -> dict[Path, float]:
+    """The corpora that are files, and how often an epoch has each; the demo has no others."""
+    sources = corpus_sources(data).items()
+    return {source: repeat for source, repeat in sources if isinstance(source, Path)}
+
+
 def _data(facts: Facts) -> str:
     rows = []
-    for path, repeat in corpus_paths(facts.config.data).items():
+    for path, repeat in _files(facts.config.data).items():
         name = corpus_name(path)
         n_tokens = n_tokens_used(facts.data, name)
         rows.append([name, *source_cells(path), f"{n_tokens:,}", f"{repeat:g}"])
@@ -278,7 +284,7 @@ def gather(args: argparse.Namespace) -> Facts:
     target = load_target(directory)
     if not target.stop_ids:
         target = dataclasses.replace(target, stop_ids=(tokenizer.hf.eos_token_id,))
-    paths = corpus_paths(config.data)
+    paths = _files(config.data)
     for path in paths:
         source_cells(path)  # an unknown one is refused before anything takes time
     say("reading and packing text")

@@ -9,7 +9,7 @@ from jspec.aot.hlo import Collectives, Instruction, collectives, read
 from jspec.aot.report import Memory, Moved, StepReport
 from jspec.aot.shapes import Found, drafter_shapes, find_shapes, target_shapes
 from jspec.aot.topology import Topology, find_topology
-from jspec.aot.training import trained_model, training_steps
+from jspec.aot.training import Recipe, find_recipe, training_steps
 
 __all__ = [
     "Collectives",
@@ -18,16 +18,17 @@ __all__ = [
     "Lowering",
     "Memory",
     "Moved",
+    "Recipe",
     "StepReport",
     "Topology",
     "collectives",
     "compile_step",
     "drafter_shapes",
+    "find_recipe",
     "find_shapes",
     "find_topology",
     "inference_steps",
     "read",
     "target_shapes",
-    "trained_model",
     "training_steps",
 ]

@@ -24,7 +24,8 @@ from jspec.aot.topology import (
     mesh_text,
     set_environment,
 )
-from jspec.aot.training import trained_model, training_steps
+from jspec.aot.training import KINDS as RECIPES
+from jspec.aot.training import find_recipe, training_steps
 from jspec.config import InferConfig, find_config, parse_mesh, parse_sets, read_yaml, resolve
 from jspec.errors import UserError
 from jspec.infer.command import cli as infer_command
@@ -33,7 +34,6 @@ from jspec.infer.command.log import Failure, Log
 from jspec.law import Rule, mode_of
 from jspec.models.weights import estimate_memory
 from jspec.sharding import make_mesh, make_training_mesh
-from jspec.train.config import ModelConfig
 
 INFERENCE, TRAINING = ("prefill", "round"), ("train",)
 
@@ -46,7 +46,10 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_config_flags(
-        parser, is_training=False, example="drafter=none", note="; recipes for a model too"
+        parser,
+        is_training=False,
+        example="drafter=none",
+        note="; recipes for a model or a drafter too",
     )
     parser.add_argument("--topology", metavar="CHIP:GRID", help=f"such as {EXAMPLES}")
     parser.add_argument(
@@ -160,27 +163,28 @@ def _plan(args: argparse.Namespace) -> tuple[InferConfig, Found, int]:
 def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
     path = find_config(str(args.config))
     values = read_yaml(path)
-    if values.get("kind") != "model":
+    kind = RECIPES.get(str(values.get("kind")))
+    if kind is None:
         raise UserError(
             f"{path} is of kind {values.get('kind')!r}; what is compiled is a config that "
-            "generates, or a recipe of kind 'model'"
+            f"generates, or a recipe of kind {' or '.join(map(repr, RECIPES))}"
         )
     if args.context is not None:
         raise UserError("--context is of configs that generate; give --set data.length=N")
     flags: dict[str, Any] = {} if args.batch_size is None else {"batch_size": args.batch_size}
     if args.mesh is not None:
         flags["mesh"] = parse_mesh(args.mesh)
-    sets = parse_sets(args.set, ModelConfig)
-    config = resolve(ModelConfig, [(str(path), values), ("--set", sets), ("command line", flags)])
+    sets = parse_sets(args.set, kind)
+    config = resolve(kind, [(str(path), values), ("--set", sets), ("command line", flags)])
     fallback = {"data": 1, "fsdp": len(topology.devices)}
     sizes, notes = _mesh_sizes(args, config.mesh.model_dump(), fallback, topology)
-    model, found = trained_model(config)
     mesh = make_training_mesh(**sizes, devices=topology.devices)
+    recipe = find_recipe(config, mesh)
     return Job(
         mesh=sizes,
-        origins=_origins(found) or {"model": str(path)},
+        origins=_origins(recipe.found) or {"model": str(path)},
         notes=notes,
-        steps=lambda: training_steps(config, model, mesh),
+        steps=lambda: training_steps(config, recipe, mesh),
         remedy=lambda: "use more devices along fsdp, a smaller micro_batch_size, or remat",
     )
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.aot.compiling import Lowering
-from jspec.aot.shapes import Found, find_shapes
+from jspec.aot.shapes import Found, find_shapes, target_shapes
 from jspec.errors import UserError
-from jspec.models.model import Model, abstract_params, build
-from jspec.train.config import ModelConfig
+from jspec.models.model import abstract_params, build
+from jspec.sharding import TRAINING
+from jspec.train.config import FalconConfig, ModelConfig
+from jspec.train.falcon import head_of, objective_of, trainable_of
 from jspec.train.objective import Distil, NextToken, Objective
 from jspec.train.setup import model_of, set_up
-from jspec.train.trainable import language_model
+from jspec.train.trainable import Trainable, language_model
 
 SOME_STEPS = 1000
 """Of a schedule that depends on the data, which is not read; the program has it as a number."""
+
+RecipeConfig = ModelConfig | FalconConfig
+
+KINDS: dict[str, type[RecipeConfig]] = {"model": ModelConfig, "falcon": FalconConfig}
+"""Kinds of recipes that have a step to compile."""
 
 _BATCH = {
     "tokens": jnp.int32,
@@ -31,18 +37,61 @@ _BATCH = {
 }
 
 
-def trained_model(config: ModelConfig) -> tuple[Model, Found | None]:
-    """What a recipe trains, and where its shapes came from if not from the recipe.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a training step is made of.
+
+    Attributes:
+      objective: what it minimises.
+      trainable: what it trains; frozen weights are shapes with their places.
+      found: the checkpoint whose shapes these are; None where the recipe says them all.
+    """
+
+    objective: Objective
+    trainable: Trainable
+    found: Found | None
+
+
+def find_recipe(config: RecipeConfig, mesh: Mesh) -> Recipe:
+    """What a config trains.
 
     Raises:
-      UserError: sizes that make no model, or no vocabulary size.
+      UserError: sizes that make no model, no vocabulary size, or a checkpoint that is not known.
     """
+    if isinstance(config, FalconConfig):
+        return _falcon(config, mesh)
+    return _language_model(config, mesh)
+
+
+def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
     if (config.init_from is None) == (not config.model):
         raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
-    if config.init_from is not None:
-        found = find_shapes(config.init_from)
-        return build(found.config), found
-    return model_of(config.model, vocab_size=_vocabulary(config)), None
+    found = None if config.init_from is None else find_shapes(config.init_from)
+    if found is None:
+        model = model_of(config.model, vocab_size=_vocabulary(config))
+    else:
+        model = build(found.config)
+    if config.teacher is None:
+        objective = NextToken(model, remat=config.remat)
+        return Recipe(objective=objective, trainable=language_model(model), found=found)
+    teacher = build(find_shapes(config.teacher).config)
+    objective = Distil(model, teacher, share=config.teacher_share, remat=config.remat)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    weights = abstract_params(teacher, jnp.dtype(config.compute_dtype))
+    frozen = jax.tree.map(lambda leaf: _place(leaf, everywhere), weights)
+    trainable = dataclasses.replace(language_model(model), frozen=frozen)
+    return Recipe(objective=objective, trainable=trainable, found=found)
+
+
+def _falcon(config: FalconConfig, mesh: Mesh) -> Recipe:
+    found = find_shapes(config.target)
+    target = target_shapes(found.config, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
+    head = head_of(config, target.model)
+    return Recipe(
+        objective=objective_of(config, head, target.model, config.steps or SOME_STEPS),
+        trainable=trainable_of(head, target.params),
+        found=found,
+    )
 
 
 def _vocabulary(config: ModelConfig) -> int:
@@ -57,33 +106,24 @@ def _vocabulary(config: ModelConfig) -> int:
     return len(tokenizer.hf)
 
 
-def training_steps(config: ModelConfig, model: Model, mesh: Mesh) -> Iterator[Lowering]:
+def training_steps(config: RecipeConfig, recipe: Recipe, mesh: Mesh) -> Iterator[Lowering]:
     """The one step of a recipe.
 
     Raises:
       UserError: a batch that the mesh does not divide.
     """
-    objective, frozen = _objective(config, model)
-    trainable = dataclasses.replace(language_model(model), frozen=frozen)
-    setup = set_up(objective, trainable, config, mesh, steps=config.steps or SOME_STEPS)
+    steps = config.steps or SOME_STEPS
+    setup = set_up(recipe.objective, recipe.trainable, config, mesh, steps=steps)
     shape = (config.batch_size, config.data.length)
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=setup.rows)
         for name, dtype in _BATCH.items()
     }
     state = jax.tree.map(_place, jax.eval_shape(setup.fresh), setup.shardings)
-    frozen = jax.tree.map(lambda leaf: _place(leaf, setup.everywhere), frozen)
+    frozen = recipe.trainable.frozen
     micro = config.micro_batch_size or config.batch_size
     note = f"{config.batch_size} x {config.data.length} tokens, {micro} sequences at once"
     yield Lowering("train", note, lambda: setup.train.lower(state, frozen, batch), ())
-
-
-def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:
-    if config.teacher is None:
-        return NextToken(model, remat=config.remat), None
-    teacher = build(find_shapes(config.teacher).config)
-    objective = Distil(model, teacher, share=config.teacher_share, remat=config.remat)
-    return objective, abstract_params(teacher, jnp.dtype(config.compute_dtype))
 
 
 def _place(leaf, where) -> jax.ShapeDtypeStruct:

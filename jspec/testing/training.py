@@ -1,23 +1,38 @@
-"""Tiny training runs: one layer, random text, a few steps; everything a test may want to change."""
+"""Tiny training runs: one layer, random text, a few steps; everything a test may want to change.
+
+In reading order: models and text, `loop_config`, what is trained (`PARTS`), `run_training`, and a
+run that kills itself.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from jspec.models.model import Model, build
+from jspec.models import sar_head
+from jspec.models.model import Model, build, random_params
+from jspec.models.sar_head import SarConfig
+from jspec.models.weights import param_shardings
+from jspec.sharding import TRAINING, make_training_mesh
 from jspec.state import Params
 from jspec.testing.models import tiny_config
 from jspec.train.config import LoopConfig, OptimizerConfig, TrainMeshConfig
+from jspec.train.csgd import Csgd
 from jspec.train.data import TextData
 from jspec.train.encode import Encoded
+from jspec.train.falcon import trainable_of
+from jspec.train.journal import read_journal
 from jspec.train.loop import Outcome, train
 from jspec.train.objective import NextToken, Objective
 from jspec.train.packing import Packed, pack
-from jspec.train.trainable import language_model
+from jspec.train.trainable import Trainable, language_model
 
 LENGTH = 16
 
@@ -63,21 +78,86 @@ def loop_config(*, data: int = 1, fsdp: int = 1, optimizer: Any = None, **change
     return LoopConfig(**(fields | changes))
 
 
+def language_parts(config: LoopConfig) -> tuple[Objective, Trainable]:
+    """A language model."""
+    model = training_model()
+    return NextToken(model), language_model(model)
+
+
+def falcon_parts(config: LoopConfig) -> tuple[Objective, Trainable]:
+    """A Falcon head beside a random target, which is spread over the mesh of a config."""
+    target = training_model()
+    mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    weights = jax.jit(
+        lambda key: random_params(target, key=key, scale=0.35),
+        out_shardings=param_shardings(target, mesh, TRAINING),
+    )(jax.random.key(5))
+    blocks = dataclasses.replace(target.config, windows=())
+    head = sar_head.build(SarConfig(decoder=blocks, block_size=2))
+    objective = Csgd(head=head, target=target, steps=config.steps or 1)
+    return objective, trainable_of(head, weights)
+
+
+PARTS = {"model": language_parts, "falcon": falcon_parts}
+"""What is minimised and what is trained, by kind."""
+
+
 def run_training(
     directory: Path,
     config: LoopConfig,
     *,
+    kind: str = "model",
     objective: Objective | None = None,
     frozen: Params = None,
     **options,
 ) -> Outcome:
-    """`train` on random text, with the options of `train`."""
-    model = training_model()
+    """`train` on random text, with the options of `train`.
+
+    Args:
+      objective, frozen: in place of the kind's own.
+    """
+    usual, trainable = PARTS[kind](config)
+    if frozen is not None:
+        trainable = dataclasses.replace(trainable, frozen=frozen)
     return train(
-        objective or NextToken(model),
+        objective or usual,
         random_text(),
-        dataclasses.replace(language_model(model), frozen=frozen),
+        trainable,
         config=config,
         directory=directory,
         **options,
     )
+
+
+def told(directory: Path) -> list[dict]:
+    """The journal of a run without what a clock says."""
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_journal(directory)]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import jax
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_num_cpu_devices", 8)
+from jspec.testing.training import loop_config, run_training
+
+directory, kind, step, changes = sys.argv[1:]
+
+def report(record):
+    if record["step"] == int(step) and "loss" in record:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run_training(Path(directory), loop_config(**eval(changes)), kind=kind, report=report)
+"""
+
+
+def kill_at(directory: Path, *, kind: str, step: int, changes: dict[str, Any]) -> None:
+    """A run in a process that kills itself when a step is told, maybe while it saves.
+
+    Args:
+      changes: of `loop_config`.
+    """
+    command = [sys.executable, "-c", KILLED, str(directory), kind, str(step), repr(changes)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr[-3000:]

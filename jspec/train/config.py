@@ -28,21 +28,41 @@ def _needed(help_: str, expected: str, **limits: Any) -> Any:
 
 
 class CorpusConfig(Config):
-    """One file of text."""
+    """One file of text, or a split of a Hugging Face dataset."""
 
-    file: str = _needed(
-        "within data.folder, or from here where it begins with ./ or /", "a file name"
+    file: str | None = field(
+        None,
+        "within data.folder, or from here where it begins with ./ or /",
+        "a file name",
+        is_text=True,
+    )
+    dataset: str | None = field(
+        None, "a dataset's hub id or folder; needs the extra data", "an id or path", is_text=True
+    )
+    split: str = field("train", "of the dataset", "a split such as train[:1000]", is_text=True)
+    subset: str | None = field(
+        None, "the dataset's configuration, where it has several", "a name", is_text=True
     )
     repeat: float = field(
         1.0, "how often an epoch has it; 0.5 takes half", "a number above 0", gt=0
     )
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> CorpusConfig:
+        if (self.file is None) == (self.dataset is None):
+            raise ValueError("exactly one of file and dataset")
+        return self
 
 
 class DataConfig(Config):
     """Text, and how it becomes sequences."""
 
     folder: str = _path("folder of the corpora", "data")
-    corpora: list[CorpusConfig] = _needed("files of text", "a list of file names", min_length=1)
+    corpora: list[CorpusConfig] = _needed(
+        "files of text or datasets",
+        "a list of file names, or mappings with a file or a dataset",
+        min_length=1,
+    )
     length: int = count(512, "tokens of a sequence", low=8)
     held_out: float = field(
         0.02, "share of rows kept out of training", "a number in [0, 0.5]", ge=0, le=0.5

@@ -1,6 +1,6 @@
-"""Training text: JSON lines (also `.xz` and `.gz`) and plain text files, checked row by row.
+"""Training text: files of JSON or plain text, and datasets of the hub, checked row by row.
 
-In reading order: `Row`, `read_rows`, and which rows are held out of training.
+In reading order: `Row`, `read_rows`, which rows are held out of training, and how a row is checked.
 """
 
 from __future__ import annotations
@@ -17,8 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.train.hub_dataset import HubDataset
 
 ROLES = ("system", "user", "assistant")
+
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+"""Roles of those who speak in ShareGPT's `from`."""
+
+CONTENTS = ("text", "messages", "conversations", "turns", "tokens")
+"""Keys of a row, of which it has one."""
+
+Source = Path | HubDataset
+"""Where a corpus is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,31 +57,40 @@ class Row:
     tokens: tuple[int, ...] = ()
 
 
-def corpus_name(path: Path) -> str:
+def corpus_name(source: Source) -> str:
     """How a corpus is called in metrics: its file name up to the first dot."""
-    return path.name.split(".")[0]
+    return source.name if isinstance(source, HubDataset) else source.name.split(".")[0]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(source: Source) -> Iterator[Row]:
     """The rows of a corpus.
 
-    `.jsonl` (also compressed, `.xz` or `.gz`) holds an object a line with `text` or `messages`, and
-    `id` where wanted; any other file is plain text, in which blank lines come between paragraphs
-    and a row is a run of paragraphs of about 3,000 characters.
+    `.jsonl` holds an object a line, `.json` a list of objects (both also compressed, `.xz` or
+    `.gz`), a dataset its rows. An object has one of `CONTENTS`, and `id` where wanted:
+
+    * `text`;
+    * `messages` or `conversations`: role and content each, or ShareGPT's from and value;
+    * `turns`: what a user says, as in files of prompts; only the first is read, as the answers are
+      not known;
+    * `tokens` that a model wrote.
+
+    Any other file is plain text, in which blank lines come between paragraphs and a row is a run of
+    paragraphs of about 3,000 characters.
 
     Raises:
-      UserError: an unreadable file, or a bad line, with its number.
+      UserError: an unreadable file or dataset, or a bad row, with its number.
     """
-    if ".jsonl" not in path.suffixes:
-        yield from _passages(path)
+    if isinstance(source, Path) and not {".jsonl", ".json"} & set(source.suffixes):
+        yield from _passages(source)
         return
     is_empty = True
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            is_empty = False
-            yield _row(path, number, line)
+    for where, number, values in _objects(source):
+        is_empty = False
+        row = _row(where, f"{corpus_name(source)}-{number}", values)
+        if row is not None:
+            yield row
     if is_empty:
-        raise UserError(f"{path} is empty; expected an object a line with text or messages")
+        raise UserError(f"{source} is empty; expected rows with one of {', '.join(CONTENTS)}")
 
 
 def is_held_out(row_id: str, share: float) -> bool:
@@ -91,33 +119,64 @@ def _lines(path: Path) -> Iterator[str]:
         ) from None
 
 
-def _row(path: Path, number: int, line: str) -> Row:
-    where = f"{path}, line {number}"
+def _objects(source: Source) -> Iterator[tuple[str, int, Any]]:
+    """Every object of a corpus: where it is, its number from 1, and itself."""
+    if isinstance(source, HubDataset):
+        for number, values in enumerate(source.rows(), 1):
+            yield f"{source}, row {number}", number, values
+    elif ".jsonl" in source.suffixes:
+        for number, line in enumerate(_lines(source), 1):
+            if line.strip():
+                where = f"{source}, line {number}"
+                yield where, number, _parsed(where, line)
+    else:
+        values = _parsed(str(source), "".join(_lines(source)))
+        if not isinstance(values, list):
+            raise UserError(f"{source}: expected a list of objects; name it .jsonl if it has lines")
+        for number, one in enumerate(values, 1):
+            yield f"{source}, row {number}", number, one
+
+
+def _parsed(where: str, text: str) -> Any:
     try:
-        values = json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: broken JSON ({getattr(error, 'msg', error)})") from None
+
+
+def _row(where: str, name: str, values: Any) -> Row | None:
+    """A checked row, called `name` if it has no id; None for a conversation without a turn."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected an object with text, messages or tokens")
-    row_id = values.get("id")
-    row_id = f"{corpus_name(path)}-{number}" if row_id is None else str(row_id)
-    text, messages, tokens = (values.get(kind) for kind in ("text", "messages", "tokens"))
-    if (text, messages, tokens).count(None) != 2:
-        given = ", ".join(sorted(values)) or "nothing"
-        raise UserError(f"{where}: expected one of text, messages and tokens, given {given}")
-    if text is not None and not isinstance(text, str):
-        raise UserError(f"{where}: text must be a string, given {type(text).__name__}")
-    row = Row(
-        id=row_id,
-        text=text,
-        messages=() if messages is None else _messages(where, messages),
-        tokens=() if tokens is None else _tokens(where, tokens),
-    )
+        raise UserError(f"{where}: expected an object with one of {', '.join(CONTENTS)}")
+    given = [kind for kind in CONTENTS if values.get(kind) is not None]
+    if len(given) != 1:
+        keys = ", ".join(sorted(values)) or "nothing"
+        raise UserError(f"{where}: expected one of {', '.join(CONTENTS)}, given {keys}")
+    kind, content = given[0], values[given[0]]
+    if kind == "conversations" and content == []:  # ShareGPT has such
+        return None
+    text, messages, tokens = None, (), ()
+    if kind == "text":
+        text = _text(where, content)
+    elif kind == "tokens":
+        tokens = _tokens(where, content)
+    else:
+        messages = _first_turn(where, content) if kind == "turns" else _messages(where, content)
+        if not messages:
+            return None
+    row_id = name if values.get("id") is None else str(values["id"])
+    row = Row(id=row_id, text=text, messages=messages, tokens=tokens)
     try:
         "".join([row.id, row.text or "", *(m["content"] for m in row.messages)]).encode("utf-8")
     except UnicodeEncodeError:
         raise UserError(f"{where}: half of a surrogate pair, which is no character") from None
     return row
+
+
+def _text(where: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise UserError(f"{where}: text must be a string, given {type(text).__name__}")
+    return text
 
 
 def _tokens(where: str, tokens: Any) -> tuple[int, ...]:
@@ -127,9 +186,18 @@ def _tokens(where: str, tokens: Any) -> tuple[int, ...]:
     return tuple(tokens)
 
 
+def _first_turn(where: str, turns: Any) -> tuple[dict[str, str], ...]:
+    is_list = isinstance(turns, list) and all(isinstance(turn, str) for turn in turns)
+    if not is_list or not turns:
+        raise UserError(f"{where}: turns must be a list of texts")
+    return ({"role": "user", "content": turns[0]},)
+
+
 def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: messages must be a list of role and content")
+    if all(isinstance(message, dict) and "from" in message for message in messages):
+        return _shared(where, messages)
     for message in messages:
         is_pair = isinstance(message, dict) and isinstance(message.get("content"), str)
         if not is_pair or message.get("role") not in ROLES:
@@ -137,6 +205,28 @@ def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:
                 f"{where}: a message needs content (a string) and a role, one of {', '.join(ROLES)}"
             )
     return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+
+
+def _shared(where: str, turns: list[dict[str, Any]]) -> tuple[dict[str, str], ...]:
+    """Turns of ShareGPT, whose conversations are cut anywhere.
+
+    They begin with what the user says, or a system message, and end before one speaks twice; maybe
+    nothing is left.
+    """
+    kept: list[dict[str, str]] = []
+    for turn in turns:
+        role, content = SPEAKERS.get(str(turn["from"])), turn.get("value")
+        if role is None or not isinstance(content, str):
+            raise UserError(
+                f"{where}: a turn needs value (a string) and from, one of {', '.join(SPEAKERS)}"
+            )
+        before = kept[-1]["role"] if kept else "system"
+        if not kept and role == "assistant":
+            continue
+        if kept and role in (before, "system"):
+            break
+        kept.append({"role": role, "content": content})
+    return tuple(kept)
 
 
 def _passages(path: Path, size: int = 3000) -> Iterator[Row]:

@@ -22,8 +22,9 @@ import numpy as np
 
 from jspec.errors import UserError
 from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.train.corpus import Row, corpus_name, is_held_out, read_rows
+from jspec.train.corpus import Row, Source, corpus_name, is_held_out, read_rows
 from jspec.train.encode import encode_rows
+from jspec.train.hub_dataset import HubDataset
 from jspec.train.packing import Packed, pack
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def _join(parts: Sequence[Packed]) -> dict[str, np.ndarray]:
 
 
 def load_text(
-    paths: Mapping[Path, float],
+    sources: Mapping[Source, float],
     tokenizer_folder: Path,
     *,
     length: int,
@@ -142,7 +143,7 @@ def load_text(
     """Read, split, encode and pack corpora.
 
     Args:
-      paths: corpora, and how often an epoch repeats each.
+      sources: corpora, and how often an epoch repeats each.
       length: tokens of a sequence.
       held_out: share of rows kept out of training, by a hash of their ids.
       loss_on: "all" or "assistant".
@@ -154,30 +155,30 @@ def load_text(
     tokenizer = load_tokenizer(tokenizer_folder, chat_template)
     if tokenizer is None:
         raise UserError(f"{tokenizer_folder} has no tokenizer; expected tokenizer.json there")
-    names = [corpus_name(path) for path in paths]
+    names = [corpus_name(source) for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two corpora are called {twice[0]!r}; rename one of the files")
     train, tests = {}, {}
-    for path, name in zip(paths, names, strict=True):
-        key = _key(path, tokenizer_folder, length, held_out, loss_on, chat_template)
+    for source, name in zip(sources, names, strict=True):
+        key = _key(source, tokenizer_folder, length, held_out, loss_on, chat_template)
         packed = _cached(cache, name, key)
         if packed is None:
-            logger.info("packing %s", path)
-            packed = _pack_corpus(path, tokenizer, length, held_out, loss_on)
+            logger.info("packing %s", source)
+            packed = _pack_corpus(source, tokenizer, length, held_out, loss_on)
             _keep(cache, name, key, packed)
         train[name], tests[name] = packed
     if not any(len(packed) for packed in train.values()):
-        raise UserError(f"no text to train on in {', '.join(map(str, paths))}")
-    repeats = {name: repeat for name, repeat in zip(names, paths.values(), strict=True)}
+        raise UserError(f"no text to train on in {', '.join(map(str, sources))}")
+    repeats = {name: repeat for name, repeat in zip(names, sources.values(), strict=True)}
     return TextData(train=train, repeats=repeats, tests=tests)
 
 
 def _pack_corpus(
-    path: Path, tokenizer: Tokenizer, length: int, held_out: float, loss_on: str
+    source: Source, tokenizer: Tokenizer, length: int, held_out: float, loss_on: str
 ) -> tuple[Packed, Packed]:
     rows: tuple[list[Row], list[Row]] = ([], [])
-    for row in read_rows(path):
+    for row in read_rows(source):
         rows[is_held_out(row.id, held_out)].append(row)
     train, test = (pack(encode_rows(part, tokenizer, loss_on=loss_on), length) for part in rows)
     return train, test
@@ -186,17 +187,24 @@ def _pack_corpus(
 # --- packed arrays kept in files -----------------------------------------------------------------
 
 
-def _key(path: Path, tokenizer_folder: Path, *settings: Any) -> str:
-    """Names the packing: changes with the file, the tokenizer and the settings."""
-    try:
-        size, when = path.stat().st_size, path.stat().st_mtime_ns
-    except OSError:
-        raise UserError(f"{path} is not there; give data.folder, where the corpora are") from None
+def _key(source: Source, tokenizer_folder: Path, *settings: Any) -> str:
+    """Names the packing: changes with the text, the tokenizer and the settings."""
     kinds = ("*.json", "*.jinja", "*.model")
     files = [file for kind in kinds for file in sorted(tokenizer_folder.glob(kind))]
     tokenizer = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    parts = [str(path.resolve()), size, when, tokenizer, *settings]
+    parts = [*_version(source), tokenizer, *settings]
     return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
+
+
+def _version(source: Source) -> list[Any]:
+    """Changes with the content of a corpus."""
+    if isinstance(source, HubDataset):
+        return [str(source), source.fingerprint()]
+    try:
+        size, when = source.stat().st_size, source.stat().st_mtime_ns
+    except OSError:
+        raise UserError(f"{source} is not there; give data.folder, where the corpora are") from None
+    return [str(source.resolve()), size, when]
 
 
 def _cached(cache: Path | None, name: str, key: str) -> tuple[Packed, Packed] | None:

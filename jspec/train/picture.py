@@ -1,4 +1,4 @@
-"""The picture of a run: losses over steps. Needs the extra `plot`."""
+"""The picture of a run: losses over steps, and a drafter's acceptance. Needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,26 @@ def plot_losses(ax: Any, records: Sequence[Mapping[str, Any]]) -> None:
     ax.grid(alpha=0.3)
 
 
-def save_losses(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_acceptance(ax: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    """Share of the rounds that keep each depth of a chain; tokens a target call on the right."""
+    tests = [r for r in records if "acceptance" in r]
+    at = [r["step"] for r in tests]
+    depths = np.array([r["acceptance"]["accepted_by_depth"] for r in tests])
+    for depth, shares in enumerate(depths.T, 1):
+        shade = str(0.75 * (depth - 1) / max(depths.shape[1] - 1, 1))
+        ax.plot(at, shares, "-o", markersize=3, color=shade, label=f"depth {depth}")
+    ax.set(xlabel="step", ylabel="rounds that keep the depth", ylim=(0, 1))
+    ax.grid(alpha=0.3)
+    tokens = ax.twinx()
+    values = [r["acceptance"]["tokens_per_call"] for r in tests]
+    tokens.plot(at, values, "C0--s", markersize=3, label="tokens a target call")
+    tokens.set(ylim=(0, depths.shape[1] + 1))
+    tokens.set_ylabel("tokens a target call", color="C0")
+    lines = [*ax.get_lines(), *tokens.get_lines()]
+    ax.legend(lines, [line.get_label() for line in lines], fontsize=7, ncols=2, loc="upper left")
+
+
+def save_picture(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the journal of a run into a file; nothing where there is no step.
 
     Raises:
@@ -44,6 +63,11 @@ def save_losses(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    plot_losses(figure.subplots(), records)
+    has_acceptance = any("acceptance" in record for record in records)
+    figure = Figure(figsize=(8, 8 if has_acceptance else 5), layout="constrained")
+    axes = figure.subplots(1 + has_acceptance, sharex=True, squeeze=False)[:, 0]
+    plot_losses(axes[0], records)
+    if has_acceptance:
+        axes[0].set_xlabel("")
+        plot_acceptance(axes[1], records)
     figure.savefig(path, dpi=120)

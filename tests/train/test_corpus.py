@@ -49,6 +49,47 @@ def test_rows_are_the_same_however_they_are_compressed(tmp_path, ending, newline
     assert list(read_rows(path)) == ROWS
 
 
+def shared(*turns: str) -> dict:
+    """A conversation of ShareGPT; a turn is who speaks and what, parted by a blank."""
+    pairs = [turn.split(" ", 1) for turn in turns]
+    return {"conversations": [{"from": who, "value": what} for who, what in pairs]}
+
+
+def said(row: Row) -> list[str]:
+    return [f"{m['role']} {m['content']}" for m in row.messages]
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz"])
+def test_a_list_of_conversations_as_sharegpt_has_them(tmp_path, ending):
+    rows = [
+        {"id": "x_0", **shared("system be kind", "human hi", "gpt hello", "human bye")},
+        shared("gpt cut off", "human hi", "chatgpt hello"),
+        shared("human hi", "human still there?", "gpt yes"),
+        shared("gpt alone"),
+        {"id": "y", "conversations": []},
+        {"conversations": TALK},
+        {"turns": ["first", "second"]},
+    ]
+    data = json.dumps(rows).encode()
+    packed = gzip.compress(data) if ending.endswith("gz") else data
+    (tmp_path / f"talks{ending}").write_bytes(packed)
+    found = list(read_rows(tmp_path / f"talks{ending}"))
+    assert [row.id for row in found] == ["x_0", "talks-2", "talks-3", "talks-6", "talks-7"]
+    assert [said(row) for row in found] == [
+        ["system be kind", "user hi", "assistant hello", "user bye"],
+        ["user hi", "assistant hello"],
+        ["user hi"],
+        ["user hi", "assistant hello, ü"],
+        ["user first"],
+    ]
+
+
+def test_json_that_is_no_list_is_refused(tmp_path):
+    (tmp_path / "talks.json").write_text('{"text": "a"}')
+    with pytest.raises(UserError, match="talks.json: expected a list of objects; name it .jsonl"):
+        list(read_rows(tmp_path / "talks.json"))
+
+
 def test_plain_text_is_cut_between_paragraphs(tmp_path):
     paragraphs = [f"{n} " + "word " * 200 for n in range(9)]
     path = tmp_path / "book.v1.txt"
@@ -63,7 +104,7 @@ BAD = {
     "broken": (b'{"text": "a}', "broken JSON"),
     "nested": (b"[" * 100_000, "broken JSON"),
     "no object": (b'["text"]', "expected an object"),
-    "neither": (b'{"id": "x"}', "one of text, messages and tokens, given id"),
+    "neither": (b'{"id": "x"}', "one of text, messages, .* tokens, given id"),
     "nothing": (b"{}", "given nothing"),
     "both": (b'{"text": "a", "messages": []}', "given messages, text"),
     "number": (b'{"text": 5}', "text must be a string, given int"),
@@ -75,6 +116,9 @@ BAD = {
     "no tokens": (b'{"tokens": []}', "tokens must be a list of ids"),
     "bad tokens": (b'{"tokens": [1, -1]}', "tokens must be a list of ids"),
     "bad ids": (b'{"tokens": [true]}', "tokens must be a list of ids"),
+    "no turns": (b'{"turns": []}', "turns must be a list of texts"),
+    "speaker": (b'{"conversations": [{"from": "tool", "value": "a"}]}', "from, one of human"),
+    "value": (b'{"conversations": [{"from": "gpt"}]}', "value .a string. and from"),
     "surrogate": (b'{"text": "\\ud83d"}', "half of a surrogate"),
 }
 

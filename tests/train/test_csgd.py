@@ -15,8 +15,8 @@ from jspec.models import sar_head
 from jspec.models.sar_head import SarConfig
 from jspec.testing.models import tiny_target
 from jspec.train import csgd
-from jspec.train.command.run_falcon import initial_params
 from jspec.train.csgd import Csgd, Glance
+from jspec.train.falcon import initial_params
 
 KEY = jax.random.key(3)
 
@@ -269,6 +269,24 @@ def test_noise_is_narrower_in_longer_texts(setting, length):
     noisy = objective(target, head)._noisy(KEY, clean, same)
     bound = 0.1 * 512 / length
     assert 0.8 * bound < float(jnp.max(jnp.abs(noisy))) <= bound
+
+
+def test_evaluation_is_without_noise_dropout_and_glances(setting):
+    """Only the hard labels are drawn, from the teacher."""
+    target, head, params = setting
+    batch = batch_of(tokens_of(target, (2, 16)))
+    learning = objective(target, head)
+
+    def sums(objective, seed):
+        found = loss_of(objective, params, target, batch, key=jax.random.key(seed)).sums
+        return {name: float(found[name][0]) for name in ("feature_loss", "soft_loss", "shown")}
+
+    assert sums(learning, 1) != sums(learning, 2)
+    quiet = learning.for_evaluation()
+    assert sums(quiet, 1) == sums(quiet, 2)
+    assert sums(quiet, 1)["shown"] == 0
+    noisy = objective(target, head, glance=None, dropout=0.0)
+    assert sums(noisy, 1) != sums(noisy, 2)
 
 
 def test_without_glances_the_passes_are_one(setting, monkeypatch):

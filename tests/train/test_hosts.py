@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from jspec.models.target import load_target
-from jspec.testing.training import loop_config, run_training
+from jspec.drafters.falcon.checkpoint import read_config as read_head_config
+from jspec.models.hf import read_config as read_model_config
+from jspec.testing.training import PARTS, loop_config, run_training
 from jspec.train.journal import read_journal
 
 PROCESS = """
@@ -20,14 +21,17 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.config.update("jax_disable_most_optimizations", True)
 directory, port, process = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+kind = sys.argv[4]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
 from jspec.errors import UserError
 from jspec.testing.training import loop_config, run_training
 config = loop_config(data=2, fsdp=2, micro_batch_size=4)
 asked = iter(range(1, 5))
-stopped = run_training(directory, config, should_stop=lambda: process == 1 and next(asked) == 3)
+def should_stop():
+    return process == 1 and next(asked) == 3
+stopped = run_training(directory, config, kind=kind, should_stop=should_stop)
 assert (stopped.steps, stopped.is_complete) == (3, False), stopped
-outcome = run_training(directory, config, resume=True)
+outcome = run_training(directory, config, kind=kind, resume=True)
 assert (outcome.steps, outcome.is_complete) == (4, True), outcome
 assert (directory / "model" / "config.json").is_file()
 try:
@@ -46,13 +50,14 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
-    """The directory of a run by two processes, and what each printed last."""
+@pytest.fixture(scope="module", params=PARTS)
+def hosts(request, tmp_path_factory):
+    """What a run by two processes trained, its directory, and what each printed last."""
+    kind = request.param
     directory, port = tmp_path_factory.mktemp("hosts"), str(free_port())
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(directory), port, str(process)],
+            [sys.executable, "-c", PROCESS, str(directory), port, str(process), kind],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,26 +73,27 @@ def hosts(tmp_path_factory):
     finally:
         for process in started:
             process.kill()
-    return directory, said
+    return kind, directory, said
 
 
 def test_two_processes_train_as_one_does_and_agree(hosts, tmp_path):
     """They stop because the second is told to, and go on from a checkpoint that both wrote."""
-    directory, said = hosts
+    kind, directory, said = hosts
     assert said[0] == said[1]
-    outcome = run_training(tmp_path, loop_config())
+    outcome = run_training(tmp_path, loop_config(micro_batch_size=4), kind=kind)
     assert said[0][0] == str(outcome.best_step)
     records, wanted = read_journal(directory), read_journal(tmp_path)
     # The evaluation at step 2 was before the stop, so that both journals have the same lines.
     assert [r["step"] for r in records] == [r["step"] for r in wanted]
     for record, other in zip(records, wanted, strict=True):
-        for key in {"loss", "accuracy", "gradient_norm", "held_out"} & set(other):
+        for key in {"loss", "accuracy", "shown", "gradient_norm", "held_out"} & set(other):
             assert record[key] == pytest.approx(other[key], rel=1e-4)
 
 
 def test_one_process_goes_on_with_what_two_began(hosts):
     """Weights and the place in the data depend on neither the processes nor their devices."""
-    directory, _ = hosts
-    outcome = run_training(directory, loop_config(steps=5), resume=True)
+    kind, directory, _ = hosts
+    outcome = run_training(directory, loop_config(steps=5), kind=kind, resume=True)
     assert (outcome.steps, outcome.is_complete) == (5, True)
-    assert load_target(directory / "model").model.config.width == 16
+    read = {"model": read_model_config, "falcon": lambda path: read_head_config(path).decoder}
+    assert read[kind](directory / "model").width == 16

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-import signal
-import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import pytest
 
 from jspec.errors import UserError
 from jspec.models.target import load_target
-from jspec.testing.training import loop_config, run_training, training_model
+from jspec.testing.training import kill_at, loop_config, run_training, told, training_model
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.journal import read_journal
 from jspec.train.loop import planned_steps
@@ -28,7 +25,8 @@ from jspec.train.step import TrainState
 from jspec.train.trainable import initial_params
 
 STEPS = 6
-CONFIG = loop_config(steps=STEPS, log_every=3, micro_batch_size=4)
+CHANGES = dict(steps=STEPS, log_every=3, micro_batch_size=4)
+CONFIG = loop_config(**CHANGES)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,11 +35,6 @@ def light():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-def told(directory: Path) -> list[dict]:
-    """The journal without what a clock says."""
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_journal(directory)]
 
 
 def steps_kept(directory: Path) -> set[int]:
@@ -135,28 +128,10 @@ def test_a_stopped_run_goes_on_bit_by_bit(whole, tmp_path):
         assert exported[0].read_bytes() == exported[1].read_bytes()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import jax
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_num_cpu_devices", 8)
-from jspec.testing.training import loop_config, run_training
-
-def report(record):
-    if record["step"] == int(sys.argv[2]) and "loss" in record:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-config = loop_config(steps=6, log_every=3, micro_batch_size=4)
-run_training(Path(sys.argv[1]), config, report=report)
-"""
-
-
 def test_a_killed_run_goes_on_with_the_same_losses(whole, tmp_path):
     """Killed at any step, maybe while a checkpoint is being written."""
     step = random.Random("kill").randrange(3, STEPS + 1)
-    ran = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(step)])
-    assert ran.returncode == -signal.SIGKILL
+    kill_at(tmp_path, kind="model", step=step, changes=CHANGES)
     assert 0 < len(told(tmp_path)) < len(told(whole.directory))
     outcome = run_training(tmp_path, CONFIG, resume=True)
     assert outcome == whole.outcome and told(tmp_path) == told(whole.directory)
@@ -176,6 +151,9 @@ class Breaking:
 
     step: int
     is_gradient_only: bool = False
+
+    def for_evaluation(self) -> Breaking:
+        return self
 
     def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
         inner = NextToken(training_model()).loss(

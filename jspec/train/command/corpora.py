@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from jspec.train.config import DataConfig
-from jspec.train.corpus import Row, is_held_out, read_rows
+from jspec.train.config import CorpusConfig, DataConfig
+from jspec.train.corpus import Row, Source, is_held_out, read_rows
 from jspec.train.data import TextData, load_text
+from jspec.train.hub_dataset import HubDataset
 
 
-def corpus_paths(data: DataConfig) -> dict[Path, float]:
+def corpus_sources(data: DataConfig) -> dict[Source, float]:
     """Every corpus, and how often an epoch has it."""
-    return {_path(data.folder, corpus.file): corpus.repeat for corpus in data.corpora}
+    return {_source(data.folder, corpus): corpus.repeat for corpus in data.corpora}
 
 
-def _path(folder: str, file: str) -> Path:
-    """A file of the folder; one that begins with ./ or / stands for itself."""
-    return Path(file) if file.startswith(("./", "/")) else Path(folder) / file
+def _source(folder: str, corpus: CorpusConfig) -> Source:
+    """A dataset, or a file of the folder; one that begins with ./ or / stands for itself."""
+    if corpus.dataset is not None:
+        return HubDataset(corpus.dataset, corpus.split, corpus.subset)
+    assert corpus.file is not None
+    return Path(corpus.file) if corpus.file.startswith(("./", "/")) else Path(folder) / corpus.file
 
 
 def load_corpora(data: DataConfig, tokenizer_folder: Path, *, cache: Path | None) -> TextData:
     """The corpora packed as the config says; see `load_text`."""
     return load_text(
-        corpus_paths(data),
+        corpus_sources(data),
         tokenizer_folder,
         length=data.length,
         held_out=data.held_out,
@@ -33,6 +37,6 @@ def load_corpora(data: DataConfig, tokenizer_folder: Path, *, cache: Path | None
     )
 
 
-def training_rows(path: Path, data: DataConfig) -> Iterator[Row]:
+def training_rows(source: Source, data: DataConfig) -> Iterator[Row]:
     """The rows of a corpus that are not held out."""
-    return (row for row in read_rows(path) if not is_held_out(row.id, data.held_out))
+    return (row for row in read_rows(source) if not is_held_out(row.id, data.held_out))

@@ -35,7 +35,7 @@ from jspec.train.data import TextData
 from jspec.train.journal import read_journal
 from jspec.train.loop import Outcome, Report, planned_steps, train
 from jspec.train.objective import Distil, NextToken, Objective
-from jspec.train.picture import save_losses
+from jspec.train.picture import save_picture
 from jspec.train.setup import model_of
 from jspec.train.trainable import language_model, n_weights
 
@@ -257,8 +257,8 @@ class _Progress:
 
 
 def _draw(directory: Path, log: Log) -> None:
-    """The loss picture, where matplotlib is installed."""
+    """The picture of the run, where matplotlib is installed."""
     try:
-        save_losses(read_journal(directory), directory / PICTURE_FILE)
+        save_picture(read_journal(directory), directory / PICTURE_FILE)
     except ImportError:
-        log.note("no loss picture: install the extra `plot`")
+        log.note("no picture: install the extra `plot`")

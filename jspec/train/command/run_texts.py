@@ -28,7 +28,7 @@ from jspec.models.hub import local_directory
 from jspec.models.shipped import check_digest
 from jspec.models.target import Target, load_target
 from jspec.records import whole_records
-from jspec.train.command.corpora import corpus_paths, training_rows
+from jspec.train.command.corpora import corpus_sources, training_rows
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.config import TextsConfig
 from jspec.train.corpus import Row, corpus_name
@@ -132,10 +132,10 @@ def choose_openings(config: TextsConfig, tokenizer: Tokenizer) -> list[Opening]:
     """
     random = np.random.default_rng(config.seed)
     corpora = {}
-    for path, repeat in corpus_paths(config.data).items():
-        rows = list(training_rows(path, config.data))
+    for source, repeat in corpus_sources(config.data).items():
+        rows = list(training_rows(source, config.data))
         size = sum(_characters(row) for row in rows) * repeat
-        corpora[corpus_name(path)] = (rows, size)
+        corpora[corpus_name(source)] = (rows, size)
     whole = sum(size for _, size in corpora.values())
     openings = []
     for rows, size in corpora.values():

@@ -9,7 +9,7 @@ import jax
 
 from jspec.errors import UserError
 from jspec.infer.command.log import Log
-from jspec.train.command.corpora import corpus_paths, training_rows
+from jspec.train.command.corpora import corpus_sources, training_rows
 from jspec.train.config import TokenizerConfig
 from jspec.train.tokenizer import train_tokenizer
 
@@ -28,8 +28,8 @@ def run(config: TokenizerConfig, *, log: Log, resume: bool, as_json: bool) -> in
     counts = {"rows": 0, "characters": 0}
 
     def texts():
-        for path in corpus_paths(config.data):
-            for row in training_rows(path, config.data):
+        for source in corpus_sources(config.data):
+            for row in training_rows(source, config.data):
                 text = row.text
                 if text is None:
                     text = "\n".join(message["content"] for message in row.messages)

@@ -197,7 +197,8 @@ MISTAKES = {
     "corpus": (["--set", "data.corpora=[x.jsonl]"], "x.jsonl is not there; give data.folder"),
     "no corpora": (
         ["--set", "data.corpora=[]"],
-        "data.corpora: expected a list of file names (it must be given), given []",
+        "data.corpora: expected a list of file names, or mappings with a file or a dataset "
+        "(it must be given), given []",
     ),
     "hosts": (["--hosts", "here"], "--hosts: expected auto or ADDRESS:PORT,COUNT,INDEX"),
     "host index": (["--hosts", "h:1,2,2"], "index 2 of 2 hosts; they count from 0"),

@@ -1,0 +1,114 @@
+"""What `kind: falcon` trains and minimises, from a config and its target's model.
+
+In reading order: the head (`head_of`), the objective, how the head begins and leaves
+(`trainable_of`), its size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jspec.drafters.falcon.checkpoint import HEAD_AXES, write_checkpoint
+from jspec.errors import UserError
+from jspec.models import sar_head
+from jspec.models.model import Model
+from jspec.models.sar_head import LstmMode, SarModel
+from jspec.models.weights import leaf_name
+from jspec.state import Params
+from jspec.train.config import FalconConfig
+from jspec.train.csgd import Csgd, Glance
+from jspec.train.trainable import Trainable
+
+
+def head_of(config: FalconConfig, target: Model) -> SarModel:
+    """The head of a config: heads and rotary embedding are its target's.
+
+    Raises:
+      UserError: sequences longer than the target's positions.
+    """
+    decoder = target.config
+    if decoder.max_positions < config.data.length:
+        raise UserError(
+            f"data.length {config.data.length} is more than the {decoder.max_positions} positions "
+            "of the target; give less"
+        )
+    blocks = dataclasses.replace(
+        decoder,
+        n_layers=config.n_layers,
+        mlp_width=config.mlp_width or decoder.mlp_width,
+        windows=(),
+        has_qk_norm=False,
+        has_out_bias=False,
+        has_mlp_bias=False,
+    )
+    return sar_head.build(
+        sar_head.SarConfig(
+            decoder=blocks,
+            block_size=config.block_size,
+            lstm_mode=LstmMode(config.lstm_mode),
+        )
+    )
+
+
+def objective_of(config: FalconConfig, head: SarModel, target: Model, steps: int) -> Csgd:
+    """What a config minimises."""
+    return Csgd(
+        head=head,
+        target=target,
+        steps=steps,
+        glance=Glance(**config.glance.model_dump()) if config.glancing else None,
+        noise=config.noise,
+        dropout=config.dropout,
+        token_weight=config.token_weight,
+        soft_share=config.soft_share,
+        has_loss_on_shown=config.has_loss_on_shown,
+        remat=config.remat,
+    )
+
+
+def trainable_of(head: SarModel, frozen: Params) -> Trainable:
+    """The head from random weights, its target's weights (or their shapes) frozen beside it."""
+
+    def export(params: Params, directory: Path) -> None:
+        narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        write_checkpoint(directory, narrow, head.config)
+
+    return Trainable(
+        init=lambda key: initial_params(head, key),
+        axes=lambda path: HEAD_AXES[leaf_name(path)],
+        export=export,
+        frozen=frozen,
+    )
+
+
+def initial_params(head: SarModel, key) -> Params:
+    """Uniform weights as the released trainer's framework makes them; norms are 1.
+
+    An LSTM's lie within 1 / sqrt(width), a projection's within 1 / sqrt(its inputs).
+    """
+    width = head.config.decoder.width
+    flat, treedef = jax.tree.flatten_with_path(sar_head.abstract_params(head, jnp.float32))
+
+    def one(i: int, path, leaf):
+        name = leaf_name(path)
+        if name.endswith("norm"):
+            return jnp.ones(leaf.shape)
+        is_matrix = leaf.ndim == 2 and name not in ("input", "recurrent")
+        bound = 1 / math.sqrt(leaf.shape[0] if is_matrix else width)
+        return jax.random.uniform(
+            jax.random.fold_in(key, i), leaf.shape, minval=-bound, maxval=bound
+        )
+
+    return jax.tree.unflatten(treedef, [one(i, *pair) for i, pair in enumerate(flat)])
+
+
+def n_weights(head: SarModel) -> int:
+    """Numbers a head has."""
+    return sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(sar_head.abstract_params(head, "float32"))
+    )

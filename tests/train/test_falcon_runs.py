@@ -1,0 +1,76 @@
+"""A Falcon drafter's run is the same wherever it stops and on however many devices it goes on."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import jax
+import pytest
+
+from jspec.drafters.falcon.checkpoint import read_config
+from jspec.testing.training import kill_at, loop_config, run_training, told
+
+STEPS = 5
+CHANGES = dict(steps=STEPS, log_every=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light():
+    """Programs are compiled for a few steps only."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def run(directory: Path, **more):
+    options = {name: more.pop(name) for name in ("resume", "should_stop") if name in more}
+    return run_training(directory, loop_config(**CHANGES | more), kind="falcon", **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, light):
+    """A run that nothing stops, and how it ended."""
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, run(directory)
+
+
+def test_a_run_glances_and_leaves_a_drafter(whole):
+    directory, outcome = whole
+    assert (outcome.steps, outcome.is_complete) == (STEPS, True)
+    steps = [record for record in told(directory) if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
+    assert all(record["shown"] > 0 for record in steps)
+    assert all("shown" in r["held_out_metrics"] for r in told(directory) if "held_out" in r)
+    assert read_config(directory / "model").block_size == 2
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(whole, tmp_path):
+    """Noise, dropout, glances and drawn labels are those of the run that nothing stopped."""
+    directory, outcome = whole
+    kill_at(
+        tmp_path,
+        kind="falcon",
+        step=random.Random("glance").randrange(3, STEPS + 1),
+        changes=CHANGES,
+    )
+    assert 0 < len(told(tmp_path)) < len(told(directory))
+    assert run(tmp_path, resume=True) == outcome
+    assert told(tmp_path) == told(directory)
+    for name in ("model.safetensors", "config.json"):
+        exported = [path / "model" / name for path in (tmp_path, directory)]
+        assert exported[0].read_bytes() == exported[1].read_bytes()
+
+
+@pytest.mark.parametrize("mesh", [{"data": 4}, {"data": 2, "fsdp": 2}], ids=str)
+def test_a_mesh_trains_as_one_device_does(whole, tmp_path, mesh):
+    """Copies of the weights, and parts of them too; the target is spread in the same way."""
+    directory, _ = whole
+    stop = iter([False, True, True])
+    run(tmp_path, **mesh, should_stop=lambda: next(stop))
+    records = told(tmp_path)
+    assert len([record for record in records if "loss" in record]) == 2
+    for record, wanted in zip(records, told(directory), strict=False):
+        assert record["step"] == wanted["step"]
+        for key in {"loss", "shown", "hard_loss", "gradient_norm", "held_out"} & set(wanted):
+            assert record[key] == pytest.approx(wanted[key], rel=1e-4)
