@@ -72,7 +72,7 @@ def check(found: dict, rows: list[RowStats]) -> None:
 
 
 def test_a_drafter_that_is_right_now_and_then(target):
-    small = perturbed(target)
+    small = perturbed(target, scale=0.02)
     drafter = DraftModel(model=small.model, vocab_size=target.vocab_size, depth=3)
     prompts = openings(random_text().held_out(), length=6, a_corpus=2)
     assert prompts.shape == (4, 6)
