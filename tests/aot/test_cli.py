@@ -14,6 +14,8 @@ from jspec.aot.topology import GIB, Topology
 from jspec.models.hf import write_checkpoint
 from jspec.models.weights import estimate_memory
 from jspec.testing.models import tiny_config, tiny_target
+from jspec.train.config import DataConfig, FalconConfig
+from jspec.train.falcon import head_of, n_weights
 
 TOPOLOGY = ["--topology", "v5e:2x4"]
 
@@ -119,6 +121,30 @@ def test_a_recipe_is_compiled_with_its_weights_split(eight_devices, capsys):
     (step,) = found["steps"]
     assert step["name"] == "train" and step["memory"]["aliased"] > 0
     assert any(each["kind"] == "all-gather" for each in step["collectives"])
+
+
+def test_a_drafters_recipe_is_compiled_beside_its_target(eight_devices, tmp_path, capsys):
+    """Of all weights and moments a device holds its part, those of the target too."""
+    target = tiny_target()
+    write_checkpoint(tmp_path / "target", target.params, target.model.config)
+    values = {"kind": "falcon", "out": "run", "target": str(tmp_path / "target"), "steps": 4}
+    values |= {"batch_size": 8, "data": {"corpora": ["a.jsonl"], "length": 16}, "remat": True}
+    (tmp_path / "falcon.yaml").write_text(yaml.safe_dump(values))
+    flags = ["--config", str(tmp_path / "falcon.yaml"), *TOPOLOGY, "--json"]
+    assert cli.main([*flags, "--set", "compute_dtype=float32"]) == 0
+    found = records(capsys)
+    assert set(found["shapes"]) == {str(tmp_path / "target")}
+    (step,) = found["steps"]
+    head = head_beside(target)
+    whole = 4 * (sum(leaf.size for leaf in jax.tree.leaves(target.params)) + 3 * n_weights(head))
+    assert whole / 8 < step["memory"]["arguments"] < 1.2 * whole / 8
+    assert any(each["kind"] == "all-gather" for each in step["collectives"])
+
+
+def head_beside(target):
+    """The head of the recipe above."""
+    data = DataConfig.model_validate({"corpora": ["a.jsonl"], "length": 16})
+    return head_of(FalconConfig(out="run", target="t", steps=4, data=data), target.model)
 
 
 @pytest.mark.parametrize(
