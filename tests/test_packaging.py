@@ -78,7 +78,8 @@ def test_source_archive_leaves_the_links_out(tmp_path):
 
 def test_extras_are_those_that_the_documentation_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["optional-dependencies"]) == {"cuda", "tpu", "plot", "torch", "dev"}
+    extras = {"cuda", "tpu", "plot", "torch", "data", "dev"}
+    assert set(project["optional-dependencies"]) == extras
 
 
 def test_everything_that_is_installed_by_default_is_pinned():
