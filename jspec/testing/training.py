@@ -63,6 +63,34 @@ def random_text() -> TextData:
     )
 
 
+class TwoParts(TextData):
+    """Text whose batches have their sequences as two processes put them together."""
+
+    def iterator(self, *, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> Any:
+        assert processes == 1
+        parts = [
+            super(TwoParts, self).iterator(
+                batch_size=batch_size, seed=seed, process=part, processes=2
+            )
+            for part in range(2)
+        ]
+        return _Joined(parts)
+
+
+class _Joined:
+    """Batches of several iterators, one after the other in each."""
+
+    def __init__(self, parts: list[Any]):
+        self._parts = parts
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batches = [next(part) for part in self._parts]
+        return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+
+    def get_state(self) -> dict[str, Any]:
+        return self._parts[0].get_state()
+
+
 def loop_config(*, data: int = 1, fsdp: int = 1, optimizer: Any = None, **changes) -> LoopConfig:
     """Four steps of eight sequences in float32, every step logged, evaluated and saved by twos."""
     fields: dict[str, Any] = dict(
@@ -109,19 +137,20 @@ def run_training(
     kind: str = "model",
     objective: Objective | None = None,
     frozen: Params = None,
+    data: TextData | None = None,
     **options,
 ) -> Outcome:
     """`train` on random text, with the options of `train`.
 
     Args:
-      objective, frozen: in place of the kind's own.
+      objective, frozen, data: in place of the kind's own.
     """
     usual, trainable = PARTS[kind](config)
     if frozen is not None:
         trainable = dataclasses.replace(trainable, frozen=frozen)
     return train(
         objective or usual,
-        random_text(),
+        data or random_text(),
         trainable,
         config=config,
         directory=directory,
