@@ -66,7 +66,7 @@ def _named(name: str, **options):
     return lambda target, texts: load_drafter(name, target=target, **options)
 
 
-def _falcon(
+def untrained_falcon(
     tree: Tree,
     *,
     block_size: int = 2,
@@ -115,18 +115,20 @@ ROSTER = (
         is_chain=False,
         is_quick=True,
     ),
-    Entry(name="falcon-chain", method="falcon", make=_falcon(trees.chain(4)), is_chain=True),
+    Entry(
+        name="falcon-chain", method="falcon", make=untrained_falcon(trees.chain(4)), is_chain=True
+    ),
     Entry(
         name="falcon-tree",
         method="falcon",
-        make=_falcon(trees.parse(["root:5 0:3 1:2 00:2 10:1 000:2 100:1"])),
+        make=untrained_falcon(trees.parse(["root:5 0:3 1:2 00:2 10:1 000:2 100:1"])),
         is_chain=False,
         is_quick=True,
     ),
     Entry(
         name="falcon-3-sequence-left",
         method="falcon",
-        make=_falcon(
+        make=untrained_falcon(
             trees.parse(["root:6 0:2 2:1 00:2 20:1 000:3 200:1"]),
             block_size=3,
             mode=LstmMode.SEQUENCE,
@@ -137,7 +139,7 @@ ROSTER = (
     Entry(
         name="falcon-4-reduced",
         method="falcon",
-        make=_falcon(
+        make=untrained_falcon(
             trees.parse(["root:4 0:3 1:1 00:1 01:1 000:1 0000:2"]),
             block_size=4,
             n_layers=2,
@@ -148,7 +150,7 @@ ROSTER = (
     Entry(
         name="falcon-released",
         method="falcon",
-        make=_falcon(trees.find("kmask2_8layer_tree")),
+        make=untrained_falcon(trees.find("kmask2_8layer_tree")),
         is_chain=False,
     ),
     Entry(

@@ -19,6 +19,9 @@ from jspec.ops.platform import backend
 MASKED = -1e30
 """Score of a slot that a row does not see. Finite, so that no row of scores can become NaN."""
 
+SMALLEST_CHUNK = 128
+"""Query rows whose scores are computed together in training."""
+
 
 def attend(
     queries: Float[Array, "B T N H"],
@@ -48,7 +51,7 @@ def attend_text(
     *,
     is_causal: bool,
     window: int | None = None,
-    chunk: int = 128,
+    chunk: int | None = None,
     positions: Int[Array, "B T"] | None = None,
     block_size: int = 1,
 ) -> Float[Array, "B T N H"]:
@@ -62,7 +65,8 @@ def attend_text(
         position in the text grows with the row.
       is_causal: rows see themselves and what comes before; otherwise their whole text.
       window: only keys less than this many rows behind the query are seen.
-      chunk: query rows a chunk; it need not divide T.
+      chunk: query rows a chunk, which need not divide T. If not given a quarter of T, at least 128:
+        every chunk is compiled apart.
       positions: place of each row in its text; only blocks need it.
       block_size: causal rows also see the rest of their block, so many positions from a multiple
         of it on.
@@ -97,6 +101,7 @@ def attend_text(
         mixed = wide_einsum("BKRS,BKSH->BKRH", probs.astype(seen_values.dtype), seen_values)
         return mixed.reshape(B, K, G, R, H)
 
+    chunk = chunk or max(SMALLEST_CHUNK, -(-T // 4))
     outs = []
     for start in range(0, T, chunk):
         end = min(start + chunk, T)

@@ -8,7 +8,7 @@ import pytest
 
 import jspec
 from jspec.certify import proof
-from jspec.certify.roster import _falcon
+from jspec.certify.roster import untrained_falcon
 from jspec.drafters.falcon import trees
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.infer.request import Request
@@ -41,7 +41,7 @@ def requests() -> list[Request]:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_texts_are_those_of_plain_decoding_and_partly_drafted(name):
-    drafter = _falcon(TREE, **HEADS[name])(TARGET, ())
+    drafter = untrained_falcon(TREE, **HEADS[name])(TARGET, ())
     asked = requests()
     results = proof.decode(TARGET, asked, drafter, batch_size=3, max_length=48)
     replayed = proof.replay_all(TARGET, asked, results)
@@ -57,7 +57,7 @@ def test_texts_are_those_of_plain_decoding_and_partly_drafted(name):
 
 
 def test_generate_takes_a_loaded_head():
-    drafter = _falcon(TREE)(TARGET, ())
+    drafter = untrained_falcon(TREE)(TARGET, ())
     prompts = [list(request.tokens) for request in requests()[:3]]
     options: dict[str, Any] = dict(max_new_tokens=20, temperature=1.0, max_length=48)
     ours = jspec.generate(TARGET, prompts, drafter=drafter, **options)
