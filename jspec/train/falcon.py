@@ -1,7 +1,7 @@
 """What `kind: falcon` trains and minimises, from a config and its target's model.
 
 In reading order: the head (`head_of`), the objective, how the head begins and leaves
-(`trainable_of`), its size.
+(`trainable_of`).
 """
 
 from __future__ import annotations
@@ -105,10 +105,3 @@ def initial_params(head: SarModel, key) -> Params:
         )
 
     return jax.tree.unflatten(treedef, [one(i, *pair) for i, pair in enumerate(flat)])
-
-
-def n_weights(head: SarModel) -> int:
-    """Numbers a head has."""
-    return sum(
-        math.prod(leaf.shape) for leaf in jax.tree.leaves(sar_head.abstract_params(head, "float32"))
-    )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.models.hf import write_checkpoint
-from jspec.models.model import Model, abstract_params, random_params
+from jspec.models.model import Model, random_params
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import TRAINING, sharding
 from jspec.state import Params
@@ -38,6 +38,12 @@ class Trainable:
     axes: Callable[[Any], tuple[str, ...]]
     export: Callable[[Params, Path], None]
     frozen: Params = None
+
+    @property
+    def n_weights(self) -> int:
+        """Numbers that are trained."""
+        weights = jax.eval_shape(self.init, jax.random.key(0))
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
 
     def shardings(self, mesh: Mesh, tree: Any) -> Any:
         """A sharding for every leaf of the weights or of the optimizer's moments.
@@ -98,11 +104,6 @@ def initial_params(model: Model, key) -> Params:
         return leaf / math.sqrt(2 * model.config.n_layers) if name in ("o", "down") else leaf
 
     return jax.tree.map_with_path(one, random_params(model, key=key, dtype=jnp.float32))
-
-
-def n_weights(model: Model) -> int:
-    """Numbers a model has."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model, "float32")))
 
 
 def _names(path) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from jspec.train.config import OptimizerConfig
 from jspec.train.objective import NextToken
 from jspec.train.optimizer import make_optimizer
 from jspec.train.step import Step
-from jspec.train.trainable import initial_params, language_model, n_weights
+from jspec.train.trainable import initial_params, language_model
 
 MODEL = training_model(n_layers=2, width=32, has_qkv_bias=True)
 
@@ -30,7 +30,7 @@ def test_weights_begin_small_and_smaller_where_the_residual_adds_them():
     assert (layer["mlp_norm"] == 1).all() and (params["norm"] == 1).all()
     assert (layer["attention"]["q_bias"] == 0).all()
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
-    assert n_weights(MODEL) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert language_model(MODEL).n_weights == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def test_moments_lie_as_their_weights_and_all_else_everywhere():

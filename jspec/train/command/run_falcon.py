@@ -20,10 +20,10 @@ from jspec.models.target import Target, load_target
 from jspec.sharding import TRAINING, make_training_mesh
 from jspec.train.acceptance import Acceptance, openings
 from jspec.train.command.corpora import load_corpora
-from jspec.train.command.run_model import check_same_run, train_in
+from jspec.train.command.run_model import check_same_run, plan_line, train_in
 from jspec.train.config import FalconConfig
 from jspec.train.data import TextData
-from jspec.train.falcon import head_of, n_weights, objective_of, trainable_of
+from jspec.train.falcon import head_of, objective_of, trainable_of
 from jspec.train.loop import planned_steps, train
 
 PROMPT = 48
@@ -34,18 +34,16 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
     target_folder = local_directory(config.target)
     check_digest(target_folder, config.target_digest)
-    directory = Path(config.out)
-    check_same_run(config, directory, resume)
     mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     target = load_target(target_folder, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
+    head = head_of(config, target.model)
+    trainable = trainable_of(head, target.params)
+    directory = Path(config.out)
+    check_same_run(config, directory, resume)
     with log.status("reading and packing text"):
         data = load_corpora(config.data, target_folder, cache=directory.parent / "packed")
-    head, steps = head_of(config, target.model), planned_steps(config, data)
-    log.note(
-        f"{n_weights(head) / 1e6:.2f} million weights, {data.n_sequences:,} sequences of "
-        f"{config.data.length} ({data.n_tokens:,} tokens) an epoch, "
-        f"{config.batch_size * config.data.length:,} tokens a step"
-    )
+    steps = planned_steps(config, data)
+    log.note(plan_line(config, trainable, data))
     outcome = train_in(
         directory,
         steps,
@@ -54,7 +52,7 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
         lambda report, should_stop: train(
             objective_of(config, head, target.model, steps),
             data,
-            trainable_of(head, target.params),
+            trainable,
             config=config,
             directory=directory,
             resume=resume,

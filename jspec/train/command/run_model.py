@@ -30,14 +30,14 @@ from jspec.models.shipped import check_digest
 from jspec.models.target import load_target
 from jspec.train.command.corpora import load_corpora
 from jspec.train.command.interrupts import stop_requests
-from jspec.train.config import LoopConfig, ModelConfig
+from jspec.train.config import FalconConfig, LoopConfig, ModelConfig
 from jspec.train.data import TextData
 from jspec.train.journal import read_journal
 from jspec.train.loop import Outcome, Report, planned_steps, train
 from jspec.train.objective import Distil, NextToken, Objective
 from jspec.train.picture import save_picture
 from jspec.train.setup import model_of
-from jspec.train.trainable import language_model, n_weights
+from jspec.train.trainable import Trainable, language_model
 
 CONFIG_FILE = "config.yaml"
 PICTURE_FILE = "loss.png"
@@ -60,11 +60,11 @@ def run(config: ModelConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     check_same_run(config, directory, resume)
     with log.status("reading and packing text"):
         data = load_corpora(config.data, tokenizer_folder, cache=directory.parent / "packed")
-    log.note(_plan_line(config, model, data))
     ids = {"bos_token_id": tokenizer.hf.bos_token_id, "eos_token_id": tokenizer.hf.eos_token_id}
     trainable = dataclasses.replace(
         language_model(model, start=start, extra_config=ids), frozen=frozen
     )
+    log.note(plan_line(config, trainable, data))
     outcome = train_in(
         directory,
         planned_steps(config, data),
@@ -192,10 +192,11 @@ def _say_outcome(outcome: Outcome, directory: Path, log: Log, as_json: bool) -> 
     log.note(f"best step {outcome.best_step}{loss}; weights in {directory / 'model'}")
 
 
-def _plan_line(config: ModelConfig, model: Model, data: TextData) -> str:
+def plan_line(config: ModelConfig | FalconConfig, model: Trainable, data: TextData) -> str:
+    """What will be trained, and on how much."""
     tokens = data.n_tokens
     return (
-        f"{n_weights(model) / 1e6:.2f} million weights, {data.n_sequences:,} sequences of "
+        f"{model.n_weights / 1e6:.2f} million weights, {data.n_sequences:,} sequences of "
         f"{config.data.length} ({tokens:,} tokens) an epoch, "
         f"{config.batch_size * config.data.length:,} tokens a step"
     )
