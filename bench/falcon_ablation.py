@@ -32,6 +32,7 @@ from jspec.infer.command.endings import Parser, exit_code
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
 from jspec.infer.text import import_transformers_without_torch, load_tokenizer
+from jspec.models.hub import local_directory
 from jspec.models.target import Target
 from jspec.records import whole_records
 
@@ -122,7 +123,7 @@ def drafters(
 
 def requests_of(arguments: argparse.Namespace, temperature: float) -> list[Request]:
     """Held-out openings, the same for every drafter."""
-    tokenizer = load_tokenizer(Path(jspec.load_target("demo/target").path or ""))
+    tokenizer = load_tokenizer(local_directory("demo/target"))
     assert tokenizer is not None
     found = [
         one.tokens
@@ -142,12 +143,13 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     path = arguments.out / RECORDS
     records = [record for record, _ in whole_records(path)]
     made = provenance()
+    requests = {t: requests_of(arguments, t) for t in arguments.temperatures}
     for what, loaded in drafters(arguments, target):
         for temperature in arguments.temperatures:
             if any(_is_same(record, what, temperature) for record in records):
                 continue
             record = {**what, "temperature": temperature, "steps": arguments.steps}
-            record |= _acceptance(target, loaded, requests_of(arguments, temperature))
+            record |= _acceptance(target, loaded, requests[temperature])
             record["provenance"] = made
             records.append(record)
             print(f"{_name(record)}, T = {temperature}: {record['tau']:.2f}", file=sys.stderr)

@@ -32,7 +32,7 @@ from jspec.models.model import Model, embed, head
 from jspec.models.sar_head import Memory, SarModel
 from jspec.ops.linear import wide_project
 from jspec.ops.masks import relaxed_window
-from jspec.state import Block, Context, Draft, KVCache, Params, Prompt, state
+from jspec.state import Block, Context, Draft, KVCache, Params, Prompt, replace, state
 
 CHUNK = 512
 """Prompt tokens per pass of the head."""
@@ -187,20 +187,9 @@ class Falcon:
         left = (k - 1) * (n_valid >= 2 * k - 1).astype(n_valid.dtype)
         start = n_valid if self.block_align == "right" else left
         primed = self._prime(params, state, context, features, first, n_valid, start)
-        small = [
-            (getattr(state, name), getattr(primed, name))
-            for name in ("predicted", "history", "earlier", "latest")
-        ]
-        predicted, history, earlier, latest = (
-            jax.tree.map(lambda old, new: _select(is_live, new, old), *pair) for pair in small
-        )
-        return FalconState(
-            cache=primed.cache,
-            predicted=predicted,
-            history=history,
-            earlier=earlier,
-            latest=latest,
-        )
+        small, before = (replace(one, cache=None) for one in (primed, state))
+        kept = jax.tree.map(lambda new, old: _select(is_live, new, old), small, before)
+        return replace(kept, cache=primed.cache)
 
     def _prime(
         self,
@@ -280,7 +269,7 @@ class Falcon:
             is_acceptable=valid,
             logprobs=_with_root(logprobs) if randomness.wants_logprobs else None,
         )
-        return draft, dataclasses.replace(state, cache=cache)
+        return draft, replace(state, cache=cache)
 
     def _expand(
         self,
