@@ -1,18 +1,8 @@
-"""N-gram models over token ids: modified Kneser-Ney, interpolated, of any order, unpruned.
+"""Estimation of n-gram models over token ids: modified Kneser-Ney, interpolated, of any order.
 
-In reading order: `Grams`, the n-grams of one length, `NGramModel` and its look-up, `estimate`, and
-its steps.
-
-An n-gram is a row of a sorted table and is named by its rank there. Its key is the rank of its
-first n - 1 tokens, one table shorter, times the number of ids, plus its last token:
-
-    unigrams  rank = id               0 a   1 b   2 c                   3 ids
-    bigrams   key = 3 * id + id       1 "a b"   2 "a c"   3 "b a"       ranks 0, 1, 2
-    trigrams  key = 3 * rank + id     0 "a b a"   7 "b a b"             "a b" is 0, "b a" is 2
-
-So a look-up is one binary search an order, for all tokens of a text at once, and any order fits in
-64 bits. Names: a context is what stands before a token, its suffix is itself without its first
-token, `adjusted` are the counts that Kneser-Ney puts in place of occurrences.
+In reading order: `estimate`, its counts, its probabilities. How n-grams are named, by rank and key,
+is told in `jspec.models.ngram_model`; `adjusted` are the counts that Kneser-Ney puts in place of
+occurrences.
 """
 
 from __future__ import annotations
@@ -23,100 +13,28 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jspec.errors import UserError
-
-Ids = Sequence[int] | np.ndarray
-
-Discounts = tuple[float, float, float]
-"""What is taken off adjusted counts of 1, of 2, and of 3 or more."""
+from jspec.models.ngram_model import (
+    ABSENT,
+    Discounts,
+    Grams,
+    Ids,
+    NGramModel,
+    checked_ids,
+    contexts_of,
+    text_starts,
+)
 
 FALLBACK: Discounts = (0.5, 1.0, 1.5)
 """Where the counts are too few to tell."""
 
-ABSENT = -1
-"""In place of a rank."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Grams:
-    """The n-grams of one length that were seen; of length 1, every id.
-
-    Attributes:
-      keys: int64, sorted.
-      logprobs: float64, nats, of the last token after those before it.
-      log_backoffs: float64, nats, of what the n-gram as a context leaves to shorter contexts; 0
-        where it was no context.
-    """
-
-    keys: np.ndarray
-    logprobs: np.ndarray
-    log_backoffs: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """Ranks of keys, `ABSENT` where there is no such n-gram; not of an empty table."""
-        ranks = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[ranks] == keys, ranks, ABSENT)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class NGramModel:
-    """Probabilities of a token after the `order - 1` tokens before it.
-
-    They sum to 1 over the ids of the vocabulary, `begin` left out. An id that was never seen has
-    its share of the uniform distribution.
-
-    Attributes:
-      vocab_size: ids that can be predicted are below it.
-      begin: id that begins texts, which is read and never predicted; `vocab_size` for one outside
-        of the vocabulary, None where texts begin without.
-      grams: by length, 1 first.
-      discounts: by length.
-    """
-
-    vocab_size: int
-    begin: int | None
-    grams: tuple[Grams, ...]
-    discounts: tuple[Discounts, ...]
-
-    @property
-    def order(self) -> int:
-        return len(self.grams)
-
-    def logprobs(
-        self, tokens: Ids, *, starts: Sequence[bool] | np.ndarray | None = None
-    ) -> np.ndarray:
-        """Natural logarithm of the probability of every token, given those before it in its text.
-
-        The first token of a text has no context, the second has one of one token, and so on.
-        `begin` starts a text wherever it stands; it is given, not predicted, and counts 0.
-
-        Args:
-          starts: where texts begin in a row of several; one text if not given.
-
-        Returns:
-          float64, one a token.
-
-        Raises:
-          UserError: ids outside the vocabulary.
-        """
-        ids = _checked(tokens, self.vocab_size, self.begin)
-        is_start = _starts(ids, starts, self.begin)
-        n_ids = len(self.grams[0])
-        ranks, found = ids, self.grams[0].logprobs[ids]
-        for shorter, grams in zip(self.grams, self.grams[1:], strict=False):
-            if not len(grams):  # no text was as long
-                break
-            contexts = _contexts(ranks, is_start)
-            ranks = grams.find(contexts * n_ids + ids)  # below 0 without a context
-            backoffs = np.where(contexts == ABSENT, 0.0, shorter.log_backoffs[contexts])
-            found = np.where(ranks == ABSENT, found + backoffs, grams.logprobs[ranks])
-        return found
-
 
 def estimate(
-    sequences: Iterable[Ids], *, order: int, vocab_size: int, begin: int | None = None
+    sequences: Iterable[Ids],
+    *,
+    order: int,
+    vocab_size: int,
+    begin: int | None = None,
+    prune: int = 0,
 ) -> NGramModel:
     """The model of some texts.
 
@@ -127,6 +45,8 @@ def estimate(
       begin: id that begins texts; `vocab_size` for one outside of the vocabulary. It starts a text
         wherever it stands. A text without it, such as the second piece of a long one, adds counts
         like any other, and none to the contexts that begin with `begin`.
+      prune: n-grams of the highest order that occur no more often than this are left out, and
+        their contexts back off that much more. Discounts are those of all counts.
 
     Raises:
       UserError: no text, or ids outside the vocabulary.
@@ -134,7 +54,8 @@ def estimate(
     Source: Chen and Goodman 1998 (modified Kneser-Ney); Heafield et al. 2013, section 3 (`begin`,
       interpolated unigrams).
     Differs: discounts that the counts do not allow are `FALLBACK`, those of 0 included, so that no
-      token is impossible. A start of text that `begin` does not mark is a left neighbour too.
+      token is impossible. A start of text that `begin` does not mark is a left neighbour too. Only
+      the highest order is pruned, and by default nothing is.
     """
     if order < 1:
         raise UserError(f"order: expected a whole number of at least 1, given {order}")
@@ -142,15 +63,19 @@ def estimate(
         raise UserError(f"vocab_size: expected at least 2 ids, given {vocab_size}")
     if begin is not None and not 0 <= begin <= vocab_size:
         raise UserError(f"begin: expected an id of at most {vocab_size}, given {begin}")
+    if prune < 0 or (prune and order == 1):
+        expected = "0, as unigrams are all kept" if order == 1 else "a count of at least 0"
+        raise UserError(f"prune: expected {expected}, given {prune}")
     texts = [np.asarray(text) for text in sequences]
     texts = [text for text in texts if len(text)]
     if not texts:
         raise UserError("no text to count n-grams in; give at least one that is not empty")
-    ids = _checked(np.concatenate(texts), vocab_size, begin)
+    ids = checked_ids(np.concatenate(texts), vocab_size, begin)
     cuts = np.zeros(len(ids), bool)
     cuts[np.cumsum([0] + [len(text) for text in texts[:-1]])] = True
-    counts = _count(ids, _starts(ids, cuts, begin), order, max(vocab_size, (begin or 0) + 1), begin)
-    return _interpolated(counts, vocab_size, begin)
+    n_ids = max(vocab_size, (begin or 0) + 1)
+    counts = _count(ids, text_starts(ids, cuts, begin), order, n_ids, begin)
+    return _interpolated(counts, vocab_size, begin, prune)
 
 
 # --- counts --------------------------------------------------------------------------------------
@@ -219,7 +144,7 @@ def _count(
 
 def _longer(seen: _Seen, ids: np.ndarray, is_start: np.ndarray, n_ids: int) -> _Seen:
     """The n-grams of one token more."""
-    contexts = _contexts(seen.ranks, is_start)
+    contexts = contexts_of(seen.ranks, is_start)
     places = np.flatnonzero(contexts != ABSENT)
     keys, first, inverse, occurrences = np.unique(
         contexts[places] * n_ids + ids[places],
@@ -239,38 +164,12 @@ def _longer(seen: _Seen, ids: np.ndarray, is_start: np.ndarray, n_ids: int) -> _
     )
 
 
-def _contexts(ranks: np.ndarray, is_start: np.ndarray) -> np.ndarray:
-    """From the n-grams that end at each place to those that end before it in the same text."""
-    before = np.concatenate([[ABSENT], ranks[:-1]])
-    return np.where(is_start, ABSENT, before)
-
-
-def _starts(
-    ids: np.ndarray, starts: Sequence[bool] | np.ndarray | None, begin: int | None
-) -> np.ndarray:
-    """Where texts begin: at the first token, as told, and at every `begin`."""
-    is_start = np.zeros(len(ids), bool) if starts is None else np.array(starts, bool)
-    is_start[:1] = True
-    return is_start if begin is None else is_start | (ids == begin)
-
-
-def _checked(tokens: Ids, vocab_size: int, begin: int | None) -> np.ndarray:
-    ids = np.asarray(tokens).astype(np.int64)
-    is_wrong = (ids < 0) | (ids >= vocab_size)
-    if begin is not None:
-        is_wrong &= ids != begin
-    if is_wrong.any():
-        raise UserError(
-            f"token {ids[is_wrong][0]} is outside the vocabulary of {vocab_size}; give the "
-            "vocab_size of the tokenizer"
-        )
-    return ids
-
-
 # --- probabilities -------------------------------------------------------------------------------
 
 
-def _interpolated(counts: Sequence[_Counts], vocab_size: int, begin: int | None) -> NGramModel:
+def _interpolated(
+    counts: Sequence[_Counts], vocab_size: int, begin: int | None, prune: int
+) -> NGramModel:
     """Discount, and give what was taken to the shorter contexts."""
     discounts = tuple(discounts_of(table.adjusted) for table in counts)
     n_ids = len(counts[0].keys)
@@ -280,6 +179,8 @@ def _interpolated(counts: Sequence[_Counts], vocab_size: int, begin: int | None)
     for table, discount in zip(counts, discounts, strict=True):
         contexts = table.keys // n_ids  # 0 for unigrams, whose context is empty
         taken = np.array([0.0, *discount])[np.minimum(table.adjusted, 3)]
+        if table is counts[-1]:
+            taken = np.where(table.adjusted > prune, taken, table.adjusted)
         totals = np.bincount(contexts, table.adjusted, minlength=len(shorter))
         left = np.bincount(contexts, taken, minlength=len(shorter))
         # What is no context has no total, and backs off whole.
@@ -296,6 +197,10 @@ def _interpolated(counts: Sequence[_Counts], vocab_size: int, begin: int | None)
         Grams(table.keys, *logs)
         for table, *logs in zip(counts, logprobs, log_backoffs, strict=True)
     )
+    if prune:
+        is_kept, longest = counts[-1].adjusted > prune, grams[-1]
+        parts = (longest.keys, longest.logprobs, longest.log_backoffs)
+        grams = (*grams[:-1], Grams(*(part[is_kept] for part in parts)))
     return NGramModel(vocab_size, begin, grams, discounts)
 
 

@@ -13,7 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jspec.errors import UserError
-from jspec.train.ngram import FALLBACK, NGramModel, discounts_of, estimate
+from jspec.models.ngram_model import NGramModel
+from jspec.train.ngram import FALLBACK, discounts_of, estimate
 
 SIGNIFICANT = 2e-6
 """The golden entries are float32 logarithms, printed with seven digits or fewer."""
@@ -104,8 +105,15 @@ Gram = tuple[int, ...]
 class Reference:
     """Counts in dictionaries and the recursion as it is written, one probability at a time."""
 
-    def __init__(self, texts: Sequence[Text], order: int, vocab_size: int, begin: int | None):
-        self.order, self.begin = order, begin
+    def __init__(
+        self,
+        texts: Sequence[Text],
+        order: int,
+        vocab_size: int,
+        begin: int | None,
+        prune: int = 0,
+    ):
+        self.order, self.begin, self.prune = order, begin, prune
         self.n_outcomes = len([v for v in range(vocab_size) if v != begin])
         occurrences: Counter[Gram] = Counter()
         neighbours: dict[Gram, set[int]] = {}
@@ -157,9 +165,12 @@ class Reference:
         if not counts:
             return self.prob(gram[1:])
         total = sum(counts)
-        gamma = sum(discounts[min(count, 3)] for count in counts) / total
+        floor = self.prune if len(gram) == self.order else 0
+        taken = [count if count <= floor else discounts[min(count, 3)] for count in counts]
+        gamma = sum(taken) / total
         count = self.adjusted.get(gram, 0)
-        return (count - discounts[min(count, 3)]) / total + gamma * self.prob(gram[1:])
+        own = 0 if count <= floor else count - discounts[min(count, 3)]
+        return own / total + gamma * self.prob(gram[1:])
 
     def logprobs(self, text: Text) -> list[float]:
         """Of one text."""
@@ -186,7 +197,7 @@ def random_texts(rng: np.random.Generator, n: int) -> list[list[int]]:
     return texts
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("begin", [None, 0, 100], ids=["plain", "begin", "begin-outside"])
 def test_every_probability_is_that_of_the_definitions(order, begin):
     rng = np.random.default_rng(10 + order)
@@ -202,6 +213,22 @@ def test_every_probability_is_that_of_the_definitions(order, begin):
     for text in [*texts[:5], *random_texts(rng, 8), [99] * 6]:
         expected = reference.logprobs(text)
         assert model.logprobs(text) == pytest.approx(expected, rel=0, abs=1e-10)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("prune", [1, 3])
+def test_rare_n_grams_leave_their_share_to_shorter_contexts(order, prune):
+    texts = random_texts(np.random.default_rng(3), 80)
+    whole = estimate(texts, order=order, vocab_size=100)
+    model = estimate(texts, order=order, vocab_size=100, prune=prune)
+    assert 0 < len(model.grams[-1]) < len(whole.grams[-1])
+    assert model.discounts == whole.discounts
+    reference = Reference(texts, order, 100, None, prune)
+    for text in texts[:8]:
+        assert model.logprobs(text) == pytest.approx(reference.logprobs(text), rel=0, abs=1e-10)
+    for context in (texts[0][:3], texts[1][:2], [99, 99]):
+        probs = np.exp([model.logprobs([*context, token])[-1] for token in range(100)])
+        assert probs.sum() == pytest.approx(1, abs=EXACT)
 
 
 texts_strategy = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=8).filter(
@@ -260,6 +287,8 @@ def test_the_begin_of_a_text_is_read_and_not_predicted():
         ([[0]], {"order": 0}, "order"),
         ([[0]], {"vocab_size": 1, "begin": 0}, "vocab_size"),
         ([[0]], {"begin": 5}, "begin"),
+        ([[0, 1]], {"prune": -1}, "prune"),
+        ([[0, 1]], {"order": 1, "prune": 1}, "prune: expected 0"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(texts, changes, expected):
