@@ -51,6 +51,8 @@ class TextRows:
       is_causal: whether rows see only what comes before them in their text.
       positions: place of each row in its text, where rows also see the rest of their block.
       block_size: of the blocks; 1 is causal.
+      visible: what each row sees of its text, where rows are not causal; the whole text if None.
+      n_causal: so many first rows see nothing after them.
     """
 
     cos: Float[Array, "B T half_H"]
@@ -59,6 +61,8 @@ class TextRows:
     is_causal: bool
     positions: Int[Array, "B T"] | None = None
     block_size: int = 1
+    visible: Bool[Array, "B T T"] | None = None
+    n_causal: int = 0
 
 
 def _add_bias(x: Float[Array, "B T *F"], bias: nnx.Param | None) -> Float[Array, "B T *F"]:
@@ -110,6 +114,8 @@ class Attention(nnx.Module):
             window=self.window,
             positions=rows.positions,
             block_size=rows.block_size,
+            visible=rows.visible,
+            n_causal=rows.n_causal,
         )
         return self._out(mixed)
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jspec.errors import UserError
 from jspec.models import modules
@@ -129,6 +129,8 @@ def forward_text(
     *,
     capture: tuple[str, ...] = (),
     is_causal: bool | None = None,
+    visible: Bool[Array, "B T T"] | None = None,
+    n_causal: int = 0,
     remat: bool = False,
     rows_sharding: NamedSharding | None = None,
 ) -> tuple[Float[Array, "B T D"], dict[str, Float[Array, "B T D"]]]:
@@ -142,6 +144,8 @@ def forward_text(
       positions: place of each row in its text.
       capture: names of features, as in `forward`.
       is_causal: the config's, if not given.
+      visible: what each row sees of its text, in place of `is_causal`.
+      n_causal: with `visible`, so many first rows see nothing after them, which is quicker.
       remat: keep only what enters each layer, and compute its inside again in the backward pass.
       rows_sharding: of `[B, T, D]` activations between layers; XLA's choice if not given.
 
@@ -159,13 +163,14 @@ def forward_text(
     frequencies, factor = config.rope.frequencies(config.head_dim)
     cos, sin = rotations(positions, frequencies, factor, wide_dtype(x.dtype))
     causal = config.is_causal if is_causal is None else is_causal
+    mask = {"is_causal": causal and visible is None, "visible": visible, "n_causal": n_causal}
     features = {}
     for i, layer in enumerate(decoder.layers):
         if f"enter.{i}" in capture:
             features[f"enter.{i}"] = x
 
         def through(x, cos, sin, segments, layer=layer):
-            rows = TextRows(cos=cos, sin=sin, segments=segments, is_causal=causal)
+            rows = TextRows(cos=cos, sin=sin, segments=segments, **mask)
             return layer.over_text(x, rows)
 
         x = place((jax.checkpoint(through) if remat else through)(x, cos, sin, segments))

@@ -54,6 +54,8 @@ def attend_text(
     chunk: int | None = None,
     positions: Int[Array, "B T"] | None = None,
     block_size: int = 1,
+    visible: Bool[Array, "B T T"] | None = None,
+    n_causal: int = 0,
 ) -> Float[Array, "B T N H"]:
     """Attention over whole packed texts, for training: no cache, scores of one chunk at a time.
 
@@ -70,6 +72,8 @@ def attend_text(
       positions: place of each row in its text; only blocks need it.
       block_size: causal rows also see the rest of their block, so many positions from a multiple
         of it on.
+      visible: what each row sees of its text, where rows are not causal.
+      n_causal: so many first rows see nothing after them in `visible` either, and read no more.
     """
     B, T, N, H = queries.shape
     blocks = None if positions is None or block_size == 1 else positions // block_size
@@ -94,6 +98,8 @@ def attend_text(
             mask &= is_before[:, None, None]
         elif is_causal:
             mask &= (distance >= 0)[None, None, None]
+        elif visible is not None:
+            mask &= visible[:, None, None, start : start + R, :S]
         if window is not None:
             mask &= (distance < window)[None, None, None]
         scores = jnp.where(mask, scores, jnp.asarray(MASKED, scores.dtype))
@@ -105,7 +111,8 @@ def attend_text(
     outs = []
     for start in range(0, T, chunk):
         end = min(start + chunk, T)
-        seen = min(end + block_size - 1, T) if is_causal else T
+        is_short = is_causal or end <= n_causal
+        seen = min(end + block_size - 1, T) if is_short else T
         part = jax.checkpoint(one, static_argnums=0)
         rows = heads[:, :, :, start:end]
         outs.append(part(start, rows, keys[..., :seen], values[:, :, :seen], segments))

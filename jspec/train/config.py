@@ -1,7 +1,8 @@
 """What can be trained, as configs read from YAML.
 
-Every file says its `kind`: a `tokenizer`, a `model`, a `falcon` drafter, or `texts` that a model
-writes for others to learn from. In reading order: the parts, the kinds, `KINDS`.
+Every file says its `kind`: a `tokenizer`, a `model`, a `diffusion` model, a `falcon` drafter, or
+`texts` that a model writes for others to learn from. In reading order: the parts, the kinds,
+`KINDS`.
 """
 
 from __future__ import annotations
@@ -169,10 +170,9 @@ class TokenizerConfig(Config):
     max_length: int = count(1024, "longest text the models serve, tokens")
 
 
-class ModelConfig(LoopConfig):
-    """Trains a causal language model."""
+class LanguageModelConfig(LoopConfig):
+    """What every language model has: its beginning, its text, and a teacher."""
 
-    kind: Literal["model"] = field("model", "what is trained", "model", is_text=True)
     out: str = _needed("directory of the run: checkpoints, metrics, the model", "a path")
     tokenizer: str = _needed("directory of the tokenizer", "a path")
     model: dict[str, Any] = field(
@@ -189,6 +189,68 @@ class ModelConfig(LoopConfig):
         le=1,
     )
     data: DataConfig = _needed("text", "a mapping")
+
+
+class ModelConfig(LanguageModelConfig):
+    """Trains a causal language model."""
+
+    kind: Literal["model"] = field("model", "what is trained", "model", is_text=True)
+
+
+class DiffusionConfig(LanguageModelConfig):
+    """Trains a masked diffusion language model, such as one that drafts."""
+
+    kind: Literal["diffusion"] = field("diffusion", "what is trained", "diffusion", is_text=True)
+    text_attention: Literal["bidirectional", "causal"] = field(
+        "bidirectional",
+        "bidirectional: text and masks see each other; causal: text sees what comes before it, and "
+        "blocks of masks see it and each other",
+        "bidirectional or causal",
+        is_text=True,
+    )
+    mask_token: str = field(
+        "<|mask|>",
+        "stands for a masked token; a new id where the tokenizer does not have it",
+        "a text",
+        is_text=True,
+        min_length=1,
+    )
+    is_shifted: bool = field(
+        True, "row r predicts token r + 1, as in Dream; false: r, as in LLaDA", "true or false"
+    )
+    suffix_share: float = field(
+        0.5,
+        "of the texts (or blocks) that are masked as a drafter sees them; the others by chance",
+        "a number in [0, 1]",
+        ge=0,
+        le=1,
+    )
+    k_max: int = count(8, "masks in a row, from 1 to so many")
+    slot_decay: float = field(
+        4.0, "gamma: the i-th mask in a row weighs exp(-(i - 1) / gamma)", "a number above 0", gt=0
+    )
+    weighting: Literal["elbo", "cart"] = field(
+        "elbo",
+        "of tokens masked by chance: 1/t, or by clean neighbours",
+        "elbo or cart",
+        is_text=True,
+    )
+    min_ratio: float = field(
+        1e-3, "t, the share that is masked by chance, is above it", "a number in [0, 1)", ge=0, lt=1
+    )
+    piece_lengths: list[int] = field(
+        [64, 128], "tokens of the pieces that end in masks", "a list of integers above k_max"
+    )
+    n_blocks: int = count(32, "with causal text: pairs of blocks learnt beside a sequence")
+    anneal_steps: int = count(
+        0, "in which a causal model comes to see later tokens; 0: at once", low=0
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _long_pieces(self) -> DiffusionConfig:
+        if not self.piece_lengths or min(self.piece_lengths) <= self.k_max:
+            raise ValueError("piece_lengths that are each more than k_max")
+        return self
 
 
 class GlanceConfig(Config):
@@ -266,6 +328,7 @@ class TextsConfig(Config):
 KINDS: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
     "model": ModelConfig,
+    "diffusion": DiffusionConfig,
     "falcon": FalconConfig,
     "texts": TextsConfig,
 }

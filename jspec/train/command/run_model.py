@@ -27,10 +27,10 @@ from jspec.models.config import DecoderConfig
 from jspec.models.hub import local_directory
 from jspec.models.model import Model
 from jspec.models.shipped import check_digest
-from jspec.models.target import load_target
+from jspec.models.target import Target, load_target
 from jspec.train.command.corpora import load_corpora
 from jspec.train.command.interrupts import stop_requests
-from jspec.train.config import FalconConfig, LoopConfig, ModelConfig
+from jspec.train.config import FalconConfig, LanguageModelConfig, LoopConfig, ModelConfig
 from jspec.train.data import TextData
 from jspec.train.journal import read_journal
 from jspec.train.loop import Outcome, Report, planned_steps, train
@@ -50,20 +50,32 @@ _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "
 
 def run(config: ModelConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
-    tokenizer_folder = local_directory(config.tokenizer)
-    tokenizer = load_tokenizer(tokenizer_folder, config.data.chat_template)
-    if tokenizer is None:
-        raise UserError(f"{config.tokenizer} has no tokenizer; train one, or give its directory")
-    model, start = _model(config, tokenizer)
+    tokenizer = tokenizer_of(config)
+    model, start = starting_model(config, tokenizer)
     objective, frozen = _objective(config, model)
-    directory = Path(config.out)
+    trainable = dataclasses.replace(
+        language_model(model, start=start, extra_config=special_ids(tokenizer)), frozen=frozen
+    )
+    return train_language_model(
+        config, objective, trainable, tokenizer, log=log, resume=resume, as_json=as_json
+    )
+
+
+def train_language_model(
+    config: LanguageModelConfig,
+    objective: Objective,
+    trainable: Trainable,
+    tokenizer: Tokenizer,
+    *,
+    log: Log,
+    resume: bool,
+    as_json: bool,
+) -> int:
+    """Train whatever learns from text, and export it with its tokenizer."""
+    tokenizer_folder, directory = local_directory(config.tokenizer), Path(config.out)
     check_same_run(config, directory, resume)
     with log.status("reading and packing text"):
         data = load_corpora(config.data, tokenizer_folder, cache=directory.parent / "packed")
-    ids = {"bos_token_id": tokenizer.hf.bos_token_id, "eos_token_id": tokenizer.hf.eos_token_id}
-    trainable = dataclasses.replace(
-        language_model(model, start=start, extra_config=ids), frozen=frozen
-    )
     log.note(plan_line(config, trainable, data))
     outcome = train_in(
         directory,
@@ -84,14 +96,27 @@ def run(config: ModelConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     if not outcome.is_complete:
         return INTERRUPTED
     if jax.process_index() == 0:
-        add_companions(directory / "model", tokenizer_folder, ids)
+        add_companions(directory / "model", tokenizer_folder, special_ids(tokenizer))
     return 0
 
 
 # --- what is trained -----------------------------------------------------------------------------
 
 
-def _model(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Model, Any]:
+def tokenizer_of(config: LanguageModelConfig) -> Tokenizer:
+    """The tokenizer of a config, which must have one."""
+    tokenizer = load_tokenizer(local_directory(config.tokenizer), config.data.chat_template)
+    if tokenizer is None:
+        raise UserError(f"{config.tokenizer} has no tokenizer; train one, or give its directory")
+    return tokenizer
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The ids that begin and end a text, by their names in `config.json`."""
+    return {"bos_token_id": tokenizer.hf.bos_token_id, "eos_token_id": tokenizer.hf.eos_token_id}
+
+
+def starting_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> tuple[Model, Any]:
     """The model, and the weights it starts from (None: random ones)."""
     if (config.init_from is None) == (not config.model):
         raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
@@ -120,18 +145,26 @@ def _check_vocabulary(decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
 
 def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:
     """What is minimised, and the teacher's weights if there is one."""
-    if config.teacher is None:
+    teacher = teacher_of(config, model.config.vocab_size)
+    if teacher is None:
         return NextToken(model, remat=config.remat), None
+    objective = Distil(model, teacher.model, share=config.teacher_share, remat=config.remat)
+    return objective, teacher.params
+
+
+def teacher_of(config: LanguageModelConfig, vocab_size: int) -> Target | None:
+    """The teacher of a config, if it has one; of the learner's vocabulary."""
+    if config.teacher is None:
+        return None
     directory = local_directory(config.teacher)
     check_digest(directory, config.teacher_digest)
     teacher = load_target(directory, dtype=config.compute_dtype)
-    if teacher.vocab_size != model.config.vocab_size:
+    if teacher.vocab_size != vocab_size:
         raise UserError(
-            f"the teacher has {teacher.vocab_size} tokens, the model {model.config.vocab_size}; "
-            "they must share a tokenizer"
+            f"the teacher has {teacher.vocab_size} tokens, the model {vocab_size}; they "
+            "must share a tokenizer"
         )
-    objective = Distil(model, teacher.model, share=config.teacher_share, remat=config.remat)
-    return objective, teacher.params
+    return teacher
 
 
 def add_companions(directory: Path, tokenizer_folder: Path, ids: Mapping[str, Any]) -> None:
@@ -192,7 +225,7 @@ def _say_outcome(outcome: Outcome, directory: Path, log: Log, as_json: bool) -> 
     log.note(f"best step {outcome.best_step}{loss}; weights in {directory / 'model'}")
 
 
-def plan_line(config: ModelConfig | FalconConfig, model: Trainable, data: TextData) -> str:
+def plan_line(config: LanguageModelConfig | FalconConfig, model: Trainable, data: TextData) -> str:
     """What will be trained, and on how much."""
     tokens = data.n_tokens
     return (

@@ -1,0 +1,303 @@
+"""Masked diffusion: some tokens of a text are masked, and learnt from all that are not.
+
+In reading order: which text a row belongs to and how it is cut (`by_text`, `cut`), the weights of
+masked tokens (`cart_weights`, `slot_weights`), what a prediction costs (`Comparison`), the
+objective (`MaskedDiffusion`).
+
+A text is shown in one of two patterns, drawn for each. Random: every token is masked with one
+probability t. Suffix: the text is cut into pieces, each of them clean tokens and then up to k_max
+masks, with nothing after them, which is what a drafter sees. Pieces are texts to the attention.
+
+    suffix, pieces of 5      a b c M M | f g h i M | k l          slots       1 2       1
+    random, t = 0.4          a M c d M   M g h M j   k l
+
+Texts are packed. The first token of a text is never masked: a shifted model cannot predict it.
+
+Sources: Sahoo et al. 2024 (MDLM) and Nie et al. 2025 (LLaDA), weights 1/t; Gong et al. 2024
+(DiffuLLaMA, arXiv 2410.17891), the shift and the annealed mask; Ye et al. 2025 (Dream), CART.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, Int
+
+from jspec.models.model import Model, forward_text, head
+from jspec.state import Params
+from jspec.train.csgd import same_text
+from jspec.train.objective import Loss, cross_entropy
+
+# --- texts and pieces ----------------------------------------------------------------------------
+
+
+def by_text(values: Array, segments: Int[Array, "B T"]) -> Array:
+    """The n-th of a row's values at every position of its n-th text; padding has some value."""
+    return jnp.take_along_axis(values, jnp.maximum(segments, 0), axis=1)
+
+
+def cut(
+    segments: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    length: Int[Array, "B T"],
+    offset: Int[Array, "B T"],
+) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """Texts cut into pieces.
+
+    Args:
+      length: of the pieces of a text, at each of its positions.
+      offset: how much of a text's first piece is left out.
+
+    Returns:
+      The number of the piece in its sequence (-1 in padding), and the place in the piece, which
+      counts from `offset` in a text's first.
+    """
+    place = (positions + offset) % length
+    is_start = (segments >= 0) & ((place == 0) | (positions == 0))
+    number = jnp.cumsum(is_start.astype(segments.dtype), axis=1) - 1
+    return jnp.where(segments >= 0, number, -1), place
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def cart_weights(
+    is_masked: Bool[Array, "B T"], same: Bool[Array, "B T T"], p: float = 0.3
+) -> Float[Array, "B T"]:
+    """w_n = 1/2 sum over unmasked i of p (1 - p)^(|n - i| - 1): more for what has neighbours.
+
+    Args:
+      same: whether two positions belong to one text.
+
+    Source: Ye et al. 2025 (Dream), context-adaptive rescheduling, p of an open implementation.
+    """
+    rows = jnp.arange(is_masked.shape[1], dtype=jnp.float32)
+    distance = jnp.abs(rows[:, None] - rows[None, :])
+    near = 0.5 * p * (1 - p) ** jnp.maximum(distance - 1, 0)
+    clean = jnp.where(same & ~is_masked[:, None, :], near[None], 0.0)
+    return jnp.where(is_masked, jnp.sum(clean, axis=2), 0.0)
+
+
+def slot_weights(slots: Int[Array, "*X"], decay: float) -> Float[Array, "*X"]:
+    """exp(-(i - 1) / decay) of slots i = 1, 2, ...: a draft ends at its first wrong token."""
+    return jnp.exp(-(slots - 1).astype(jnp.float32) / decay)
+
+
+# --- what a prediction costs ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Predictions beside the text and, where there is one, beside the teacher.
+
+    Attributes:
+      losses: nats, of each row.
+      is_right: the likeliest token is the teacher's likeliest, or the text's without a teacher.
+      text_losses: nats, of the text alone.
+    """
+
+    losses: Float[Array, "B R"]
+    is_right: Bool[Array, "B R"]
+    text_losses: Float[Array, "B R"]
+
+
+def compare(
+    logits: Float[Array, "B R V"],
+    labels: Int[Array, "B R"],
+    wanted: Float[Array, "B R W"] | None,
+    teacher_share: float,
+) -> Comparison:
+    """Cross-entropy of the labels, mixed with that against the teacher's whole distribution.
+
+    Args:
+      wanted: the teacher's logits; of W <= V tokens, the others have no probability.
+    """
+    likeliest, nll = jnp.argmax(logits, axis=-1), cross_entropy(logits, labels)
+    if wanted is None:
+        return Comparison(nll, likeliest == labels, nll)
+    wanted = jax.lax.stop_gradient(wanted)
+    logprobs = jax.nn.log_softmax(logits, axis=-1)[..., : wanted.shape[-1]]
+    against = -jnp.sum(jax.nn.softmax(wanted, axis=-1) * logprobs, axis=-1)
+    losses = teacher_share * against + (1 - teacher_share) * nll
+    return Comparison(losses, likeliest == jnp.argmax(wanted, axis=-1), nll)
+
+
+def by_slot(
+    is_right: Bool[Array, "*X"],
+    slots: Int[Array, "*X"],
+    weights: Float[Array, "*X"],
+    k_max: int,
+) -> dict[str, tuple[Array, Array]]:
+    """How often each slot is right; `slots` are 0 where nothing is drafted."""
+    sums = {}
+    for slot in range(1, k_max + 1):
+        counted = jnp.where((slots == slot) & (weights > 0), 1.0, 0.0)
+        hits = jnp.sum(jnp.where(is_right, counted, 0.0))
+        sums[f"agreement_{slot}"] = (hits, jnp.sum(counted))
+    return sums
+
+
+# --- the objective -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """A batch with masks.
+
+    Attributes:
+      tokens: with masks.
+      segments: the piece that a row belongs to, -1 in padding.
+      is_masked: where the masks are.
+      slots: 1, 2, ... at the masks of the suffix pattern, 0 elsewhere.
+      weights: of the loss at each masked token.
+      counts: what the weights are divided by, in sum.
+    """
+
+    tokens: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    is_masked: Bool[Array, "B T"]
+    slots: Int[Array, "B T"]
+    weights: Float[Array, "B T"]
+    counts: Float[Array, "B T"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedDiffusion:
+    """What masked tokens are, from all that are not, before them and after.
+
+    The sum of weighted losses is divided, for 1/t, by the number of tokens that might have been
+    masked (LLaDA's convention: a bound of the text's cross-entropy, and ln V for a model that knows
+    nothing); for CART and in the suffix pattern, by the sum of the weights.
+
+    Attributes:
+      model: what learns.
+      mask_id: the token that stands for a masked one.
+      is_shifted: row r predicts token r + 1 (Dream); otherwise r itself (LLaDA).
+      teacher: a causal model over the same vocabulary (or its first ids), whose weights are
+        `frozen`; it sees the text without masks. None learns from the text alone.
+      teacher_share: of the loss against the teacher.
+      weighting: of randomly masked tokens, "elbo" (1/t) or "cart".
+      min_ratio: t is uniform in (min_ratio, 1].
+      suffix_share: of the texts in the suffix pattern.
+      k_max: masks of a piece, from 1 to k_max.
+      piece_lengths: tokens of a piece, taken by chance; each more than k_max.
+      slot_decay: gamma of `slot_weights`, tokens.
+      anneal_steps: a causal model's rows see later ones with a probability that grows from 0 to 1
+        in so many steps; 0 lets them at once.
+      remat: compute layers again in the backward pass.
+    """
+
+    model: Model
+    mask_id: int
+    is_shifted: bool = True
+    teacher: Model | None = None
+    teacher_share: float = 0.9
+    weighting: str = "elbo"
+    min_ratio: float = 1e-3
+    suffix_share: float = 0.5
+    k_max: int = 8
+    piece_lengths: tuple[int, ...] = (64, 128)
+    slot_decay: float = 4.0
+    anneal_steps: int = 0
+    remat: bool = False
+
+    def for_evaluation(self) -> MaskedDiffusion:
+        """The pattern that drafting has, if it is learnt at all, seen both ways."""
+        share = 1.0 if self.suffix_share else 0.0
+        return dataclasses.replace(self, suffix_share=share, anneal_steps=0)
+
+    def loss(
+        self,
+        params: Params,
+        frozen: Params,
+        batch: Mapping[str, Array],
+        *,
+        key: Array,
+        step: Int[Array, ""],
+        rows_sharding: NamedSharding | None,
+    ) -> Loss:
+        tokens, segments, positions = batch["tokens"], batch["segments"], batch["positions"]
+        noise_key, mask_key = jax.random.split(key)
+        noise = self.noise(noise_key, batch)
+        hidden, _ = forward_text(
+            params,
+            self.model,
+            noise.tokens,
+            noise.segments,
+            positions,
+            is_causal=False,
+            visible=self._annealed(mask_key, tokens.shape, step),
+            remat=self.remat,
+            rows_sharding=rows_sharding,
+        )
+        # The row that predicts a token, at the token; the first of a sequence is never masked.
+        hidden = jnp.roll(hidden, 1, axis=1) if self.is_shifted else hidden
+        logits, wanted = head(params, self.model, hidden), None
+        if self.teacher is not None:
+            seen, _ = forward_text(
+                frozen, self.teacher, tokens, segments, positions, rows_sharding=rows_sharding
+            )
+            wanted = head(frozen, self.teacher, jnp.roll(seen, 1, axis=1))
+        found = compare(logits, tokens, wanted, self.teacher_share)
+        weights, weight = noise.weights, jnp.sum(noise.counts)
+        sums = {"text_loss": (jnp.sum(found.text_losses * weights), weight)}
+        if self.suffix_share:
+            sums |= by_slot(found.is_right, noise.slots, weights, self.k_max)
+        return Loss(total=jnp.sum(found.losses * weights), weight=weight, sums=sums)
+
+    def noise(self, key: Array, batch: Mapping[str, Array]) -> Noise:
+        """Masks by chance; the same for the same key."""
+        tokens, segments, positions = batch["tokens"], batch["segments"], batch["positions"]
+        kind, length, offset, count, ratio, chosen = jax.random.split(key, 6)
+        shape = tokens.shape
+        is_suffix = by_text(jax.random.uniform(kind, shape) < self.suffix_share, segments)
+
+        lengths = jnp.asarray(self.piece_lengths, jnp.int32)
+        length = lengths[jax.random.randint(length, shape, 0, len(lengths))]
+        length = by_text(jnp.where(by_text(is_suffix, segments), length, shape[1]), segments)
+        offset = by_text(
+            jax.random.randint(offset, shape, 0, math.lcm(*self.piece_lengths)), segments
+        )
+        offset = jnp.where(is_suffix, offset % length, 0)
+        pieces, place = cut(segments, positions, length, offset)
+        k = by_text(jax.random.randint(count, shape, 1, self.k_max + 1), pieces)
+        slots = jnp.minimum(place - (length - k) + 1, positions)
+        slots = jnp.where(is_suffix & (segments >= 0), jnp.maximum(slots, 0), 0)
+
+        t = 1 - (1 - self.min_ratio) * by_text(jax.random.uniform(ratio, shape), segments)
+        may_mask = (batch["weights"] > 0) & (positions > 0) & ~is_suffix
+        is_random = may_mask & (jax.random.uniform(chosen, shape) < t)
+        is_masked = is_random | (slots > 0)
+        if self.weighting == "cart":
+            weights = cart_weights(is_random, same_text(segments))
+            counts = weights
+        else:
+            weights = jnp.where(is_random, 1 / t, 0.0)
+            counts = jnp.where(may_mask, 1.0, 0.0)
+        suffix = jnp.where(slots > 0, slot_weights(slots, self.slot_decay), 0.0)
+        return Noise(
+            tokens=jnp.where(is_masked, self.mask_id, tokens),
+            segments=pieces,
+            is_masked=is_masked,
+            slots=slots,
+            weights=batch["weights"] * (weights + suffix),
+            counts=batch["weights"] * (counts + suffix),
+        )
+
+    def _annealed(self, key, shape, step) -> Bool[Array, "B T T"] | None:
+        """Causal, or with a probability that grows from step to step.
+
+        Source: Gong et al. 2024 (DiffuLLaMA), section 3.3, attention mask annealing.
+        """
+        if not self.anneal_steps:
+            return None
+        B, T = shape
+        ratio = jnp.minimum(1.0, (step + 1).astype(jnp.float32) / self.anneal_steps)
+        rows = jnp.arange(T, dtype=jnp.int32)
+        is_causal = rows[:, None] >= rows[None, :]
+        return is_causal[None] | (jax.random.uniform(key, (B, T, T)) < ratio)
