@@ -275,6 +275,13 @@ class FalconConfig(LoopConfig):
     out: str = _needed("directory of the run: checkpoints, metrics, the drafter", "a path")
     target: str = _needed("directory or hub id of the model it drafts for", "a path or id")
     target_digest: str | None = digest_field("of the target's weights, which refuses any others")
+    init_from: str | None = _path("a trained head of the same sizes to go on from")
+    embedding_gain: float = field(
+        1.0,
+        "of the first weights on embeddings; where features are larger, the ratio starts sooner",
+        "a number above 0",
+        gt=0,
+    )
     block_size: int = count(2, "k, the tokens of a pass")
     n_layers: int = count(1, "attention blocks")
     mlp_width: int | None = count(None, "of the attention blocks; the target's if not given")

@@ -13,12 +13,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jspec.drafters.falcon.checkpoint import HEAD_AXES, write_checkpoint
+from jspec.drafters.falcon.checkpoint import (
+    HEAD_AXES,
+    config_values,
+    read_config,
+    read_params,
+    write_checkpoint,
+)
 from jspec.errors import UserError
 from jspec.models import sar_head
+from jspec.models.hub import local_directory
 from jspec.models.model import Model
 from jspec.models.sar_head import LstmMode, SarModel
 from jspec.models.weights import leaf_name
+from jspec.sharding import make_mesh
 from jspec.state import Params
 from jspec.train.config import FalconConfig
 from jspec.train.csgd import Csgd, Glance
@@ -71,25 +79,59 @@ def objective_of(config: FalconConfig, head: SarModel, target: Model, steps: int
     )
 
 
-def trainable_of(head: SarModel, frozen: Params) -> Trainable:
-    """The head from random weights, its target's weights (or their shapes) frozen beside it."""
+def start_of(config: FalconConfig, head: SarModel) -> Params | None:
+    """The weights of `init_from`, in float32; None where there is none.
+
+    Raises:
+      UserError: a head of other sizes.
+    """
+    if config.init_from is None:
+        return None
+    directory = local_directory(config.init_from)
+    found = read_config(directory)
+    ours, theirs = config_values(head.config), config_values(found)
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    if differing:
+        told = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in differing)
+        raise UserError(f"init_from: the head in {directory} has {told}; give one of these sizes")
+    return read_params(directory, found, head, dtype=jnp.float32, mesh=make_mesh())
+
+
+def trainable_of(
+    head: SarModel, frozen: Params, *, start: Params | None = None, embedding_gain: float = 1.0
+) -> Trainable:
+    """The head, its target's weights (or their shapes) frozen beside it.
+
+    Args:
+      start: weights to begin with; random ones if not given.
+      embedding_gain: of random weights, see `initial_params`.
+    """
+
+    def init(key) -> Params:
+        if start is not None:
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
+        return initial_params(head, key, embedding_gain=embedding_gain)
 
     def export(params: Params, directory: Path) -> None:
         narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
         write_checkpoint(directory, narrow, head.config)
 
     return Trainable(
-        init=lambda key: initial_params(head, key),
+        init=init,
         axes=lambda path: HEAD_AXES[leaf_name(path)],
         export=export,
         frozen=frozen,
     )
 
 
-def initial_params(head: SarModel, key) -> Params:
+def initial_params(head: SarModel, key, *, embedding_gain: float = 1.0) -> Params:
     """Uniform weights as the released trainer's framework makes them; norms are 1.
 
     An LSTM's lie within 1 / sqrt(width), a projection's within 1 / sqrt(its inputs).
+
+    Args:
+      embedding_gain: factor on the first LSTM's weights from embeddings. Differs: 1 is the
+        released trainer's, where embeddings are heard as much less as they are smaller.
     """
     width = head.config.decoder.width
     flat, treedef = jax.tree.flatten_with_path(sar_head.abstract_params(head, jnp.float32))
@@ -104,4 +146,8 @@ def initial_params(head: SarModel, key) -> Params:
             jax.random.fold_in(key, i), leaf.shape, minval=-bound, maxval=bound
         )
 
-    return jax.tree.unflatten(treedef, [one(i, *pair) for i, pair in enumerate(flat)])
+    params = jax.tree.unflatten(treedef, [one(i, *pair) for i, pair in enumerate(flat)])
+    first = params["lstm"][0]
+    # Embeddings come before features among the inputs.
+    first["input"] = first["input"].at[:width].multiply(embedding_gain)
+    return params

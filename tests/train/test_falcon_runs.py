@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jspec.drafters.falcon.checkpoint import read_config
+from jspec.drafters.falcon.checkpoint import read_config, read_params
+from jspec.errors import UserError
+from jspec.models import sar_head
+from jspec.sharding import make_training_mesh
 from jspec.testing.training import kill_at, loop_config, run_training, told
+from jspec.train.config import CorpusConfig, DataConfig, FalconConfig
+from jspec.train.falcon import initial_params, start_of, trainable_of
 
 STEPS = 5
 CHANGES = dict(steps=STEPS, log_every=2)
@@ -74,3 +82,36 @@ def test_a_mesh_trains_as_one_device_does(whole, tmp_path, mesh):
         assert record["step"] == wanted["step"]
         for key in {"loss", "shown", "hard_loss", "gradient_norm", "held_out"} & set(wanted):
             assert record[key] == pytest.approx(wanted[key], rel=1e-4)
+
+
+def recipe(**fields) -> FalconConfig:
+    data = DataConfig(corpora=[CorpusConfig(file="unused")], length=16)
+    return FalconConfig(out="unused", target="unused", steps=1, data=data, **fields)
+
+
+def test_a_run_begins_with_the_head_it_is_given(whole):
+    """As exported, in bfloat16; one of other sizes is refused."""
+    directory, _ = whole
+    config = read_config(directory / "model")
+    head = sar_head.build(config)
+    start = start_of(recipe(init_from=str(directory / "model")), head)
+    begun = trainable_of(head, None, start=start).init(jax.random.key(3))
+    left = read_params(
+        directory / "model", config, head, dtype=jnp.bfloat16, mesh=make_training_mesh()
+    )
+    pairs = list(zip(jax.tree.leaves(begun), jax.tree.leaves(left), strict=True))
+    assert all(np.array_equal(ours, theirs.astype(ours.dtype)) for ours, theirs in pairs)
+    wider = sar_head.build(dataclasses.replace(config, block_size=3))
+    with pytest.raises(UserError, match="k_mask 2, not 3; give one of these sizes"):
+        start_of(recipe(init_from=str(directory / "model")), wider)
+
+
+def test_the_gain_is_on_weights_from_embeddings_alone(whole):
+    config = read_config(whole[0] / "model")
+    head, width = sar_head.build(config), config.decoder.width
+    plain = initial_params(head, jax.random.key(0))
+    loud = initial_params(head, jax.random.key(0), embedding_gain=4.0)
+    first, louder = (params["lstm"][0].pop("input") for params in (plain, loud))
+    assert np.array_equal(louder[:width], 4 * first[:width])
+    assert np.array_equal(louder[width:], first[width:])
+    assert all(map(np.array_equal, jax.tree.leaves(plain), jax.tree.leaves(loud)))

@@ -28,7 +28,8 @@ from jax.sharding import Mesh
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.hf import begin_directory, check_tensors, place
-from jspec.models.hf_config import Fields
+from jspec.models.hf_config import with_old_rope
+from jspec.models.hf_fields import Fields
 from jspec.models.names import HUGGING_FACE, Stored
 from jspec.models.sar_head import LstmMode, SarConfig, SarModel, abstract_params, build
 from jspec.models.tensor_files import Tensors, open_checkpoint, read_json
@@ -99,14 +100,10 @@ def read_config(directory: Path) -> SarConfig:
         raise UserError(f"{directory}/{error}") from None
 
 
-def _config_values(config: SarConfig) -> dict[str, Any]:
+def config_values(config: SarConfig) -> dict[str, Any]:
     """The `config.json` of a head, in the released fields."""
     decoder = dataclasses.replace(config.decoder, family="llama", has_qkv_bias=False)
-    values = decoder.to_hf()
-    rope = values.pop("rope_parameters")
-    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
-    is_plain = kind == "default"
-    values |= {"rope_theta": theta, "rope_scaling": None if is_plain else {"type": kind, **rope}}
+    values = with_old_rope(decoder.to_hf())
     return {
         "model_type": "llama",
         **{name: values[name] for name in _FIELDS if name in values},
@@ -298,7 +295,7 @@ def write_checkpoint(
     from safetensors.numpy import save_file
 
     dtype = jax.tree.leaves(params)[0].dtype
-    values = _config_values(config) | {"torch_dtype": dtype.name}
+    values = config_values(config) | {"torch_dtype": dtype.name}
     if embedding is None:
         values["has_embedding"] = False
     tensors = {name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()}

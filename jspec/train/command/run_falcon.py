@@ -23,7 +23,7 @@ from jspec.train.command.corpora import load_corpora
 from jspec.train.command.run_model import check_same_run, plan_line, train_in
 from jspec.train.config import FalconConfig
 from jspec.train.data import TextData
-from jspec.train.falcon import head_of, objective_of, trainable_of
+from jspec.train.falcon import head_of, objective_of, start_of, trainable_of
 from jspec.train.loop import planned_steps, train
 
 PROMPT = 48
@@ -37,7 +37,9 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     target = load_target(target_folder, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     head = head_of(config, target.model)
-    trainable = trainable_of(head, target.params)
+    start = start_of(config, head)
+    gain = config.embedding_gain
+    trainable = trainable_of(head, target.params, start=start, embedding_gain=gain)
     directory = Path(config.out)
     check_same_run(config, directory, resume)
     with log.status("reading and packing text"):
