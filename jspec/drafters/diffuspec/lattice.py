@@ -1,0 +1,256 @@
+"""The lattice: the few tokens that each drafted slot may take, and how a candidate is scored.
+
+In reading order: `Lattice`, `candidates` and `perturbed`, which make one, and `Scoring`, by which
+the path search and the tree judge its steps.
+
+Letters: B rows, k slots, A candidates of a slot, W paths side by side, V vocabulary, E stop ids of
+a row. Slot 1 of the papers is index 0 here. Log-probabilities are float32, in nats.
+
+At temperature T > 0 the target's next token is the argmax of log p / T + g, and a drafter may know
+g (design, section 4). A lattice that carries it ranks candidates by log q / T + g instead of log q.
+
+Source: Li et al. 2025 (DiffuSpec, arXiv 2510.02358), sections 3.2 and 3.3. Differs: the noise, as
+the paper has no results for T > 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jspec.law import NEVER
+from jspec.state import replace, state
+
+MASS_SLACK = 1e-6
+"""What a sum of up to about a hundred float32 probabilities may lack of the mass that it has."""
+
+PROXY_FLOOR = -100.0
+"""The least that a proxy may say, in nats, so that what it does not know stays possible."""
+
+Proxy = Callable[[Array, Array], Array]
+"""Log-probability of each token of `[..., A]` after the tokens `[..., C]`: `[..., A]`, nats."""
+
+
+@state
+class Lattice:
+    """The candidates of every slot, the best first.
+
+    Attributes:
+      ids: tokens; those of a slot that are there differ.
+      logprobs: of the drafter; -inf where there is no candidate.
+      noise: of the candidates' positions, or None: a greedy program.
+      temperature: with the noise; rows at 0 do without.
+    """
+
+    ids: Int[Array, "B k A"]
+    logprobs: Float[Array, "B k A"]
+    noise: Float[Array, "B k A"] | None = None
+    temperature: Float[Array, " B"] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What a step of a path is worth: weight * log q + (1 - weight) * log of the proxy (Eq. 8).
+
+    Attributes:
+      weight: lambda in the paper.
+      is_normalised: take the log-softmax over the candidates of the slot, which makes steps of
+        several depths comparable. Sampling rows always do, see `step_scores`.
+      spread: s, what scores are divided by before that; fitted offline.
+    """
+
+    weight: float = 0.5
+    is_normalised: bool = False
+    spread: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight must be from 0 to 1, not {self.weight}")
+        if not self.spread > 0:
+            raise ValueError(f"spread must be positive, not {self.spread}")
+
+
+EQUATION_8 = Scoring()
+"""As published."""
+
+
+# --- making one ----------------------------------------------------------------------------------
+
+
+def candidates(
+    logprobs: Float[Array, "B k V"],
+    *,
+    cap: int = 15,
+    mass: float = 0.8,
+    always: Int[Array, "B E"] | None = None,
+) -> Lattice:
+    """The `cap` likeliest tokens of every slot, cut where their mass reaches `mass` (Eq. 7).
+
+    A mass that they do not reach keeps all of them, and the likeliest always stays. Equal tokens
+    stand in the order of their ids.
+
+    Args:
+      logprobs: of the whole vocabulary; -inf for ids that are never drafted.
+      cap: M_max in the paper.
+      mass: tau in the paper; above 1 it cuts nothing.
+      always: ids that stay whatever their mass, padded with -1; the lattice is wider by E.
+    """
+    logprobs = logprobs.astype(jnp.float32)
+    best, ids = lax.top_k(logprobs, min(cap, logprobs.shape[2]))
+    ids = ids.astype(jnp.int32)
+    if always is not None:
+        more = jnp.broadcast_to(always[:, None, :], (*ids.shape[:2], always.shape[1]))
+        theirs = jnp.take_along_axis(logprobs, jnp.maximum(more, 0), axis=2)
+        earlier = jnp.concatenate([ids, more], axis=2)
+        is_new = (more >= 0) & ~_is_repeated(earlier)[:, :, ids.shape[2] :]
+        ids = jnp.concatenate([ids, jnp.maximum(more, 0)], axis=2)
+        best = jnp.concatenate([best, jnp.where(is_new, theirs, NEVER)], axis=2)
+    return _pruned(Lattice(ids=ids, logprobs=best), cap, mass, always)
+
+
+def perturbed(
+    lattice: Lattice,
+    noise: Float[Array, "B k A"],
+    temperature: Float[Array, " B"],
+    *,
+    cap: int = 15,
+    mass: float = 0.8,
+    always: Int[Array, "B E"] | None = None,
+) -> Lattice:
+    """The `cap` candidates of every slot that the law is likeliest to pick, given its noise.
+
+    To be taken of a wide lattice whose mass was not cut: of the few tokens with the largest log q
+    the noise often wants none. Rows at temperature 0 become what `candidates` makes of them.
+
+    Args:
+      noise: standard Gumbel noise of the candidates at their positions.
+      mass: of the softmax of log q / T + g over the wide lattice.
+    """
+    lattice = replace(lattice, noise=noise.astype(jnp.float32), temperature=temperature)
+    return _pruned(lattice, cap, mass, always)
+
+
+def _pruned(lattice: Lattice, cap: int, mass: float, always: Int[Array, "B E"] | None) -> Lattice:
+    """Candidates in the order of their scores, as few as Eq. 7 asks for."""
+    width = lattice.ids.shape[2]
+    score = step_scores(lattice.logprobs, lattice.noise, lattice.temperature, EQUATION_8)
+    score, order = lax.top_k(score, width)
+    probability = jnp.exp(score)
+    before = jnp.cumsum(probability, axis=2) - probability
+    rank = jnp.arange(width, dtype=jnp.int32)[None, None, :]
+    is_kept = (rank == 0) | ((rank < cap) & (before < mass - MASS_SLACK))
+    n_kept = min(cap, width)
+    if always is not None:
+        ids = jnp.take_along_axis(lattice.ids, order, axis=2)
+        is_kept = is_kept | is_among(ids, always[:, None, :])
+        n_kept = min(n_kept + always.shape[1], width)
+    score, place = lax.top_k(jnp.where(is_kept, score, NEVER), n_kept)
+    order = jnp.take_along_axis(order, place, axis=2)
+
+    def at_order(array):
+        return jnp.take_along_axis(array, order, axis=2)
+
+    logprobs = jnp.where(jnp.isfinite(score), at_order(lattice.logprobs), NEVER)
+    noise = None if lattice.noise is None else at_order(lattice.noise)
+    return replace(lattice, ids=at_order(lattice.ids), logprobs=logprobs, noise=noise)
+
+
+def is_among(tokens: Int[Array, "... A"], some: Int[Array, "... E"]) -> Bool[Array, "... A"]:
+    """Which tokens are among some ids, padded with -1."""
+    return jnp.any(tokens[..., :, None] == some[..., None, :], axis=-1)
+
+
+def _is_repeated(ids: Int[Array, "... A"]) -> Bool[Array, "... A"]:
+    """Which ids stand further to the left as well."""
+    places = jnp.arange(ids.shape[-1], dtype=jnp.int32)
+    is_left = jnp.expand_dims(places[None, :] < places[:, None], tuple(range(ids.ndim - 1)))
+    return jnp.any((ids[..., :, None] == ids[..., None, :]) & is_left, axis=-1)
+
+
+# --- judging it ----------------------------------------------------------------------------------
+
+
+def first_stop(tokens: Int[Array, "B k"], stop_ids: Int[Array, "B E"]) -> Int[Array, " B"]:
+    """The number, from 1, of the first slot with a stop id; k + 1 where there is none.
+
+    Of the slot-wise argmax, `lattice.ids[:, :, 0]`, this is s_t of the paper, and one less is
+    L_gen, what the drafter says before it stops.
+    """
+    is_stop = is_among(tokens, stop_ids)
+    first = jnp.argmax(is_stop, axis=1).astype(jnp.int32)
+    return 1 + jnp.where(jnp.any(is_stop, axis=1), first, tokens.shape[1])
+
+
+def step_scores(
+    joint: Float[Array, "B W A"],
+    noise: Float[Array, "B W A"] | None,
+    temperature: Float[Array, " B"] | None,
+    scoring: Scoring,
+) -> Float[Array, "B W A"]:
+    """What steps are worth, from their joint log-probabilities l; -inf stays.
+
+    Greedy rows: l as it is, or log softmax(l / s) where `is_normalised`. Rows with noise g:
+    log softmax((l / T + g) / s), how likely the law is to pick each of the candidates.
+    With g = 0, T = 1 and s = 1 that is l less its logsumexp over the candidates.
+    """
+    if noise is None and not scoring.is_normalised:
+        return joint
+    scaled, is_plain = joint, not scoring.is_normalised
+    if noise is not None and temperature is not None:
+        is_greedy = (temperature == 0)[:, None, None]
+        divisor = jnp.where(is_greedy, 1, temperature[:, None, None]).astype(joint.dtype)
+        scaled = joint / divisor + jnp.where(is_greedy, 0, noise)
+        is_plain = is_greedy & is_plain
+    shares = jax.nn.log_softmax(scaled / scoring.spread, axis=-1)
+    return jnp.where(jnp.isfinite(joint), jnp.where(is_plain, joint, shares), NEVER)
+
+
+@state
+class Slot:
+    """One slot of a lattice, for the loops over slots."""
+
+    ids: Int[Array, "B A"]
+    logprobs: Float[Array, "B A"]
+    noise: Float[Array, "B A"] | None
+
+
+def slots_of(lattice: Lattice) -> Slot:
+    """The slots on axis 0, as `lax.scan` wants them."""
+    slots = Slot(ids=lattice.ids, logprobs=lattice.logprobs, noise=lattice.noise)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), slots)
+
+
+def path_steps(
+    slot: Slot,
+    temperature: Float[Array, " B"] | None,
+    last: Int[Array, "B W C"],
+    proxy: Proxy | None,
+    scoring: Scoring,
+) -> Float[Array, "B W A"]:
+    """What each candidate of a slot is worth after each of W paths.
+
+    Args:
+      last: the tokens before the slot that the proxy reads; at slot 0, the text's own.
+    """
+    shape = (*last.shape[:2], slot.ids.shape[1])
+    joint = jnp.broadcast_to(slot.logprobs[:, None, :], shape)
+    is_there = jnp.isfinite(joint)
+    if proxy is not None and scoring.weight < 1:
+        said = proxy(last, jnp.broadcast_to(slot.ids[:, None, :], shape)).astype(jnp.float32)
+        said = jnp.maximum(said, PROXY_FLOOR)
+        joint = scoring.weight * joint + (1 - scoring.weight) * said
+    joint = jnp.where(is_there, joint, NEVER)
+    noise = None if slot.noise is None else slot.noise[:, None, :]
+    return step_scores(joint, noise, temperature, scoring)
+
+
+def context_of(last: Int[Array, "B C"] | None, rows: int, width: int) -> Int[Array, "B W C"]:
+    """What the proxy reads before slot 0, the same for `width` paths; of no tokens if not given."""
+    if last is None:
+        return jnp.zeros((rows, width, 0), jnp.int32)
+    return jnp.broadcast_to(last[:, None, :].astype(jnp.int32), (rows, width, last.shape[1]))

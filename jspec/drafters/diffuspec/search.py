@@ -1,0 +1,213 @@
+"""Causal-consistency path search: the path through a lattice that reads best from left to right.
+
+A diffusion model fills its slots side by side, each without knowing what the others took. A beam
+goes through the slots in order and scores every step by the drafter and by a causal proxy, such as
+an n-gram table. One `lax.scan`, all rows at once, float32; equal scores go to the lower flat index,
+beam times candidates plus candidate.
+
+Stop tokens are a trap. A path that has ended keeps its score while the others go on to pay, so if
+stop tokens were candidates of every slot, and sums were compared, most searches would end at once
+(`FORCED_LITERAL` without length normalisation, as the paper can be read). `ARGMAX_DEPTH` goes as
+far as the drafter's own first stop token, and before that knows stop tokens only where their mass
+makes them candidates; and paths are compared by their mean score a token.
+
+Letters: as in `lattice`, W beams, C tokens that the proxy reads.
+
+Source: Li et al. 2025 (DiffuSpec, arXiv 2510.02358), section 3.2, Algorithm 1. Differs: the rule
+for stop tokens, length normalisation, and the law's noise for temperature above 0: a row that
+samples sums log softmax((l / T + g) / s) in place of Eq. 8's l (`lattice.step_scores`).
+"""
+
+from __future__ import annotations
+
+import enum
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jspec.drafters.diffuspec.lattice import (
+    EQUATION_8,
+    Lattice,
+    Proxy,
+    Scoring,
+    Slot,
+    context_of,
+    first_stop,
+    is_among,
+    path_steps,
+    slots_of,
+)
+from jspec.law import NEVER
+from jspec.state import replace, state
+
+
+class EosRule(enum.StrEnum):
+    """Where paths may end; see the module's docstring.
+
+    `FORCED_LITERAL` wants a lattice that was made with `always=stop_ids`.
+    """
+
+    ARGMAX_DEPTH = "argmax_depth"
+    FORCED_LITERAL = "forced_literal"
+
+
+@state
+class Paths:
+    """The beams of every row, the best first.
+
+    Attributes:
+      tokens: 0 at `length` and after.
+      length: at least 1; 0 for a beam that there is no path for.
+      score: sum over its steps, nats; -inf where there is no path.
+    """
+
+    tokens: Int[Array, "B W k"]
+    length: Int[Array, "B W"]
+    score: Float[Array, "B W"]
+
+
+@state
+class _Beams:
+    """Paths while they grow: `last` is what the proxy reads next, `is_open` those not ended."""
+
+    paths: Paths
+    last: Int[Array, "B W C"]
+    is_open: Bool[Array, "B W"]
+
+
+def search(
+    lattice: Lattice,
+    last: Int[Array, "B C"] | None,
+    proxy: Proxy | None,
+    *,
+    stop_ids: Int[Array, "B E"],
+    beam: int = 3,
+    scoring: Scoring = EQUATION_8,
+    eos_rule: EosRule = EosRule.ARGMAX_DEPTH,
+    is_length_normalised: bool = True,
+    is_recombined: bool = False,
+) -> Paths:
+    """The best `beam` paths of every row.
+
+    A row goes through its first `depth` slots and stands still in the others, so that a path has
+    `depth` tokens, or fewer and a stop token at its end. It has at least one.
+
+    Args:
+      last: the text's last C tokens, the pending one included, which the proxy reads first.
+      proxy: called once a slot with `[B, W, C]` and `[B, W, A]`; None for log q alone.
+      stop_ids: padded with -1.
+      is_length_normalised: compare paths by their mean score a token, not by the sum.
+      is_recombined: of open paths with the same last C tokens, which cost the same from there on,
+        keep the best. Then enough beams, A to the C, find the best path of all.
+    """
+    rows, n_slots, _ = lattice.ids.shape
+    depth = jnp.full((rows,), n_slots, jnp.int32)
+    if eos_rule is EosRule.ARGMAX_DEPTH:
+        depth = jnp.minimum(first_stop(lattice.ids[:, :, 0], stop_ids), n_slots)
+
+    def step(beams: _Beams, numbered: tuple[Int[Array, ""], Slot]) -> tuple[_Beams, None]:
+        number, slot = numbered
+        steps = path_steps(slot, lattice.temperature, beams.last, proxy, scoring)
+        is_open = beams.is_open & (number < depth)[:, None]
+        score, length = _continuations(beams, steps, is_open)
+        key = score
+        if is_length_normalised:
+            key = score / jnp.maximum(length, 1)[:, :, None].astype(jnp.float32)
+        if is_recombined:
+            key = jnp.where(_is_beaten(key, beams.last, slot.ids, is_open), NEVER, key)
+        return _best(beams, score, length, key, slot.ids, number, is_open, stop_ids), None
+
+    numbers = jnp.arange(n_slots, dtype=jnp.int32)
+    end, _ = lax.scan(step, _start(rows, beam, n_slots, last), (numbers, slots_of(lattice)))
+    is_there = jnp.isfinite(end.paths.score)
+    return replace(
+        end.paths,
+        tokens=jnp.where(is_there[:, :, None], end.paths.tokens, 0),
+        length=jnp.where(is_there, end.paths.length, 0),
+    )
+
+
+def _continuations(
+    beams: _Beams, steps: Float[Array, "B W A"], is_open: Bool[Array, "B W"]
+) -> tuple[Float[Array, "B W A"], Int[Array, "B W"]]:
+    """Scores and lengths after a slot. A path that is not open has one continuation, itself."""
+    is_first = jnp.arange(steps.shape[2], dtype=jnp.int32)[None, None, :] == 0
+    so_far = beams.paths.score[:, :, None]
+    score = jnp.where(is_open[:, :, None], so_far + steps, jnp.where(is_first, so_far, NEVER))
+    return score, beams.paths.length + is_open.astype(jnp.int32)
+
+
+def _best(
+    beams: _Beams,
+    score: Float[Array, "B W A"],
+    length: Int[Array, "B W"],
+    key: Float[Array, "B W A"],
+    ids: Int[Array, "B A"],
+    number: Int[Array, ""],
+    is_open: Bool[Array, "B W"],
+    stop_ids: Int[Array, "B E"],
+) -> _Beams:
+    """The continuations with the largest keys, as many as there are beams."""
+    rows, width, n_candidates = score.shape
+    best, place = lax.top_k(key.reshape(rows, -1), width)
+    parent = place // n_candidates
+
+    def of_parent(array: Array) -> Array:
+        at = parent.reshape(rows, width, *(1,) * (array.ndim - 2))
+        return jnp.take_along_axis(array, at, axis=1)
+
+    was_open, paths = of_parent(is_open), jax.tree.map(of_parent, beams.paths)
+    token = jnp.take_along_axis(ids, place % n_candidates, axis=1)
+    score = jnp.take_along_axis(score.reshape(rows, -1), place, axis=1)
+    slots = jnp.arange(paths.tokens.shape[2], dtype=jnp.int32)[None, None, :]
+    is_new = (slots == number) & was_open[:, :, None]
+    before = of_parent(beams.last)
+    after = jnp.concatenate([before, token[:, :, None]], axis=2)[:, :, 1:]
+    return _Beams(
+        paths=Paths(
+            tokens=jnp.where(is_new, token[:, :, None], paths.tokens),
+            length=of_parent(length),
+            score=jnp.where(jnp.isfinite(best), score, NEVER),
+        ),
+        last=jnp.where(was_open[:, :, None], after, before),
+        is_open=of_parent(beams.is_open) & ~(was_open & is_among(token, stop_ids)),
+    )
+
+
+def _start(rows: int, beam: int, n_slots: int, last: Int[Array, "B C"] | None) -> _Beams:
+    """One empty path, and places for others."""
+    is_first = jnp.arange(beam, dtype=jnp.int32) == 0
+    score = jnp.broadcast_to(jnp.where(is_first, 0, NEVER).astype(jnp.float32), (rows, beam))
+    paths = Paths(
+        tokens=jnp.zeros((rows, beam, n_slots), jnp.int32),
+        length=jnp.zeros((rows, beam), jnp.int32),
+        score=score,
+    )
+    return _Beams(
+        paths=paths, last=context_of(last, rows, beam), is_open=jnp.ones((rows, beam), bool)
+    )
+
+
+def _is_beaten(
+    key: Float[Array, "B W A"],
+    last: Int[Array, "B W C"],
+    ids: Int[Array, "B A"],
+    is_open: Bool[Array, "B W"],
+) -> Bool[Array, "B W A"]:
+    """Continuations of open paths that another with the same last C tokens is better than."""
+    rows, beam, width = key.shape
+    shape = (rows, beam, width, 1)
+    before = jnp.broadcast_to(last[:, :, None, :], (*shape[:3], last.shape[2]))
+    token = jnp.broadcast_to(ids[:, None, :, None], shape)
+    after = jnp.concatenate([before, token], axis=3)[:, :, :, 1:].reshape(rows, beam * width, -1)
+    flat = key.reshape(rows, -1)
+    places = jnp.arange(beam * width, dtype=jnp.int32)[None, :]
+    is_better = (flat[:, None, :] > flat[:, :, None]) | (
+        (flat[:, None, :] == flat[:, :, None]) & (places[:, None, :] < places[:, :, None])
+    )
+    is_same = jnp.all(after[:, None, :, :] == after[:, :, None, :], axis=3)
+    is_live = jnp.broadcast_to(is_open[:, :, None], key.shape).reshape(rows, -1)
+    is_rival = is_same & is_live[:, None, :] & is_live[:, :, None]
+    return jnp.any(is_better & is_rival, axis=2).reshape(key.shape)
