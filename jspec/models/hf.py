@@ -18,10 +18,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jspec.errors import UserError
+from jspec.models import llada
 from jspec.models.config import DecoderConfig
 from jspec.models.llama2c import is_llama2c, read_llama2c_config
 from jspec.models.model import Model
-from jspec.models.names import HUGGING_FACE, LLAMA2C, Stored
+from jspec.models.names import HUGGING_FACE, LLADA, LLAMA2C, Layout, Stored, llada_layout
 from jspec.models.tensor_files import Tensors, open_checkpoint, read_json
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import TARGET, Table, sharding
@@ -63,7 +64,7 @@ def read_params(
     Raises:
       UserError: unreadable files; missing, unexpected or misshapen tensors, told all at once.
     """
-    layout = LLAMA2C if is_llama2c(read_json(directory / "config.json")) else HUGGING_FACE
+    layout = _layout_of(read_json(directory / "config.json"))
     tensors = open_checkpoint(directory)
     expected = layout.stored(config)
     shapes = {stored.name: stored.shape for stored in jax.tree.leaves(expected)}
@@ -81,6 +82,13 @@ def read_params(
         return place(array, dtype, sharding(mesh, table, axes, array.shape))
 
     return jax.tree.map_with_path(one, expected)
+
+
+def _layout_of(values: dict[str, Any]) -> Layout:
+    """How the checkpoint of a `config.json` names its weights."""
+    if is_llama2c(values):
+        return LLAMA2C
+    return llada_layout(llada.group_size(values)) if llada.is_llada(values) else HUGGING_FACE
 
 
 def place(array: np.ndarray, dtype, where: NamedSharding) -> jax.Array:
@@ -159,7 +167,8 @@ def write_checkpoint(
 
     dtype = jax.tree.leaves(params)[0].dtype.name
     begin_directory(directory, config.to_hf() | {"dtype": dtype} | (extra_config or {}))
-    stored = jax.tree.leaves(HUGGING_FACE.stored(config))
+    layout = LLADA if config.family == llada.FAMILY else HUGGING_FACE
+    stored = jax.tree.leaves(layout.stored(config))
     pairs = list(zip(stored, jax.tree.leaves(params), strict=True))
     shards = list(_split(pairs, max_shard_bytes))
     weight_map, total = {}, 0

@@ -2,7 +2,8 @@
 
 A value that a file leaves out has the default of its family's Hugging Face class, which is not the
 same in every family. The rotary embedding is read in both published styles: `rope_theta` beside
-`rope_scaling` (transformers 4), and `rope_parameters` (transformers 5), which is what we write.
+`rope_scaling` (transformers 4), and `rope_parameters` (transformers 5), which is what we write for
+families that transformers has. LLaDA has names of its own: `llada.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import dataclasses
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.models import llada
 from jspec.models.config import ROPE_NAMES, DecoderConfig, Rope, RopeKind
+from jspec.models.hf_fields import Fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,9 @@ class Family:
       qkv_bias: queries, keys and values add a bias.
       qk_norm: queries and keys are normalised per head.
       windows: which layers slide: "none", "all", or "some" (by layer types or the first windowed).
+      is_causal: False where every row sees the whole text, whatever the file says.
+      refuses: flags that must be false; written as such.
+      has_old_rope: the class reads the rotary embedding in the style of transformers 4.
     """
 
     architecture: str
@@ -33,6 +39,9 @@ class Family:
     qkv_bias: bool = False
     qk_norm: bool = False
     windows: str = "none"
+    is_causal: bool = True
+    refuses: tuple[str, ...] = ()
+    has_old_rope: bool = False
 
 
 _DEFAULTS = {
@@ -79,44 +88,27 @@ FAMILIES = {
         qk_norm=True,
         windows="some",
     ),
+    "Dream": Family(
+        architecture="DreamModel",
+        defaults=_QWEN_DEFAULTS,
+        qkv_bias=True,
+        is_causal=False,
+        refuses=("use_mrope", "use_sliding_window"),
+        has_old_rope=True,
+    ),
 }
 """By `model_type`. Vicuna is a llama, Qwen2.5 a qwen2."""
 
 
-class Fields:
-    """A `config.json` with the defaults of its family, checked as it is read."""
-
-    def __init__(self, values: dict[str, Any], defaults: dict[str, Any]):
-        self._values, self._defaults = values, defaults
-
-    def get(self, name: str) -> Any:
-        """The value: None only where the file says null or nobody knows."""
-        return self._values.get(name, self._defaults.get(name))
-
-    def integer(self, name: str, missing: int | None = None) -> int:
-        value = self.get(name)
-        value = missing if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"config.json: {name} must be a positive integer, got {value!r}")
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"config.json: {name} must be a positive number, got {value!r}")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        value = self.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise UserError(f"config.json: {name} must be true or false, got {value!r}")
-        return bool(value)
-
-
 def read_config(values: dict[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` describes."""
+    if llada.is_llada(values):
+        return llada.read_llada(values)
     name, family = _family(values)
     fields = Fields(values, family.defaults)
+    for flag in family.refuses:
+        if fields.flag(flag):
+            raise UserError(f"config.json: {flag} is not supported in {name}, only false")
     if fields.get("hidden_act") not in ("silu", "swish"):
         raise UserError(f"config.json: hidden_act must be 'silu', got {fields.get('hidden_act')!r}")
     if values.get("quantization_config"):
@@ -147,7 +139,7 @@ def read_config(values: dict[str, Any]) -> DecoderConfig:
             has_out_bias=attention_bias,
             has_mlp_bias=name == "llama" and fields.flag("mlp_bias"),
             has_qk_norm=family.qk_norm,
-            is_causal=values.get("is_causal", True) is not False,
+            is_causal=family.is_causal and values.get("is_causal", True) is not False,
         )
     except UserError:
         raise
@@ -164,7 +156,8 @@ def _family(values: dict[str, Any]) -> tuple[str, Family]:
     if not isinstance(name, str) or name not in FAMILIES:
         given = name or ", ".join(map(str, architectures)) or "none"
         raise UserError(
-            f"config.json: model type {given!r} is not supported; known: {', '.join(FAMILIES)}"
+            f"config.json: model type {given!r} is not supported; "
+            f"known: {', '.join([*FAMILIES, llada.FAMILY])}"
         )
     return name, FAMILIES[name]
 
@@ -252,6 +245,8 @@ def _read_windows(family: Family, fields: Fields, layers: int) -> tuple[int | No
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
     """The `config.json` of a decoder."""
+    if config.family == llada.FAMILY:
+        return llada.write_llada(config)
     family = FAMILIES[config.family]
     values = {
         "architectures": [family.architecture],
@@ -268,15 +263,18 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.has_tied_head,
         "rope_parameters": _write_rope(config.rope),
-        "use_cache": True,
+        "use_cache": family.is_causal,
+        **dict.fromkeys(family.refuses, False),
     }
     if family.reads_biases:
         values["attention_bias"] = config.has_qkv_bias
     if config.family == "llama":
         values["mlp_bias"] = config.has_mlp_bias
-    if not config.is_causal:
+    if family.is_causal and not config.is_causal:
         values["is_causal"] = False
     values |= _write_windows(config, family)
+    if family.has_old_rope:
+        values = with_old_rope(values)
     if read_config(values) != config:
         raise ValueError(f"a {config.family} checkpoint cannot express {config}")
     return values
@@ -290,6 +288,15 @@ def _write_rope(rope: Rope) -> dict[str, Any]:
             name = ROPE_NAMES.get(field.name, field.name)
             values[name] = list(value) if isinstance(value, tuple) else value
     return values
+
+
+def with_old_rope(values: dict[str, Any]) -> dict[str, Any]:
+    """A written `config.json` with its rotary embedding in the style of transformers 4."""
+    values = dict(values)
+    rope = dict(values.pop("rope_parameters"))
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    scaling = None if kind == RopeKind.DEFAULT.value else {"type": kind, **rope}
+    return values | {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def _write_windows(config: DecoderConfig, family: Family) -> dict[str, Any]:

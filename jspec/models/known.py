@@ -8,6 +8,8 @@ Source: the `config.json` of each repository on the hub.
 
 from __future__ import annotations
 
+import dataclasses
+
 from jspec.models.config import DecoderConfig, Rope, RopeKind
 
 
@@ -54,6 +56,17 @@ _70B = (8192, 28672, 80, 64, 8)
 _QWEN_72B = (8192, 29568, 80, 64, 8)
 _LLAMA3_1B = _llama3((2048, 8192, 16, 32, 8), 32.0, has_tied_head=True)
 _LLAMA3_3B = _llama3((3072, 8192, 28, 24, 8), 32.0, has_tied_head=True)
+_QWEN_7B = (3584, 18944, 28, 28, 4)
+_QWEN_32B = _qwen2(152_064, (5120, 27648, 64, 40, 8))
+_DREAM_7B = dataclasses.replace(_qwen2(152_064, _QWEN_7B, 131_072), family="Dream", is_causal=False)
+_LLADA_8B = _llama(
+    126_464,
+    (4096, 12288, 32, 32, 32),
+    4096,
+    family="llada",
+    rope=Rope(theta=500_000.0),
+    is_causal=False,
+)
 _MISTRAL_7B = {"family": "mistral", "rope": Rope(theta=1_000_000.0)}
 
 KNOWN: dict[str, DecoderConfig] = {
@@ -76,8 +89,13 @@ KNOWN: dict[str, DecoderConfig] = {
     "Qwen/Qwen2-72B-Instruct": _qwen2(152_064, _QWEN_72B),
     "Qwen/Qwen2.5-0.5B-Instruct": _qwen2(151_936, (896, 4864, 24, 14, 2), has_tied_head=True),
     "Qwen/Qwen2.5-1.5B-Instruct": _qwen2(151_936, (1536, 8960, 28, 12, 2), has_tied_head=True),
-    "Qwen/Qwen2.5-7B-Instruct": _qwen2(152_064, (3584, 18944, 28, 28, 4)),
-    "Qwen/Qwen2.5-32B-Instruct": _qwen2(152_064, (5120, 27648, 64, 40, 8)),
+    "Qwen/Qwen2.5-7B-Instruct": _qwen2(152_064, _QWEN_7B),
+    "Qwen/Qwen2.5-32B": dataclasses.replace(_QWEN_32B, max_positions=131_072),
+    "Qwen/Qwen2.5-32B-Instruct": _QWEN_32B,
     "Qwen/Qwen2.5-72B-Instruct": _qwen2(152_064, _QWEN_72B),
+    "Dream-org/Dream-v0-Base-7B": _DREAM_7B,
+    "Dream-org/Dream-v0-Instruct-7B": _DREAM_7B,
+    "GSAI-ML/LLaDA-8B-Base": _LLADA_8B,
+    "GSAI-ML/LLaDA-8B-Instruct": _LLADA_8B,
 }
 """By hub id."""

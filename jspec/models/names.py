@@ -1,8 +1,8 @@
 """Names and layouts of weights on disk, and how they become ours.
 
 A `Layout` tells, for every parameter of the decoder, which stored tensor it is and how the stored
-array is turned into ours and back. In reading order: the pieces of a layout, Hugging Face's, and
-llama2.c's.
+array is turned into ours and back. In reading order: the pieces of a layout, Hugging Face's,
+LLaDA's, and llama2.c's.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Layout:
     Attributes:
       top: our name to theirs, outside layers.
       layer: our name to theirs, inside a layer.
-      prefix: of a layer's names; `{}` is its index.
+      prefix: of a layer's names; `{}` is its index, or two of them its group and place there.
       is_interleaved: rotary pairs are neighbours (2i, 2i + 1), ours are halves (i, i + H/2).
       harmless: endings of stored names that are ignored.
+      group_size: layers a group, where layers are stored in groups.
     """
 
     top: dict[str, str]
@@ -53,6 +54,7 @@ class Layout:
     prefix: str
     is_interleaved: bool = False
     harmless: tuple[str, ...] = ()
+    group_size: int = 1
 
     def stored(self, config: DecoderConfig):
         """A tree of `Stored`, structured like the parameters."""
@@ -61,10 +63,14 @@ class Layout:
             ours = leaf_name(path)
             is_in_layer = len(path) > 1
             name = (self.layer if is_in_layer else self.top)[ours]
-            prefix = self.prefix.format(path[1].idx) if is_in_layer else ""
+            prefix = self._layer_prefix(path[1].idx) if is_in_layer else ""
             return self._stored(prefix + name, ours, leaf.shape, config.head_dim)
 
         return jax.tree.map_with_path(one, abstract_params(build(config), jnp.float32))
+
+    def _layer_prefix(self, index: int) -> str:
+        is_grouped = self.group_size > 1
+        return self.prefix.format(*(divmod(index, self.group_size) if is_grouped else (index,)))
 
     def _stored(self, name: str, ours: str, shape: tuple[int, ...], head_dim: int) -> Stored:
         """How each kind of weight is stored: matrices with their output axis first."""
@@ -118,6 +124,34 @@ HUGGING_FACE = Layout(
     prefix="model.layers.{}.",
     harmless=(".rotary_emb.inv_freq",),
 )
+
+LLADA = Layout(
+    top={
+        "embedding": "model.transformer.wte.weight",
+        "norm": "model.transformer.ln_f.weight",
+        "head_weight": "model.transformer.ff_out.weight",
+    },
+    layer={
+        "attention_norm": "attn_norm.weight",
+        "mlp_norm": "ff_norm.weight",
+        "o": "attn_out.weight",
+        "gate": "ff_proj.weight",
+        "up": "up_proj.weight",
+        "down": "ff_out.weight",
+    }
+    | {name: f"{name}_proj.weight" for name in "qkv"}
+    | {f"{name}_bias": f"{name}_proj.bias" for name in "qkv"},
+    prefix="model.transformer.blocks.{}.",
+)
+
+
+def llada_layout(group_size: int) -> Layout:
+    """LLaDA's names, where its blocks stand in groups of so many."""
+    if group_size == 1:
+        return LLADA
+    prefix = "model.transformer.block_groups.{}.{}."
+    return dataclasses.replace(LLADA, prefix=prefix, group_size=group_size)
+
 
 LLAMA2C = Layout(
     top={

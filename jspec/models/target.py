@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jspec.errors import UserError
 from jspec.models import hf
+from jspec.models.config import DecoderConfig
 from jspec.models.hub import local_directory
 from jspec.models.model import Model, build
 from jspec.models.tensor_files import read_json
@@ -62,11 +63,32 @@ def load_target(
     """Load a checkpoint directory, or a hub id, onto a mesh.
 
     Args:
+      path_or_id, dtype, mesh, table: as in `load_model`.
+
+    Raises:
+      UserError: everything that can be wrong with the arguments or the files, and a model that
+        reads in both directions.
+    """
+    return load_model(path_or_id, dtype=dtype, mesh=mesh, table=table, must_be_causal=True)
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    table: Table = TARGET,
+    must_be_causal: bool = False,
+) -> Target:
+    """Load a checkpoint that may also be bidirectional, as `load_target` does.
+
+    Args:
       path_or_id: a Hugging Face directory (safetensors, or `.bin` with torch), a llama2.c-style
         one, or an id on the hub.
       dtype: type of weights and cache: float32, bfloat16 (or float64, with x64 enabled).
       mesh: one device if not given.
       table: where logical axes go on the mesh.
+      must_be_causal: refuse a bidirectional model before its weights are read.
 
     Raises:
       UserError: everything that can be wrong with the arguments or the files.
@@ -75,6 +97,8 @@ def load_target(
     mesh = make_mesh() if mesh is None else mesh
     directory = local_directory(path_or_id)
     config = hf.read_config(directory)
+    if must_be_causal:
+        check_causal(config, directory)
     model = build(fit_to_mesh(config, mesh, table))
     params = hf.read_params(directory, config, model, dtype=name, mesh=mesh, table=table)
     return Target(
@@ -86,6 +110,19 @@ def load_target(
         stop_ids=read_stop_ids(directory),
         max_length=config.max_length,
     )
+
+
+def check_causal(config: DecoderConfig, name: str | Path) -> None:
+    """Refuse a model that cannot decode from left to right.
+
+    Raises:
+      UserError: rows of the model see what comes after them.
+    """
+    if not config.is_causal:
+        raise UserError(
+            f"{name}: a {config.family} model that reads in both directions cannot be decoded from "
+            "left to right; give a causal model here, this one as a diffusion drafter"
+        )
 
 
 def check_dtype(dtype: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jspec.errors import UserError
 from jspec.models.target import Target
+from jspec.models.tensor_files import read_json
 
 
 def check_same_tokenizer(target: Target, drafter: Target) -> None:
@@ -37,11 +38,18 @@ def check_same_tokenizer(target: Target, drafter: Target) -> None:
         )
 
 
+def count_ids(model: Target) -> int:
+    """Ids below this are tokens; from it on a model's embedding may have rows of padding."""
+    pieces = _vocabulary(model)
+    return min(max(pieces.values()) + 1, model.vocab_size) if pieces else model.vocab_size
+
+
 def _vocabulary(model: Target) -> dict[str, int] | None:
     """Pieces and their ids as the checkpoint's own files list them; None where it has none."""
     if model.path is None:
         return None
     fast, pieces = model.path / "tokenizer.json", model.path / "tokenizer.model"
+    listed, added = model.path / "vocab.json", model.path / "added_tokens.json"
     try:
         if fast.exists():
             from tokenizers import Tokenizer
@@ -52,6 +60,8 @@ def _vocabulary(model: Target) -> dict[str, int] | None:
 
             processor = SentencePieceProcessor(model_file=str(pieces))
             return {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+        if listed.exists():
+            return read_json(listed) | (read_json(added) if added.exists() else {})
     except Exception as error:  # both libraries raise bare Exceptions and RuntimeErrors
         raise UserError(f"the tokenizer in {model.path} cannot be read: {error}") from None
     return None

@@ -1,0 +1,115 @@
+"""Directories of diffusion models: a bidirectional decoder, its mask and its shift.
+
+In reading order: `load_diffusion`, which drafts for a target; `describe`, for a model that is
+loaded; `write_diffusion`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jspec.errors import UserError
+from jspec.models.diffusion import DiffusionConfig, DiffusionModel
+from jspec.models.hf import write_checkpoint
+from jspec.models.target import Target, load_model
+from jspec.models.tensor_files import read_json
+from jspec.models.vocabulary import check_same_tokenizer, count_ids
+from jspec.sharding import REPLICATED, Table
+from jspec.state import Params
+
+_IS_SHIFTED = {"Dream": True, "llada": False}
+"""By family; the `config.json` of another one says it in `is_shifted`."""
+
+
+def load_diffusion(
+    path_or_id: str | Path,
+    *,
+    target: Target,
+    is_shifted: bool | None = None,
+    forbidden: tuple[int, ...] = (),
+    table: Table = REPLICATED,
+) -> tuple[DiffusionModel, Params]:
+    """A checkpoint that drafts for a target, in the target's dtype and on its mesh.
+
+    Args:
+      path_or_id: a directory, a shipped model or a hub id; Dream, LLaDA, or any other family with
+        `is_causal: false`, `is_shifted` and `mask_token_id` in its `config.json`.
+      is_shifted: overrides what family and `config.json` say.
+      forbidden: ids never to be predicted, besides the mask, the beginning of a text, and what the
+        target does not know.
+      table: where logical axes go on the mesh.
+
+    Raises:
+      UserError: everything that can be wrong with the files, a causal model, another tokenizer.
+    """
+    loaded = load_model(path_or_id, dtype=target.dtype, mesh=target.mesh, table=table)
+    check_same_tokenizer(target, loaded)
+    model = describe(loaded, n_ids=count_ids(target), is_shifted=is_shifted, forbidden=forbidden)
+    return model, loaded.params
+
+
+def describe(
+    loaded: Target,
+    *,
+    n_ids: int | None = None,
+    is_shifted: bool | None = None,
+    forbidden: tuple[int, ...] = (),
+) -> DiffusionModel:
+    """A loaded bidirectional model with what its `config.json` says of masks.
+
+    Args:
+      n_ids: the first id that is never predicted; the length of the model's own tokenizer if not
+        given.
+      is_shifted, forbidden: as in `load_diffusion`.
+
+    Raises:
+      UserError: a causal model, or no word on the mask or the shift.
+    """
+    assert loaded.path is not None, "a model in memory has no config.json"
+    values, family = read_json(loaded.path / "config.json"), loaded.model.config.family
+    if is_shifted is None:
+        is_shifted = values.get("is_shifted", _IS_SHIFTED.get(family))
+    if not isinstance(is_shifted, bool):
+        raise UserError(
+            f"{loaded.path}/config.json: is_shifted must tell whether row r predicts position r + 1"
+            f" (true) or r (false), got {is_shifted!r}"
+        )
+    mask_id = values.get("mask_token_id")
+    if isinstance(mask_id, bool) or not isinstance(mask_id, int):
+        raise UserError(
+            f"{loaded.path}/config.json: mask_token_id must be a token id, got {mask_id!r}"
+        )
+    begins = values.get("bos_token_id")
+    if isinstance(begins, int) and begins not in loaded.stop_ids:
+        forbidden = (begins, *forbidden)
+    config = DiffusionConfig(
+        mask_id=mask_id,
+        is_shifted=is_shifted,
+        n_ids=min(count_ids(loaded) if n_ids is None else n_ids, loaded.vocab_size),
+        forbidden=forbidden,
+    )
+    try:
+        return DiffusionModel(model=loaded.model, config=config)
+    except ValueError as error:
+        raise UserError(f"{loaded.path}: {error}") from None
+
+
+def write_diffusion(
+    directory: Path,
+    params: Params,
+    model: DiffusionModel,
+    *,
+    extra_config: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint that `load_diffusion` reads, with its mask id and its shift.
+
+    Args:
+      extra_config: more entries of `config.json`, such as other token ids.
+    """
+    family, config = model.model.config.family, model.config
+    said: dict[str, Any] = {"mask_token_id": config.mask_id}
+    if _IS_SHIFTED.get(family) is not config.is_shifted:
+        said["is_shifted"] = config.is_shifted
+    extra = said | (extra_config or {})
+    write_checkpoint(directory, params, model.model.config, extra_config=extra)
