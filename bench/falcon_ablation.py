@@ -1,11 +1,12 @@
 """Falcon's ablation at the demo's scale: training, tree and block size, beside a draft model.
 
-    python bench/falcon_ablation.py --out runs/falcon_ablation --steps 250 --seeds 0
+    python bench/falcon_ablation.py --out runs/falcon_ablation --seeds 0
 
-In three parts, each of which goes on where it was cut off: heads are trained ({plain shift, CSGD} x
+In four parts, each of which goes on where it was cut off: heads are trained ({plain shift, CSGD} x
 k in {2, 3, 4}, the same data and steps), texts are decoded with each as a chain and as a tree of
---nodes nodes in --passes passes, and a table and a picture are made of what was counted. Nothing is
-timed here: tokens a target call do not depend on the machine. Speed is `python -m jspec.bench`'s.
+--nodes nodes in --passes passes, rounds of every shape are timed beside plain ones, and a table and
+a picture are made of them. Tokens a target call do not depend on the machine, the speed does: it is
+tau over what a round costs in plain ones, at batch size 1.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from heldout import ABOUT, default_folder, find_corpora, openings
 from tables import table
 
 import jspec
+from jspec.bench.costs import ROUNDS, Costs
 from jspec.bench.records import provenance
+from jspec.bench.summary import PLAIN
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.trees import Tree
 from jspec.errors import UserError
@@ -36,7 +39,7 @@ from jspec.models.hub import local_directory
 from jspec.models.target import Target
 from jspec.records import whole_records
 
-RECORDS, TABLE, PICTURE = "acceptance.jsonl", "table.md", "ablation.png"
+RECORDS, COSTS, TABLE, PICTURE = "acceptance.jsonl", "costs.json", "table.md", "ablation.png"
 BOOTSTRAP = 2000
 ROWS = 8
 
@@ -51,14 +54,16 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of heads, records, table and picture")
     add("--data", type=Path, default=default_folder(), help="folder of the corpora")
-    add("--steps", type=int, default=250, help="optimizer steps of every head")
+    add("--steps", type=int, default=700, help="optimizer steps of every head")
+    add("--length", type=int, default=64, help="tokens of a training sequence")
+    add("--batch-size", type=int, default=16, help="sequences of a step")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--block-sizes", type=int, nargs="+", default=[2, 3, 4], metavar="K")
     add("--passes", type=int, default=2, help="of the head, which make a draft's depth")
     add("--nodes", type=int, default=12, help="of a tree")
     add("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     add("--prompts-per-corpus", type=int, default=5, metavar="N")
-    add("--max-new-tokens", type=int, default=64)
+    add("--max-new-tokens", type=int, default=48)
     return parser
 
 
@@ -80,14 +85,18 @@ def train(arguments: argparse.Namespace) -> None:
             "out": folder,
             "data.folder": arguments.data,
             "steps": arguments.steps,
+            "data.length": arguments.length,
+            "batch_size": arguments.batch_size,
+            "micro_batch_size": arguments.batch_size,
             "optimizer.decay_steps": max(arguments.steps * 2 // 5, 1),
+            "optimizer.final_share": 0.02,
             "eval_every": arguments.steps,
             "block_size": k,
             "glancing": "true" if training == "csgd" else "false",
             "seed": seed,
         }
         flags = [flag for key, value in sets.items() for flag in ("--set", f"{key}={value}")]
-        command = [sys.executable, "-m", "jspec.train", "--config", "demo/falcon", "--resume"]
+        command = [sys.executable, "-m", "jspec.train", "--config", "demo/falcon_short", "--resume"]
         code = subprocess.run([*command, *flags], check=False).returncode
         if code:
             raise UserError(f"the training of {folder.name} ended with {code}; see above")
@@ -180,6 +189,31 @@ def _acceptance(target: Target, loaded: LoadedDrafter, requests: Sequence[Reques
     }
 
 
+def time_rounds(arguments: argparse.Namespace) -> dict[str, float]:
+    """What a round of every shape costs in plain ones; it does not depend on a head's weights."""
+    path = arguments.out / COSTS
+    found: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    target = jspec.load_target("demo/target")
+    plain = Engine(target, jspec.load_drafter("none", target=target), batch_size=1, max_length=512)
+    requests = {t: requests_of(arguments, t)[:1] for t in arguments.temperatures}
+    for what, loaded in drafters(arguments, target):
+        keys = {t: _shape_key({**what, "temperature": t}) for t in arguments.temperatures}
+        if all(key in found for key in keys.values()):
+            continue
+        print(f"timing {', '.join(keys.values())}", file=sys.stderr)
+        engine = Engine(target, loaded, batch_size=1, max_length=512)
+        costs = Costs({PLAIN: plain, "it": engine}, requests, 512, ROUNDS).measure()
+        rounds = costs["contestants"]["it"]["temperature"]
+        for t, key in keys.items():
+            found[key] = rounds[str(t)]["round_s"] / costs["plain_round_s_by_temperature"][str(t)]
+        path.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def _shape_key(what: dict[str, Any]) -> str:
+    return " ".join(str(what[x]) for x in ("drafter", "k", "shape", "nodes", "temperature"))
+
+
 # --- table and picture ---------------------------------------------------------------------------
 
 
@@ -190,9 +224,10 @@ def _name(record: dict) -> str:
     return f"k = {record['k']}, {training}, {record['shape']} of {record['nodes']}"
 
 
-def write_table(records: Sequence[dict], path: Path) -> None:
+def write_table(records: Sequence[dict], costs: dict[str, float], path: Path) -> None:
     """Markdown; tau with and without the target's own token, and alpha as the paper has it."""
-    head = ("drafter", "seed", "T", "tau + 1", "95%", "tau", "alpha", "kept at depth 1, 2, ...")
+    head = ("drafter", "seed", "T", "tau + 1", "95%", "tau", "alpha")
+    head += ("plain rounds a round", "speed", "kept at depth 1, 2, ...")
     lines = []
     for r in sorted(records, key=lambda r: (r["temperature"], r["k"], r["shape"], r["training"])):
         accepted = r["tau"] - 1
@@ -200,7 +235,8 @@ def write_table(records: Sequence[dict], path: Path) -> None:
         depths = " ".join(f"{share:.2f}" for share in r["accepted_by_depth"])
         row = (_name(r), str(r["seed"]), f"{r['temperature']:g}", f"{r['tau']:.2f}")
         more = (f"{low:.2f} to {high:.2f}", f"{accepted:.2f}", f"{100 * accepted / r['tau']:.1f}%")
-        lines.append((*row, *more, depths))
+        cost = costs[_shape_key(r)]
+        lines.append((*row, *more, f"{cost:.2f}", f"{r['tau'] / cost:.2f}", depths))
     path.write_text(table(head, lines) + "\n", encoding="utf-8")
 
 
@@ -234,7 +270,7 @@ def main() -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         train(arguments)
         records = measure(arguments)
-        write_table(records, arguments.out / TABLE)
+        write_table(records, time_rounds(arguments), arguments.out / TABLE)
         draw(records, arguments.out / PICTURE)
         print((arguments.out / TABLE).read_text(encoding="utf-8"))
         return 0
