@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jspec.drafters.diffuspec.lattice import Lattice, Scoring, candidates, first_stop, perturbed
+from jspec.drafters.diffuspec import lattice as lattices
+from jspec.drafters.diffuspec.lattice import Lattice, Scoring, first_stop
 from jspec.drafters.diffuspec.search import EosRule, Paths, search
 from jspec.testing.light import LIGHT
 from tests.drafters.diffuspec.oracles import (
@@ -25,6 +26,12 @@ from tests.drafters.diffuspec.oracles import (
 
 LITERAL, DEPTH = EosRule.FORCED_LITERAL, EosRule.ARGMAX_DEPTH
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+candidates, perturbed = (
+    jax.jit(make, static_argnames=("cap", "mass"), compiler_options=LIGHT)
+    for make in (lattices.candidates, lattices.perturbed)
+)
 
 
 @functools.partial(
@@ -259,6 +266,7 @@ def test_the_first_slot_is_judged_after_the_text():
 # --- where paths end ------------------------------------------------------------------------------
 
 
+@functools.cache
 def peaked(n: int, k: int = 20, vocabulary: int = 200) -> tuple[jax.Array, Table]:
     """The lattices of section 3.5: four slots of five are all but certain; token 0 ends a text."""
     rng = np.random.default_rng(0)
