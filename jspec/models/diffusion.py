@@ -5,14 +5,15 @@ window of text and masks, and `slot_logprobs`, which needs nothing kept. `diffus
 the slots in several passes, `diffusion_prefix.py` keeps the text's keys and values between rounds,
 and `diffusion_checkpoint.py` reads and writes directories.
 
-A text of n tokens is followed by masks at positions n, n + 1, ...; every row sees every other. The
-logits of row r are those of the token at position r, or, where a model is shifted, at r + 1: then
-the last token of the text predicts the first slot, and the last mask predicts a slot more.
+A text of n tokens is followed by masks at positions n, n + 1, ...; every row sees every other,
+unless the text is causal (block diffusion). The logits of row r are those of the token at position
+r, or, where a model is shifted, at r + 1: then the last token of the text predicts the first slot,
+and the last mask predicts a slot more.
 
 Letters: B rows, T rows of a pass, W masks, R slots asked for, V the model's vocabulary.
 
 Source: Nie et al. 2025 (LLaDA, arXiv 2502.09992), not shifted; Ye et al. 2025 (Dream,
-arXiv 2508.15487), shifted.
+arXiv 2508.15487), shifted; Arriola et al. 2025 (BD3-LM, arXiv 2503.09573), causal text.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ class DiffusionConfig:
       n_ids: ids from here on are padding of the vocabulary, or unknown to a target; never
         predicted.
       forbidden: more ids that are never predicted.
+      is_text_causal: tokens of the text see those before them only, no later ones and no masks, so
+        that their keys and values are final. Masks see all of the text and one another.
     """
 
     mask_id: int
     is_shifted: bool
     n_ids: int
     forbidden: tuple[int, ...] = ()
+    is_text_causal: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,8 @@ def read_window(
     in_block = jnp.take_along_axis(block, jnp.clip(slot, 0, n_masks - 1), axis=1)
     itself = jnp.eye(width, dtype=bool)[None]
     visible = (slot < n_masks)[:, None, :] | itself
+    if config.is_text_causal:
+        visible &= (slot >= 0)[:, :, None] | (position[:, None, :] <= position[:, :, None])
     offset = jnp.arange(n_slots, dtype=start.dtype) - int(config.is_shifted)
     rows = jnp.clip((length - start)[:, None] + offset[None, :], 0, width - 1)
     output, cache = forward(

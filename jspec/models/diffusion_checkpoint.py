@@ -80,12 +80,19 @@ def describe(
         raise UserError(
             f"{loaded.path}/config.json: mask_token_id must be a token id, got {mask_id!r}"
         )
+    is_text_causal = values.get("is_text_causal", False)
+    if not isinstance(is_text_causal, bool):
+        raise UserError(
+            f"{loaded.path}/config.json: is_text_causal must be true or false, "
+            f"got {is_text_causal!r}"
+        )
     begins = values.get("bos_token_id")
     if isinstance(begins, int) and begins not in loaded.stop_ids:
         forbidden = (begins, *forbidden)
     config = DiffusionConfig(
         mask_id=mask_id,
         is_shifted=is_shifted,
+        is_text_causal=is_text_causal,
         n_ids=min(count_ids(loaded) if n_ids is None else n_ids, loaded.vocab_size),
         forbidden=forbidden,
     )
@@ -111,5 +118,7 @@ def write_diffusion(
     said: dict[str, Any] = {"mask_token_id": config.mask_id}
     if _IS_SHIFTED.get(family) is not config.is_shifted:
         said["is_shifted"] = config.is_shifted
+    if config.is_text_causal:
+        said["is_text_causal"] = True
     extra = said | (extra_config or {})
     write_checkpoint(directory, params, model.model.config, extra_config=extra)
