@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Int
 
 from jspec.models.model import Model, forward_text, head
-from jspec.state import Params
+from jspec.state import Params, state
 from jspec.train.masked_diffusion import by_slot, compare, slot_weights
 from jspec.train.objective import Loss
 
@@ -72,7 +72,7 @@ def block_mask(
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@state
 class Blocks:
     """Rows of blocks.
 

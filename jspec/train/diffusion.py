@@ -1,15 +1,20 @@
 """What `kind: diffusion` trains and minimises, from a config and a causal model to begin with.
 
-In reading order: the model (`diffusion_model`), the objective (`objective_of`).
+In reading order: the model (`diffusion_model`), how it leaves (`trainable_of`), the objective.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from jspec.models.diffusion import DiffusionConfig as MaskConfig
+from jspec.models.diffusion import DiffusionModel
+from jspec.models.diffusion_checkpoint import write_diffusion
 from jspec.models.hf_config import FAMILIES
 from jspec.models.model import Model, build
 from jspec.state import Params
@@ -17,33 +22,61 @@ from jspec.train.block_diffusion import BlockDiffusion
 from jspec.train.config import DiffusionConfig
 from jspec.train.masked_diffusion import MaskedDiffusion
 from jspec.train.objective import Objective
+from jspec.train.trainable import Trainable, language_model
 
 
 def diffusion_model(
-    model: Model, start: Params | None, *, mask_id: int, is_causal: bool
-) -> tuple[Model, Params | None]:
-    """A causal model as one that knows a mask, and its weights if it has some.
+    config: DiffusionConfig, causal: Model, start: Params | None, *, mask_id: int, n_ids: int
+) -> tuple[DiffusionModel, Params | None]:
+    """The model of a config, and the weights it starts from (None: random ones).
+
+    One that is shifted and sees its whole text is written as Dream, which has biases.
 
     Args:
-      start: weights of `model`; None for random ones. A mask that is a new id begins as the mean
-        of all tokens, biases as 0.
-      is_causal: of the text; masks are seen by nobody but masks.
+      causal: a model of the same sizes, as it would be without a mask.
+      start: its weights. A mask that is a new id begins as the mean of all tokens, biases as 0.
+      n_ids: of the tokenizer.
     """
-    decoder = model.config
-    family = "Dream" if "Dream" in FAMILIES else decoder.family
-    has_bias = decoder.has_qkv_bias or (family in FAMILIES and FAMILIES[family].qkv_bias)
+    decoder = causal.config
+    is_text_causal = config.text_attention == "causal"
+    is_dream = config.is_shifted and not is_text_causal
+    family = "Dream" if is_dream else decoder.family
+    has_bias = decoder.has_qkv_bias or FAMILIES[family].qkv_bias
     changed = dataclasses.replace(
         decoder,
         family=family,
         vocab_size=max(decoder.vocab_size, mask_id + 1),
         has_qkv_bias=has_bias,
-        is_causal=is_causal,
+        is_causal=False,
     )
     if start is not None:
         if has_bias and not decoder.has_qkv_bias:
             start = _with_biases(start)
         start = _with_rows(start, changed.vocab_size)
-    return build(changed), start
+    how = MaskConfig(
+        mask_id=mask_id,
+        is_shifted=config.is_shifted,
+        n_ids=n_ids,
+        is_text_causal=is_text_causal,
+    )
+    return DiffusionModel(model=build(changed), config=how), start
+
+
+def trainable_of(
+    model: DiffusionModel,
+    start: Params | None,
+    *,
+    frozen: Params,
+    extra_config: dict[str, Any],
+) -> Trainable:
+    """The model, its teacher's weights frozen beside it."""
+
+    def export(params: Params, directory: Path) -> None:
+        narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        write_diffusion(directory, narrow, model, extra_config=extra_config)
+
+    decoder = language_model(model.model, start=start)
+    return dataclasses.replace(decoder, export=export, frozen=frozen)
 
 
 def _with_biases(params: Params) -> Params:
@@ -74,12 +107,12 @@ def _with_rows(params: Params, vocab_size: int) -> Params:
 
 
 def objective_of(
-    config: DiffusionConfig, model: Model, teacher: Model | None, mask_id: int
+    config: DiffusionConfig, model: DiffusionModel, teacher: Model | None
 ) -> Objective:
     """What a config minimises."""
     both: dict[str, Any] = dict(
-        model=model,
-        mask_id=mask_id,
+        model=model.model,
+        mask_id=model.config.mask_id,
         is_shifted=config.is_shifted,
         teacher=teacher,
         teacher_share=config.teacher_share,

@@ -20,7 +20,6 @@ Sources: Sahoo et al. 2024 (MDLM) and Nie et al. 2025 (LLaDA), weights 1/t; Gong
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 import jax
@@ -29,7 +28,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.models.model import Model, forward_text, head
-from jspec.state import Params
+from jspec.state import Params, state
 from jspec.train.csgd import same_text
 from jspec.train.objective import Loss, cross_entropy
 
@@ -91,7 +90,7 @@ def slot_weights(slots: Int[Array, "*X"], decay: float) -> Float[Array, "*X"]:
 # --- what a prediction costs ---------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@state
 class Comparison:
     """Predictions beside the text and, where there is one, beside the teacher.
 
@@ -119,12 +118,13 @@ def compare(
     """
     likeliest, nll = jnp.argmax(logits, axis=-1), cross_entropy(logits, labels)
     if wanted is None:
-        return Comparison(nll, likeliest == labels, nll)
+        return Comparison(losses=nll, is_right=likeliest == labels, text_losses=nll)
     wanted = jax.lax.stop_gradient(wanted)
     logprobs = jax.nn.log_softmax(logits, axis=-1)[..., : wanted.shape[-1]]
     against = -jnp.sum(jax.nn.softmax(wanted, axis=-1) * logprobs, axis=-1)
     losses = teacher_share * against + (1 - teacher_share) * nll
-    return Comparison(losses, likeliest == jnp.argmax(wanted, axis=-1), nll)
+    is_right = likeliest == jnp.argmax(wanted, axis=-1)
+    return Comparison(losses=losses, is_right=is_right, text_losses=nll)
 
 
 def by_slot(
@@ -145,7 +145,7 @@ def by_slot(
 # --- the objective -------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@state
 class Noise:
     """A batch with masks.
 
@@ -255,15 +255,11 @@ class MaskedDiffusion:
         tokens, segments, positions = batch["tokens"], batch["segments"], batch["positions"]
         kind, length, offset, count, ratio, chosen = jax.random.split(key, 6)
         shape = tokens.shape
-        is_suffix = by_text(jax.random.uniform(kind, shape) < self.suffix_share, segments)
-
+        is_suffix = by_text(jax.random.uniform(kind, shape), segments) < self.suffix_share
         lengths = jnp.asarray(self.piece_lengths, jnp.int32)
-        length = lengths[jax.random.randint(length, shape, 0, len(lengths))]
-        length = by_text(jnp.where(by_text(is_suffix, segments), length, shape[1]), segments)
-        offset = by_text(
-            jax.random.randint(offset, shape, 0, math.lcm(*self.piece_lengths)), segments
-        )
-        offset = jnp.where(is_suffix, offset % length, 0)
+        length = by_text(lengths[jax.random.randint(length, shape, 0, len(lengths))], segments)
+        offset = by_text(jax.random.randint(offset, shape, 0, 2**30), segments) % length
+        length, offset = jnp.where(is_suffix, length, shape[1]), jnp.where(is_suffix, offset, 0)
         pieces, place = cut(segments, positions, length, offset)
         k = by_text(jax.random.randint(count, shape, 1, self.k_max + 1), pieces)
         slots = jnp.minimum(place - (length - k) + 1, positions)

@@ -1,11 +1,11 @@
-"""`kind: diffusion`: a masked diffusion language model, from random weights or a causal model."""
+"""`kind: diffusion`: a masked diffusion language model, from random weights or from a
+checkpoint, which may be causal."""
 
 from __future__ import annotations
 
-import dataclasses
-
 from jspec.infer.command.log import Log
 from jspec.infer.text import Tokenizer
+from jspec.models.target import load_model
 from jspec.train.command.run_model import (
     special_ids,
     starting_model,
@@ -14,25 +14,24 @@ from jspec.train.command.run_model import (
     train_language_model,
 )
 from jspec.train.config import DiffusionConfig
-from jspec.train.diffusion import diffusion_model, objective_of
-from jspec.train.trainable import language_model
+from jspec.train.diffusion import diffusion_model, objective_of, trainable_of
 
 
 def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
     tokenizer = tokenizer_of(config)
-    causal, start = starting_model(config, tokenizer)
-    mask_id = mask_id_of(config, tokenizer)
+    causal, start = starting_model(config, tokenizer, load_model)
     teacher = teacher_of(config, causal.config.vocab_size)
     model, start = diffusion_model(
-        causal, start, mask_id=mask_id, is_causal=config.text_attention == "causal"
+        config, causal, start, mask_id=mask_id_of(config, tokenizer), n_ids=len(tokenizer.hf)
     )
-    extra = special_ids(tokenizer) | {"mask_token_id": mask_id}
-    trainable = dataclasses.replace(
-        language_model(model, start=start, extra_config=extra),
+    trainable = trainable_of(
+        model,
+        start,
         frozen=None if teacher is None else teacher.params,
+        extra_config=special_ids(tokenizer),
     )
-    objective = objective_of(config, model, None if teacher is None else teacher.model, mask_id)
+    objective = objective_of(config, model, None if teacher is None else teacher.model)
     return train_language_model(
         config, objective, trainable, tokenizer, log=log, resume=resume, as_json=as_json
     )

@@ -116,12 +116,18 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"bos_token_id": tokenizer.hf.bos_token_id, "eos_token_id": tokenizer.hf.eos_token_id}
 
 
-def starting_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> tuple[Model, Any]:
-    """The model, and the weights it starts from (None: random ones)."""
+def starting_model(
+    config: LanguageModelConfig, tokenizer: Tokenizer, load: Callable[..., Target] = load_target
+) -> tuple[Model, Any]:
+    """The model, and the weights it starts from (None: random ones).
+
+    Args:
+      load: reads the checkpoint to start from.
+    """
     if (config.init_from is None) == (not config.model):
         raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
     if config.init_from is not None:
-        target = load_target(config.init_from)
+        target = load(config.init_from)
         _check_vocabulary(target.model.config, tokenizer)
         return target.model, target.params
     model = model_of(config.model, vocab_size=len(tokenizer.hf))
