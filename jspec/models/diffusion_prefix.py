@@ -19,7 +19,7 @@ lengths; the window always has the last committed token, so that shifted models 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,9 @@ from jspec.models.diffusion import (
     read_window,
     scratch,
 )
-from jspec.models.diffusion_steps import ONE_PASS, Prediction, Refinement, refine
+from jspec.models.diffusion_steps import ONE_PASS, Pass, Prediction, Refinement, refine
 from jspec.models.model import empty_cache
+from jspec.ops.branches import switch_in_place
 from jspec.ops.cache import write_rows
 from jspec.state import Context, KVCache, Params, state
 
@@ -88,6 +89,10 @@ class Prefix:
 RECOMPUTE = Prefix()
 
 
+Text = tuple[Int[Array, "B capacity"], Int[Array, " B"], Int[Array, " B"]]
+"""Tokens, how many there are, and from where on they are read."""
+
+
 @state
 class PrefixState:
     """What is kept of the texts; rows on axis 0 of every leaf.
@@ -127,10 +132,11 @@ def start_prefix(
         return PrefixState(cache=None, n_read=zeros, age=zeros)
     dtype = jax.tree.leaves(params)[0].dtype
     cache = empty_cache(model.model.config, rows, prefix.slots(capacity, n_masks), dtype)
-    block = all_masks(model, rows, Slots(n_masks=n_masks))
     width = tokens.shape[1] + n_masks
-    read = _everything(params, model, tokens, length, width, n_slots=0)
-    return PrefixState(cache=read(block, cache)[1], n_read=length.astype(jnp.int32), age=zeros)
+    run = _pass(params, model, (tokens, length, zeros), width, n_slots=0)
+    block = all_masks(model, rows, Slots(n_masks=n_masks))
+    _, fresh = run(block, scratch(params, model, rows, width))
+    return PrefixState(cache=_renewed(cache, fresh), n_read=length.astype(jnp.int32), age=zeros)
 
 
 def predict(
@@ -149,20 +155,33 @@ def predict(
     positions.
     """
     check_slots(model, slots)
-    rows = context.length.shape[0]
-    widths = prefix.widths(context.capacity, slots.n_masks)
+    rows, capacity = context.tokens.shape
+    widths = prefix.widths(capacity, slots.n_masks)
     start = jnp.minimum(state.n_read, context.length - 1)
-    text = (params, model, context.tokens, context.length)
-    passes = [
-        _window(*text, start, window + slots.n_masks, n_slots=slots.count)
-        for window in prefix.windows
-    ] + [_everything(*text, width, n_slots=slots.count) for width in widths]
+    chosen, width_index = _choose(prefix, state, context, widths, slots.n_masks)
 
-    def branch(run):
-        return lambda cache: refine(run, cache, model, rows, slots, refinement)
+    def read(cache: KVCache, text: Text, width: int) -> tuple[Prediction, KVCache]:
+        run = _pass(params, model, text, width, n_slots=slots.count)
+        return refine(run, cache, model, rows, slots, refinement)
 
-    chosen = _choose(prefix, state, context, context.length - start, widths, slots.n_masks)
-    prediction, cache = jax.lax.switch(chosen, [branch(run) for run in passes], state.cache)
+    def everything(width: int):
+        def branch(tokens, length):
+            text = (tokens, length, jnp.zeros_like(length))
+            prediction, fresh = read(scratch(params, model, rows, width), text, width)
+            return prediction, _padded(fresh, widths[-1]) if prefix.is_frozen else None
+
+        return branch
+
+    def full(cache, text: Text):
+        branches = [everything(width) for width in widths]
+        prediction, fresh = jax.lax.switch(width_index, branches, *text[:2])
+        return prediction, None if fresh is None else _renewed(cache, fresh)
+
+    text = (context.tokens, context.length, start)
+    if not prefix.is_frozen:
+        return full(None, text)[0], state
+    branches = [functools.partial(read, width=window + slots.n_masks) for window in prefix.windows]
+    prediction, cache = switch_in_place(chosen, [*branches, full], state.cache, text)
     age = jnp.where(chosen < len(prefix.windows), state.age + 1, 0)
     return prediction, PrefixState(
         cache=cache,
@@ -175,60 +194,44 @@ def _choose(
     prefix: Prefix,
     state: PrefixState,
     context: Context,
-    n_new: Int[Array, " B"],
     widths: tuple[int, ...],
     n_masks: int,
-) -> Int[Array, ""]:
-    """Index of a window, or after those of a width."""
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Index of the window, one past the last for a full pass; and of the full pass's width."""
     longest = _largest(context.length, context.is_active) + n_masks
-    full = jnp.sum(longest > jnp.asarray(widths[:-1], jnp.int32), dtype=jnp.int32)
-    if not prefix.is_frozen:
-        return full
-    sizes = jnp.asarray(prefix.windows, jnp.int32)
-    window = jnp.sum(_largest(n_new, context.is_active) > sizes, dtype=jnp.int32)
-    must_refresh = window == len(prefix.windows)
+    width_index = jnp.sum(longest > jnp.asarray(widths[:-1], jnp.int32), dtype=jnp.int32)
+    windows = jnp.asarray(prefix.windows, jnp.int32)
+    n_new = context.length - jnp.minimum(state.n_read, context.length - 1)
+    chosen = jnp.sum(_largest(n_new, context.is_active) > windows, dtype=jnp.int32)
     if prefix.refresh_every is not None:
-        must_refresh |= jnp.any(context.is_active & (state.age + 1 >= prefix.refresh_every))
-    return jnp.where(must_refresh, len(prefix.windows) + full, window)
+        is_old = jnp.any(context.is_active & (state.age + 1 >= prefix.refresh_every))
+        chosen = jnp.where(is_old, len(prefix.windows), chosen)
+    return chosen, width_index
 
 
 def _largest(values: Int[Array, " B"], is_active: Bool[Array, " B"]) -> Int[Array, ""]:
     return jnp.max(jnp.where(is_active, values, 0))
 
 
-def _window(params, model, tokens, length, start, width: int, *, n_slots: int) -> Callable:
-    """A pass over what follows `start`, through the cache."""
+def _pass(params: Params, model: DiffusionModel, text: Text, width: int, *, n_slots: int) -> Pass:
+    """A pass over what follows the start of a text, through a cache."""
 
     def run(block, cache):
-        return read_window(
-            params, model, cache, tokens, length, start, block, width, n_slots=n_slots
-        )
+        return read_window(params, model, cache, *text, block, width, n_slots=n_slots)
 
     return run
 
 
-def _everything(params, model, tokens, length, width: int, *, n_slots: int) -> Callable:
-    """A pass over all of the text, in a cache of its own; what it read replaces what was kept."""
+def _padded(cache: KVCache, n_slots: int) -> KVCache:
+    """The same with zeros after it."""
+    padding = ((0, 0), (0, 0), (0, n_slots - cache.capacity), (0, 0))
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, padding), cache)
 
-    def run(block, kept):
-        rows = length.shape[0]
-        start = jnp.zeros_like(length)
-        logits, fresh = read_window(
-            params,
-            model,
-            scratch(params, model, rows, width),
-            tokens,
-            length,
-            start,
-            block,
-            width,
-            n_slots=n_slots,
-        )
-        if kept is None:
-            return logits, None
-        return logits, jax.tree.map(lambda old, new: write_rows(old, new, start), kept, fresh)
 
-    return run
+def _renewed(kept: KVCache, fresh: KVCache) -> KVCache:
+    """What was kept, its first slots replaced."""
+    start = jnp.zeros((kept.keys[0].shape[0],), jnp.int32)
+    return jax.tree.map(lambda old, new: write_rows(old, new, start), kept, fresh)
 
 
 def _round_up(n_tokens: int) -> int:

@@ -90,18 +90,18 @@ class Prediction:
     tokens: Int[Array, "B R"]
 
 
-Pass = Callable[[Int[Array, "B W"], KVCache | None], tuple[Float[Array, "B R V"], KVCache | None]]
-"""One pass over text and block: logits of the slots, and what is kept of the text."""
+Pass = Callable[[Int[Array, "B W"], KVCache], tuple[Float[Array, "B R V"], KVCache]]
+"""One pass over text and block through a cache: logits of the slots, and the cache."""
 
 
 def refine(
     run: Pass,
-    cache: KVCache | None,
+    cache: KVCache,
     model: DiffusionModel,
     rows: int,
     slots: Slots,
     refinement: Refinement = ONE_PASS,
-) -> tuple[Prediction, KVCache | None]:
+) -> tuple[Prediction, KVCache]:
     """Fill all slots.
 
     Passes that fix nothing are left out: the next one would see the same.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jspec.infer.generate import generate
+from jspec.models.blocks import bidirectional_block
 from jspec.models.hf import write_checkpoint
 from jspec.models.hub import local_directory
-from jspec.models.target import load_target
+from jspec.models.model import empty_cache, forward
+from jspec.models.target import load_model, load_target
 from jspec.testing.checkpoints import CASES, prompt_of
 from jspec.testing.decoding import full_logits, greedy
 from jspec.testing.tolerances import tolerance
@@ -143,3 +146,23 @@ def test_transformers_loads_the_shipped_models_and_says_the_same(name):
     with torch.no_grad():
         text = model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
     assert list(ours.tokens) == text[0, len(prompt) :].tolist()
+
+
+def test_dream_is_a_qwen2_without_its_causal_mask(tmp_path):
+    model = hf_model("qwen2", OTHER_SIZES | {"tie_word_embeddings": False})
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    said = {"model_type": "Dream", "architectures": ["DreamModel"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    prompt = prompt_of("qwen2")
+    T = len(prompt)
+    with torch.no_grad():
+        everything = torch.zeros(1, 1, T, T)
+        wanted = model(torch.tensor([prompt]), attention_mask=everything).logits[0].numpy()
+    loaded = load_model(tmp_path)
+    cache = empty_cache(loaded.model.config, 1, T, jnp.float32)
+    block = bidirectional_block(jnp.zeros((1,), jnp.int32), T)
+    output, _ = forward(loaded.params, loaded.model, cache, jnp.asarray([prompt]), block)
+    atol = tolerance("float32").logits
+    np.testing.assert_allclose(output.logits[0], wanted, rtol=0, atol=atol)
+    assert np.abs(wanted - hf_logits(model, prompt)).max() > 0.1

@@ -1,0 +1,126 @@
+"""Filling slots in several passes: the counts of both samplers, and every pass by definition."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jspec.certify import reference
+from jspec.models.config import DecoderConfig
+from jspec.models.diffusion import Slots
+from jspec.models.diffusion_checkpoint import load_diffusion
+from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
+from jspec.models.diffusion_steps import Confidence, Refinement, Schedule, confidence_of
+from jspec.testing.diffusion import DREAM, MASK, tensors_of, write_tiny
+from jspec.testing.light import LIGHT
+from jspec.testing.models import tiny_target
+from tests.models.test_diffusion import context_of, log_softmax, texts
+
+COUNTS = {
+    (20, 1): (20,),
+    (20, 2): (9, 11),
+    (20, 3): (6, 6, 8),
+    (20, 4): (4, 5, 5, 6),
+    (20, 5): (3, 4, 4, 4, 5),
+    (20, 8): (2, 2, 2, 2, 2, 3, 3, 4),
+    (20, 10): (1, 2, 2, 2, 2, 2, 2, 2, 2, 3),
+    (30, 2): (14, 16),
+    (30, 4): (7, 7, 7, 9),
+    (30, 10): (2, 3, 3, 3, 3, 3, 3, 3, 3, 4),
+}
+run = jax.jit(
+    predict,
+    static_argnames=("model", "prefix", "slots", "refinement"),
+    compiler_options=LIGHT,
+)
+
+
+@pytest.mark.parametrize(("asked", "counts"), COUNTS.items())
+def test_counts_of_dreams_sampler(asked, counts):
+    assert Refinement(n_passes=asked[1]).counts(asked[0]) == counts
+
+
+def test_counts_of_lladas_sampler():
+    assert Refinement(n_passes=3, schedule=Schedule.LLADA).counts(20) == (7, 7, 6)
+    assert Refinement(n_passes=4, schedule=Schedule.LLADA).counts(3) == (1, 1, 1, 0)
+
+
+@given(st.integers(1, 60), st.integers(1, 80), st.sampled_from(Schedule))
+def test_every_slot_is_fixed_once(n_masks, n_passes, schedule):
+    counts = Refinement(n_passes=n_passes, schedule=schedule).counts(n_masks)
+    assert len(counts) == n_passes and sum(counts) == n_masks and min(counts) >= 0
+
+
+def test_confidences_by_hand():
+    probs = np.asarray([[[0.5, 0.3, 0.2, 0.0], [0.4, 0.4, 0.1, 0.1]]])
+    with np.errstate(divide="ignore"):
+        logprobs = jnp.asarray(np.log(probs), jnp.float32)
+    entropy = np.sum(probs * np.log(probs + 1e-10), axis=-1)
+    wanted = {
+        Confidence.TOP1: [[0.5, 0.4]],
+        Confidence.MARGIN: [[0.2, 0.0]],
+        Confidence.ENTROPY: entropy,
+    }
+    for kind, values in wanted.items():
+        np.testing.assert_allclose(confidence_of(logprobs, kind), values, atol=1e-6)
+    with pytest.raises(ValueError, match="at least 1 pass"):
+        Refinement(n_passes=0)
+
+
+def by_definition(text: list[int], slots: Slots, refinement: Refinement):
+    """Dream's sampler, one text in float64: log-probabilities and tokens of every slot."""
+    config = DecoderConfig.from_hf(DREAM)
+    weights = {name: x.astype(np.float64) for name, x in tensors_of(DREAM).items()}
+    n, k = len(text), slots.n_masks
+    block, found = [MASK] * k, np.zeros((slots.count, 128))
+    for count in refinement.counts(k):
+        logits = reference.logits_of(config, weights, text + block)
+        logits[:, MASK] = -np.inf
+        logprobs = log_softmax(logits[n - 1 : n - 1 + slots.count])
+        is_open = [slot for slot in range(k) if block[slot] == MASK]
+        for slot in [*is_open, *range(k, slots.count)]:
+            found[slot] = logprobs[slot]
+        probs = np.sort(np.exp(logprobs), axis=-1)
+        sure = {
+            Confidence.TOP1: probs[:, -1],
+            Confidence.MARGIN: probs[:, -1] - probs[:, -2],
+            Confidence.ENTROPY: np.sum(probs * np.log(probs + 1e-10), axis=-1),
+        }[refinement.confidence]
+        for slot in sorted(is_open, key=lambda slot: -sure[slot])[:count]:
+            block[slot] = int(np.argmax(logprobs[slot]))
+    return found, [*block, *np.argmax(found[k:], axis=-1).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("n_passes", "schedule", "confidence", "has_extra"),
+    [
+        (1, Schedule.DREAM, Confidence.TOP1, True),
+        (2, Schedule.DREAM, Confidence.TOP1, False),
+        (3, Schedule.LLADA, Confidence.MARGIN, True),
+        (4, Schedule.DREAM, Confidence.ENTROPY, True),
+        (7, Schedule.LLADA, Confidence.TOP1, False),
+    ],
+)
+def test_passes_are_those_of_the_definition(n_passes, schedule, confidence, has_extra, tmp_path):
+    model, params = load_diffusion(
+        write_tiny(tmp_path, "dream"), target=tiny_target(vocab_size=128)
+    )
+    slots = Slots(n_masks=5, has_extra=has_extra)
+    refinement = Refinement(n_passes=n_passes, schedule=schedule, confidence=confidence)
+    tokens, length = texts([9, 4], 20, 119)
+    context = context_of(tokens, length)
+    # A refresh every round: each of its passes must read everything again.
+    prefixes = (RECOMPUTE, Prefix(windows=(4,), refresh_every=1, n_widths=1))
+    for prefix in prefixes[: 2 if n_passes == 3 else 1]:
+        state = start_prefix(
+            params, model, prefix, tokens[:, :8], length - 1, capacity=20, n_masks=5
+        )
+        prediction, _ = run(params, model, prefix, state, context, slots, refinement)
+        for row, n in enumerate(length):
+            found, filled = by_definition(tokens[row, :n].tolist(), slots, refinement)
+            assert prediction.tokens[row].tolist() == filled
+            np.testing.assert_allclose(prediction.logprobs[row], found, rtol=0, atol=2e-5)
