@@ -1,8 +1,8 @@
 """What can be trained, as configs read from YAML.
 
-Every file says its `kind`: a `tokenizer`, a `model`, a `diffusion` model, a `falcon` drafter, or
-`texts` that a model writes for others to learn from. In reading order: the parts, the kinds,
-`KINDS`.
+Every file says its `kind`: a `tokenizer`, a `model`, a `diffusion` model, a `falcon` drafter, an
+`ngram` model, or `texts` that a model writes for others to learn from. In reading order: the parts,
+the kinds, `KINDS`.
 """
 
 from __future__ import annotations
@@ -304,6 +304,26 @@ class FalconConfig(LoopConfig):
     data: DataConfig = _needed("text", "a mapping")
 
 
+class NGramConfig(Config):
+    """Estimates an n-gram model: modified Kneser-Ney over token ids."""
+
+    kind: Literal["ngram"] = field("ngram", "what is made", "ngram", is_text=True)
+    out: str = _needed("directory that is written: the model, its config", "a path")
+    tokenizer: str = _needed(
+        "directory or hub id of the tokenizer, or of its model", "a path or id"
+    )
+    order: int = count(3, "tokens of the longest n-grams")
+    prune: int = count(0, "longest n-grams that occur no more often are left out", low=0)
+    precision: Literal["float32", "fixed16"] = field(
+        "fixed16", "of logarithms in the file", "float32 or fixed16", is_text=True
+    )
+    arpa: bool = field(False, "write model.arpa too, words being token ids", "true or false")
+    data: DataConfig = _needed(
+        "text; a repeat is at most 1, and texts are counted whole, whatever their length",
+        "a mapping",
+    )
+
+
 class TextsConfig(Config):
     """A model writes texts: continuations of the openings of corpora, as corpora for others."""
 
@@ -337,6 +357,7 @@ KINDS: dict[str, type[Config]] = {
     "model": ModelConfig,
     "diffusion": DiffusionConfig,
     "falcon": FalconConfig,
+    "ngram": NGramConfig,
     "texts": TextsConfig,
 }
 """What `kind` may say."""

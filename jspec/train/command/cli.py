@@ -96,13 +96,21 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
 
 def _runner(config: Config) -> Callable[..., int]:
     """What runs a kind; imported when it is needed."""
-    from jspec.train.command import run_diffusion, run_falcon, run_model, run_texts, run_tokenizer
+    from jspec.train.command import (
+        run_diffusion,
+        run_falcon,
+        run_model,
+        run_ngram,
+        run_texts,
+        run_tokenizer,
+    )
 
     runners: dict[str, Any] = {
         "tokenizer": run_tokenizer.run,
         "model": run_model.run,
         "diffusion": run_diffusion.run,
         "falcon": run_falcon.run,
+        "ngram": run_ngram.run,
         "texts": run_texts.run,
     }
     return runners[config.model_dump()["kind"]]

@@ -1,0 +1,151 @@
+"""`kind: ngram`: counts the n-grams of corpora; nothing is learnt by steps.
+
+In reading order: `run`, the texts, and how well the model foretells those that were held out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import yaml
+
+from jspec.errors import UserError
+from jspec.infer.command.log import Log
+from jspec.infer.text import Tokenizer, load_tokenizer
+from jspec.models.arpa import write_arpa
+from jspec.models.hub import local_directory
+from jspec.models.ngram_files import CONFIG_FILE, read_ngram, write_ngram
+from jspec.models.ngram_model import NGramModel
+from jspec.train.command.corpora import corpus_sources
+from jspec.train.config import NGramConfig
+from jspec.train.corpus import Row, Source, corpus_name, is_held_out, read_rows
+from jspec.train.encode import Encoded, encode_rows
+from jspec.train.ngram import estimate
+
+MODEL_FOLDER = "model"
+ARPA_FILE = "model.arpa"
+RECIPE_FILE = "config.yaml"
+
+
+def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
+    """Estimate, write the directory, and tell how well it foretells held-out texts."""
+    if jax.process_count() > 1:
+        raise UserError("n-grams are counted on one host; leave out --hosts")
+    directory = Path(config.out)
+    if (directory / MODEL_FOLDER / CONFIG_FILE).exists():
+        if resume:
+            log.note(f"{directory / MODEL_FOLDER} is complete")
+            return 0
+        raise UserError(f"{directory} has an n-gram model; remove it, or give another out")
+    folder = local_directory(config.tokenizer)
+    tokenizer = load_tokenizer(folder, config.data.chat_template)
+    if tokenizer is None:
+        raise UserError(f"{config.tokenizer} has no tokenizer; train one, or give its directory")
+
+    counted: dict[str, list[Encoded]] = {}
+    held_out: dict[str, list[Encoded]] = {}
+    for source, repeat in corpus_sources(config.data).items():
+        name = corpus_name(source)
+        if name in counted:
+            raise UserError(f"two corpora are called {name!r}; rename one of the files")
+        with log.status(f"reading {name}"):
+            counted[name], held_out[name] = _texts(source, repeat, config, tokenizer)
+        log.note(f"{name}: {_n_tokens(counted[name]):,} tokens of {len(counted[name]):,} texts")
+    with log.status("counting n-grams"):
+        model = estimate(
+            (text.tokens for texts in counted.values() for text in texts),
+            order=config.order,
+            vocab_size=len(tokenizer.hf),
+            begin=begin_of(tokenizer),
+            prune=config.prune,
+        )
+    n_bytes = write_ngram(
+        directory / MODEL_FOLDER,
+        model,
+        precision=config.precision,
+        tokenizer=folder,
+        facts={"prune": config.prune},
+    )
+    if config.arpa:
+        write_arpa(directory / ARPA_FILE, model, end=tokenizer.hf.eos_token_id)
+    recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (directory / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+    lengths = ", ".join(f"{len(grams):,} {n}-grams" for n, grams in enumerate(model.grams, 1))
+    log.note(f"{lengths}; {n_bytes / 1e6:.2f} MB in {directory / MODEL_FOLDER}")
+
+    written = read_ngram(directory / MODEL_FOLDER, tokenizer=folder)
+    found = perplexities(written, held_out)
+    if found:
+        log.table(
+            ("held out", "tokens", "perplexity"),
+            [(name, f"{n:,}", f"{value:.2f}") for name, (n, value) in found.items()],
+        )
+    if as_json:
+        summary = {
+            "out": str(directory),
+            "tokens": sum(_n_tokens(texts) for texts in counted.values()),
+            "n_grams": [len(grams) for grams in model.grams],
+            "bytes": n_bytes,
+            "perplexity": {name: value for name, (_, value) in found.items()},
+        }
+        print(json.dumps({"summary": summary}))
+    return 0
+
+
+def begin_of(tokenizer: Tokenizer) -> int | None:
+    """The id that begins texts and does nothing else."""
+    bos, eos = tokenizer.hf.bos_token_id, tokenizer.hf.eos_token_id
+    return None if bos == eos else bos
+
+
+def _texts(
+    source: Source, share: float, config: NGramConfig, tokenizer: Tokenizer
+) -> tuple[list[Encoded], list[Encoded]]:
+    """The first `share` of a corpus to count, and what is held out of it."""
+    if share > 1:
+        raise UserError(
+            f"{source}: repeat {share:g} would count every n-gram more often than it occurs, and "
+            "spoil the discounts; give at most 1"
+        )
+    rows: tuple[list[Row], list[Row]] = ([], [])
+    for row in read_rows(source):
+        rows[is_held_out(row.id, config.data.held_out)].append(row)
+    train = rows[0][: math.ceil(len(rows[0]) * share)]
+    encoded, test = (
+        encode_rows(p, tokenizer, loss_on=config.data.loss_on) for p in (train, rows[1])
+    )
+    return encoded, test
+
+
+def _n_tokens(texts: Sequence[Encoded]) -> int:
+    return sum(len(text.tokens) for text in texts)
+
+
+def perplexities(
+    model: NGramModel, corpora: Mapping[str, Sequence[Encoded]]
+) -> dict[str, tuple[int, float]]:
+    """Tokens and perplexity by corpus, and of all together, of the tokens that are to be learnt.
+
+    What begins a text is given, and counts in neither.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    n_all, sum_all = 0, 0.0
+    for name, texts in corpora.items():
+        n, total = 0, 0.0
+        for text in texts:
+            is_told = (text.weights > 0) & (
+                text.tokens != (-1 if model.begin is None else model.begin)
+            )
+            n += int(np.sum(is_told))
+            total += float(np.sum(model.logprobs(text.tokens)[is_told]))
+        if n:
+            found[name] = (n, math.exp(-total / n))
+        n_all, sum_all = n_all + n, sum_all + total
+    if len(found) > 1:
+        found["all"] = (n_all, math.exp(-sum_all / n_all))
+    return found
