@@ -31,12 +31,12 @@ def after(controller: Any, state, generated, accepted, drafted):
 
 
 def play(controller: Any, rounds, rows: int = 1):
-    """States and wanted lengths after each of (generated, accepted); drafts are as wanted."""
+    """States and wanted lengths after each of (generated, accepted), or less of a shorter draft."""
     state = controller.init(rows)
     drafted = controller.wanted(state)
     states, lengths = [], [int(drafted[0])]
     for one in rounds:
-        told = [jnp.full((rows,), x, jnp.int32) for x in one]
+        told = [jnp.minimum(jnp.full((rows,), x, jnp.int32), drafted) for x in one]
         state, drafted = after(controller, state, *told, drafted)
         states.append(state)
         lengths.append(int(drafted[0]))
