@@ -120,17 +120,13 @@ def test_a_planted_copy_tells_the_shift(is_shifted):
     tokens, length = texts([7, 3])
     block = jnp.asarray([[4, 8, 15, 16], [23, 42, 1, 2]], jnp.int32)
     count = 4 + is_shifted
-    logits, _ = read_window(
-        params,
-        model,
-        scratch(params, model, 2, 16),
-        tokens,
-        length,
-        length - 2,
-        block,
-        8,
-        n_slots=count,
+    run = jax.jit(
+        functools.partial(read_window, width=8, n_slots=count),
+        static_argnames="model",
+        compiler_options=LIGHT,
     )
+    cache = scratch(params, model, 2, 16)
+    logits, _ = run(params, model, cache, tokens, length, length - 2, block)
     last = tokens[jnp.arange(2), length - 1][:, None]
     wanted = jnp.concatenate([last, block], axis=1) if is_shifted else block
     np.testing.assert_array_equal(jnp.argmax(logits, axis=-1), wanted)
