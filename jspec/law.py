@@ -288,23 +288,24 @@ class Randomness:
         depth: Int[Array, ""] | int,
         vocabulary: int,
         *,
-        ids: Int[Array, " V"] | None = None,
+        ids: Int[Array, " V"] | Int[Array, "B V"] | None = None,
     ) -> Float[Array, "B V"] | None:
         """What a drafter adds to its scores for children of a node of this depth.
 
         Args:
-          ids: the tokens that it scores, in this order; the whole vocabulary if not given.
+          ids: the tokens that it scores, in this order, the same or others for each row; the whole
+            vocabulary if not given.
         """
         stream = Stream.NOISE if self.rule is Rule.WALK else Stream.DRAFT
         return self._draw(depth, vocabulary, stream, ids)
 
     def _draw(
-        self, depth, vocabulary: int, stream: Stream, ids: Int[Array, " V"] | None = None
+        self, depth, vocabulary: int, stream: Stream, ids: Array | None = None
     ) -> Float[Array, "B V"] | None:
         if self.mode is Mode.GREEDY:
             return None
         some = jnp.arange(vocabulary, dtype=jnp.int32) if ids is None else ids
-        ids = jnp.broadcast_to(some[None, :], (self.length.shape[0], some.shape[0]))
+        ids = jnp.broadcast_to(jnp.atleast_2d(some), (self.length.shape[0], some.shape[-1]))
         return gumbel(self.sampling, self.length + depth, ids, stream)
 
 

@@ -180,6 +180,9 @@ def test_depth_d_of_a_round_draws_for_position_length_plus_d(rule):
     drafted = np.asarray(jax.jit(lambda r: r.draft_noise(3, 16))(randomness))
     assert (drafted == lawful).all() if is_shared else not (drafted == lawful).any()
     assert randomness.wants_logprobs is not is_shared
+    some = jnp.asarray([[3, 1], [15, 0]], jnp.int32)
+    few = np.asarray(jax.jit(lambda r: r.draft_noise(3, 16, ids=some))(randomness))
+    np.testing.assert_array_equal(few, np.take_along_axis(drafted, np.asarray(some), axis=1))
     greedy = Randomness(sampling=sampling, length=at, mode=Mode.GREEDY, rule=rule)
     assert greedy.noise(0, 16) is None and greedy.draft_noise(0, 16) is None
 

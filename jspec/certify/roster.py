@@ -13,16 +13,26 @@ import jax.numpy as jnp
 
 from jspec.drafters import load_drafter
 from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
+from jspec.drafters.diffuspec.lattice import Scoring
+from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
+from jspec.drafters.diffuspec.search import EosRule
 from jspec.drafters.draft_model import DraftModel
 from jspec.drafters.falcon import trees
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.loading import head_rows
 from jspec.drafters.falcon.trees import Tree
 from jspec.models import sar_head
+from jspec.models.diffusion import DiffusionConfig, DiffusionModel
+from jspec.models.diffusion_prefix import Prefix
+from jspec.models.diffusion_steps import Refinement
+from jspec.models.model import build
+from jspec.models.ngram import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
 from jspec.models.target import Target
 from jspec.testing import drafters as hostile
 from jspec.testing.models import perturbed, random_head
+from jspec.train.ngram import estimate
 
 Texts = Sequence[Sequence[int]]
 
@@ -91,6 +101,50 @@ def untrained_falcon(
     return make
 
 
+def untrained_diffusion(
+    lengths: tuple[int, ...],
+    *,
+    is_shifted: bool = True,
+    is_text_causal: bool = False,
+    has_ngram: bool = True,
+    controller: Controller | None = None,
+    **options,
+):
+    """The target with noise on its weights, read in both directions: right now and then.
+
+    The highest id is the mask, and the proxy knows the texts that plain decoding gave.
+
+    Args:
+      controller: one that grows again after a token was refused, if not given.
+      options: more of `DiffuSpec`.
+    """
+
+    def make(target: Target, texts: Texts) -> LoadedDrafter:
+        small = perturbed(target)
+        decoder = dataclasses.replace(target.model.config, is_causal=False)
+        config = DiffusionConfig(
+            mask_id=target.vocab_size - 1,
+            is_shifted=is_shifted,
+            is_text_causal=is_text_causal,
+            n_ids=target.vocab_size,
+        )
+        adaptive = AdaptiveLength(
+            shortest=lengths[0], longest=lengths[-1], growth=2, tolerance=0.5, counts_bonus=True
+        )
+        drafter = DiffuSpec(
+            model=DiffusionModel(model=build(decoder), config=config),
+            lengths=lengths,
+            controller=controller or adaptive,
+            **options,
+        )
+        params = {"model": small.params}
+        if has_ngram:
+            params["ngram"] = place_ngram(estimate(texts, order=3, vocab_size=target.vocab_size))
+        return LoadedDrafter(name="diffuspec", drafter=drafter, params=params)
+
+    return make
+
+
 def _random(**options):
     return lambda target, texts: hostile.random_trees(vocab_size=target.vocab_size, **options)
 
@@ -151,6 +205,48 @@ ROSTER = (
         name="falcon-released",
         method="falcon",
         make=untrained_falcon(trees.find("kmask2_8layer_tree")),
+        is_chain=False,
+    ),
+    Entry(
+        name="diffuspec-path",
+        method="diffuspec",
+        make=untrained_diffusion((4,), prefix=Prefix(windows=(2, 5), refresh_every=3)),
+        is_chain=True,
+    ),
+    Entry(
+        name="diffuspec-lengths",
+        method="diffuspec",
+        make=untrained_diffusion(
+            (1, 3, 6),
+            is_text_causal=True,
+            prefix=Prefix(windows=(3, 8)),
+            choices=Choices(shape=Shape.BEAMS, static_share=0.5, scoring=Scoring(weight=0.7)),
+            has_extra=True,
+        ),
+        is_chain=False,
+        is_quick=True,
+    ),
+    Entry(
+        name="diffuspec-tree",
+        method="diffuspec",
+        make=untrained_diffusion(
+            (2, 4),
+            choices=Choices(shape=Shape.TREE, n_nodes=9),
+            refinement=Refinement(n_passes=2),
+            controller=SurvivalLength(lengths=(2, 4), costs=(1.5, 1.9)),
+        ),
+        is_chain=False,
+    ),
+    Entry(
+        name="diffuspec-beams",
+        method="diffuspec",
+        make=untrained_diffusion(
+            (3,),
+            is_shifted=False,
+            has_ngram=False,
+            prefix=Prefix(windows=(4,), refresh_every=1),
+            choices=Choices(shape=Shape.BEAMS, eos_rule=EosRule.FORCED_LITERAL),
+        ),
         is_chain=False,
     ),
     Entry(

@@ -26,6 +26,7 @@ _MODULES = {
     "draft-model": "jspec.drafters.draft_model",
     "prompt-lookup": "jspec.drafters.prompt_lookup",
     "falcon": "jspec.drafters.falcon.loading",
+    "diffuspec": "jspec.drafters.diffuspec.loading",
 }
 
 NAMES = tuple(_MODULES)

@@ -1,0 +1,291 @@
+"""The drafter: a diffusion model fills a block of masks, a search makes a path or a tree of it.
+
+In reading order: what is kept between rounds (`DiffuSpecState`), the choices (`Shape`, `Choices`),
+and the drafter itself.
+
+Letters: as in `lattice`; R slots that are predicted, which are the masks and maybe one more.
+
+Source: Li et al. 2025 (DiffuSpec, arXiv 2510.02358), Algorithm 1. Differs: any batch, temperature
+and filter under the house's law; what each module of this folder says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jspec.drafters.base import DraftSize, chain_draft, chain_size
+from jspec.drafters.diffuspec.lattice import (
+    EQUATION_8,
+    Lattice,
+    Proxy,
+    Scoring,
+    candidates,
+    first_stop,
+    perturbed,
+)
+from jspec.drafters.diffuspec.length import Controller, ControllerState, bucket
+from jspec.drafters.diffuspec.search import EosRule, Paths, search
+from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
+from jspec.law import Randomness, Rule
+from jspec.models import ngram
+from jspec.models.diffusion import DiffusionModel, Slots, check_slots
+from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, PrefixState, predict, start_prefix
+from jspec.models.diffusion_steps import ONE_PASS, Refinement
+from jspec.state import Context, Draft, Params, Prompt, replace, state
+
+WIDE = 64
+"""Candidates of a slot among which the noise of a sampling row chooses."""
+
+
+class Shape(enum.StrEnum):
+    """What is verified: the best path, all beams in one tree, or the best prefixes as a tree."""
+
+    PATH = "path"
+    BEAMS = "beams"
+    TREE = "tree"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How a draft is chosen from what the model predicts.
+
+    Attributes:
+      cap, mass: candidates of a slot, see `lattice.candidates`.
+      beam: paths side by side; of a tree, nodes of one depth that are kept while it grows.
+      scoring: what a step is worth.
+      eos_rule, is_length_normalised: see `search.search`.
+      shape: what is verified.
+      n_nodes: of a tree below its root; of all beams, whatever they have if 0.
+      static_share: of the n-gram table beside the n-grams of the text so far.
+    """
+
+    cap: int = 15
+    mass: float = 0.8
+    beam: int = 3
+    scoring: Scoring = EQUATION_8
+    eos_rule: EosRule = EosRule.ARGMAX_DEPTH
+    is_length_normalised: bool = True
+    shape: Shape = Shape.PATH
+    n_nodes: int = 0
+    static_share: float = 1.0
+
+    def __post_init__(self):
+        for name in ("cap", "beam"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.mass > 0:
+            raise ValueError(f"mass must be above 0, got {self.mass}")
+        if not 0 <= self.static_share <= 1:
+            raise ValueError(f"static_share must be from 0 to 1, got {self.static_share}")
+        if self.shape is Shape.TREE and self.n_nodes < 1:
+            raise ValueError(f"a tree needs n_nodes of at least 1, got {self.n_nodes}")
+        if self.shape is Shape.PATH and self.n_nodes:
+            raise ValueError("a path has no n_nodes: its length decides; leave n_nodes out")
+
+
+@state
+class DiffuSpecState:
+    """Between rounds; rows on axis 0 of every leaf.
+
+    Attributes:
+      prefix: what is kept of the text.
+      controller: what the lengths of drafts follow.
+      n_generated: tokens before the first stop token of the last draft, slot by slot: L_gen.
+      n_drafted: slots of the last draft.
+    """
+
+    prefix: PrefixState
+    controller: ControllerState
+    n_generated: Int[Array, " B"]
+    n_drafted: Int[Array, " B"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffuSpec:
+    """The drafter. Its params are `{"model": ...}`, and with a proxy `"ngram"`, its table.
+
+    Attributes:
+      model: the diffusion model.
+      lengths: k, how many masks a round may feed, ascending; a size each.
+      controller: which of them a row wants.
+      prefix: how the model sees the text.
+      refinement: passes that fill the slots.
+      choices: what becomes of them.
+      has_extra: draft the slot that a shifted model's last mask predicts as well.
+    """
+
+    model: DiffusionModel
+    lengths: tuple[int, ...]
+    controller: Controller
+    prefix: Prefix = RECOMPUTE
+    refinement: Refinement = ONE_PASS
+    choices: Choices = Choices()
+    has_extra: bool = False
+
+    captures = ()
+    needs_picks = False
+
+    def __post_init__(self):
+        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
+            raise ValueError(f"lengths must ascend, got {self.lengths}")
+        for size in range(len(self.lengths)):
+            check_slots(self.model, self.slots(size))
+
+    def slots(self, size: int) -> Slots:
+        """What is asked of the model for a draft of this size."""
+        return Slots(n_masks=self.lengths[size], has_extra=self.has_extra)
+
+    @property
+    def sizes(self) -> tuple[DraftSize, ...]:
+        counts = [self.slots(size).count for size in range(len(self.lengths))]
+        if self.choices.shape is Shape.PATH:
+            return tuple(chain_size(count) for count in counts)
+        return tuple(DraftSize(n_nodes=self._n_nodes(n), max_depth=n) for n in counts)
+
+    def _n_nodes(self, depth: int) -> int:
+        """Of a tree, the root included; at least a path of this depth."""
+        wanted = self.choices.n_nodes or self.choices.beam * depth
+        return 1 + max(wanted, depth)
+
+    def size(self, state: DiffuSpecState, context: Context) -> Int[Array, ""]:
+        return bucket(self.controller.wanted(state.controller), self.lengths, context.is_active)
+
+    def init(self, params: Params, prompt: Prompt) -> DiffuSpecState:
+        context = prompt.context
+        prefix = start_prefix(
+            params["model"],
+            self.model,
+            self.prefix,
+            context.tokens[:, : prompt.width],
+            context.length - 1,
+            capacity=context.capacity,
+            n_masks=self.lengths[-1],
+        )
+        rows = context.length.shape[0]
+        zeros = jnp.zeros((rows,), jnp.int32)
+        return DiffuSpecState(
+            prefix=prefix,
+            controller=self.controller.init(rows),
+            n_generated=zeros,
+            n_drafted=zeros,
+        )
+
+    def propose(
+        self,
+        params: Params,
+        state: DiffuSpecState,
+        context: Context,
+        randomness: Randomness,
+        size: int,
+    ) -> tuple[Draft, DiffuSpecState]:
+        slots, stop_ids = self.slots(size), context.sampling.stop_ids
+        with jax.named_scope("predict"):
+            prediction, prefix = predict(
+                params["model"],
+                self.model,
+                self.prefix,
+                state.prefix,
+                context,
+                slots,
+                self.refinement,
+            )
+        with jax.named_scope("search"):
+            lattice = self._lattice(prediction.logprobs, randomness)
+            draft = self._draft(params, lattice, context, size)
+        n_drafted = jnp.full_like(context.length, slots.count)
+        n_generated = jnp.minimum(first_stop(prediction.tokens, stop_ids) - 1, n_drafted)
+        return draft, replace(state, prefix=prefix, n_generated=n_generated, n_drafted=n_drafted)
+
+    def commit(self, params, state: DiffuSpecState, context, draft, verdict, output):
+        is_live = verdict.n_emitted > 0
+        moved = self.controller.update(
+            state.controller, state.n_generated, verdict.n_accepted, state.n_drafted
+        )
+
+        def kept(new, old):
+            return jnp.where(is_live.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        return replace(state, controller=jax.tree.map(kept, moved, state.controller))
+
+    # --- choosing --------------------------------------------------------------------------------
+
+    def _lattice(self, logprobs: Float[Array, "B R V"], randomness: Randomness) -> Lattice:
+        """Candidates of every slot; with the law's noise where it is there and may be used."""
+        choices, sampling = self.choices, randomness.sampling
+        always = sampling.stop_ids if choices.eos_rule is EosRule.FORCED_LITERAL else None
+        limits = {"cap": choices.cap, "mass": choices.mass, "always": always}
+        if randomness.rule is not Rule.WALK:
+            # A draft that noise did not choose is a point mass, which the rejection rule knows.
+            return candidates(logprobs, **limits)
+        wide = candidates(logprobs, cap=max(WIDE, choices.cap), mass=jnp.inf, always=always)
+        noise = [
+            randomness.draft_noise(depth, logprobs.shape[2], ids=wide.ids[:, depth])
+            for depth in range(logprobs.shape[1])
+        ]
+        drawn = [one for one in noise if one is not None]
+        if not drawn:
+            return candidates(logprobs, **limits)
+        return perturbed(wide, jnp.stack(drawn, axis=1), sampling.temperature, **limits)
+
+    def _draft(self, params: Params, lattice: Lattice, context: Context, size: int) -> Draft:
+        choices, proxy = self.choices, self._proxy(params, context)
+        last = None if proxy is None else _last_tokens(context, params["ngram"].order - 1)
+        stop_ids, n_nodes = context.sampling.stop_ids, self.sizes[size].n_nodes
+        if choices.shape is Shape.TREE:
+            scoring = dataclasses.replace(choices.scoring, is_normalised=True)
+            return lattice_tree(
+                lattice,
+                context.pending,
+                last,
+                proxy,
+                stop_ids=stop_ids,
+                n_nodes=n_nodes,
+                scoring=scoring,
+            )
+        paths = search(
+            lattice,
+            last,
+            proxy,
+            stop_ids=stop_ids,
+            beam=choices.beam,
+            scoring=choices.scoring,
+            eos_rule=choices.eos_rule,
+            is_length_normalised=choices.is_length_normalised,
+        )
+        if choices.shape is Shape.BEAMS:
+            return paths_tree(paths, context.pending, stop_ids=stop_ids, n_nodes=n_nodes)
+        return _chain(paths, context)
+
+    def _proxy(self, params: Params, context: Context) -> Proxy | None:
+        if "ngram" not in params:
+            return None
+        table, share = params["ngram"], self.choices.static_share
+        if share == 1:
+            return functools.partial(ngram.logprobs, table)
+        return functools.partial(
+            ngram.logprobs_with_text,
+            table,
+            tokens=context.tokens,
+            length=context.length,
+            static_share=share,
+        )
+
+
+def _last_tokens(context: Context, count: int) -> Int[Array, "B C"]:
+    """The text's last tokens, the pending one last; -1 where it is shorter."""
+    at = context.length[:, None] - count + jnp.arange(count, dtype=jnp.int32)[None, :]
+    tokens = jnp.take_along_axis(context.tokens, jnp.maximum(at, 0), axis=1)
+    return jnp.where(at >= 0, tokens, -1)
+
+
+def _chain(paths: Paths, context: Context) -> Draft:
+    """The best path; a row without any has its root alone."""
+    tokens = jnp.concatenate([context.pending[:, None], paths.tokens[:, 0]], axis=1)
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    return chain_draft(tokens, places <= paths.length[:, :1])

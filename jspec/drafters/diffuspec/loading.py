@@ -1,0 +1,210 @@
+"""A DiffuSpec drafter from a diffusion model's directory, fitted to a target.
+
+A directory holds the model, and may hold `ngram/`, the proxy that was estimated for it.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
+from jspec.drafters.diffuspec.lattice import Scoring
+from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
+from jspec.drafters.diffuspec.search import EosRule
+from jspec.errors import UserError
+from jspec.models.diffusion_checkpoint import load_diffusion
+from jspec.models.diffusion_prefix import RECOMPUTE, Prefix
+from jspec.models.diffusion_steps import Confidence, Refinement, Schedule
+from jspec.models.hub import local_directory
+from jspec.models.ngram import place_ngram
+from jspec.models.ngram_files import read_ngram
+from jspec.models.target import Target
+from jspec.state import Params
+
+NGRAM_FOLDER = "ngram"
+
+Named = TypeVar("Named", bound=enum.Enum)
+
+
+def load(
+    path,
+    *,
+    target: Target,
+    shortest: int = 20,
+    longest: int = 30,
+    n_lengths: int = 3,
+    controller: str = "adaptive",
+    growth: int = 10,
+    smoothing: float = 0.5,
+    tolerance: float = 1.0,
+    counts_bonus: bool = False,
+    costs: str = "",
+    passes: int = 1,
+    schedule: str = "dream",
+    confidence: str = "top1",
+    prefix: str = "frozen",
+    refresh_every: int = 0,
+    cap: int = 15,
+    mass: float = 0.8,
+    beam: int = 3,
+    weight: float = 0.5,
+    spread: float = 1.0,
+    eos_rule: str = "argmax_depth",
+    length_normalised: bool = True,
+    shape: str = "path",
+    nodes: int = 0,
+    extra_slot: bool = False,
+    ngram: str = "",
+    static_share: float = 1.0,
+) -> LoadedDrafter:
+    """A diffusion language model, in the target's dtype and on its mesh.
+
+    Args:
+      shortest, longest: k_min and k_max in the paper, masks of a round; `n_lengths` sizes are
+        compiled between them, both included.
+      controller: `adaptive` (section 4), or `survival`, which weighs tokens against `costs`.
+      growth, smoothing, tolerance, counts_bonus: of the adaptive one: delta, rho, eta.
+      costs: of a round with each length, separated by commas, in any unit; for `survival`.
+      passes, schedule, confidence: S, and which slots a pass fixes: `dream` or `llada`; `top1`,
+        `margin` or `entropy`.
+      prefix: `frozen` keeps keys and values of the text; `recompute` reads all of it every round,
+        as in the paper.
+      refresh_every: rounds after which a frozen text is read anew; 0 for never.
+      cap, mass, beam: M_max, tau and B.
+      weight: lambda, of the model beside the proxy.
+      spread: s, what scores are divided by where they are compared across depths.
+      eos_rule: `argmax_depth` or `forced_literal`.
+      shape: `path`, `beams` (all of them in one tree) or `tree` (the `nodes` best prefixes).
+      extra_slot: draft the slot that a shifted model's last mask predicts as well.
+      ngram: the proxy's directory; if not given, `ngram` beside the model, where there is one;
+        `none` for no proxy.
+      static_share: of the proxy beside the n-grams of the text so far; 1 for the proxy alone.
+
+    Raises:
+      UserError: no path, options out of range, a causal model, or one of another tokenizer.
+    """
+    if path is None:
+        raise UserError(
+            "diffuspec needs a diffusion model: pass --drafter-path DIR or a hub id, such as "
+            "Dream-org/Dream-v0-Instruct-7B for a target of the Qwen2.5 series"
+        )
+    directory = local_directory(path)
+    model, params = load_diffusion(directory, target=target)
+    try:
+        lengths = spread_lengths(shortest, longest, n_lengths)
+        drafter = DiffuSpec(
+            model=model,
+            lengths=lengths,
+            controller=_controller(
+                controller,
+                lengths,
+                costs,
+                growth=growth,
+                smoothing=smoothing,
+                tolerance=tolerance,
+                counts_bonus=counts_bonus,
+            ),
+            prefix=_prefix(prefix, refresh_every, longest + extra_slot),
+            refinement=Refinement(
+                n_passes=passes,
+                schedule=_named(Schedule, "schedule", schedule),
+                confidence=_named(Confidence, "confidence", confidence),
+            ),
+            choices=Choices(
+                cap=cap,
+                mass=mass,
+                beam=beam,
+                scoring=Scoring(weight=weight, spread=spread),
+                eos_rule=_named(EosRule, "eos_rule", eos_rule),
+                is_length_normalised=length_normalised,
+                shape=_named(Shape, "shape", shape),
+                n_nodes=nodes,
+                static_share=static_share,
+            ),
+            has_extra=extra_slot,
+        )
+    except ValueError as error:
+        raise UserError(f"diffuspec: {error}") from None
+    return LoadedDrafter(
+        name="diffuspec",
+        drafter=drafter,
+        params={"model": params} | _proxy(directory, ngram, target, static_share),
+    )
+
+
+def spread_lengths(shortest: int, longest: int, count: int) -> tuple[int, ...]:
+    """About `count` lengths from the shortest to the longest, evenly; both are among them.
+
+    Raises:
+      ValueError: no such lengths.
+    """
+    if not 1 <= shortest <= longest:
+        raise ValueError(f"shortest {shortest} must be at least 1 and at most longest {longest}")
+    if count < 1:
+        raise ValueError(f"n_lengths must be at least 1, got {count}")
+    if count == 1 or shortest == longest:
+        return (longest,)
+    steps = [shortest + round(i * (longest - shortest) / (count - 1)) for i in range(count)]
+    return tuple(dict.fromkeys(steps))
+
+
+def _controller(
+    name: str, lengths: tuple[int, ...], costs: str, *, smoothing: float, **adaptive
+) -> Controller:
+    if name == "adaptive":
+        if costs:
+            raise ValueError("costs are for controller survival: leave them out")
+        return AdaptiveLength(
+            shortest=lengths[0], longest=lengths[-1], smoothing=smoothing, **adaptive
+        )
+    if name != "survival":
+        raise ValueError(f"controller must be adaptive or survival, got {name!r}")
+    try:
+        given = tuple(float(cost) for cost in costs.split(",")) if costs else ()
+    except ValueError:
+        raise ValueError(f"costs must be numbers separated by commas, got {costs!r}") from None
+    return SurvivalLength(lengths=lengths, costs=given, smoothing=smoothing)
+
+
+def _prefix(name: str, refresh_every: int, most_accepted: int) -> Prefix:
+    """A round commits what it accepts and one more."""
+    if name == "frozen":
+        few, most = min(4, most_accepted + 1), most_accepted + 1
+        windows = tuple(dict.fromkeys((few, most)))
+        return Prefix(windows=windows, refresh_every=refresh_every or None)
+    if name != "recompute":
+        raise ValueError(f"prefix must be frozen or recompute, got {name!r}")
+    if refresh_every:
+        raise ValueError("refresh_every is for a frozen prefix: leave it out")
+    return RECOMPUTE
+
+
+def _named(kind: type[Named], option: str, name: str) -> Named:
+    try:
+        return kind(name)
+    except ValueError:
+        known = ", ".join(str(one.value) for one in kind)
+        raise ValueError(f"{option} must be one of {known}, got {name!r}") from None
+
+
+def _proxy(directory: Path, ngram: str, target: Target, static_share: float) -> dict[str, Params]:
+    """The table of an n-gram model, everywhere on the target's mesh."""
+    if ngram == "none" or (not ngram and not (directory / NGRAM_FOLDER).is_dir()):
+        if static_share != 1:
+            raise UserError("diffuspec: static_share is of an n-gram proxy, and there is none")
+        return {}
+    folder = local_directory(ngram) if ngram else directory / NGRAM_FOLDER
+    model = read_ngram(folder, tokenizer=target.path)
+    if model.vocab_size > target.vocab_size:
+        raise UserError(
+            f"diffuspec: the n-gram proxy has {model.vocab_size} ids, the target "
+            f"{target.vocab_size}; give one that was estimated with the target's tokenizer"
+        )
+    everywhere = NamedSharding(target.mesh, PartitionSpec())
+    return {"ngram": jax.device_put(place_ngram(model), everywhere)}

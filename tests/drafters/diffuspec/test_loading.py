@@ -1,0 +1,134 @@
+"""A DiffuSpec drafter from its directory: what is taken from where, and mistakes in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jspec.drafters import load_drafter
+from jspec.drafters.diffuspec.drafter import DiffuSpec, Shape
+from jspec.drafters.diffuspec.length import AdaptiveLength, SurvivalLength
+from jspec.drafters.diffuspec.loading import spread_lengths
+from jspec.errors import UserError
+from jspec.models.diffusion_prefix import RECOMPUTE
+from jspec.models.ngram_files import write_ngram
+from jspec.testing.diffusion import write_tiny
+from jspec.testing.models import tiny_target
+from jspec.train.ngram import estimate
+
+TARGET = tiny_target(vocab_size=128, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
+SHORT = dict(shortest=2, longest=4)
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    return write_tiny(tmp_path / "dream", "dream")
+
+
+def load(directory: Path | None, **options) -> tuple[DiffuSpec, dict]:
+    loaded = load_drafter("diffuspec", directory, target=TARGET, **SHORT | options)
+    assert loaded.name == "diffuspec" and isinstance(loaded.drafter, DiffuSpec)
+    return loaded.drafter, loaded.params
+
+
+def test_a_directory_is_the_model_with_its_mask_and_its_shift(directory, tmp_path):
+    drafter, params = load(directory)
+    assert drafter.model.config.is_shifted and drafter.model.config.mask_id == 120
+    assert drafter.lengths == (2, 3, 4)
+    assert drafter.controller == AdaptiveLength(shortest=2, longest=4)
+    assert drafter.prefix.windows == (4, 5) and drafter.prefix.refresh_every is None
+    assert set(params) == {"model"} and all(
+        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params)
+    )
+    llada, _ = load(write_tiny(tmp_path / "llada", "llada"))
+    assert not llada.model.config.is_shifted
+
+
+def test_options_reach_the_drafter(directory):
+    drafter, _ = load(
+        directory,
+        n_lengths=2,
+        controller="survival",
+        costs="1.5, 2",
+        prefix="recompute",
+        passes=2,
+        schedule="llada",
+        confidence="entropy",
+        shape="tree",
+        nodes=9,
+        extra_slot=True,
+        weight=0.7,
+        beam=2,
+    )
+    assert drafter.controller == SurvivalLength(lengths=(2, 4), costs=(1.5, 2.0), smoothing=0.5)
+    assert drafter.prefix == RECOMPUTE and drafter.refinement.n_passes == 2
+    assert drafter.choices.shape is Shape.TREE and drafter.choices.scoring.weight == 0.7
+    assert [(size.n_nodes, size.max_depth) for size in drafter.sizes] == [(10, 3), (10, 5)]
+
+
+def test_an_ngram_model_beside_the_weights_is_the_proxy(directory, tmp_path):
+    texts = [[1, 2, 3, 1, 2, 3, 4], [4, 1, 2, 5]]
+    beside, other = directory / "ngram", tmp_path / "other"
+    for folder, order in ((beside, 2), (other, 3)):
+        write_ngram(folder, estimate(texts, order=order, vocab_size=TARGET.vocab_size))
+    assert load(directory)[1]["ngram"].order == 2
+    assert load(directory, ngram=str(other))[1]["ngram"].order == 3
+    assert "ngram" not in load(directory, ngram="none")[1]
+
+
+def test_lengths_are_spread_evenly():
+    assert spread_lengths(20, 30, 3) == (20, 25, 30)
+    assert spread_lengths(3, 8, 9) == (3, 4, 5, 6, 7, 8)
+    assert spread_lengths(4, 4, 3) == (4,) and spread_lengths(2, 8, 1) == (8,)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (dict(shortest=5), "shortest 5 must be at least 1 and at most longest 4"),
+        (dict(n_lengths=0), "n_lengths must be at least 1, got 0"),
+        (dict(controller="clever"), "controller must be adaptive or survival, got 'clever'"),
+        (dict(costs="1,2"), "costs are for controller survival"),
+        (dict(controller="survival", costs="1,x"), "costs must be numbers separated by commas"),
+        (dict(controller="survival"), "there must be as many of each"),
+        (dict(prefix="warm"), "prefix must be frozen or recompute, got 'warm'"),
+        (dict(prefix="recompute", refresh_every=4), "refresh_every is for a frozen prefix"),
+        (dict(shape="bush"), "shape must be one of path, beams, tree, got 'bush'"),
+        (dict(shape="tree"), "a tree needs n_nodes of at least 1"),
+        (dict(nodes=4), "a path has no n_nodes"),
+        (dict(eos_rule="never"), "eos_rule must be one of argmax_depth, forced_literal"),
+        (dict(passes=0), "at least 1 pass is needed, not 0"),
+        (dict(weight=1.5), "weight must be from 0 to 1, not 1.5"),
+        (dict(beam=0), "beam must be at least 1, got 0"),
+        (dict(static_share=0.5), "static_share is of an n-gram proxy, and there is none"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(directory, options, told):
+    with pytest.raises(UserError, match=f"^diffuspec: .*{told}") as error:
+        load(directory, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_fit_the_target_is_refused(directory, tmp_path):
+    with pytest.raises(UserError, match="diffuspec needs a diffusion model: pass --drafter-path"):
+        load(None)
+    extra = write_tiny(tmp_path / "llada", "llada")
+    with pytest.raises(UserError, match="only a shifted model predicts a slot more"):
+        load(extra, extra_slot=True)
+    wide = tmp_path / "wide"
+    write_ngram(wide, estimate([[1, 2, 3]], order=2, vocab_size=200))
+    with pytest.raises(UserError, match="has 200 ids, the target 128"):
+        load(directory, ngram=str(wide))
+
+
+def test_choices_say_what_is_out_of_range(directory):
+    drafter, _ = load(directory)
+    for changes in (dict(cap=0), dict(mass=0.0), dict(static_share=2.0)):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            dataclasses.replace(drafter.choices, **changes)
+    with pytest.raises(ValueError, match="lengths must ascend"):
+        dataclasses.replace(drafter, lengths=(4, 2))
