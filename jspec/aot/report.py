@@ -100,6 +100,7 @@ class StepReport:
       available: bytes a device has; None where that is not known.
       flops, bytes_accessed: of one device, the body of a loop once; None where XLA does not say.
       moved: collectives and copies that nobody wants.
+      unread: why the program's text, and so the two before, cannot be had; None where it can.
       compile_s: seconds to compile; `trace_s` to trace and lower before it.
     """
 
@@ -110,6 +111,7 @@ class StepReport:
     memory: Memory | None
     collectives: tuple[Collectives, ...] = ()
     moved: tuple[Moved, ...] = ()
+    unread: str | None = None
     flops: float | None = None
     bytes_accessed: float | None = None
     trace_s: float
@@ -143,9 +145,20 @@ def memory_of(compiled: Compiled) -> Memory:
 
 def work_of(compiled: Compiled) -> tuple[float | None, float | None]:
     """FLOPs and bytes accessed, where XLA's account of them is sensible."""
-    costs: Any = compiled.cost_analysis() or {}
+    try:
+        costs: Any = compiled.cost_analysis() or {}
+    except jax.errors.JaxRuntimeError:
+        costs = {}
     flops, accessed = costs.get("flops", -1.0), costs.get("bytes accessed", -1.0)
     return (flops if flops > 0 else None), (accessed if accessed > 0 else None)
+
+
+def text_of(compiled: Compiled) -> tuple[str, str | None]:
+    """A program's text, and why there is none: some of a newer compiler's jaxlib cannot read."""
+    try:
+        return compiled.as_text() or "", None
+    except jax.errors.JaxRuntimeError as error:
+        return "", str(error).splitlines()[0]
 
 
 def sized(what: str, tree: Any, *, is_argument: bool = True) -> list[Sized]:
@@ -209,13 +222,15 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def read_program(compiled: Compiled, arrays: Sequence[Sized]) -> dict[str, Any]:
     """The fields of a `StepReport` that the program itself tells."""
-    instructions = read(compiled.as_text() or "")
+    text, unread = text_of(compiled)
+    instructions = read(text)
     memory, (flops, accessed) = memory_of(compiled), work_of(compiled)
     return {
         "memory": memory,
         "needed": memory.total,
         "collectives": tuple(collectives(instructions)),
         "moved": tuple(find_moved(instructions, arrays)),
+        "unread": unread,
         "flops": flops,
         "bytes_accessed": accessed,
     }

@@ -84,7 +84,9 @@ def _collectives_table(reports: Sequence[StepReport]) -> Table:
         for each in report.collectives:
             where = "in a loop" if each.is_in_loop else "once"
             table.add_row(report.name, each.kind, where, str(each.count), gib(each.n_bytes))
-        if report.memory is not None and not report.collectives:
+        if report.unread is not None:
+            table.add_row(report.name, "not known: the program cannot be read", "", "", "")
+        elif report.memory is not None and not report.collectives:
             table.add_row(report.name, "none", "", "", "")
     return table
 

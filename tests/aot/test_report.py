@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import jax
 import pytest
 
-from jspec.aot.report import Memory, StepReport, gib, out_of_memory
+from jspec.aot.report import Memory, StepReport, gib, out_of_memory, text_of, work_of
 from jspec.aot.topology import GIB, check_name, default_mesh
 from jspec.models.known import KNOWN
 from jspec.models.weights import estimate_memory
@@ -24,6 +26,22 @@ def report(memory: Memory | None, available: int | None) -> StepReport:
         trace_s=0.0,
         compile_s=0.0,
     )
+
+
+class OfANewerCompiler:
+    """A program that jaxlib cannot read back."""
+
+    def as_text(self) -> str:
+        raise jax.errors.JaxRuntimeError("INTERNAL: arity\n*** Begin stack trace ***")
+
+    def cost_analysis(self) -> dict:
+        raise jax.errors.JaxRuntimeError("INTERNAL: arity")
+
+
+def test_a_program_that_cannot_be_read_has_no_text_and_says_why():
+    program: Any = OfANewerCompiler()
+    assert text_of(program) == ("", "INTERNAL: arity")
+    assert work_of(program) == (None, None)
 
 
 def test_what_is_aliased_is_counted_once():
