@@ -30,6 +30,10 @@ from jspec.state import state
 FAN = 4
 """Parts that a step of a search makes: 4 needs half the steps of 2, and few more comparisons."""
 
+STATIC_SHARE = 0.5
+"""Best on held-out texts of the demo's target: perplexity 17.4 in place of 33.5 for the table alone
+(3.1 for 11.2 in greedy texts; at temperature 1 it is 113 for 121, and 0.8 would give 105)."""
+
 
 @state
 class NGramTable:
@@ -206,7 +210,7 @@ def logprobs_with_text(
     *,
     tokens: Int[Array, "B S"],
     length: Int[Array, " B"],
-    static_share: float | Float[Array, ""],
+    static_share: float | Float[Array, ""] = STATIC_SHARE,
 ) -> Float[Array, "B ... M"]:
     """`logprobs`, interpolated with the relative frequencies of each row's own text.
 
