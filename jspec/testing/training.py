@@ -17,12 +17,15 @@ import jax
 import numpy as np
 
 from jspec.models import sar_head
+from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.models.model import Model, build, random_params
 from jspec.models.sar_head import SarConfig
 from jspec.models.weights import param_shardings
 from jspec.sharding import TRAINING, make_training_mesh
 from jspec.state import Params
 from jspec.testing.models import tiny_config
+from jspec.train import diffusion
+from jspec.train.block_diffusion import BlockDiffusion
 from jspec.train.config import LoopConfig, OptimizerConfig, TrainMeshConfig
 from jspec.train.csgd import Csgd
 from jspec.train.data import TextData
@@ -126,7 +129,21 @@ def falcon_parts(config: LoopConfig) -> tuple[Objective, Trainable]:
     return objective, trainable_of(head, weights)
 
 
-PARTS = {"model": language_parts, "falcon": falcon_parts}
+def diffusion_parts(config: LoopConfig) -> tuple[Objective, Trainable]:
+    """A block diffusion model beside a random teacher."""
+    teacher, how = (
+        training_model(),
+        DiffusionConfig(mask_id=60, is_shifted=True, n_ids=60, is_text_causal=True),
+    )
+    model = DiffusionModel(model=training_model(is_causal=False), config=how)
+    objective = BlockDiffusion(
+        model=model.model, mask_id=60, teacher=teacher, suffix_share=0.5, k_max=3, n_blocks=4
+    )
+    weights = random_params(teacher, key=jax.random.key(5), scale=0.35)
+    return objective, diffusion.trainable_of(model, None, frozen=weights, extra_config={})
+
+
+PARTS = {"model": language_parts, "falcon": falcon_parts, "diffusion": diffusion_parts}
 """What is minimised and what is trained, by kind."""
 
 

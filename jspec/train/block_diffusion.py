@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Int
 
 from jspec.models.model import Model, forward_text, head
 from jspec.state import Params, state
-from jspec.train.masked_diffusion import by_slot, compare, slot_weights
+from jspec.train.masked_diffusion import by_slot, compare, slot_weights, teacher_logits
 from jspec.train.objective import Loss
 
 
@@ -112,7 +112,7 @@ def lay(
     numbers = 2 * groups + is_rest.astype(jnp.int32)
     place = jnp.arange(2 * n_blocks, dtype=jnp.float32) / (2 * n_blocks)
     shift = jax.random.uniform(start_key, (B, 2 * n_blocks)) / (2 * n_blocks)
-    start_rows = jnp.floor((place[None] + shift) * T).astype(jnp.int32)
+    start_rows = jnp.minimum(jnp.floor((place[None] + shift) * T).astype(jnp.int32), T - 1)
     numbers, slots = (x.reshape(B, n_blocks * k_max) for x in (numbers, slots))
     first = jnp.take_along_axis(start_rows, numbers, axis=1)
     starts = jnp.take_along_axis(positions, first, axis=1)
@@ -190,40 +190,64 @@ class BlockDiffusion:
             remat=self.remat,
             rows_sharding=rows_sharding,
         )
-        teacher = None
-        if self.teacher is not None:
-            seen, _ = forward_text(
-                frozen, self.teacher, tokens, segments, positions, rows_sharding=rows_sharding
-            )
-            teacher = head(frozen, self.teacher, seen)
+        wanted = teacher_logits(frozen, self.teacher, batch, rows_sharding)
+        logits = head(params, self.model, hidden[:, T:])
+        found = self._of_blocks(logits, wanted, batch, blocks, is_masked, is_whole)
+        if not self.is_shifted:
+            return found
+        of_text = self._of_text(head(params, self.model, hidden[:, : T - 1]), wanted, batch)
+        return Loss(
+            total=found.total + of_text.total,
+            weight=found.weight + of_text.weight,
+            sums={**found.sums, **of_text.sums},
+        )
 
+    def _of_blocks(self, logits, wanted, batch, blocks: Blocks, is_masked, is_whole) -> Loss:
+        """What is masked in the blocks, and the token after each where the model is shifted.
+
+        Args:
+          logits: of the rows of the blocks.
+          wanted: the teacher's, of the rows of the texts.
+        """
+        tokens, segments = batch["tokens"], batch["segments"]
         labels = blocks.rows + int(self.is_shifted)
         is_learnt = _is_next_masked(is_masked, blocks) if self.is_shifted else is_masked
-        is_learnt &= (labels < T) & (_at(segments, labels) == blocks.segments)
+        is_learnt &= (labels < tokens.shape[1]) & (_at(segments, labels) == blocks.segments)
         slots = blocks.slots + int(self.is_shifted)
         weights = jnp.where(is_learnt, slot_weights(slots, self.slot_decay), 0.0)
+        weights *= _at(batch["weights"], labels)
         found = compare(
-            head(params, self.model, hidden[:, T:]),
+            logits,
             _at(tokens, labels),
-            None if teacher is None else _at(teacher, labels - 1),
+            None if wanted is None else _at(wanted, labels - 1),
             self.teacher_share,
         )
-        weights *= _at(batch["weights"], labels)
-        total, weight = jnp.sum(found.losses * weights), jnp.sum(weights)
-        sums = by_slot(found.is_right, jnp.where(is_whole, slots, 0), weights, self.k_max)
-        if self.is_shifted:
-            found = compare(
-                head(params, self.model, hidden[:, : T - 1]),
-                tokens[:, 1:],
-                None if teacher is None else teacher[:, :-1],
-                self.teacher_share,
-            )
-            # All of them together weigh as much as the first slots of so many blocks would.
-            weights = batch["weights"][:, 1:] * jnp.asarray(2 * self.n_blocks / T, jnp.float32)
-            total, weight = total + jnp.sum(found.losses * weights), weight + jnp.sum(weights)
-            slots = jnp.ones(weights.shape, jnp.int32)
-            sums |= by_slot(found.is_right, slots, weights, 1)
-        return Loss(total=total, weight=weight, sums=sums)
+        return Loss(
+            total=jnp.sum(found.losses * weights),
+            weight=jnp.sum(weights),
+            sums=by_slot(found.is_right, jnp.where(is_whole, slots, 0), weights, self.k_max),
+        )
+
+    def _of_text(self, logits, wanted, batch) -> Loss:
+        """Every next token: all of them weigh as the first slots of so many blocks would.
+
+        Args:
+          logits: of the rows of the texts, without the last.
+        """
+        found = compare(
+            logits,
+            batch["tokens"][:, 1:],
+            None if wanted is None else wanted[:, :-1],
+            self.teacher_share,
+        )
+        share = 2 * self.n_blocks / batch["tokens"].shape[1]
+        weights = batch["weights"][:, 1:] * jnp.asarray(share, jnp.float32)
+        slots = jnp.ones(weights.shape, jnp.int32)
+        return Loss(
+            total=jnp.sum(found.losses * weights),
+            weight=jnp.sum(weights),
+            sums=by_slot(found.is_right, slots, weights, 1),
+        )
 
     def _masks(self, key, blocks: Blocks) -> tuple[Bool[Array, "B R"], Bool[Array, "B R"]]:
         """Rows that are masked, and those of blocks that are masked wholly."""

@@ -1,7 +1,7 @@
 """Masked diffusion: some tokens of a text are masked, and learnt from all that are not.
 
 In reading order: which text a row belongs to and how it is cut (`by_text`, `cut`), the weights of
-masked tokens (`cart_weights`, `slot_weights`), what a prediction costs (`Comparison`), the
+masked tokens (`cart_weights`, `slot_weights`), what a prediction costs (`compare`), the
 objective (`MaskedDiffusion`).
 
 A text is shown in one of two patterns, drawn for each. Random: every token is masked with one
@@ -105,6 +105,20 @@ class Comparison:
     text_losses: Float[Array, "B R"]
 
 
+def teacher_logits(
+    frozen: Params,
+    teacher: Model | None,
+    batch: Mapping[str, Array],
+    rows_sharding: NamedSharding | None,
+) -> Float[Array, "B T W"] | None:
+    """What a causal teacher says after each token of the texts as they are; None without one."""
+    if teacher is None:
+        return None
+    text = batch["tokens"], batch["segments"], batch["positions"]
+    hidden, _ = forward_text(frozen, teacher, *text, rows_sharding=rows_sharding)
+    return jax.lax.stop_gradient(head(frozen, teacher, hidden))
+
+
 def compare(
     logits: Float[Array, "B R V"],
     labels: Int[Array, "B R"],
@@ -119,7 +133,6 @@ def compare(
     likeliest, nll = jnp.argmax(logits, axis=-1), cross_entropy(logits, labels)
     if wanted is None:
         return Comparison(losses=nll, is_right=likeliest == labels, text_losses=nll)
-    wanted = jax.lax.stop_gradient(wanted)
     logprobs = jax.nn.log_softmax(logits, axis=-1)[..., : wanted.shape[-1]]
     against = -jnp.sum(jax.nn.softmax(wanted, axis=-1) * logprobs, axis=-1)
     losses = teacher_share * against + (1 - teacher_share) * nll
@@ -221,7 +234,7 @@ class MaskedDiffusion:
         step: Int[Array, ""],
         rows_sharding: NamedSharding | None,
     ) -> Loss:
-        tokens, segments, positions = batch["tokens"], batch["segments"], batch["positions"]
+        tokens, positions = batch["tokens"], batch["positions"]
         noise_key, mask_key = jax.random.split(key)
         noise = self.noise(noise_key, batch)
         hidden, _ = forward_text(
@@ -237,12 +250,9 @@ class MaskedDiffusion:
         )
         # The row that predicts a token, at the token; the first of a sequence is never masked.
         hidden = jnp.roll(hidden, 1, axis=1) if self.is_shifted else hidden
-        logits, wanted = head(params, self.model, hidden), None
-        if self.teacher is not None:
-            seen, _ = forward_text(
-                frozen, self.teacher, tokens, segments, positions, rows_sharding=rows_sharding
-            )
-            wanted = head(frozen, self.teacher, jnp.roll(seen, 1, axis=1))
+        logits = head(params, self.model, hidden)
+        wanted = teacher_logits(frozen, self.teacher, batch, rows_sharding)
+        wanted = None if wanted is None else jnp.roll(wanted, 1, axis=1)
         found = compare(logits, tokens, wanted, self.teacher_share)
         weights, weight = noise.weights, jnp.sum(noise.counts)
         sums = {"text_loss": (jnp.sum(found.text_losses * weights), weight)}

@@ -97,5 +97,5 @@ def test_one_process_goes_on_with_what_two_began(hosts):
     kind, directory, _ = hosts
     outcome = run_training(directory, loop_config(steps=5), kind=kind, resume=True)
     assert (outcome.steps, outcome.is_complete) == (5, True)
-    read = {"model": read_model_config, "falcon": lambda path: read_head_config(path).decoder}
-    assert read[kind](directory / "model").width == 16
+    read = (lambda path: read_head_config(path).decoder) if kind == "falcon" else read_model_config
+    assert read(directory / "model").width == 16

@@ -21,10 +21,9 @@ def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> in
     """Train, or go on training; the exit code is 130 where it was told to stop."""
     tokenizer = tokenizer_of(config)
     causal, start = starting_model(config, tokenizer, load_model)
-    teacher = teacher_of(config, causal.config.vocab_size)
-    model, start = diffusion_model(
-        config, causal, start, mask_id=mask_id_of(config, tokenizer), n_ids=len(tokenizer.hf)
-    )
+    mask_id = mask_id_of(config, tokenizer)
+    teacher = teacher_of(config, causal.config.vocab_size, mask_id=mask_id)
+    model, start = diffusion_model(config, causal, start, mask_id=mask_id, n_ids=len(tokenizer.hf))
     trainable = trainable_of(
         model,
         start,

@@ -158,14 +158,21 @@ def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:
     return objective, teacher.params
 
 
-def teacher_of(config: LanguageModelConfig, vocab_size: int) -> Target | None:
-    """The teacher of a config, if it has one; of the learner's vocabulary."""
+def teacher_of(
+    config: LanguageModelConfig, vocab_size: int, *, mask_id: int | None = None
+) -> Target | None:
+    """The teacher of a config, if it has one; of the learner's vocabulary.
+
+    Args:
+      mask_id: as the learner's last id, the teacher may lack it.
+    """
     if config.teacher is None:
         return None
     directory = local_directory(config.teacher)
     check_digest(directory, config.teacher_digest)
     teacher = load_target(directory, dtype=config.compute_dtype)
-    if teacher.vocab_size != vocab_size:
+    is_without_mask = teacher.vocab_size == vocab_size - 1 == mask_id
+    if teacher.vocab_size != vocab_size and not is_without_mask:
         raise UserError(
             f"the teacher has {teacher.vocab_size} tokens, the model {vocab_size}; they "
             "must share a tokenizer"
