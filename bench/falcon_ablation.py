@@ -112,8 +112,10 @@ def comb(depth: int, n_nodes: int) -> Tree:
 def drafters(
     arguments: argparse.Namespace, target: Target
 ) -> Iterator[tuple[dict[str, Any], LoadedDrafter]]:
-    """What a drafter is, and the drafter: all heads twice, and a draft model of as many nodes."""
-    for training, k, seed, folder in heads(arguments):
+    """What a drafter is, and the drafter: all heads twice, the demo's own too, and a draft model of
+    as many nodes."""
+    shipped = ("demo", 2, 0, Path("demo/falcon"))
+    for training, k, seed, folder in (*heads(arguments), shipped):
         for shape in ("chain", "tree"):
             depth = arguments.passes * k
             nodes = depth if shape == "chain" else arguments.nodes
@@ -121,7 +123,8 @@ def drafters(
             paths = [list(path) for path in comb(depth, nodes).paths]
             file.write_text(json.dumps({"paths": paths}), encoding="utf-8")
             what = {"drafter": "falcon", "training": training, "k": k, "shape": shape}
-            loaded = jspec.load_drafter("falcon", folder / "model", target=target, tree=str(file))
+            place = folder if training == "demo" else folder / "model"
+            loaded = jspec.load_drafter("falcon", place, target=target, tree=str(file))
             yield {**what, "nodes": nodes, "depth": depth, "seed": seed}, loaded
     width = max(arguments.nodes // 4, 1)
     for shape, options in (("chain", {"depth": 4}), ("tree", {"depth": 4, "width": width})):
@@ -220,7 +223,7 @@ def _shape_key(what: dict[str, Any]) -> str:
 def _name(record: dict) -> str:
     if record["drafter"] == "draft-model":
         return f"draft-model, {record['shape']} of {record['nodes']}"
-    training = "CSGD" if record["training"] == "csgd" else "plain shift"
+    training = {"csgd": "CSGD", "plain": "plain shift", "demo": "the demo's"}[record["training"]]
     return f"k = {record['k']}, {training}, {record['shape']} of {record['nodes']}"
 
 
@@ -246,7 +249,7 @@ def draw(records: Sequence[dict], path: Path) -> None:
 
     temperatures = sorted({r["temperature"] for r in records})
     figure = Figure(figsize=(9, 4.5), layout="constrained")
-    panels = figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(temperatures), sharex=True, sharey=True, squeeze=False)[0]
     seed = min(r["seed"] for r in records)
     for panel, temperature in zip(panels, temperatures, strict=True):
         some = [r for r in records if r["temperature"] == temperature and r["seed"] == seed]
