@@ -17,7 +17,7 @@ B, T, H = 2, 21, 8
 SEGMENTS = jnp.asarray([[0] * 9 + [1] * 1 + [2] * 8 + [-1] * 3, [0] * 21], jnp.int32)
 
 
-def plain(queries, keys, values, segments, *, is_causal: bool, window: int | None):
+def plain(queries, keys, values, segments, *, is_causal: bool, window: int | None, visible=None):
     """By definition: all scores at once, key/value heads repeated."""
     group = queries.shape[2] // keys.shape[2]
     keys, values = (jnp.repeat(x, group, axis=2) for x in (keys, values))
@@ -28,6 +28,7 @@ def plain(queries, keys, values, segments, *, is_causal: bool, window: int | Non
     if window is not None:
         seen &= row - column < window
     mask = (segments[:, :, None] == segments[:, None, :]) & jnp.asarray(seen)[None]
+    mask = mask if visible is None else mask & visible
     scores = jnp.einsum("BTNH,BSNH->BNTS", queries, keys) / np.float32(H**0.5)
     probs = jax.nn.softmax(jnp.where(mask[:, None], scores, np.float32(-1e30)), axis=-1)
     return jnp.einsum("BNTS,BSNH->BTNH", probs, values)
@@ -66,6 +67,23 @@ def test_values_and_gradients_are_those_of_one_masked_softmax(is_causal, window,
     np.testing.assert_allclose(mixed, wanted, rtol=0, atol=atol)
     for gradient, other in zip(gradients, wanted_gradients, strict=True):
         np.testing.assert_allclose(gradient, other, rtol=0, atol=10 * atol)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("n_causal", [0, 13, 16])
+def test_rows_see_what_they_are_told_to(n_causal, window):
+    """The first so many rows nothing after them; one row sees only itself, as if it were masked."""
+    *arrays, _ = inputs(4, 2)
+    visible = jax.random.bernoulli(jax.random.key(2), 0.5, (B, T, T)).at[0, 3].set(False)
+    visible |= jnp.eye(T, dtype=bool)[None]
+    rows = jnp.arange(T)
+    is_after = (rows[:, None] < n_causal) & (rows[None, :] > rows[:, None])
+    visible &= ~is_after[None]
+    how = {"is_causal": False, "window": window, "visible": visible}
+    mixed = compiled(attend_text, **how, n_causal=n_causal, chunk=8)(*arrays, SEGMENTS)
+    wanted = compiled(plain, **how)(*arrays, SEGMENTS)
+    np.testing.assert_allclose(mixed, wanted, rtol=0, atol=tolerance("float32").ops)
+    np.testing.assert_allclose(mixed[0, 3], jnp.repeat(arrays[2][0, 3], 2, axis=0), rtol=1e-6)
 
 
 def test_bfloat16_is_float32_with_rounded_results():
