@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jspec.drafters.base import DraftSize
@@ -20,6 +19,7 @@ from jspec.models.blocks import tree_block
 from jspec.models.model import forward
 from jspec.ops import cache as cache_ops
 from jspec.ops import trees
+from jspec.ops.branches import switch_in_place
 from jspec.state import (
     Block,
     Context,
@@ -48,11 +48,15 @@ def decode_round(params: RoundParams, program: Program, generation: DecodeState)
     if len(sizes) == 1:
         return _round_of(0, params, program, generation)
     wanted = program.drafter.size(generation.drafter, generation.context)
-    branches = [
-        lambda generation, index=index: _round_of(index, params, program, generation)
-        for index in range(len(sizes))
-    ]
-    return lax.switch(wanted, branches, generation)
+
+    def branch(index: int):
+        def run(generation: DecodeState, params: RoundParams) -> tuple[tuple, DecodeState]:
+            return (), _round_of(index, params, program, generation)
+
+        return run
+
+    branches = [branch(index) for index in range(len(sizes))]
+    return switch_in_place(wanted, branches, generation, params)[1]
 
 
 def _round_of(

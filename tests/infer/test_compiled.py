@@ -20,7 +20,7 @@ from jspec.models.model import abstract_params, build
 from jspec.ops import cache as cache_ops
 from jspec.state import Sampling
 from jspec.testing.compiled import makers, n_bytes
-from jspec.testing.drafters import Oracle
+from jspec.testing.drafters import Oracle, RandomTrees
 from jspec.testing.models import tiny_config
 
 SLOTS = 4096
@@ -34,8 +34,9 @@ DRAFTERS = {
     1: NoDrafter(),
     5: Oracle(vocab_size=CONFIG.vocab_size, depth=4),
     13: Oracle(vocab_size=CONFIG.vocab_size, depth=4, width=3),
+    12: RandomTrees(vocab_size=CONFIG.vocab_size, shapes=((12, 4), (3, 2))),
 }
-"""By nodes a draft: plain decoding, a chain, a tree."""
+"""By nodes a draft: plain decoding, a chain, a tree, drafts of two sizes."""
 
 
 def abstract(shape, dtype=jnp.int32):
