@@ -41,6 +41,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ[_PROGRAMS], ignore_errors=True)
 
 
+MOST_MAPPINGS = 20_000
+"""Linux gives a process 65,530 mappings, and XLA crashes where it gets no more."""
+
+
+def n_mappings() -> int:
+    """Memory mappings of this process, of which every compiled program has some."""
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.is_file() else 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forget compiled programs after a module once there are many; most are kept in the folder."""
+    yield
+    if n_mappings() > MOST_MAPPINGS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The shared data folder, `JSPEC_SHARED_DATA` or the repository's sibling; skips without it."""

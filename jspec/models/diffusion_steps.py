@@ -150,7 +150,8 @@ def _surest(
 ) -> Bool[Array, "B R"]:
     """The `count` surest of the slots that may close; of equal ones the first."""
     order = jnp.argsort(jnp.where(may_close, -sure, jnp.inf), axis=-1)
-    return may_close & (jnp.argsort(order, axis=-1) < count)
+    place = jnp.argsort(order, axis=-1).astype(count.dtype)
+    return may_close & (place < count)
 
 
 def _likeliest(logprobs: Float[Array, "B R V"]) -> Int[Array, "B R"]:

@@ -102,6 +102,8 @@ def test_masks_are_where_there_is_something_to_learn(seed):
     batch = BATCH | {"weights": BATCH["weights"].at[:, 7].set(0)}
     noise = noise_of(RANDOM, batch, jax.random.key(seed))
     assert not np.any(noise.is_masked & (batch["weights"] == 0))
+    every = BATCH | {"weights": jnp.ones_like(BATCH["weights"])}
+    assert not np.any(noise_of(RANDOM, every, jax.random.key(seed)).is_masked[:, 0])
     np.testing.assert_array_equal(
         noise.tokens, np.where(noise.is_masked, MASK, np.asarray(batch["tokens"]))
     )

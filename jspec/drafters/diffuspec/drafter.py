@@ -39,9 +39,6 @@ from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, PrefixState, predic
 from jspec.models.diffusion_steps import ONE_PASS, Refinement
 from jspec.state import Context, Draft, Params, Prompt, replace, state
 
-WIDE = 64
-"""Candidates of a slot among which the noise of a sampling row chooses."""
-
 
 class Shape(enum.StrEnum):
     """What is verified: the best path, all beams in one tree, or the best prefixes as a tree."""
@@ -57,6 +54,8 @@ class Choices:
 
     Attributes:
       cap, mass: candidates of a slot, see `lattice.candidates`.
+      wide: of a row that samples, the likeliest tokens among which its noise chooses those; the
+        law's pick is often none of the very likeliest.
       beam: paths side by side; of a tree, nodes of one depth that are kept while it grows.
       scoring: what a step is worth.
       eos_rule, is_length_normalised: see `search.search`.
@@ -67,6 +66,7 @@ class Choices:
 
     cap: int = 15
     mass: float = 0.8
+    wide: int = 1024
     beam: int = 3
     scoring: Scoring = EQUATION_8
     eos_rule: EosRule = EosRule.ARGMAX_DEPTH
@@ -76,7 +76,7 @@ class Choices:
     static_share: float = 1.0
 
     def __post_init__(self):
-        for name in ("cap", "beam"):
+        for name in ("cap", "wide", "beam"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.mass > 0:
@@ -223,7 +223,7 @@ class DiffuSpec:
         if randomness.rule is not Rule.WALK:
             # A draft that noise did not choose is a point mass, which the rejection rule knows.
             return candidates(logprobs, **limits)
-        wide = candidates(logprobs, cap=max(WIDE, choices.cap), mass=jnp.inf, always=always)
+        wide = candidates(logprobs, cap=max(choices.wide, choices.cap), mass=jnp.inf, always=always)
         noise = [
             randomness.draft_noise(depth, logprobs.shape[2], ids=wide.ids[:, depth])
             for depth in range(logprobs.shape[1])

@@ -52,6 +52,7 @@ def load(
     refresh_every: int = 0,
     cap: int = 15,
     mass: float = 0.8,
+    wide: int = 1024,
     beam: int = 3,
     weight: float = 0.5,
     spread: float = 1.0,
@@ -77,6 +78,7 @@ def load(
         as in the paper.
       refresh_every: rounds after which a frozen text is read anew; 0 for never.
       cap, mass, beam: M_max, tau and B.
+      wide: at temperature > 0, tokens of a slot among which the noise chooses its candidates.
       weight: lambda, of the model beside the proxy.
       spread: s, what scores are divided by where they are compared across depths.
       eos_rule: `argmax_depth` or `forced_literal`.
@@ -119,6 +121,7 @@ def load(
             choices=Choices(
                 cap=cap,
                 mass=mass,
+                wide=wide,
                 beam=beam,
                 scoring=Scoring(weight=weight, spread=spread),
                 eos_rule=_named(EosRule, "eos_rule", eos_rule),
