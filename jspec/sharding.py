@@ -36,6 +36,9 @@ TARGET: Table = {
 REPLICATED: Table = dict.fromkeys(TARGET) | {"rows": "data"}
 """A drafter that every device holds whole: tiny drafters are slower sharded."""
 
+SPLIT: Table = REPLICATED | {"mlp": TARGET["mlp"], "vocab": TARGET["vocab"]}
+"""A drafter that is large itself: its MLP and vocabulary are split as the target's, attention and
+cache stay whole, so that any number of heads will do."""
 
 TRAINING: Table = dict.fromkeys(TARGET) | {"rows": ("data", "fsdp"), "width": "fsdp"}
 """Weights in training: split over `fsdp` along the model's width, rows over all devices."""

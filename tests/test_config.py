@@ -18,7 +18,10 @@ from jspec.config import (
 )
 from jspec.errors import UserError
 
-READY = ("llama2_chat_7b", "llama3_70b", "llama3_8b", "qwen2_5_7b", "vicuna")
+READY = (
+    *("llama2_chat_7b", "llama3_70b", "llama3_8b"),
+    *("qwen2_5_32b_dream", "qwen2_5_7b", "vicuna"),
+)
 
 
 @pytest.mark.parametrize("name", READY)

@@ -13,8 +13,7 @@ from typing import Any
 
 from jspec.aot import tables
 from jspec.aot.compiling import PROMPT_TOKENS, Lowering, compile_step, inference_steps
-from jspec.aot.report import StepReport
-from jspec.aot.shapes import Found, drafter_shapes, find_shapes, target_shapes
+from jspec.aot.report import StepReport, gib
 from jspec.aot.topology import (
     EXAMPLES,
     Topology,
@@ -27,12 +26,15 @@ from jspec.aot.topology import (
 from jspec.aot.training import KINDS as RECIPES
 from jspec.aot.training import find_recipe, training_steps
 from jspec.config import InferConfig, find_config, parse_mesh, parse_sets, read_yaml, resolve
+from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
 from jspec.infer.command import cli as infer_command
 from jspec.infer.command.endings import Parser, add_config_flags, exit_code
 from jspec.infer.command.log import Failure, Log
+from jspec.infer.memory import memory_of
 from jspec.law import Rule, mode_of
-from jspec.models.weights import estimate_memory
+from jspec.models.found import Found, find_shapes, origin_of
+from jspec.models.target import Target, abstract_target, check_causal
 from jspec.sharding import make_mesh, make_training_mesh
 
 INFERENCE, TRAINING = ("prefill", "round"), ("train",)
@@ -118,16 +120,16 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
         batch_size = -(-batch_size // sizes["data"]) * sizes["data"]
         notes.append(f"batch size {batch_size}: one that data={sizes['data']} divides")
     mesh = make_mesh(**sizes, devices=topology.devices)
-    target = target_shapes(found.config, dtype=config.dtype, mesh=mesh)
+    target = abstract_target(found.config, dtype=config.dtype, mesh=mesh, path=found.directory)
     before, after = found.config.n_kv_heads, target.model.config.n_kv_heads
     if before != after:
         notes.append(f"{before} key/value heads, repeated to {after} for the mesh")
-    drafter, small = drafter_shapes(
-        config.drafter, config.drafter_path, config.drafter_options, target=target
+    drafter = load_drafter(
+        config.drafter, config.drafter_path, target=target, **config.drafter_options
     )
     return Job(
         mesh=sizes,
-        origins=_origins(found, small),
+        origins=_origins(found.name, config.drafter_path),
         notes=notes,
         steps=lambda: inference_steps(
             target,
@@ -139,7 +141,7 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
             trace=config.trace,
             prompt_tokens=args.prompt_tokens,
         ),
-        remedy=lambda: _larger_mesh(config, found, topology, sizes, batch_size, capacity),
+        remedy=lambda: _remedy(target, drafter, topology, batch_size, capacity),
     )
 
 
@@ -151,6 +153,7 @@ def _plan(args: argparse.Namespace) -> tuple[InferConfig, Found, int]:
     )
     assert config.target is not None
     found = find_shapes(config.target)
+    check_causal(found.config, found.name)
     limit = found.config.max_length
     capacity = config.max_length or limit
     if capacity > limit:
@@ -182,15 +185,15 @@ def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
     recipe = find_recipe(config, mesh)
     return Job(
         mesh=sizes,
-        origins=_origins(recipe.found) or {"model": str(path)},
+        origins=_origins(recipe.found and recipe.found.name) or {"model": str(path)},
         notes=notes,
         steps=lambda: training_steps(config, recipe, mesh),
         remedy=lambda: "use more devices along fsdp, a smaller micro_batch_size, or remat",
     )
 
 
-def _origins(*found: Found | None) -> dict[str, str]:
-    return {each.name: each.origin for each in found if each is not None}
+def _origins(*names: str | None) -> dict[str, str]:
+    return {name: origin_of(name) for name in names if name is not None}
 
 
 def _is_batch_given(args: argparse.Namespace) -> bool:
@@ -220,24 +223,24 @@ def _mesh_sizes(
     return fallback, [f"mesh {mesh_text(fallback)} rather than the config's, which has {wanted}"]
 
 
-def _larger_mesh(
-    config: InferConfig,
-    found: Found,
-    topology: Topology,
-    sizes: Mapping[str, int],
-    batch_size: int,
-    capacity: int,
+def _remedy(
+    target: Target, drafter: LoadedDrafter, topology: Topology, batch_size: int, capacity: int
 ) -> str:
-    """The smallest mesh that holds weights and cache, and what else may help."""
-    memory = estimate_memory(found.config, dtype=config.dtype, batch=batch_size, slots=capacity)
-    now, room = sizes["layer"] * sizes["tensor"], topology.hbm or 0
-    parts = [n for n in range(now + 1, found.config.n_heads + 1) if found.config.n_heads % n == 0]
-    whole = memory.weights + memory.cache / sizes["data"]
-    enough = next((n for n in parts if whole / n < room), None)
+    """The smallest mesh that holds weights and caches, and what else may help."""
+    memory = memory_of(target, drafter, batch_size=batch_size, capacity=capacity)
+    room, heads = topology.hbm or 0, target.model.config.n_heads
+    now = target.mesh.shape["layer"] * target.mesh.shape["tensor"]
+    beside = memory.total - memory.weights - memory.cache
+    split = (memory.weights + memory.cache) * now
+    parts = (n for n in range(now + 1, heads + 1) if heads % n == 0)
+    enough = next((n for n in parts if split / n + beside < room), None)
     remedies = ["a smaller batch or a shorter context"]
     if enough is not None:
-        size = f"smallest that fits by weights and cache: tensor={enough}"
+        size = f"smallest that fits by weights and caches: tensor={enough}"
         remedies.insert(0, f"a larger mesh ({size})")
+    if memory.drafter > memory.weights:
+        size = f"{gib(memory.drafter)} a device, more than the target's {gib(memory.weights)}"
+        remedies.insert(0, f"a smaller drafter, or split it where it can be ({size})")
     return f"use {', '.join(remedies)}"
 
 

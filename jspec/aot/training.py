@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.aot.compiling import Lowering
-from jspec.aot.shapes import Found, find_shapes, target_shapes
 from jspec.errors import UserError
+from jspec.models.found import Found, find_shapes
 from jspec.models.model import abstract_params, build
+from jspec.models.target import abstract_target, check_causal
 from jspec.sharding import TRAINING
 from jspec.train.config import FalconConfig, ModelConfig
 from jspec.train.falcon import head_of, objective_of, trainable_of
@@ -85,7 +86,8 @@ def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
 
 def _falcon(config: FalconConfig, mesh: Mesh) -> Recipe:
     found = find_shapes(config.target)
-    target = target_shapes(found.config, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
+    check_causal(found.config, found.name)
+    target = abstract_target(found.config, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     head = head_of(config, target.model)
     return Recipe(
         objective=objective_of(config, head, target.model, config.steps or SOME_STEPS),

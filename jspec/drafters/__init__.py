@@ -38,7 +38,8 @@ def load_drafter(name: str, path=None, *, target, **options) -> LoadedDrafter:
     Args:
       name: one of `NAMES`.
       path: local directory or hub id, for drafters that have weights.
-      target: the loaded target it drafts for.
+      target: the loaded target it drafts for; for an abstract one the drafter's arrays are shapes
+        too, and the network is not used.
       options: the drafter's own; its `load` function documents them.
 
     Raises:

@@ -25,11 +25,10 @@ from jspec.errors import UserError
 from jspec.law import Randomness
 from jspec.models.blocks import causal_block, tree_block
 from jspec.models.model import Model, empty_cache, forward
-from jspec.models.target import Target, load_target
+from jspec.models.target import Target, load_beside
 from jspec.models.vocabulary import check_same_tokenizer
 from jspec.ops import cache as cache_ops
 from jspec.ops import trees
-from jspec.sharding import REPLICATED
 from jspec.state import Draft, KVCache, Params, Prompt, state
 
 CHUNK = 512
@@ -223,6 +222,8 @@ def load(
 ) -> LoadedDrafter:
     """A Hugging Face checkpoint as a drafter, in the target's dtype and on its mesh.
 
+    Of an abstract target, its shapes.
+
     Raises:
       UserError: no path, options out of range, or another tokenizer than the target's.
     """
@@ -230,7 +231,7 @@ def load(
         raise UserError(
             "draft-model needs the small model's checkpoint: pass --drafter-path DIR or a hub id"
         )
-    small = load_target(path, dtype=target.dtype, mesh=target.mesh, table=REPLICATED)
+    small = load_beside(target, path, must_be_causal=True)
     check_same_tokenizer(target, small)
     try:
         drafter = DraftModel(

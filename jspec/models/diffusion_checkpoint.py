@@ -11,8 +11,9 @@ from typing import Any
 
 from jspec.errors import UserError
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
+from jspec.models.found import Found, find_shapes
 from jspec.models.hf import write_checkpoint
-from jspec.models.target import Target, load_model
+from jspec.models.target import Target, load_beside
 from jspec.models.tensor_files import read_json
 from jspec.models.vocabulary import check_same_tokenizer, count_ids
 from jspec.sharding import REPLICATED, Table
@@ -32,6 +33,8 @@ def load_diffusion(
 ) -> tuple[DiffusionModel, Params]:
     """A checkpoint that drafts for a target, in the target's dtype and on its mesh.
 
+    Of an abstract target, its shapes.
+
     Args:
       path_or_id: a directory, a shipped model or a hub id; Dream, LLaDA, or any other family with
         `is_causal: false`, `is_shifted` and `mask_token_id` in its `config.json`.
@@ -43,9 +46,15 @@ def load_diffusion(
     Raises:
       UserError: everything that can be wrong with the files, a causal model, another tokenizer.
     """
-    loaded = load_model(path_or_id, dtype=target.dtype, mesh=target.mesh, table=table)
+    loaded = load_beside(target, path_or_id, table=table)
     check_same_tokenizer(target, loaded)
-    model = describe(loaded, n_ids=count_ids(target), is_shifted=is_shifted, forbidden=forbidden)
+    model = describe(
+        loaded,
+        n_ids=count_ids(target),
+        is_shifted=is_shifted,
+        forbidden=forbidden,
+        found=find_shapes(path_or_id) if target.is_abstract else None,
+    )
     return model, loaded.params
 
 
@@ -55,6 +64,7 @@ def describe(
     n_ids: int | None = None,
     is_shifted: bool | None = None,
     forbidden: tuple[int, ...] = (),
+    found: Found | None = None,
 ) -> DiffusionModel:
     """A loaded bidirectional model with what its `config.json` says of masks.
 
@@ -62,29 +72,31 @@ def describe(
       n_ids: the first id that is never predicted; the length of the model's own tokenizer if not
         given.
       is_shifted, forbidden: as in `load_diffusion`.
+      found: what is known of a model that may have no directory.
 
     Raises:
       UserError: a causal model, or no word on the mask or the shift.
     """
-    assert loaded.path is not None, "a model in memory has no config.json"
-    values, family = read_json(loaded.path / "config.json"), loaded.model.config.family
+    if found is not None:
+        values, where = found.values, found.name
+    else:
+        assert loaded.path is not None, "a model in memory has no config.json"
+        values, where = read_json(loaded.path / "config.json"), str(loaded.path)
+    family = loaded.model.config.family
     if is_shifted is None:
         is_shifted = values.get("is_shifted", _IS_SHIFTED.get(family))
     if not isinstance(is_shifted, bool):
         raise UserError(
-            f"{loaded.path}/config.json: is_shifted must tell whether row r predicts position r + 1"
+            f"{where}/config.json: is_shifted must tell whether row r predicts position r + 1"
             f" (true) or r (false), got {is_shifted!r}"
         )
     mask_id = values.get("mask_token_id")
     if isinstance(mask_id, bool) or not isinstance(mask_id, int):
-        raise UserError(
-            f"{loaded.path}/config.json: mask_token_id must be a token id, got {mask_id!r}"
-        )
+        raise UserError(f"{where}/config.json: mask_token_id must be a token id, got {mask_id!r}")
     is_text_causal = values.get("is_text_causal", False)
     if not isinstance(is_text_causal, bool):
         raise UserError(
-            f"{loaded.path}/config.json: is_text_causal must be true or false, "
-            f"got {is_text_causal!r}"
+            f"{where}/config.json: is_text_causal must be true or false, got {is_text_causal!r}"
         )
     begins = values.get("bos_token_id")
     if isinstance(begins, int) and begins not in loaded.stop_ids:
@@ -99,7 +111,7 @@ def describe(
     try:
         return DiffusionModel(model=loaded.model, config=config)
     except ValueError as error:
-        raise UserError(f"{loaded.path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def write_diffusion(

@@ -36,6 +36,26 @@ def local_directory(path_or_id: str | Path) -> Path:
     return _snapshot(text)
 
 
+def find_directory(path_or_id: str | Path) -> Path | None:
+    """What `local_directory` would give without the network; None where there is nothing.
+
+    Of a hub's model whose `config.json` is in its cache, weights may be missing.
+    """
+    path, name = Path(path_or_id).expanduser(), os.fspath(path_or_id)
+    return path if path.is_dir() else shipped(name) or _cached(name)
+
+
+def _cached(repo_id: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo_id, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def _snapshot(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -99,3 +99,11 @@ KNOWN: dict[str, DecoderConfig] = {
     "GSAI-ML/LLaDA-8B-Instruct": _LLADA_8B,
 }
 """By hub id."""
+
+MASK_IDS = {
+    "Dream-org/Dream-v0-Base-7B": 151_666,
+    "Dream-org/Dream-v0-Instruct-7B": 151_666,
+    "GSAI-ML/LLaDA-8B-Base": 126_336,
+    "GSAI-ML/LLaDA-8B-Instruct": 126_336,
+}
+"""The mask's id in those that are diffusion models."""

@@ -1,6 +1,7 @@
 """N-gram log-probabilities on the device: sorted tables, and look-ups that are a few gathers.
 
-In reading order: `NGramTable` and `place_ngram`, which makes one of a model; `logprobs`; and what
+In reading order: `NGramTable`, `place_ngram`, which makes one of a model, and `table_shapes`, which
+knows its size; `logprobs`; and what
 the text of a row adds, `text_counts` and `logprobs_with_text`. All of it is pure and has static
 shapes, for use inside a scan over the slots of a draft.
 
@@ -17,6 +18,8 @@ Letters: B rows of texts, S slots for tokens of a text, C tokens of a context, M
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -24,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jspec.models.ngram_model import ABSENT, NGramModel
+from jspec.models.ngram_model import ABSENT, NGramModel, NGramSizes
 from jspec.state import state
 
 FAN = 4
@@ -77,8 +80,7 @@ def place_ngram(model: NGramModel) -> NGramTable:
         ends = np.cumsum(np.bincount(contexts, minlength=len(shorter)))
         starts.append(np.concatenate([[0], ends]))
         tokens.append(last)
-        most = int(np.diff(starts[-1]).max())
-        steps.append(next(n for n in itertools.count(1) if FAN**n > most))
+        steps.append(_n_steps(int(np.diff(starts[-1]).max())))
     return NGramTable(
         logprobs=tuple(jnp.asarray(table.logprobs, jnp.float32) for table in grams),
         log_backoffs=tuple(jnp.asarray(table.log_backoffs, jnp.float32) for table in grams[:-1]),
@@ -88,6 +90,29 @@ def place_ngram(model: NGramModel) -> NGramTable:
         vocab_size=model.vocab_size,
         begin=model.begin,
     )
+
+
+def table_shapes(sizes: NGramSizes) -> NGramTable:
+    """The table that `place_ngram` makes of a model of these sizes; its arrays are shapes."""
+
+    def shapes(counts: Sequence[int], dtype) -> tuple[Any, ...]:
+        return tuple(jax.ShapeDtypeStruct((count,), dtype) for count in counts)
+
+    counts = [count for i, count in enumerate(sizes.counts) if i == 0 or count]
+    return NGramTable(
+        logprobs=shapes(counts, jnp.float32),
+        log_backoffs=shapes(counts[:-1], jnp.float32),
+        starts=shapes([count + 1 for count in counts[:-1]], jnp.int32),
+        tokens=shapes(counts[1:], jnp.int32),
+        steps=tuple(_n_steps(most) for most in sizes.widest if most),
+        vocab_size=sizes.vocab_size,
+        begin=sizes.begin,
+    )
+
+
+def _n_steps(most: int) -> int:
+    """Steps of a search among so many continuations."""
+    return next(n for n in itertools.count(1) if FAN**n > most)
 
 
 # --- look-up -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """An n-gram model on the host: what estimation makes, and what files hold.
 
-In reading order: `Grams`, the n-grams of one length, and `NGramModel` with its look-up, in float64.
+In reading order: `Grams`, the n-grams of one length, `NGramModel` with its look-up, in float64, and
+`NGramSizes`.
 
 An n-gram is a row of a sorted table and is named by its rank there. Its key is the rank of its
 first n - 1 tokens, one table shorter, times the number of ids, plus its last token:
@@ -113,6 +114,22 @@ class NGramModel:
             backoffs = np.where(contexts == ABSENT, 0.0, shorter.log_backoffs[contexts])
             found = np.where(ranks == ABSENT, found + backoffs, grams.logprobs[ranks])
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NGramSizes:
+    """How large an `NGramModel` is.
+
+    Attributes:
+      vocab_size, begin: as of the model.
+      counts: n-grams by length, 1 first.
+      widest: the most continuations of one context, by length from 2.
+    """
+
+    vocab_size: int
+    begin: int | None
+    counts: tuple[int, ...]
+    widest: tuple[int, ...]
 
 
 def contexts_of(ranks: np.ndarray, is_start: np.ndarray) -> np.ndarray:

@@ -14,14 +14,17 @@ from jax.sharding import Mesh
 from jspec.errors import UserError
 from jspec.models import hf
 from jspec.models.config import DecoderConfig
-from jspec.models.hub import local_directory
-from jspec.models.model import Model, build
+from jspec.models.found import find_shapes
+from jspec.models.hub import find_directory, local_directory
+from jspec.models.model import Model, abstract_params, build
 from jspec.models.tensor_files import read_json
-from jspec.models.weights import fit_to_mesh
-from jspec.sharding import TARGET, Table, make_mesh
+from jspec.models.weights import fit_to_mesh, sharded_shapes
+from jspec.sharding import REPLICATED, TARGET, Table, make_mesh
 from jspec.state import Params
 
 logger = logging.getLogger(__name__)
+
+GENERATION_FILE = "generation_config.json"
 
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -32,7 +35,7 @@ class Target:
 
     Attributes:
       model: static; its key/value heads may be repeated to fit the mesh.
-      params: the weights.
+      params: the weights; of an abstract target, their shapes and places.
       dtype: their type, by name.
       mesh: where they are.
       path: the checkpoint directory; None for a model made in memory.
@@ -51,6 +54,11 @@ class Target:
     @property
     def vocab_size(self) -> int:
         return self.model.config.vocab_size
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether only shapes are known: such a target is for planning, and computes nothing."""
+        return isinstance(jax.tree.leaves(self.params)[0], jax.ShapeDtypeStruct)
 
 
 def load_target(
@@ -100,6 +108,7 @@ def load_model(
     if must_be_causal:
         check_causal(config, directory)
     model = build(fit_to_mesh(config, mesh, table))
+    _warn_of_penalty(directory)
     params = hf.read_params(directory, config, model, dtype=name, mesh=mesh, table=table)
     return Target(
         model=model,
@@ -110,6 +119,75 @@ def load_model(
         stop_ids=read_stop_ids(directory),
         max_length=config.max_length,
     )
+
+
+def abstract_target(
+    config: DecoderConfig,
+    *,
+    dtype: str,
+    mesh: Mesh,
+    table: Table = TARGET,
+    path: Path | None = None,
+) -> Target:
+    """What loading a model of this config would give, its weights being shapes.
+
+    Raises:
+      UserError: heads that the mesh does not divide.
+    """
+    model = build(fit_to_mesh(config, mesh, table))
+    return Target(
+        model=model,
+        params=sharded_shapes(abstract_params(model, jnp.dtype(dtype)), mesh, table),
+        dtype=dtype,
+        mesh=mesh,
+        path=path,
+        stop_ids=() if path is None else read_stop_ids(path),
+        max_length=config.max_length,
+    )
+
+
+def load_beside(
+    target: Target,
+    path_or_id: str | Path,
+    *,
+    table: Table = REPLICATED,
+    must_be_causal: bool = False,
+) -> Target:
+    """A drafter's model, in the target's dtype and on its mesh; as abstract as the target is.
+
+    Raises:
+      UserError: as `load_model`; of an abstract one, where its config is not here.
+    """
+    if not target.is_abstract:
+        return load_model(
+            path_or_id,
+            dtype=target.dtype,
+            mesh=target.mesh,
+            table=table,
+            must_be_causal=must_be_causal,
+        )
+    found = find_shapes(path_or_id)
+    if must_be_causal:
+        check_causal(found.config, found.name)
+    return abstract_target(
+        found.config, dtype=target.dtype, mesh=target.mesh, table=table, path=found.directory
+    )
+
+
+def directory_beside(target: Target, path_or_id: str | Path) -> Path:
+    """Where a drafter's files are; for an abstract target nothing is downloaded.
+
+    Raises:
+      UserError: neither a directory nor an id that can be fetched, or may be.
+    """
+    if not target.is_abstract:
+        return local_directory(path_or_id)
+    directory = find_directory(path_or_id)
+    if directory is None:
+        raise UserError(
+            f"{path_or_id}: no directory here, and not in the hub's cache; give a directory"
+        )
+    return directory
 
 
 def check_causal(config: DecoderConfig, name: str | Path) -> None:
@@ -141,14 +219,9 @@ def check_dtype(dtype: Any) -> str:
 def read_stop_ids(directory: Path) -> tuple[int, ...]:
     """Stop ids of a checkpoint: `generation_config.json` first, else `config.json`.
 
-    Nothing else is taken from `generation_config.json`; a repetition penalty there is ignored,
-    with a warning, because the law has no memory.
+    Nothing else is taken from `generation_config.json`.
     """
-    path = directory / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
-    penalty = generation.get("repetition_penalty")
-    if penalty not in (None, 1, 1.0):
-        logger.warning("%s: repetition_penalty %s is ignored", path, penalty)
+    generation = _read_generation_config(directory)
     config = read_json(directory / "config.json")
     for values, name in (
         (generation, "eos_token_id"),
@@ -162,3 +235,16 @@ def read_stop_ids(directory: Path) -> tuple[int, ...]:
                 raise UserError(f"{directory}: {name} must be token ids, got {values[name]!r}")
             return tuple(dict.fromkeys(ids))
     return ()
+
+
+def _warn_of_penalty(directory: Path) -> None:
+    """A repetition penalty is ignored, because the law has no memory."""
+    penalty = _read_generation_config(directory).get("repetition_penalty")
+    if penalty not in (None, 1, 1.0):
+        path = directory / GENERATION_FILE
+        logger.warning("%s: repetition_penalty %s is ignored", path, penalty)
+
+
+def _read_generation_config(directory: Path) -> dict[str, Any]:
+    path = directory / GENERATION_FILE
+    return read_json(path) if path.is_file() else {}

@@ -11,14 +11,15 @@ def check_same_tokenizer(target: Target, drafter: Target) -> None:
     """Refuse a drafter whose token ids mean something else.
 
     Where both checkpoints carry a tokenizer their vocabularies are compared, since published sizes
-    differ by padding within a series; otherwise the sizes have to be equal.
+    differ by padding within a series; otherwise the sizes have to be equal, unless only shapes are
+    planned with.
 
     Raises:
       UserError: with both sizes, or the first token that differs.
     """
     ours, theirs = _vocabulary(target), _vocabulary(drafter)
     if ours is None or theirs is None:
-        if target.vocab_size != drafter.vocab_size:
+        if target.vocab_size != drafter.vocab_size and not target.is_abstract:
             raise UserError(
                 f"the drafter has a vocabulary of {drafter.vocab_size} and the target one of "
                 f"{target.vocab_size}; choose a drafter with the target's tokenizer"

@@ -1,13 +1,14 @@
 """Every weight of the decoder once: its logical axes, from which shardings and sizes follow.
 
-Also what a mesh asks of a config (`fit_to_mesh`), and the memory a model needs, known before
-anything is loaded.
+Also shapes with their places (`sharded_shapes`) and what a mesh asks of a config (`fit_to_mesh`),
+which are known before anything is loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
-from jspec.models.model import Model, abstract_params, build
+from jspec.models.model import Model, abstract_params
 from jspec.sharding import TARGET, Table, axis_size, sharding
 from jspec.state import KVCache, Params
+
+Axes = Mapping[str, tuple[str, ...]]
 
 AXES: dict[str, tuple[str, ...]] = {
     "embedding": ("vocab", "width"),
@@ -61,6 +64,16 @@ def param_shardings(model: Model, mesh: Mesh, table: Table = TARGET) -> Params:
     return jax.tree.map_with_path(one, abstract_params(model, jnp.float32))
 
 
+def sharded_shapes(shapes: Params, mesh: Mesh, table: Table = TARGET, axes: Axes = AXES) -> Params:
+    """The shapes of parameters, each with its place on the mesh."""
+
+    def place(path, leaf) -> jax.ShapeDtypeStruct:
+        where = sharding(mesh, table, axes[leaf_name(path)], leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map_with_path(place, shapes)
+
+
 def cache_shardings(cache: KVCache, mesh: Mesh, table: Table = TARGET) -> KVCache:
     """A `NamedSharding` for every array of a cache (or of its shapes)."""
     return jax.tree.map(lambda leaf: sharding(mesh, table, CACHE_AXES, leaf.shape), cache)
@@ -83,30 +96,3 @@ def fit_to_mesh(config: DecoderConfig, mesh: Mesh, table: Table = TARGET) -> Dec
         )
     repeated = math.lcm(config.n_kv_heads, axis_size(mesh, table, "kv_heads"))
     return dataclasses.replace(config, n_kv_heads=repeated)
-
-
-@dataclasses.dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes a model needs, over all devices.
-
-    Attributes:
-      weights: all parameters.
-      cache: keys and values of every row and slot.
-    """
-
-    weights: int
-    cache: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.cache
-
-
-def estimate_memory(config: DecoderConfig, *, dtype, batch: int, slots: int) -> MemoryEstimate:
-    """What a config needs, before anything is read or allocated."""
-    size = jnp.dtype(dtype).itemsize
-    leaves = jax.tree.leaves(abstract_params(build(config), dtype))
-    entries = 2 * config.n_layers * batch * config.n_kv_heads * slots * config.head_dim
-    return MemoryEstimate(
-        weights=sum(math.prod(leaf.shape) for leaf in leaves) * size, cache=entries * size
-    )

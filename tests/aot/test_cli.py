@@ -11,8 +11,12 @@ import yaml
 
 from jspec.aot import cli, topology
 from jspec.aot.topology import GIB, Topology
+from jspec.drafters import load_drafter
+from jspec.infer.memory import memory_of
 from jspec.models.hf import write_checkpoint
-from jspec.models.weights import estimate_memory
+from jspec.models.target import abstract_target
+from jspec.sharding import make_mesh
+from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import tiny_config, tiny_target
 from jspec.train.config import DataConfig, FalconConfig
 from jspec.train.falcon import head_of, trainable_of
@@ -87,6 +91,43 @@ def test_a_draft_model_is_known_by_its_shapes(eight_devices, config_file, tmp_pa
     assert set(found["shapes"]) == {str(tmp_path / "target"), str(tmp_path / "small")}
 
 
+def test_a_diffusion_drafter_is_known_by_its_shapes(eight_devices, tmp_path, capsys):
+    """MLP and vocabulary are split over the target's devices.
+
+    Prefill keeps keys and values of the prompt: the last layer's MLP and the head add nothing.
+    """
+    target = tiny_target(n_heads=8, vocab_size=128)
+    write_checkpoint(tmp_path / "target", target.params, target.model.config)
+    dream = write_tiny(tmp_path / "dream", "dream")
+    values = {"target": str(tmp_path / "target"), "drafter": "diffuspec"}
+    options = {"shortest": 2, "longest": 2}
+    path = tmp_path / "config.yaml"
+
+    def arguments(placement: str) -> int:
+        drafter = {
+            "drafter_path": str(dream),
+            "drafter_options": options | {"placement": placement},
+        }
+        path.write_text(yaml.safe_dump(values | drafter))
+        assert cli.main(["--config", str(path), *TOPOLOGY, "--steps", "prefill", "--json"]) == 0
+        found = records(capsys)
+        assert set(found["shapes"]) == {str(tmp_path / "target"), str(dream)}
+        return found["steps"][0]["memory"]["arguments"]
+
+    mlp, embedding = 3 * 32 * 64, 128 * 32
+    n_bytes = 4 * (mlp + embedding)
+    assert arguments("replicated") - arguments("split") == n_bytes - n_bytes / 8
+
+
+def test_a_drafter_that_leaves_no_room_is_named(eight_devices, config_file, tmp_path, capsys):
+    small = tiny_target(mlp_width=512)
+    write_checkpoint(tmp_path / "small", small.params, small.model.config)
+    path = config_file(drafter="draft-model", drafter_path=str(tmp_path / "small"))
+    eight_devices(hbm=10_000)
+    assert cli.main(["--config", path, *TOPOLOGY, "--steps", "prefill"]) == 1
+    assert "use a smaller drafter, or split it where it can be" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_one_line_and_a_failure(eight_devices, config_file, capsys):
     eight_devices(hbm=10_000)
     assert cli.main(["--config", config_file(), *TOPOLOGY, "--mesh", "data=8"]) == 1
@@ -96,12 +137,13 @@ def test_what_does_not_fit_is_one_line_and_a_failure(eight_devices, config_file,
 
 def test_a_larger_mesh_is_named(eight_devices, config_file, capsys):
     """Half of the tiny target's weights and cache is less than a device has, all of it is more."""
-    memory = estimate_memory(
-        tiny_config(n_heads=8, n_kv_heads=2), dtype="float32", batch=1, slots=256
-    )
+    config = tiny_config(n_heads=8, n_kv_heads=2)
+    target = abstract_target(config, dtype="float32", mesh=make_mesh())
+    plain = load_drafter("none", target=target)
+    memory = memory_of(target, plain, batch_size=1, capacity=256)
     eight_devices(hbm=int(0.6 * memory.total))
     assert cli.main(["--config", config_file(), *TOPOLOGY, "--mesh", "data=8"]) == 1
-    assert "smallest that fits by weights and cache: tensor=2" in capsys.readouterr().err
+    assert "smallest that fits by weights and caches: tensor=2" in capsys.readouterr().err
 
 
 def test_the_batch_follows_the_mesh_unless_it_is_given(eight_devices, config_file, capsys):
@@ -163,6 +205,15 @@ def head_beside(target):
         ([*TOPOLOGY, "--prompt-tokens", "0"], "--prompt-tokens must be at least 1"),
         ([*TOPOLOGY, "--set", "drafter=eagle"], "unknown drafter 'eagle'"),
         ([*TOPOLOGY, "--set", "drafter=draft-model"], "draft-model needs the small model"),
+        (
+            [*TOPOLOGY, "--set", "target=Dream-org/Dream-v0-Instruct-7B"],
+            "a Dream model that reads in both directions cannot be decoded",
+        ),
+        (
+            [*TOPOLOGY, "--set", "target=GSAI-ML/LLaDA-8B-Instruct"],
+            "a llada model that reads in both directions cannot be decoded",
+        ),
+        ([*TOPOLOGY, "--set", "drafter=diffuspec"], "diffuspec needs a diffusion model"),
         ([*TOPOLOGY, "--set", "target=nobody/nothing-7b"], "not a known checkpoint"),
         ([*TOPOLOGY, "--wrong"], "unrecognized arguments"),
     ],

@@ -9,7 +9,6 @@ import pytest
 
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig, Rope, RopeKind
-from jspec.models.weights import estimate_memory
 from jspec.testing.models import tiny_config
 
 CASES = json.loads((Path(__file__).parents[1] / "goldens" / "cases.json").read_text())
@@ -132,12 +131,3 @@ def test_a_config_checks_itself():
         Rope(kind=RopeKind.LINEAR)
     with pytest.raises(ValueError, match="cannot express"):
         tiny_config(windows=(4, None)).to_hf()
-
-
-def test_memory_is_known_before_loading():
-    config = tiny_config()
-    estimate = estimate_memory(config, dtype="bfloat16", batch=3, slots=10)
-    per_layer = 32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 48 + 2 * 32
-    assert estimate.weights == 2 * (2 * 61 * 32 + 32 + 2 * per_layer)
-    assert estimate.cache == 2 * (2 * 2 * 3 * 2 * 10 * 8)
-    assert estimate.total == estimate.weights + estimate.cache

@@ -21,13 +21,19 @@ from jspec.errors import UserError
 from jspec.models.diffusion_checkpoint import load_diffusion
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix
 from jspec.models.diffusion_steps import Confidence, Refinement, Schedule
-from jspec.models.hub import local_directory
-from jspec.models.ngram import place_ngram
-from jspec.models.ngram_files import read_ngram
-from jspec.models.target import Target
+from jspec.models.hub import find_directory
+from jspec.models.ngram import place_ngram, table_shapes
+from jspec.models.ngram_files import read_ngram, read_sizes
+from jspec.models.ngram_model import NGramModel
+from jspec.models.target import Target, directory_beside
+from jspec.sharding import REPLICATED, SPLIT
 from jspec.state import Params
 
 NGRAM_FOLDER = "ngram"
+NO_NGRAM = "none"
+
+PLACEMENTS = {"replicated": REPLICATED, "split": SPLIT}
+"""Of the model's weights on the target's mesh."""
 
 Named = TypeVar("Named", bound=enum.Enum)
 
@@ -63,8 +69,11 @@ def load(
     extra_slot: bool = False,
     ngram: str = "",
     static_share: float = 1.0,
+    placement: str = "replicated",
 ) -> LoadedDrafter:
     """A diffusion language model, in the target's dtype and on its mesh.
+
+    Of an abstract target, its shapes; then one that is only known by its hub id will do.
 
     Args:
       shortest, longest: k_min and k_max in the paper, masks of a round; `n_lengths` sizes are
@@ -87,6 +96,8 @@ def load(
       ngram: the proxy's directory; if not given, `ngram` beside the model, where there is one;
         `none` for no proxy.
       static_share: of the proxy beside the n-grams of the text so far; 1 for the proxy alone.
+      placement: `replicated`, every device holds all of the model, or `split`, MLP and vocabulary
+        are split over the devices that share the target.
 
     Raises:
       UserError: no path, options out of range, a causal model, or one of another tokenizer.
@@ -96,8 +107,11 @@ def load(
             "diffuspec needs a diffusion model: pass --drafter-path DIR or a hub id, such as "
             "Dream-org/Dream-v0-Instruct-7B for a target of the Qwen2.5 series"
         )
-    directory = local_directory(path)
-    model, params = load_diffusion(directory, target=target)
+    if placement not in PLACEMENTS:
+        raise UserError(
+            f"diffuspec: placement must be {' or '.join(PLACEMENTS)}, got {placement!r}"
+        )
+    model, params = load_diffusion(path, target=target, table=PLACEMENTS[placement])
     try:
         lengths = spread_lengths(shortest, longest, n_lengths)
         drafter = DiffuSpec(
@@ -137,7 +151,7 @@ def load(
     return LoadedDrafter(
         name="diffuspec",
         drafter=drafter,
-        params={"model": params} | _proxy(directory, ngram, target, static_share),
+        params={"model": params} | _proxy(path, ngram, target, static_share),
     )
 
 
@@ -196,18 +210,36 @@ def _named(kind: type[Named], option: str, name: str) -> Named:
         raise ValueError(f"{option} must be one of {known}, got {name!r}") from None
 
 
-def _proxy(directory: Path, ngram: str, target: Target, static_share: float) -> dict[str, Params]:
-    """The table of an n-gram model, everywhere on the target's mesh."""
-    if ngram == "none" or (not ngram and not (directory / NGRAM_FOLDER).is_dir()):
+def _proxy(path, ngram: str, target: Target, static_share: float) -> dict[str, Params]:
+    """The table of an n-gram model, everywhere on the target's mesh; none where none is found."""
+    folder = _proxy_folder(path, ngram, target)
+    if folder is None:
         if static_share != 1:
             raise UserError("diffuspec: static_share is of an n-gram proxy, and there is none")
         return {}
-    folder = local_directory(ngram) if ngram else directory / NGRAM_FOLDER
-    model = read_ngram(folder, tokenizer=target.path)
+    read = read_sizes if target.is_abstract else read_ngram
+    model = read(folder, tokenizer=target.path)
     if model.vocab_size > target.vocab_size:
         raise UserError(
             f"diffuspec: the n-gram proxy has {model.vocab_size} ids, the target "
             f"{target.vocab_size}; give one that was estimated with the target's tokenizer"
         )
     everywhere = NamedSharding(target.mesh, PartitionSpec())
-    return {"ngram": jax.device_put(place_ngram(model), everywhere)}
+    if isinstance(model, NGramModel):
+        return {"ngram": jax.device_put(place_ngram(model), everywhere)}
+
+    def place(leaf) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+    return {"ngram": jax.tree.map(place, table_shapes(model))}
+
+
+def _proxy_folder(path, ngram: str, target: Target) -> Path | None:
+    """Where the proxy is: where it is said to be, else beside the model."""
+    if ngram == NO_NGRAM:
+        return None
+    if ngram:
+        return directory_beside(target, ngram)
+    model = find_directory(path)
+    beside = None if model is None else model / NGRAM_FOLDER
+    return beside if beside is not None and beside.is_dir() else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -18,10 +19,11 @@ from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import Tree, find
 from jspec.errors import UserError
 from jspec.models import sar_head
-from jspec.models.hub import local_directory
-from jspec.models.sar_head import SarConfig
-from jspec.models.target import Target
+from jspec.models.sar_head import SarConfig, SarModel
+from jspec.models.target import Target, directory_beside
 from jspec.models.tensor_files import open_safetensors
+from jspec.models.weights import sharded_shapes
+from jspec.sharding import REPLICATED
 from jspec.state import Params
 
 TREE_FILE = "tree.yaml"
@@ -39,6 +41,8 @@ def load(
 ) -> LoadedDrafter:
     """A trained head with its tree, in the target's dtype and on its mesh.
 
+    Of an abstract target, its shapes.
+
     Args:
       tree: a released tree's name, `chain-N`, or a file of paths; if not given, the one that was
         fitted to the head, or else the largest released one.
@@ -51,12 +55,11 @@ def load(
     """
     if path is None:
         raise UserError("falcon needs a trained head: pass --drafter-path DIR or a hub id")
-    directory = local_directory(path)
+    directory = directory_beside(target, path)
     config = checkpoint.read_config(directory)
     _check_target(directory, config, target)
     model = sar_head.build(config)
-    params = checkpoint.read_params(directory, config, model, dtype=target.dtype, mesh=target.mesh)
-    checkpoint.check_embedding(directory, target.params["embedding"])
+    params = _head(directory, model, target)
     shared: dict[str, Params] = {"head": params, "target": target.params}
     if draft_vocabulary:
         shared |= _reduced(directory, target, draft_vocabulary)
@@ -71,6 +74,17 @@ def load(
         raise UserError(f"falcon: {error}") from None
     _check_width(drafter, draft_vocabulary or target.vocab_size)
     return LoadedDrafter(name="falcon", drafter=drafter, params=shared)
+
+
+def _head(directory: Path, model: SarModel, target: Target) -> Params:
+    """The head's weights, checked against the target's; or their shapes."""
+    if target.is_abstract:
+        shapes = sar_head.abstract_params(model, target.dtype)
+        return sharded_shapes(shapes, target.mesh, REPLICATED, checkpoint.HEAD_AXES)
+    checkpoint.check_embedding(directory, target.params["embedding"])
+    return checkpoint.read_params(
+        directory, model.config, model, dtype=target.dtype, mesh=target.mesh
+    )
 
 
 def _tree(directory: Path, name: str) -> Tree:
@@ -122,6 +136,12 @@ def _reduced(directory: Path, target: Target, size: int) -> dict[str, Params]:
             "give the file that was written with the head"
         )
     ids = np.sort(np.argsort(-counts.astype(np.int64), kind="stable")[:size]).astype(np.int32)
+    if target.is_abstract:
+        shape = (target.model.config.width, size)
+        return {
+            "ids": jax.ShapeDtypeStruct(ids.shape, ids.dtype),
+            "rows": jax.ShapeDtypeStruct(shape, jnp.dtype(target.dtype)),
+        }
     return {"ids": jnp.asarray(ids), "rows": head_rows(target, jnp.asarray(ids))}
 
 

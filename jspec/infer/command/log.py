@@ -65,14 +65,18 @@ class Log(logging.Handler):
             yield lambda: bar.advance(task)
 
     @contextlib.contextmanager
-    def unless_refused(self, lines: Sequence[str]) -> Iterator[None]:
-        """Notes on what is about to be done; a mistake that is found at once is told alone."""
+    def unless_refused(self, note: str, warning: str | None) -> Iterator[None]:
+        """What is about to be done, and what speaks against it if anything does.
+
+        A mistake that is found at once is told alone.
+        """
         once = threading.Lock()
 
         def say():
             if once.acquire(blocking=False):
-                for line in lines:
-                    self.note(line)
+                self.note(note)
+                if warning is not None:
+                    self.warning(warning)
 
         timer = threading.Timer(PATIENCE_S, say)
         timer.daemon = True

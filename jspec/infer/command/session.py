@@ -11,15 +11,18 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from jspec.config import InferConfig
 from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer
 from jspec.infer.command.log import Log
-from jspec.infer.command.memory import estimate, memory_line
+from jspec.infer.command.memory import device_memory, memory_line, memory_warning
 from jspec.infer.command.prompts import Conversation, Reader
 from jspec.infer.command.report import Turn
 from jspec.infer.engine import Engine
+from jspec.infer.memory import Memory, memory_of
 from jspec.infer.prefill import SMALLEST_BUCKET, room_for
 from jspec.infer.request import Request
 from jspec.infer.text import Tokenizer, load_tokenizer
@@ -27,7 +30,7 @@ from jspec.models.config import DecoderConfig
 from jspec.models.hf import read_config
 from jspec.models.hub import local_directory
 from jspec.models.shipped import check_digest
-from jspec.models.target import load_target
+from jspec.models.target import abstract_target, check_causal, load_target
 from jspec.sharding import make_mesh
 
 AROUND_A_TURN = 32
@@ -60,6 +63,19 @@ class Plan:
         longest = max((self._longest(turn) for turn in turns), default=1)
         return room_for(longest, self.reader.max_length)
 
+    def memory(self, mesh: Mesh, capacity: int) -> Memory:
+        """What weights and caches will take, from configs alone.
+
+        Raises:
+          UserError: a drafter that does not fit the target, as far as configs tell.
+        """
+        config = self.config
+        target = abstract_target(self.decoder, dtype=config.dtype, mesh=mesh, path=self.directory)
+        drafter = load_drafter(
+            config.drafter, self.drafter_directory, target=target, **config.drafter_options
+        )
+        return memory_of(target, drafter, batch_size=config.batch_size, capacity=capacity)
+
     def _longest(self, turn: Turn) -> int:
         """Tokens of the whole conversation, as far as can be told beforehand."""
         max_new_tokens = turn.conversation.settings.max_new_tokens
@@ -80,6 +96,7 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
     drafter_directory = local_directory(config.drafter_path) if config.drafter_path else None
     check_digest(directory, config.target_digest)
     decoder = read_config(directory)
+    check_causal(decoder, directory)
     limit = config.max_length or decoder.max_length
     if limit > decoder.max_length:
         raise UserError(
@@ -129,13 +146,12 @@ class Session:
         config = plan.config
         mesh = make_mesh(**config.mesh.model_dump())
         capacity = plan.capacity(plan.turns)
-        memory = estimate(config, plan.decoder, capacity, plan.drafter_directory)
-        estimated = [memory_line(memory, config, capacity)]
-        if not memory.fits:
-            estimated.append("this may not fit: use more devices, another dtype, a smaller batch")
+        memory, available = plan.memory(mesh, capacity), device_memory()
+        line = memory_line(memory, config, capacity, available)
+        warning = memory_warning(memory, config, available)
         self.plan = plan
         self._log = log
-        with log.status(f"loading {plan.directory}"), log.unless_refused(estimated):
+        with log.status(f"loading {plan.directory}"), log.unless_refused(line, warning):
             self._target = load_target(plan.directory, dtype=config.dtype, mesh=mesh)
             self._drafter = load_drafter(
                 config.drafter,

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
 from jspec.drafters import load_drafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec, Shape
@@ -15,7 +16,10 @@ from jspec.drafters.diffuspec.length import AdaptiveLength, SurvivalLength
 from jspec.drafters.diffuspec.loading import spread_lengths
 from jspec.errors import UserError
 from jspec.models.diffusion_prefix import RECOMPUTE
+from jspec.models.known import KNOWN
 from jspec.models.ngram_files import write_ngram
+from jspec.models.target import abstract_target
+from jspec.sharding import make_mesh
 from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import tiny_target
 from jspec.train.ngram import estimate
@@ -80,6 +84,53 @@ def test_an_ngram_model_beside_the_weights_is_the_proxy(directory, tmp_path):
     assert "ngram" not in load(directory, ngram="none")[1]
 
 
+@pytest.mark.parametrize("ngram", [None, [[1, 2, 3, 1, 2, 3, 4], [4, 1, 2, 5]], [[7], [7]]])
+def test_a_target_of_shapes_has_a_drafter_of_shapes(directory, ngram):
+    """The same static drafter, and arrays of the same shapes, with no weight read."""
+    if ngram:
+        model = estimate(ngram, order=3, vocab_size=TARGET.vocab_size)
+        write_ngram(directory / "ngram", model)
+    planned = abstract_target(TARGET.model.config, dtype="float32", mesh=TARGET.mesh)
+    shapes = load_drafter("diffuspec", directory, target=planned, **SHORT)
+    drafter, params = load(directory)
+    assert shapes.drafter == drafter
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes.params))
+    assert shapes_of(shapes.params) == shapes_of(params)
+
+
+def shapes_of(params):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+
+
+def test_a_published_model_is_known_without_its_files():
+    target = abstract_target(KNOWN["Qwen/Qwen2.5-32B-Instruct"], dtype="bfloat16", mesh=make_mesh())
+    dream = load_drafter("diffuspec", "Dream-org/Dream-v0-Instruct-7B", target=target)
+    assert isinstance(dream.drafter, DiffuSpec)
+    config = dream.drafter.model.config
+    assert config.is_shifted and config.mask_id == 151_666
+    assert sum(leaf.size for leaf in jax.tree.leaves(dream.params)) == 7_615_616_512
+    for path, told in (
+        ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct/config.json: is_shifted must tell"),
+        ("nobody/dream", "nobody/dream: no directory here, not in the hub's cache, and not"),
+    ):
+        with pytest.raises(UserError, match=told):
+            load_drafter("diffuspec", path, target=target)
+    with pytest.raises(UserError, match="nobody/ngram: no directory here, and not in the hub's"):
+        load_drafter(
+            "diffuspec", "Dream-org/Dream-v0-Instruct-7B", target=target, ngram="nobody/ngram"
+        )
+
+
+def test_large_weights_may_be_split_over_the_targets_devices(directory):
+    target = dataclasses.replace(TARGET, mesh=make_mesh(tensor=2))
+    split = load_drafter("diffuspec", directory, target=target, **SHORT, placement="split")
+    layer = split.params["model"]["layers"][0]
+    assert layer["mlp"]["gate"].sharding.spec == PartitionSpec(None, ("layer", "tensor"))
+    assert layer["attention"]["q"].sharding.spec == PartitionSpec(None, None)
+    whole = load_drafter("diffuspec", directory, target=target, **SHORT)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(whole.params))
+
+
 def test_lengths_are_spread_evenly():
     assert spread_lengths(20, 30, 3) == (20, 25, 30)
     assert spread_lengths(3, 8, 9) == (3, 4, 5, 6, 7, 8)
@@ -104,6 +155,7 @@ def test_lengths_are_spread_evenly():
         (dict(passes=0), "at least 1 pass is needed, not 0"),
         (dict(weight=1.5), "weight must be from 0 to 1, not 1.5"),
         (dict(beam=0), "beam must be at least 1, got 0"),
+        (dict(placement="halved"), "placement must be replicated or split, got 'halved'"),
         (dict(static_share=0.5), "static_share is of an n-gram proxy, and there is none"),
     ],
 )
