@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
-from shapes import SHAPES, n_parameters, random_model
+from rounds import add_common_flags, n_read, random_target, write_record
+from shapes import SHAPES, n_parameters
 from tables import table
 
 from jspec.bench.costs import Costs, room_needed, rounds_for
@@ -36,7 +35,6 @@ from jspec.models import sar_head
 from jspec.models.modules import random_like
 from jspec.models.sar_head import SarConfig
 from jspec.models.target import Target
-from jspec.sharding import make_mesh
 
 FALCON = "falcon"
 
@@ -45,28 +43,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_common_flags(parser)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the record")
     add("--shape", choices=sorted(SHAPES), default="7b")
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--tree", default="kmask2_8layer_tree", help="a released tree, chain-N, or a file")
     add("--context", type=int, default=512, help="tokens of text before the rounds")
-    add("--tiny", action="store_true", help="tiny shapes in float32: a check of the script")
     return parser
 
 
 def load_both(arguments: argparse.Namespace) -> tuple[Target, LoadedDrafter]:
     """A target of the shape and a head for it, both with random weights."""
-    model, params = random_model(arguments.shape, arguments.dtype)
-    target = Target(
-        model=model,
-        params=params,
-        dtype=arguments.dtype,
-        mesh=make_mesh(),
-        path=None,
-        stop_ids=(),
-        max_length=model.config.max_length,
-    )
+    target = random_target(arguments.shape, arguments.dtype)
+    model = target.model
     decoder = dataclasses.replace(model.config, n_layers=1, windows=())
     head = sar_head.build(SarConfig(decoder=decoder, block_size=2))
     make = jax.jit(
@@ -75,7 +63,7 @@ def load_both(arguments: argparse.Namespace) -> tuple[Target, LoadedDrafter]:
         )
     )
     drafter = Falcon(model=head, target=model, tree=find(arguments.tree))
-    weights = {"head": make(jax.random.key(1)), "target": params}
+    weights = {"head": make(jax.random.key(1)), "target": target.params}
     return target, LoadedDrafter(name=FALCON, drafter=drafter, params=weights)
 
 
@@ -83,8 +71,7 @@ def floor(target: Target, drafter: LoadedDrafter) -> float:
     """Weights that a round reads, in those of a plain step; embeddings are looked up, not read."""
     config = target.model.config
     output = config.vocab_size * config.width
-    embedding = 0 if config.has_tied_head else output
-    plain = n_parameters(target.params) - embedding
+    plain = n_read(target.params, config)
     assert isinstance(drafter.drafter, Falcon)
     n_passes = len(drafter.drafter.plan.passes)
     return 1 + n_passes * (n_parameters(drafter.params["head"]) + output) / plain
@@ -133,8 +120,7 @@ def main() -> int:
     if arguments.tiny:
         arguments.shape, arguments.dtype, arguments.context = "tiny", "float32", 32
     record = measure(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "round.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(arguments.out, record)
     names = ("round_over_plain", "floor", "verify_over_plain", "tree_passes_over_plain", "plain_ms")
     head = ("tree", "nodes", "passes", *names)
     row = (record["tree"], str(record["nodes"]), str(record["passes"]))

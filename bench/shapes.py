@@ -1,24 +1,30 @@
-"""Models of the measurements: Llama shapes with random weights."""
+"""Models of the measurements: shapes of Llama, Qwen2.5 and Dream with random weights."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 
 from jspec.models.config import DecoderConfig
+from jspec.models.known import KNOWN
 from jspec.models.model import Model, build, random_params
 from jspec.state import Params
 
+_TINY = DecoderConfig(
+    vocab_size=128,
+    width=32,
+    mlp_width=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    max_positions=8192,
+)
+
 SHAPES = {
-    "tiny": DecoderConfig(
-        vocab_size=128,
-        width=32,
-        mlp_width=64,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=8,
-        max_positions=8192,
-    ),
+    "tiny": _TINY,
+    "tiny-dream": dataclasses.replace(_TINY, family="Dream", is_causal=False, has_qkv_bias=True),
     "deep-14m": DecoderConfig(
         vocab_size=4096,
         width=320,
@@ -51,13 +57,23 @@ SHAPES = {
         head_dim=128,
         max_positions=8192,
     ),
+    "qwen2.5-7b": KNOWN["Qwen/Qwen2.5-7B-Instruct"],
+    "qwen2.5-32b": KNOWN["Qwen/Qwen2.5-32B-Instruct"],
+    "dream-7b": KNOWN["Dream-org/Dream-v0-Instruct-7B"],
 }
 """By name. `7b` is Llama 2 7B, and so Vicuna 7B; both 14m are Llamas of 14 million parameters."""
 
 
-def random_model(shape: str, dtype="float32") -> tuple[Model, Params]:
-    """The model of a shape and random weights, made where JAX computes."""
-    model = build(SHAPES[shape])
+def random_model(shape: str, dtype="float32", n_layers: int | None = None) -> tuple[Model, Params]:
+    """The model of a shape and random weights, made where JAX computes.
+
+    Args:
+      n_layers: other than the shape's.
+    """
+    config = SHAPES[shape]
+    if n_layers is not None:
+        config = dataclasses.replace(config, n_layers=n_layers, windows=())
+    model = build(config)
     make = jax.jit(lambda key: random_params(model, key=key, dtype=dtype, scale=0.05))
     return model, make(jax.random.key(0))
 

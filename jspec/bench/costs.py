@@ -51,7 +51,7 @@ _rounds = jax.jit(decode_loop, static_argnames=("program", "rounds"))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_nodes", "rounds"))
-def _forwards(params, model: Model, generation: DecodeState, *, n_nodes: int, rounds: int):
+def forwards(params, model: Model, generation: DecodeState, *, n_nodes: int, rounds: int):
     """Target forwards over n new rows, one after another, the text growing by one each time."""
     context = generation.context
     tokens = jnp.repeat(context.pending[:, None], n_nodes, axis=1)
@@ -66,9 +66,9 @@ def _forwards(params, model: Model, generation: DecodeState, *, n_nodes: int, ro
     return lax.fori_loop(0, rounds, step, (generation.cache, tokens))
 
 
-@functools.partial(jax.jit, static_argnames=("program", "rounds"))
-def _drafts(params, program: Program, generation: DecodeState, *, rounds: int):
-    """Drafts one after another, the text growing by a drafted token each time."""
+@functools.partial(jax.jit, static_argnames=("program", "rounds", "size"))
+def drafts(params, program: Program, generation: DecodeState, *, rounds: int, size: int = 0):
+    """Drafts of one size one after another, the text growing by a drafted token each time."""
 
     def step(_, carry):
         state, context = carry
@@ -78,7 +78,7 @@ def _drafts(params, program: Program, generation: DecodeState, *, rounds: int):
             mode=program.mode,
             rule=program.rule,
         )
-        draft, state = program.drafter.propose(params, state, context, randomness, 0)
+        draft, state = program.drafter.propose(params, state, context, randomness, size)
         one = jnp.ones_like(context.length)
         tokens = append(context.tokens, draft.token[:, -1:], context.length, one)
         return state, replace(context, tokens=tokens, length=context.length + 1)
@@ -173,7 +173,7 @@ class Costs:
         start = started(plain, requests[self._temperatures[0]], capacity)
         for n in sorted({1, *self._n_nodes.values(), *n_nodes}):
             params, model = plain.target.params, plain.target.model
-            call = functools.partial(_forwards, params, model, start, n_nodes=n)
+            call = functools.partial(forwards, params, model, start, n_nodes=n)
             self._keep(Part("forward", str(n), None), call)
 
     def _add(
@@ -187,7 +187,7 @@ class Costs:
         self._tokens[part] = float(new / jnp.maximum(end.counters.rounds.sum(), 1))
         if name != PLAIN:
             part = Part("draft", name, temperature)
-            self._keep(part, functools.partial(_drafts, params[1], program, start))
+            self._keep(part, functools.partial(drafts, params[1], program, start))
 
     def _keep(self, part: Part, call: Callable[..., Any]) -> Any:
         """Compiles a part by running it once; returns its end."""

@@ -35,6 +35,19 @@ def test_first_look_fills_every_section_and_adds_to_its_record(tmp_path):
     assert text.count("\n| --- |") == 6
 
 
+def test_parts_of_a_diffuspec_round_are_timed(tmp_path):
+    text = run("diffuspec_round.py", "--tiny", "--out", tmp_path)
+    record = json.loads((tmp_path / "round.json").read_text())
+    assert {"commit", "versions", "device", "floor"} <= set(record)
+    found = record["contexts"]["16"]
+    names = ("verify_over_plain", "frozen_over_plain", "recompute_over_plain")
+    times = [*(found[name]["2"] for name in names), found["plain_ms"]]
+    times += [record["search_ms"][name]["2"] for name in ("alone", "with n-grams")]
+    assert all(time > 0 for time in times)
+    assert record["floor"]["drafter_over_plain"] > 1  # the tiny drafter has biases
+    assert text.count("\n| --- |") == 2
+
+
 def test_jspec_worker_decodes_what_it_is_asked(tmp_path):
     target = tiny_target()
     write_checkpoint(tmp_path, target.params, target.model.config)
