@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from rounds import add_common_flags, n_read, random_target, write_record
-from shapes import SHAPES, random_model
+from shapes import DIFFUSION, TARGETS, random_model
 from tables import table
 
 from jspec.bench.costs import ROUNDS, drafts, forwards
@@ -64,9 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_common_flags(parser)
     add = parser.add_argument
-    add("--target", choices=sorted(SHAPES), default="qwen2.5-7b")
+    add("--target", choices=TARGETS, default="qwen2.5-7b")
     add("--target-layers", type=int, help="other than the target's own")
-    add("--drafter", choices=sorted(SHAPES), default="dream-7b")
+    add("--drafter", choices=DIFFUSION, default="dream-7b")
     add("--lengths", type=int, nargs="+", default=[20, 25, 30], help="masks of a round")
     add("--contexts", type=int, nargs="+", default=[256, 1024, 2048], help="tokens of text")
     add("--ngram-tokens", type=int, default=2_000_000, help="of the text the table is made of")
@@ -96,7 +96,7 @@ def make_drafter(model: DiffusionModel, lengths: tuple[int, ...], prefix: str) -
         model=model,
         lengths=lengths,
         controller=AdaptiveLength(shortest=lengths[0], longest=lengths[-1]),
-        prefix=Prefix(windows=windows, n_widths=1),
+        prefix=Prefix(windows=windows, is_enough=True, n_widths=1),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 from rounds import add_common_flags, n_read, random_target, write_record
-from shapes import SHAPES, n_parameters
+from shapes import TARGETS, n_parameters
 from tables import table
 
 from jspec.bench.costs import Costs, room_needed, rounds_for
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_common_flags(parser)
     add = parser.add_argument
-    add("--shape", choices=sorted(SHAPES), default="7b")
+    add("--shape", choices=TARGETS, default="7b")
     add("--tree", default="kmask2_8layer_tree", help="a released tree, chain-N, or a file")
     add("--context", type=int, default=512, help="tokens of text before the rounds")
     return parser

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shapes import SHAPES, n_parameters, random_model
+from shapes import SHAPES, TARGETS, n_parameters, random_model
 
 from jspec.bench.peers import Peer
 from jspec.bench.records import provenance, spread
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=tuple(SHAPES), default="deep-14m")
+    parser.add_argument("--shape", choices=TARGETS, default="deep-14m")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=11)

@@ -63,6 +63,9 @@ SHAPES = {
 }
 """By name. `7b` is Llama 2 7B, and so Vicuna 7B; both 14m are Llamas of 14 million parameters."""
 
+TARGETS = tuple(name for name, config in SHAPES.items() if config.is_causal)
+DIFFUSION = tuple(name for name in SHAPES if name not in TARGETS)
+
 
 def random_model(shape: str, dtype="float32", n_layers: int | None = None) -> tuple[Model, Params]:
     """The model of a shape and random weights, made where JAX computes.

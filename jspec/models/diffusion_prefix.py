@@ -53,11 +53,14 @@ class Prefix:
         nothing is kept (`RECOMPUTE`).
       refresh_every: every so many rounds one reads everything; 1 keeps a cache that is never used.
         None: never.
+      is_enough: no round commits more than the last window holds. Then without `refresh_every`
+        none reads everything, and no such passes are compiled.
       n_widths: how many widths full passes come in; the widest holds the longest text.
     """
 
     windows: tuple[int, ...] = ()
     refresh_every: int | None = None
+    is_enough: bool = False
     n_widths: int = 4
 
     def __post_init__(self):
@@ -74,6 +77,11 @@ class Prefix:
     def is_frozen(self) -> bool:
         """Whether anything is kept."""
         return bool(self.windows)
+
+    @property
+    def reads_everything(self) -> bool:
+        """Whether a round may."""
+        return not (self.is_frozen and self.is_enough and self.refresh_every is None)
 
     def widths(self, capacity: int, n_masks: int) -> tuple[int, ...]:
         """Of full passes over texts of at most `capacity` tokens and their masks, ascending."""
@@ -181,7 +189,9 @@ def predict(
     if not prefix.is_frozen:
         return full(None, text)[0], state
     branches = [functools.partial(read, width=window + slots.n_masks) for window in prefix.windows]
-    prediction, cache = switch_in_place(chosen, [*branches, full], state.cache, text)
+    if prefix.reads_everything:
+        branches.append(full)
+    prediction, cache = switch_in_place(chosen, branches, state.cache, text)
     age = jnp.where(chosen < len(prefix.windows), state.age + 1, 0)
     return prediction, PrefixState(
         cache=cache,

@@ -221,6 +221,28 @@ def test_one_layer_through_windows_equals_recomputing(is_shifted):
     assert ages == [1, 2, 3, 4, 0, 1]
 
 
+def test_windows_that_are_enough_predict_the_same_without_passes_over_everything():
+    either = Prefix(windows=(2, 8), n_widths=2)
+    enough = dataclasses.replace(either, is_enough=True)
+    assert farthest(rounds(either)[0], rounds(enough)[0]) == [0.0] * len(COMMITS)
+    assert "cond[" in program_of(either) and "cond[" not in program_of(enough)
+    assert "cond[" in program_of(dataclasses.replace(enough, refresh_every=2))
+
+
+def program_of(prefix) -> str:
+    """The round as it is traced; passes over everything are the branches of a conditional."""
+    model, params = tiny_diffusion()
+    tokens, length = texts(PROMPTS)
+
+    def once(tokens, length):
+        state = start_prefix(
+            params, model, prefix, tokens[:, :16], length, capacity=CAPACITY, n_masks=3
+        )
+        return predict(params, model, prefix, state, context_of(tokens, length), SLOTS)
+
+    return str(jax.make_jaxpr(once)(tokens, length))
+
+
 def test_frozen_keys_differ_until_they_are_renewed():
     found, wanted, ages = rounds(WINDOWED)
     assert ages == [1, 2, 0, 1, 0, 1]

@@ -194,7 +194,7 @@ def _prefix(name: str, refresh_every: int, most_accepted: int) -> Prefix:
     if name == "frozen":
         few, most = min(4, most_accepted + 1), most_accepted + 1
         windows = tuple(dict.fromkeys((few, most)))
-        return Prefix(windows=windows, refresh_every=refresh_every or None)
+        return Prefix(windows=windows, refresh_every=refresh_every or None, is_enough=True)
     if name != "recompute":
         raise ValueError(f"prefix must be frozen or recompute, got {name!r}")
     if refresh_every:
