@@ -83,7 +83,7 @@ def test_every_config_of_the_demo_names_the_frozen_target():
 
 def test_the_shipped_models_are_small_and_have_cards():
     sizes = {}
-    for name in ("target", "draft", "draft-deep"):
+    for name in ("target", "draft", "draft-deep", "falcon", "diffusion"):
         directory = local_directory(f"demo/{name}")
         sizes[name] = sum(path.stat().st_size for path in directory.rglob("*"))
         assert (directory / "README.md").is_file(), name

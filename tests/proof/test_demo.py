@@ -27,6 +27,16 @@ DRAFTERS = {
     "draft, chain": ("draft-model", "demo/draft", {"depth": 4}),
     "draft, tree": ("draft-model", "demo/draft", {"depth": 4, "width": 3}),
     "draft-deep, chain": ("draft-model", "demo/draft-deep", {"depth": 4}),
+    "diffuspec, lengths": (
+        "diffuspec",
+        "demo/diffusion",
+        {"shortest": 3, "longest": 6, "n_lengths": 2, "tolerance": 0.7, "static_share": 0.5},
+    ),
+    "diffuspec, tree": (
+        "diffuspec",
+        "demo/diffusion",
+        {"shortest": 4, "longest": 4, "shape": "tree", "nodes": 8, "extra_slot": True},
+    ),
 }
 
 OPENINGS = (

@@ -26,6 +26,7 @@ from jspec.drafters.diffuspec.lattice import (
     Proxy,
     Scoring,
     candidates,
+    everything,
     first_stop,
     perturbed,
 )
@@ -54,8 +55,8 @@ class Choices:
 
     Attributes:
       cap, mass: candidates of a slot, see `lattice.candidates`.
-      wide: of a row that samples, the likeliest tokens among which its noise chooses those; the
-        law's pick is often none of the very likeliest.
+      wide: of a row that samples, the likeliest tokens among which its noise chooses those, 0 for
+        all; the law's pick is often none of the very likeliest.
       beam: paths side by side; of a tree, nodes of one depth that are kept while it grows.
       scoring: what a step is worth.
       eos_rule, is_length_normalised: see `search.search`.
@@ -66,7 +67,7 @@ class Choices:
 
     cap: int = 15
     mass: float = 0.8
-    wide: int = 1024
+    wide: int = 0
     beam: int = 3
     scoring: Scoring = EQUATION_8
     eos_rule: EosRule = EosRule.ARGMAX_DEPTH
@@ -76,9 +77,9 @@ class Choices:
     static_share: float = 1.0
 
     def __post_init__(self):
-        for name in ("cap", "wide", "beam"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("cap", 1), ("wide", 0), ("beam", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.mass > 0:
             raise ValueError(f"mass must be above 0, got {self.mass}")
         if not 0 <= self.static_share <= 1:
@@ -196,8 +197,7 @@ class DiffuSpec:
                 self.refinement,
             )
         with jax.named_scope("search"):
-            lattice = self._lattice(prediction.logprobs, randomness)
-            draft = self._draft(params, lattice, context, size)
+            draft = self.choose(params, prediction.logprobs, context, randomness, size)
         n_drafted = jnp.full_like(context.length, slots.count)
         n_generated = jnp.minimum(first_stop(prediction.tokens, stop_ids) - 1, n_drafted)
         return draft, replace(state, prefix=prefix, n_generated=n_generated, n_drafted=n_drafted)
@@ -215,26 +215,17 @@ class DiffuSpec:
 
     # --- choosing --------------------------------------------------------------------------------
 
-    def _lattice(self, logprobs: Float[Array, "B R V"], randomness: Randomness) -> Lattice:
-        """Candidates of every slot; with the law's noise where it is there and may be used."""
-        choices, sampling = self.choices, randomness.sampling
-        always = sampling.stop_ids if choices.eos_rule is EosRule.FORCED_LITERAL else None
-        limits = {"cap": choices.cap, "mass": choices.mass, "always": always}
-        if randomness.rule is not Rule.WALK:
-            # A draft that noise did not choose is a point mass, which the rejection rule knows.
-            return candidates(logprobs, **limits)
-        wide = candidates(logprobs, cap=max(choices.wide, choices.cap), mass=jnp.inf, always=always)
-        noise = [
-            randomness.draft_noise(depth, logprobs.shape[2], ids=wide.ids[:, depth])
-            for depth in range(logprobs.shape[1])
-        ]
-        drawn = [one for one in noise if one is not None]
-        if not drawn:
-            return candidates(logprobs, **limits)
-        return perturbed(wide, jnp.stack(drawn, axis=1), sampling.temperature, **limits)
-
-    def _draft(self, params: Params, lattice: Lattice, context: Context, size: int) -> Draft:
+    def choose(
+        self,
+        params: Params,
+        logprobs: Float[Array, "B R V"],
+        context: Context,
+        randomness: Randomness,
+        size: int,
+    ) -> Draft:
+        """The draft of what the model predicts: all of `propose` but the model's passes."""
         choices, proxy = self.choices, self._proxy(params, context)
+        lattice = self._lattice(logprobs, randomness)
         last = None if proxy is None else _last_tokens(context, params["ngram"].order - 1)
         stop_ids, n_nodes = context.sampling.stop_ids, self.sizes[size].n_nodes
         if choices.shape is Shape.TREE:
@@ -261,6 +252,27 @@ class DiffuSpec:
         if choices.shape is Shape.BEAMS:
             return paths_tree(paths, context.pending, stop_ids=stop_ids, n_nodes=n_nodes)
         return _chain(paths, context)
+
+    def _lattice(self, logprobs: Float[Array, "B R V"], randomness: Randomness) -> Lattice:
+        """Candidates of every slot; with the law's noise where it is there and may be used."""
+        choices, sampling = self.choices, randomness.sampling
+        always = sampling.stop_ids if choices.eos_rule is EosRule.FORCED_LITERAL else None
+        limits = {"cap": choices.cap, "mass": choices.mass, "always": always}
+        if randomness.rule is not Rule.WALK:
+            # A draft that noise did not choose is a point mass, which the rejection rule knows.
+            return candidates(logprobs, **limits)
+        wide = everything(logprobs)
+        if 0 < choices.wide < logprobs.shape[2]:
+            cap = max(choices.wide, choices.cap)
+            wide = candidates(logprobs, cap=cap, mass=jnp.inf, always=always)
+        noise = [
+            randomness.draft_noise(depth, logprobs.shape[2], ids=wide.ids[:, depth])
+            for depth in range(logprobs.shape[1])
+        ]
+        drawn = [one for one in noise if one is not None]
+        if not drawn:
+            return candidates(logprobs, **limits)
+        return perturbed(wide, jnp.stack(drawn, axis=1), sampling.temperature, **limits)
 
     def _proxy(self, params: Params, context: Context) -> Proxy | None:
         if "ngram" not in params:

@@ -1,7 +1,7 @@
 """The lattice: the few tokens that each drafted slot may take, and how a candidate is scored.
 
-In reading order: `Lattice`, `candidates` and `perturbed`, which make one, and `Scoring`, by which
-the path search and the tree judge its steps.
+In reading order: `Lattice`, `candidates`, `everything` and `perturbed`, which make one, and
+`Scoring`, by which the path search and the tree judge its steps.
 
 Letters: B rows, k slots, A candidates of a slot, W paths side by side, V vocabulary, E stop ids of
 a row. Slot 1 of the papers is index 0 here. Log-probabilities are float32, in nats.
@@ -113,6 +113,12 @@ def candidates(
     return _pruned(Lattice(ids=ids, logprobs=best), cap, mass, always)
 
 
+def everything(logprobs: Float[Array, "B k V"]) -> Lattice:
+    """The whole vocabulary in the order of ids, for `perturbed` to choose from."""
+    ids = jnp.arange(logprobs.shape[2], dtype=jnp.int32)
+    return Lattice(ids=jnp.broadcast_to(ids, logprobs.shape), logprobs=logprobs.astype(jnp.float32))
+
+
 def perturbed(
     lattice: Lattice,
     noise: Float[Array, "B k A"],
@@ -124,8 +130,9 @@ def perturbed(
 ) -> Lattice:
     """The `cap` candidates of every slot that the law is likeliest to pick, given its noise.
 
-    To be taken of a wide lattice whose mass was not cut: of the few tokens with the largest log q
-    the noise often wants none. Rows at temperature 0 become what `candidates` makes of them.
+    To be taken of everything, or of a wide lattice whose mass was not cut: of the few tokens with
+    the largest log q the noise often wants none. Rows at temperature 0 become what `candidates`
+    makes of them.
 
     Args:
       noise: standard Gumbel noise of the candidates at their positions.
@@ -139,10 +146,11 @@ def _pruned(lattice: Lattice, cap: int, mass: float, always: Int[Array, "B E"] |
     """Candidates in the order of their scores, as few as Eq. 7 asks for."""
     width = lattice.ids.shape[2]
     score = step_scores(lattice.logprobs, lattice.noise, lattice.temperature, EQUATION_8)
-    score, order = lax.top_k(score, width)
+    # What must always stay may stand anywhere, the others among the first.
+    score, order = lax.top_k(score, min(cap, width) if always is None else width)
     probability = jnp.exp(score)
     before = jnp.cumsum(probability, axis=2) - probability
-    rank = jnp.arange(width, dtype=jnp.int32)[None, None, :]
+    rank = jnp.arange(score.shape[2], dtype=jnp.int32)[None, None, :]
     is_kept = (rank == 0) | ((rank < cap) & (before < mass - MASS_SLACK))
     n_kept = min(cap, width)
     if always is not None:

@@ -58,7 +58,7 @@ def load(
     refresh_every: int = 0,
     cap: int = 15,
     mass: float = 0.8,
-    wide: int = 1024,
+    wide: int = 0,
     beam: int = 3,
     weight: float = 0.5,
     spread: float = 1.0,
@@ -87,7 +87,8 @@ def load(
         as in the paper.
       refresh_every: rounds after which a frozen text is read anew; 0 for never.
       cap, mass, beam: M_max, tau and B.
-      wide: at temperature > 0, tokens of a slot among which the noise chooses its candidates.
+      wide: at temperature > 0, how many of a slot's likeliest tokens the noise chooses its
+        candidates from; 0 for all.
       weight: lambda, of the model beside the proxy.
       spread: s, what scores are divided by where they are compared across depths.
       eos_rule: `argmax_depth` or `forced_literal`.
