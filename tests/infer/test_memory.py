@@ -11,6 +11,7 @@ import pytest
 from jspec.config import InferConfig, find_config, read_yaml, resolve
 from jspec.drafters import NAMES, LoadedDrafter, load_drafter
 from jspec.drafters.falcon.checkpoint import write_checkpoint as write_head
+from jspec.infer.command import session
 from jspec.infer.command.memory import memory_line, memory_warning
 from jspec.infer.memory import Memory, memory_of
 from jspec.infer.prefill import prefill
@@ -220,3 +221,25 @@ def test_what_does_not_fit_is_told_with_its_largest_part(part, said):
     assert said in warning
     assert memory_warning(memory, InferConfig(), 9400) is None
     assert memory_warning(memory, InferConfig(), None) is None
+
+
+def test_a_run_that_does_not_fit_is_warned_of_once_and_tried(checkpoints, infer, monkeypatch):
+    monkeypatch.setattr(session, "device_memory", lambda: 1000)
+    run = infer("--target", checkpoints.chat, "--prompt", "the cat", "--max-new-tokens", "2")
+    assert run.code == 0 and run.out
+    (line,) = [line for line in run.err.splitlines() if line.startswith("memory a device: ")]
+    assert " of 1 kB (target " in line
+    (warning,) = [line for line in run.err.splitlines() if line.startswith("warning: ")]
+    assert "do not fit 1 kB; the largest part is the target's" in warning
+
+
+def test_a_drafter_that_does_not_fit_is_refused_before_weights_are_read(
+    checkpoints, infer, tmp_path
+):
+    target = checkpoints.copy("chat", tmp_path)
+    (target / "model.safetensors").write_bytes(b"")
+    asked = ("--target", target, "--prompt", "hi", "--drafter", "draft-model")
+    run = infer(*asked, "--drafter-path", checkpoints.small, "--set", "drafter_options.depth=0")
+    assert run.code == 2
+    (line,) = run.err.splitlines()
+    assert line.startswith("error: draft-model: depth 0")

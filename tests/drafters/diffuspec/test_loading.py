@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -15,10 +16,14 @@ from jspec.drafters.diffuspec.drafter import DiffuSpec, Shape
 from jspec.drafters.diffuspec.length import AdaptiveLength, SurvivalLength
 from jspec.drafters.diffuspec.loading import spread_lengths
 from jspec.errors import UserError
+from jspec.infer.engine import Engine
+from jspec.infer.request import Finished, Request, Result
+from jspec.models.diffusion import Slots, slot_logprobs
 from jspec.models.diffusion_prefix import RECOMPUTE
+from jspec.models.hf import write_checkpoint
 from jspec.models.known import KNOWN
 from jspec.models.ngram_files import write_ngram
-from jspec.models.target import abstract_target
+from jspec.models.target import abstract_target, load_target
 from jspec.sharding import make_mesh
 from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import tiny_target
@@ -129,6 +134,30 @@ def test_large_weights_may_be_split_over_the_targets_devices(directory):
     assert layer["attention"]["q"].sharding.spec == PartitionSpec(None, None)
     whole = load_drafter("diffuspec", directory, target=target, **SHORT)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(whole.params))
+    assert isinstance(whole.drafter, DiffuSpec)
+    tokens, length = jnp.asarray([[5, 9, 2, 7]], jnp.int32), jnp.asarray([3], jnp.int32)
+    predict = jax.jit(slot_logprobs, static_argnums=(1, 4))
+    found, wanted = (
+        predict(one.params["model"], whole.drafter.model, tokens, length, Slots(n_masks=3))
+        for one in (split, whole)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_split_weights_draft_as_whole_ones(directory, tmp_path):
+    write_checkpoint(tmp_path / "target", TARGET.params, TARGET.model.config)
+    request = Request(tokens=(1, 2, 3, 4), max_new_tokens=20)
+
+    def decode(placement: str) -> Result:
+        target = load_target(tmp_path / "target", mesh=make_mesh(tensor=2))
+        options = dict(shortest=3, longest=3, placement=placement)
+        drafter = load_drafter("diffuspec", directory, target=target, **options)
+        events = Engine(target, drafter, max_length=64).run([request])
+        return next(event.result for event in events if isinstance(event, Finished))
+
+    split, whole = decode("split"), decode("replicated")
+    assert split.tokens == whole.tokens and len(split.tokens) == 20
+    assert split.stats.accepted_by_depth == whole.stats.accepted_by_depth
 
 
 def test_lengths_are_spread_evenly():
