@@ -20,8 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from heldout import ABOUT, default_folder, find_corpora, openings
+from ablation import Journal, acceptance, parser_of, requests_of
 from tables import table
 
 import jspec
@@ -31,29 +30,19 @@ from jspec.bench.summary import PLAIN
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.trees import Tree
 from jspec.errors import UserError
-from jspec.infer.command.endings import Parser, exit_code
+from jspec.infer.command.endings import exit_code
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
-from jspec.infer.text import import_transformers_without_torch, load_tokenizer
-from jspec.models.hub import local_directory
+from jspec.infer.text import import_transformers_without_torch
 from jspec.models.target import Target
-from jspec.records import whole_records
 
 RECORDS, COSTS, TABLE, PICTURE = "acceptance.jsonl", "costs.json", "table.md", "ablation.png"
-BOOTSTRAP = 2000
 ROWS = 8
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog=ABOUT,
-    )
+    parser = parser_of(__doc__, per_corpus=5)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of heads, records, table and picture")
-    add("--data", type=Path, default=default_folder(), help="folder of the corpora")
     add("--steps", type=int, default=700, help="optimizer steps of every head")
     add("--length", type=int, default=64, help="tokens of a training sequence")
     add("--batch-size", type=int, default=16, help="sequences of a step")
@@ -62,8 +51,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--passes", type=int, default=2, help="of the head, which make a draft's depth")
     add("--nodes", type=int, default=12, help="of a tree")
     add("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
-    add("--prompts-per-corpus", type=int, default=5, metavar="N")
-    add("--max-new-tokens", type=int, default=48)
     return parser
 
 
@@ -133,63 +120,40 @@ def drafters(
         yield {**what, "nodes": 4 * options.get("width", 1), "depth": 4}, loaded
 
 
-def requests_of(arguments: argparse.Namespace, temperature: float) -> list[Request]:
-    """Held-out openings, the same for every drafter."""
-    tokenizer = load_tokenizer(local_directory("demo/target"))
-    assert tokenizer is not None
-    found = [
-        one.tokens
-        for path in find_corpora(arguments.data)
-        for one in openings(path, tokenizer, count=arguments.prompts_per_corpus, seed=0)
-    ]
-    count = arguments.max_new_tokens
-    return [
-        Request(tokens=tokens, max_new_tokens=count, temperature=temperature, sample=number)
-        for number, tokens in enumerate(found)
-    ]
+def _requests(arguments: argparse.Namespace, temperature: float) -> list[Request]:
+    return requests_of(
+        arguments.data,
+        per_corpus=arguments.prompts_per_corpus,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=temperature,
+    )
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A record for every drafter and temperature; those of an earlier start are kept."""
     target = jspec.load_target("demo/target")
-    path = arguments.out / RECORDS
-    records = [record for record, _ in whole_records(path)]
+    journal = Journal(arguments.out / RECORDS)
     made = provenance()
-    requests = {t: requests_of(arguments, t) for t in arguments.temperatures}
+    requests = {t: _requests(arguments, t) for t in arguments.temperatures}
     for what, loaded in drafters(arguments, target):
         for temperature in arguments.temperatures:
-            if any(_is_same(record, what, temperature) for record in records):
+            if journal.find({**what, "temperature": temperature}):
                 continue
             record = {**what, "temperature": temperature, "steps": arguments.steps}
             record |= _acceptance(target, loaded, requests[temperature])
-            record["provenance"] = made
-            records.append(record)
+            journal.add({**record, "provenance": made})
             print(f"{_name(record)}, T = {temperature}: {record['tau']:.2f}", file=sys.stderr)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-    return records
-
-
-def _is_same(record: dict, what: dict, temperature: float) -> bool:
-    return record["temperature"] == temperature and all(record[k] == v for k, v in what.items())
+    return journal.records
 
 
 def _acceptance(target: Target, loaded: LoadedDrafter, requests: Sequence[Request]) -> dict:
-    """tau with the target's own token, its bootstrap interval over prompts, and every depth."""
     engine = Engine(target, loaded, batch_size=ROWS, max_length=256)
     rows = [e.result.stats for e in engine.run(requests) if isinstance(e, Finished)]
-    tokens = np.array([max(row.new_tokens - 1, 0) for row in rows])
-    rounds = np.array([row.target_calls for row in rows])
-    picked = np.random.default_rng(0).integers(0, len(rows), (BOOTSTRAP, len(rows)))
-    taus = tokens[picked].sum(axis=1) / np.maximum(rounds[picked].sum(axis=1), 1)
-    kept = np.sum([row.accepted_by_depth for row in rows], axis=0) / max(rounds.sum(), 1)
-    return {
-        "tau": float(tokens.sum() / max(rounds.sum(), 1)),
-        "interval": [float(x) for x in np.percentile(taus, [2.5, 97.5])],
-        "accepted_by_depth": [round(float(x), 4) for x in kept],
-        "rounds": int(rounds.sum()),
-        "prompts": len(rows),
-    }
+    return acceptance(
+        tokens=[max(row.new_tokens - 1, 0) for row in rows],
+        rounds=[row.target_calls for row in rows],
+        kept=[row.accepted_by_depth for row in rows],
+    )
 
 
 def time_rounds(arguments: argparse.Namespace) -> dict[str, float]:
@@ -198,7 +162,7 @@ def time_rounds(arguments: argparse.Namespace) -> dict[str, float]:
     found: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     target = jspec.load_target("demo/target")
     plain = Engine(target, jspec.load_drafter("none", target=target), batch_size=1, max_length=512)
-    requests = {t: requests_of(arguments, t)[:1] for t in arguments.temperatures}
+    requests = {t: _requests(arguments, t)[:1] for t in arguments.temperatures}
     for what, loaded in drafters(arguments, target):
         keys = {t: _shape_key({**what, "temperature": t}) for t in arguments.temperatures}
         if all(key in found for key in keys.values()):
