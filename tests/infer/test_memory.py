@@ -86,7 +86,10 @@ def check(target: Target, planned: Target, drafter: str, path, rows: int, **opti
     return memory
 
 
-@pytest.mark.parametrize("name, path", [("draft-model", "demo/draft"), ("falcon", "demo/falcon")])
+@pytest.mark.parametrize(
+    "name, path",
+    [("draft-model", "demo/draft"), ("falcon", "demo/falcon"), ("diffuspec", "demo/diffusion")],
+)
 def test_the_demo_takes_what_was_said(name, path):
     target, directory = load_target("demo/target"), shipped("demo/target")
     assert directory is not None
