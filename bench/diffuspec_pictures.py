@@ -112,7 +112,7 @@ def draw_sweeps(parts: Mapping[str, Part], find: Find):
         panel.set(xlabel=SWEPT[name])
         panel.grid(alpha=0.3)
         if len(panel.get_legend_handles_labels()[1]) > 1:
-            panel.legend(fontsize=8, frameon=False, loc="lower left")
+            panel.legend(fontsize=8, frameon=False, loc="lower center")
     panels[0].set_ylabel("tokens a target call")
     return figure
 
@@ -124,11 +124,14 @@ def _series(part: Part) -> list[tuple[list[Line], dict[str, Any]]]:
     colors = {0.5: COLORS["CPS"], 1.0: "#ff7f0e"}
     return [
         (
-            [
-                line
-                for line in part.lines
-                if line.variant.static_share == share or not line.variant.has_proxy
-            ],
+            sorted(
+                (
+                    line
+                    for line in part.lines
+                    if line.variant.static_share == share or not line.variant.has_proxy
+                ),
+                key=lambda line: line.x or 0.0,
+            ),
             {"color": colors[share], "label": names[share]},
         )
         for share in shares
@@ -147,7 +150,7 @@ def draw_stages(stages: Mapping[str, Mapping[str, Any]]):
         for stage in STAGES:
             width = max(stages[label][stage], 0.0)
             panel.barh(place, width, left=left, color=STAGE_COLORS[stage], height=0.7)
-            if width > 0.12:
+            if width > 0.2:
                 middle = left + width / 2
                 panel.text(middle, place, f"{width:.2f}", ha="center", va="center", fontsize=7)
             left += width

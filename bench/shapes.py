@@ -7,6 +7,8 @@ import dataclasses
 import jax
 
 from jspec.models.config import DecoderConfig
+from jspec.models.hf import read_config
+from jspec.models.hub import local_directory
 from jspec.models.known import KNOWN
 from jspec.models.model import Model, build, random_params
 from jspec.state import Params
@@ -22,9 +24,18 @@ _TINY = DecoderConfig(
     max_positions=8192,
 )
 
+
+def _demo(name: str) -> DecoderConfig:
+    """The shape of a model that ships, for texts of any length."""
+    config = read_config(local_directory(f"demo/{name}"))
+    return dataclasses.replace(config, max_positions=8192)
+
+
 SHAPES = {
     "tiny": _TINY,
     "tiny-dream": dataclasses.replace(_TINY, family="Dream", is_causal=False, has_qkv_bias=True),
+    "demo-target": _demo("target"),
+    "demo-diffusion": _demo("diffusion"),
     "deep-14m": DecoderConfig(
         vocab_size=4096,
         width=320,
