@@ -188,9 +188,8 @@ def predict(
     text = (context.tokens, context.length, start)
     if not prefix.is_frozen:
         return full(None, text)[0], state
-    branches = [functools.partial(read, width=window + slots.n_masks) for window in prefix.windows]
-    if prefix.reads_everything:
-        branches.append(full)
+    windows = [functools.partial(read, width=window + slots.n_masks) for window in prefix.windows]
+    branches = [*windows, full] if prefix.reads_everything else windows
     prediction, cache = switch_in_place(chosen, branches, state.cache, text)
     age = jnp.where(chosen < len(prefix.windows), state.age + 1, 0)
     return prediction, PrefixState(
