@@ -1,6 +1,6 @@
 # Environments are made when they are missing, from constraints.txt; remove the folder to renew one.
 # PYTHON picks the interpreter, PIP_ARGS goes to pip (an index, a folder of wheels), and PYTEST_ARGS
-# to pytest.
+# to pytest. Tests compile fast rather than well unless XLA_FLAGS is set, be it to nothing: AS_USED.
 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
 	$$name -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -8,12 +8,13 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
+AS_USED := XLA_FLAGS="$${XLA_FLAGS-}"
 
 VENV := .venv
 PARITY := .venv-parity
 LIBTPU := .libtpu
 
-.PHONY: help demo test test-parity test-aot race lint clean
+.PHONY: help demo test proof test-parity test-aot race lint clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -24,11 +25,15 @@ demo: $(VENV)/.installed  ## text from the models that come with jspec, with and
 test: $(VENV)/.installed  ## the default suite: CPU, offline, without torch
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
 
+proof: $(VENV)/.installed  ## compiled as users have it: chains bit for bit, a quick certificate
+	$(AS_USED) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS) tests/proof/test_strict.py
+	$(VENV)/bin/python -m jspec.certify --quick
+
 test-parity: $(PARITY)/.installed  ## live comparison with transformers and torch
-	$(PARITY)/bin/python -m pytest -q -m parity $(PYTEST_ARGS)
+	$(AS_USED) $(PARITY)/bin/python -m pytest -q -m parity $(PYTEST_ARGS)
 
 test-aot: $(VENV)/.installed $(LIBTPU)/.installed  ## programs for TPUs, compiled without one
-	PYTHONPATH=$(LIBTPU) JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -q $(PYTEST_ARGS) tests/aot/test_libtpu.py
+	$(AS_USED) PYTHONPATH=$(LIBTPU) JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -q $(PYTEST_ARGS) tests/aot/test_libtpu.py
 
 race: $(PARITY)/.installed  ## plain decoding against transformers, timed
 	$(PARITY)/bin/python bench/plain_vs_transformers.py --out runs/plain.json

@@ -1,7 +1,7 @@
 """A variant of DiffuSpec on held-out prompts: what was accepted, and how long it took beside plain.
 
-Texts are decoded one at a time, so that each has the draft lengths of its own controller. Where it
-is timed, every text takes turns with plain decoding of the same prompt.
+Texts are decoded one at a time, so that each has the draft lengths of its own controller, in turns
+with some plain rounds after the same prompt.
 """
 
 from __future__ import annotations
@@ -91,10 +91,8 @@ def primer_of(loaded: LoadedDrafter) -> LoadedDrafter:
     return dataclasses.replace(loaded, drafter=drafter)
 
 
-def decoder_of(
-    target: Target, loaded: LoadedDrafter, requests: Sequence[Request], **more
-) -> Decoder:
-    return Decoder(target, loaded, requests, primer=primer_of(loaded), **more)
+def decoder_of(target: Target, loaded: LoadedDrafter, requests: Sequence[Request]) -> Decoder:
+    return Decoder(target, loaded, requests, primer=primer_of(loaded))
 
 
 def decode(
@@ -108,13 +106,11 @@ def decode(
     """A record's numbers, those that are lists by prompt.
 
     Args:
-      repeats: times that every text is timed, the fastest of which counts; 0 for not at all.
+      repeats: times that every text is decoded, the fastest of which counts.
     """
-    it = decoder_of(target, loaded, requests, is_light=not repeats)
-    beside = Decoder(target, plain, requests) if repeats else None
-    compile_first(it, requests[0])
-    if beside:
-        compile_first(beside, requests[0])
+    it, beside = decoder_of(target, loaded, requests), Decoder(target, plain, requests)
+    for each in (it, beside):
+        jax.block_until_ready(each.run(each.start(requests[0]), 1))  # compiles
     rows = [_decoded(it, beside, request, repeats) for request in requests]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     drafter = loaded.drafter
@@ -126,16 +122,8 @@ def decode(
     }
 
 
-def compile_first(decoder: Decoder, request: Request) -> None:
-    jax.block_until_ready(decoder.run(decoder.start(request), 1))
-
-
-def _decoded(it: Decoder, beside: Decoder | None, request: Request, repeats: int) -> dict[str, Any]:
-    start = it.start(request)
-    if beside is None:
-        return _counted(start, it.run(start))
-    jax.block_until_ready(start)
-    plain_start = jax.block_until_ready(beside.start(request))
+def _decoded(it: Decoder, beside: Decoder, request: Request, repeats: int) -> dict[str, Any]:
+    start, plain_start = jax.block_until_ready((it.start(request), beside.start(request)))
     end, plain_end, taken = start, plain_start, []
     for _ in range(repeats):
         end, seconds = _clocked(it, start, TO_THE_END)

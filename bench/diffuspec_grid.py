@@ -87,7 +87,6 @@ def mass() -> Part:
         title="Mass of a slot's candidates",
         lines=_sweep("mass", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), "mass", paper),
         baseline=variant(),
-        is_timed=False,
     )
 
 
@@ -106,7 +105,6 @@ def weight() -> Part:
         title="Weight of the model beside the proxy",
         lines=tuple(lines),
         baseline=variant(),
-        is_timed=False,
         note="The paper has lambda = 0.5 alone. At lambda = 1 there is no proxy.",
     )
 
@@ -152,7 +150,6 @@ def eos() -> Part:
         title="Where a path may end, and whether paths compare by mean or by sum",
         lines=tuple(lines),
         baseline=variant(),
-        is_timed=False,
     )
 
 
@@ -163,7 +160,7 @@ def proxy() -> Part:
         Line(label="half table, half text", variant=variant()),
         Line(label="text alone", variant=variant(static_share=0.0)),
     )
-    return Part(title="Proxy", lines=lines, baseline=variant(), is_timed=False)
+    return Part(title="Proxy", lines=lines, baseline=variant())
 
 
 def sampled() -> Part:
@@ -194,7 +191,7 @@ PARTS: dict[str, Callable[[], Part]] = {
     "eos": eos,
     "proxy": proxy,
 }
-"""By name, but for `adaptive`, which stands on `lengths`. Timed parts come first."""
+"""By name, but for `adaptive`, which stands on `lengths`."""
 
 ADAPTIVE = "adaptive"
 NAMES = ("lengths", ADAPTIVE, *(name for name in PARTS if name != "lengths"))
@@ -209,7 +206,7 @@ def adaptive(best: int, costs: dict[str, str]) -> Part:
     """
     controllers = {
         "as published": {},
-        "tolerance 0.7, own token counted": {"tolerance": 0.7, "counts_bonus": True},
+        "tolerance 0.7, bonus counted": {"tolerance": 0.7, "counts_bonus": True},
         "survival": {"controller": "survival", "smoothing": 0.2},
     }
     paper = {
@@ -238,7 +235,9 @@ def adaptive(best: int, costs: dict[str, str]) -> Part:
         title="Search and adaptive length",
         lines=tuple(lines),
         baseline=fixed(best, **CPS),
-        note=f"k = {best} is the fixed length that was fastest with the search.",
+        note=f"k = {best} is the fixed length that was fastest with the search. Adaptive drafts "
+        f"have {', '.join(map(str, ADAPTIVE_SIZES))} masks, and growth is 2. Cost by lengths: if "
+        "each cost what it does alone.",
     )
 
 

@@ -51,10 +51,6 @@ def cost(record: Record) -> Estimate:
     return estimate(_columns(record, COST), _cost)
 
 
-def is_timed(record: Record) -> bool:
-    return "seconds" in record
-
-
 def less(
     record: Record, other: Record, names: Sequence[str], statistic: Callable[..., Any]
 ) -> Estimate:
@@ -121,16 +117,13 @@ def _row(line: Line, part: Part, find: Find) -> dict[str, str]:
         "tau + 1 [95%]": text_of(found),
         "tau": f"{value - 1:.2f}",
         "less the first": "-" if is_baseline else text_of(tau_less(record, baseline), "+"),
+        "plain rounds a round": f"{cost(record)[0]:.2f}",
+        "speed [95%]": text_of(speed(record)),
+        "speed, less the first": (
+            "-" if is_baseline else text_of(speed_less(record, baseline), "+")
+        ),
+        "kept at depth 1, 2, ...": " ".join(f"{x:.2f}" for x in record["accepted_by_depth"]),
     }
-    if part.is_timed:
-        faster = "-" if is_baseline else text_of(speed_less(record, baseline), "+")
-        cells |= {
-            "plain rounds a round": f"{cost(record)[0]:.2f}",
-            "speed [95%]": text_of(speed(record)),
-            "speed, less the first": faster,
-        }
-    depths = " ".join(f"{share:.2f}" for share in record["accepted_by_depth"])
-    cells["kept at depth 1, 2, ..."] = depths
     if any(each.paper for each in part.lines):
         paper = line.paper
         cells["paper: tokens, speed"] = f"{paper[0]:.2f}, {paper[1]:.2f}" if paper else ""

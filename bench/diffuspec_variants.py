@@ -89,15 +89,13 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """Some variants, the first or the named one of which the others are measured against.
+    """Some variants, one of which the others are measured against.
 
     Attributes:
-      is_timed: whether speeds are of interest; where they are not, all lines cost the same.
       note: stands below the table.
     """
 
     title: str
     lines: tuple[Line, ...]
     baseline: Variant
-    is_timed: bool = True
     note: str = ""

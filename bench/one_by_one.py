@@ -20,7 +20,6 @@ from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState
 from jspec.law import Mode
 from jspec.models.target import Target
-from jspec.testing.light import LIGHT
 
 CAPACITY = 256
 """Tokens of a text, prompt included."""
@@ -29,7 +28,6 @@ TO_THE_END = 2**31 - 1
 
 _prefill = jax.jit(prefill, static_argnames=("program", "capacity"))
 _rounds = jax.jit(decode_loop, static_argnames="program")
-_light_rounds = jax.jit(decode_loop, static_argnames="program", compiler_options=LIGHT)
 
 
 class Decoder:
@@ -39,7 +37,6 @@ class Decoder:
       requests: all that will be decoded; of one temperature.
       primer: a drafter that begins as this one does, whose program reads the prompts; several
         decoders with equal ones share it.
-      is_light: compile quickly and run slowly: not to be timed.
     """
 
     def __init__(
@@ -49,7 +46,6 @@ class Decoder:
         requests: Sequence[Request],
         *,
         primer: LoadedDrafter | None = None,
-        is_light: bool = False,
     ):
         engine = Engine(target, loaded, max_length=CAPACITY, loop="while")
         self.params = target.params, loaded.params
@@ -58,7 +54,6 @@ class Decoder:
         self._primer = dataclasses.replace(self.program, drafter=primer.drafter, mode=Mode.FULL)
         self._max_stop_ids = engine.max_stop_ids
         self._width = prompt_bucket(max(len(r.tokens) for r in requests), CAPACITY)
-        self._rounds = _light_rounds if is_light else _rounds
 
     def start(self, request: Request) -> DecodeState:
         """The state after the prompt."""
@@ -74,4 +69,4 @@ class Decoder:
 
     def run(self, state: DecodeState, rounds: int = TO_THE_END) -> DecodeState:
         """So many rounds later, or when the text has ended."""
-        return self._rounds(self.params, self.program, state, rounds=jnp.int32(rounds))
+        return _rounds(self.params, self.program, state, rounds=jnp.int32(rounds))

@@ -1,6 +1,7 @@
 """Every test runs on eight simulated CPU devices, with strict dtype and rank promotion.
 
-Compiled programs are kept in a folder of the run, which its workers and subprocesses share: the
+Programs are compiled fast rather than well where `XLA_FLAGS` is not set (`make proof` has the usual
+ones). They are kept in a folder of the run, which its workers and subprocesses share: the
 tests compile the same few programs over and over. Hypothesis draws the same examples every time.
 """
 
@@ -15,6 +16,9 @@ import jax
 import pytest
 from hypothesis import settings
 
+from jspec.testing.light import LIGHT, xla_flags
+
+os.environ.setdefault("XLA_FLAGS", xla_flags(LIGHT))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

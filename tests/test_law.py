@@ -21,7 +21,6 @@ from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.sharding import make_mesh
 from jspec.state import Sampling
-from jspec.testing.light import LIGHT
 from jspec.testing.settings import settings
 
 EDGES = [(0, 0, 0), (7, 3, 1), (2**31, 2**32 - 1, 100_000), (2**32 - 1, 0, 2**31 - 1)]
@@ -56,7 +55,7 @@ def ids_of(rows: int, vocabulary: int) -> jax.Array:
     return jnp.asarray(np.tile(np.arange(vocabulary, dtype=np.int32), (rows, 1)))
 
 
-@functools.partial(jax.jit, compiler_options=LIGHT)
+@jax.jit
 def law_of(logits, sampling, position):
     """Scores and pick by mode, and the distribution in full mode."""
     noise = law.gumbel(sampling, position, ids_of(ROWS, VOCABULARY), Stream.NOISE)

@@ -19,6 +19,7 @@ import jax
 
 from jspec.certify.records import Found
 from jspec.certify.roster import ROSTER
+from jspec.testing.light import LIGHT, xla_flags
 
 DEVICES = 8
 _ALL = ",".join(entry.name for entry in ROSTER)
@@ -33,7 +34,8 @@ def strictly_equal(cases: Sequence[str] = CASES, *, is_light: bool = False) -> F
       is_light: compile fast.
     """
     command = [sys.executable, "-m", "jspec.certify.float64", *cases]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(is_light))}
+    flags = [os.environ.get("XLA_FLAGS", ""), xla_flags(LIGHT) if is_light else ""]
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags).strip()}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

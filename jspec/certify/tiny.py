@@ -77,6 +77,9 @@ def bitwise(case: Case, name: str, batch_size: int) -> Found:
     problems = proof.unequal(ours, plain)
     if not all(r.trace is not None and len(r.trace) == len(r.tokens) for r in ours):
         problems.append("tokens without a trace")
+    for i, (request, result) in enumerate(zip(case.requests, ours, strict=True)):
+        ended = proof.ending_problems(request, result, MAX_LENGTH)
+        problems += [f"request {i}: {line}" for line in ended]
     return Found(n_tokens=sum(len(r.tokens) for r in ours), problems=tuple(problems))
 
 

@@ -34,7 +34,7 @@ FORMS = ({"all_nodes": False, "may_exit_early": True}, {"all_nodes": True, "may_
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What a walk is given, and the law's score at every node, worked out beforehand in NumPy."""
+    """What a walk is given, and the law's score at every node, worked out beforehand; all NumPy."""
 
     draft: Draft
     logits: np.ndarray
@@ -83,7 +83,9 @@ def make_case(seed: int = 0) -> Case:
     token[:, 0] = context.pending
     arrays = map(jnp.asarray, (token, parent, depth, is_valid, is_acceptable))
     names = ("token", "parent", "depth", "is_valid", "is_acceptable")
-    return Case(Draft(**dict(zip(names, arrays, strict=True))), logits, context, requests, scores)
+    draft = Draft(**dict(zip(names, arrays, strict=True)))
+    draft, context = jax.tree.map(np.asarray, (draft, context))
+    return Case(draft, logits, context, requests, scores)
 
 
 def _random_shapes(rng) -> np.ndarray:
@@ -179,12 +181,13 @@ def walk_by_its_words() -> Found:
     """Verdicts and traces of both forms of the walk against the walk once more, row by row."""
     case = make_case()
     given = (case.draft, jnp.asarray(case.logits), case.context, case.randomness)
+    all_wanted = [_wanted(case, row) for row in range(ROWS)]
     problems, n_tokens = [], 0
     for form in FORMS:
         verdict = jax.tree.map(np.asarray, verdict_of(*given, **form))
         n_tokens += int(verdict.n_emitted.sum())
-        for row in range(ROWS):
-            told, wanted = _told(verdict, row), _wanted(case, row)
+        for row, wanted in enumerate(all_wanted):
+            told = _told(verdict, row)
             problems += [
                 f"row {row}: {name} {told[name]}, not {value}"
                 for name, value in wanted.items()

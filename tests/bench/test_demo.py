@@ -15,7 +15,6 @@ import pytest
 from jspec.errors import UserError
 from jspec.infer.text import load_tokenizer
 from jspec.models.hf import write_checkpoint
-from jspec.testing.light import LIGHT
 from jspec.testing.models import perturbed, tiny_target
 from jspec.train.corpus import is_held_out
 from jspec.train.tokenizer import train_tokenizer
@@ -80,11 +79,7 @@ def run(folder: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess
     command += ["--corpora", "plain", "chats", "--prompts-per-corpus", "2"]
     command += ["--config", str(folder / "tiny.yaml"), "--contexts", "8"]
     command += ["--max-new-tokens", "12", "--repeats", "1", *arguments]
-    flags = (f"--{name}={str(value).lower()}" for name, value in LIGHT.items())
-    env = os.environ | {
-        "XLA_FLAGS": " ".join(flags),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    env = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 

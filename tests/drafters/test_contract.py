@@ -20,7 +20,6 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.infer.round import emit
 from jspec.law import Mode, Randomness, Rule
 from jspec.state import Context, Prompt, TargetOutput, replace
-from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.verify import walk
@@ -52,7 +51,7 @@ def start(rows=slice(None)) -> Prompt:
     return Prompt(context=context, features=features, width=PROMPT, slots=SLOTS)
 
 
-@functools.partial(jax.jit, static_argnames="drafter", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="drafter")
 def init(params, drafter, prompt):
     return drafter.init(params, prompt)
 
@@ -88,7 +87,7 @@ def one_round(params, drafter, size, state, context, key):
     return draft, verdict, after, committed
 
 
-play_round = jax.jit(one_round, static_argnames=("drafter", "size"), compiler_options=LIGHT)
+play_round = jax.jit(one_round, static_argnames=("drafter", "size"))
 
 
 @dataclasses.dataclass(frozen=True)

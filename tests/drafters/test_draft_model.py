@@ -21,7 +21,6 @@ from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.state import Context, Prompt, replace
-from jspec.testing.light import LIGHT
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
 from jspec.testing.tolerances import tolerance
@@ -45,7 +44,7 @@ def random_texts(rows: int, *, longest: int = 12, seed: int = 0):
     return np.where(np.arange(CAPACITY) < length[:, None], tokens, 0), length
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="model")
 def read(params, model, tokens, length):
     """A fresh pass over texts: the cache, and logits after the last token of each."""
     rows = tokens.shape[0]
@@ -56,7 +55,7 @@ def read(params, model, tokens, length):
     return cache, output.logits[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("drafter", "rule", "mode"), compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames=("drafter", "rule", "mode"))
 def propose(params, drafter, tokens, length, sampling, rule=Rule.WALK, mode=Mode.PLAIN):
     """The first draft after some texts, whose last tokens are pending."""
     active = jnp.ones(length.shape, bool)
@@ -67,7 +66,7 @@ def propose(params, drafter, tokens, length, sampling, rule=Rule.WALK, mode=Mode
     return drafter.propose(params, state, context, randomness, 0)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("program", "rounds"), compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames=("program", "rounds"))
 def decode(params, program, tokens, length, sampling, *, rounds: int):
     state = prefill(params, program, tokens, length, sampling, capacity=CAPACITY)
     return decode_loop(params, program, state, rounds=rounds)

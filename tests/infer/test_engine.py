@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -19,7 +18,6 @@ from jspec.infer.programs import Programs
 from jspec.infer.request import Finished, Request, Result, Tokens, sampling_of
 from jspec.law import Mode
 from jspec.state import StopReason
-from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
 
 VOCABULARY, LIMIT, ROWS = 31, 64, 3
@@ -140,7 +138,7 @@ def test_a_jit_of_ones_own_says_what_the_engine_says(results):
     sampling = sampling_of(requests, max_length=LIMIT, max_stop_ids=2)
     program = dataclasses.replace(engine_of().program, mode=Mode.PLAIN)
 
-    @functools.partial(jax.jit, compiler_options=LIGHT)
+    @jax.jit
     def mine(tokens, length, sampling):
         params = (TARGET.params, DRAFTER.params)
         state = prefill(params, program, tokens, length, sampling, capacity=LIMIT)

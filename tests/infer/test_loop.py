@@ -21,7 +21,6 @@ from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.state import StopReason
 from jspec.testing.drafters import Oracle
-from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.testing.tolerances import tolerance
@@ -46,17 +45,17 @@ def program_of(drafter: Any = LOOKUP, **options) -> Program:
     return Program(target=TARGET.model, drafter=drafter, mode=Mode.PLAIN, **options)
 
 
-@functools.partial(jax.jit, static_argnames="program", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="program")
 def begin(params, program, tokens=PROMPTS, length=LENGTHS, sampling=SAMPLING):
     return prefill(params, program, tokens, length, sampling, capacity=CAPACITY)
 
 
-@functools.partial(jax.jit, static_argnames="program", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="program")
 def go_on(params, program, state, rounds):
     return decode_loop(params, program, state, rounds=rounds)
 
 
-@functools.partial(jax.jit, static_argnames="program", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="program")
 def whole(params, program):
     """Somebody's own program: prompts of unequal lengths to the end, in one call."""
     state = prefill(params, program, PROMPTS, LENGTHS, SAMPLING, capacity=CAPACITY)
@@ -107,9 +106,7 @@ def test_any_number_of_rounds_a_call_gives_the_same(begun, end, rounds):
 
 def test_a_static_trip_count_gives_the_same_and_finished_rows_stand_still(begun, end):
     program = program_of(trace=True, exits_early=False)
-    chunk = jax.jit(
-        lambda state: decode_loop(PARAMS, program, state, rounds=5), compiler_options=LIGHT
-    )
+    chunk = jax.jit(lambda state: decode_loop(PARAMS, program, state, rounds=5))
     state = begun
     for _ in range(int(end.counters.rounds.max()) // 5 + 3):
         state = chunk(state)

@@ -28,7 +28,6 @@ from jspec.models.shipped import shipped
 from jspec.models.target import Target, abstract_target, load_target
 from jspec.sharding import make_mesh
 from jspec.testing.diffusion import write_tiny
-from jspec.testing.light import LIGHT
 from jspec.testing.models import random_head, tiny_config, tiny_target
 from jspec.train.ngram import estimate
 
@@ -61,7 +60,7 @@ def decode_state(target: Target, drafter: LoadedDrafter, rows: int) -> DecodeSta
         return place_rows(prefill(params, program, tokens, length, sampling, capacity=CAPACITY))
 
     with jax.set_mesh(target.mesh):
-        run = jax.jit(start, compiler_options=LIGHT)
+        run = jax.jit(start)
         return run((target.params, drafter.params), tokens, length, sampling)
 
 

@@ -22,7 +22,6 @@ from jspec.models.diffusion import (
 from jspec.models.diffusion_checkpoint import describe, write_diffusion
 from jspec.models.model import build, random_params
 from jspec.models.target import load_model
-from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_config
 from jspec.testing.tolerances import tolerance
 
@@ -36,7 +35,7 @@ SLOTS = Slots(n_masks=3, has_extra=True)
 
 def window(cache, tokens, length, start, width, n_slots=SLOTS.count):
     run = functools.partial(read_window, width=width, n_slots=n_slots)
-    run = jax.jit(run, static_argnums=1, compiler_options=LIGHT)
+    run = jax.jit(run, static_argnums=1)
     block = all_masks(MODEL, 2, SLOTS)
     return run(PARAMS, MODEL, cache, tokens, length, start, block)
 
@@ -54,7 +53,7 @@ def test_a_kept_text_predicts_as_one_that_is_read_again():
 
 
 def test_the_first_slot_sees_no_mask_and_the_others_do():
-    run = jax.jit(slot_logprobs, static_argnums=(1, 4), compiler_options=LIGHT)
+    run = jax.jit(slot_logprobs, static_argnums=(1, 4))
     few, more, many = (run(PARAMS, MODEL, TOKENS, LENGTH, Slots(n_masks=n)) for n in (1, 2, 4))
     np.testing.assert_allclose(few[:, 0], many[:, 0], rtol=0, atol=tolerance("float32").logits)
     assert np.abs(np.asarray(more[:, 1, :60] - many[:, 1, :60])).max() > 1e-3

@@ -26,19 +26,15 @@ from jspec.models.model import build, random_params
 from jspec.state import Context, Sampling
 from jspec.testing.compiled import makers
 from jspec.testing.diffusion import CONFIGS, MASK, in_llama_names, tensors_of, write_tiny
-from jspec.testing.light import LIGHT
+from jspec.testing.light import USUAL
 from jspec.testing.models import tiny_config, tiny_target
 from jspec.testing.tolerances import tolerance
 
 ATOL = tolerance("float32").logits
 CAPACITY = 48
 
-run_slots = jax.jit(slot_logprobs, static_argnames=("model", "slots"), compiler_options=LIGHT)
-run_predict = jax.jit(
-    predict,
-    static_argnames=("model", "prefix", "slots", "refinement"),
-    compiler_options=LIGHT,
-)
+run_slots = jax.jit(slot_logprobs, static_argnames=("model", "slots"))
+run_predict = jax.jit(predict, static_argnames=("model", "prefix", "slots", "refinement"))
 
 
 def log_softmax(logits):
@@ -123,7 +119,6 @@ def test_a_planted_copy_tells_the_shift(is_shifted):
     run = jax.jit(
         functools.partial(read_window, width=8, n_slots=count),
         static_argnames="model",
-        compiler_options=LIGHT,
     )
     cache = scratch(params, model, 2, 16)
     logits, _ = run(params, model, cache, tokens, length, length - 2, block)
@@ -283,7 +278,7 @@ def test_no_round_traces_anew_and_no_cache_is_copied():
         return predict(params, model, prefix, state, context, SLOTS)
 
     step = jax.jit(counted, donate_argnums=0)
-    compiled = step.lower(state, context_of(tokens, length)).compile()
+    compiled = step.lower(state, context_of(tokens, length)).compile(USUAL)
     assert state.cache is not None
     leaf = state.cache.keys[0]
     assert leaf.shape[2] > prefix.widths(CAPACITY, 3)[-1]

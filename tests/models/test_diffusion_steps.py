@@ -16,7 +16,6 @@ from jspec.models.diffusion_checkpoint import load_diffusion
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
 from jspec.models.diffusion_steps import Confidence, Refinement, Schedule, confidence_of
 from jspec.testing.diffusion import DREAM, MASK, tensors_of, write_tiny
-from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
 from tests.models.test_diffusion import context_of, log_softmax, texts
 
@@ -32,11 +31,7 @@ COUNTS = {
     (30, 4): (7, 7, 7, 9),
     (30, 10): (2, 3, 3, 3, 3, 3, 3, 3, 3, 4),
 }
-run = jax.jit(
-    predict,
-    static_argnames=("model", "prefix", "slots", "refinement"),
-    compiler_options=LIGHT,
-)
+run = jax.jit(predict, static_argnames=("model", "prefix", "slots", "refinement"))
 
 
 @pytest.mark.parametrize(("asked", "counts"), COUNTS.items())

@@ -21,7 +21,6 @@ from jspec.models.model import (
     head,
     random_params,
 )
-from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_config
 from jspec.testing.tolerances import tolerance
 
@@ -50,14 +49,14 @@ def packed() -> tuple[jax.Array, jax.Array, jax.Array]:
     return tokens, jnp.asarray(segments), jnp.asarray(positions)
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="model")
 def over_text(params, model, tokens, segments, positions):
     names = ("enter.1", "final")
     hidden, features = forward_text(params, model, tokens, segments, positions, capture=names)
     return head(params, model, hidden), features
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="model")
 def over_cache(params, model, tokens, length):
     """One text alone, padded to T rows which it does not see: all texts share a program."""
     cache = empty_cache(model.config, 1, T, params["embedding"].dtype)
@@ -119,7 +118,7 @@ def test_computing_layers_again_changes_no_gradient():
             hidden, _ = forward_text(params, model, *packed(), remat=remat)
             return jnp.sum(head(params, model, hidden) ** 2) / hidden.size
 
-        return jax.jit(jax.grad(loss), compiler_options=LIGHT)(params)
+        return jax.jit(jax.grad(loss))(params)
 
     atol = tolerance("float32").logits
     for one, other in zip(*map(jax.tree.leaves, (gradient(False), gradient(True))), strict=True):

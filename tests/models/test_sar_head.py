@@ -32,7 +32,6 @@ from jspec.testing.golden_head import (
     golden_target_head,
     golden_tokens,
 )
-from jspec.testing.light import LIGHT
 from jspec.testing.tolerances import tolerance
 
 SLOTS = 12
@@ -45,14 +44,14 @@ def inputs(head: Golden, tokens: int) -> tuple[jax.Array, jax.Array]:
     return head.embedding[golden_tokens(tokens)][None], jnp.asarray(golden_features(tokens))[None]
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="model")
 def draft(params, model, cache, embeddings, features, block, memory=None):
     mixed, memory = mix(params, model, embeddings, features, memory)
     out, cache = forward(params, model, cache, mixed, block)
     return out, cache, mixed, memory
 
 
-@functools.partial(jax.jit, static_argnames=("model", "remat"), compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames=("model", "remat"))
 def text(params, model, embeddings, features, segments, positions, remat=False):
     return forward_text(params, model, embeddings, features, segments, positions, remat=remat)
 

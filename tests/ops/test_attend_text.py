@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jspec.ops.attention import attend_text
-from jspec.testing.light import LIGHT
 from jspec.testing.tolerances import tolerance
 
 B, T, H = 2, 21, 8
@@ -41,7 +40,7 @@ def inputs(n_heads: int, n_kv_heads: int, dtype=jnp.float32):
 
 
 def compiled(attention, **options):
-    return jax.jit(functools.partial(attention, **options), compiler_options=LIGHT)
+    return jax.jit(functools.partial(attention, **options))
 
 
 CASES = [(True, None, (4, 2)), (True, 4, (3, 3)), (False, None, (3, 3)), (False, 4, (4, 2))]
@@ -59,7 +58,7 @@ def test_values_and_gradients_are_those_of_one_masked_softmax(is_causal, window,
             return jnp.sum(mixed * weights), mixed
 
         both = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-        return jax.jit(both, compiler_options=LIGHT)(*arrays)
+        return jax.jit(both)(*arrays)
 
     (_, mixed), gradients = total(attend_text, chunk=8)
     (_, wanted), wanted_gradients = total(plain)

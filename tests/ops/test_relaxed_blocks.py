@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from jspec.ops.attention import attend_text
 from jspec.ops.masks import attention_mask, causal_window, relaxed_window
-from jspec.testing.light import LIGHT
 
 LONGEST = 13
 
@@ -95,7 +94,7 @@ def test_attention_over_texts_in_blocks_is_one_masked_softmax(k, chunk):
     rows = (jnp.asarray(x[None], jnp.int32) for x in (segments, positions))
     how = functools.partial(attend_text, is_causal=True, block_size=k, chunk=chunk)
 
-    @functools.partial(jax.jit, compiler_options=LIGHT)
+    @jax.jit
     def mixed(queries, keys, values, segments, positions):
         return how(queries, keys, values, segments, positions=positions)
 

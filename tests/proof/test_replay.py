@@ -1,4 +1,7 @@
-"""E2: every drafter, chain or tree, all settings mixed in one batch or alone, judged by replay."""
+"""E2: plain decoding and every tree, all settings mixed in one batch or alone, judged by replay.
+
+Chains are judged in E1, bit for bit.
+"""
 
 import dataclasses
 
@@ -8,8 +11,10 @@ from jspec.certify import proof, tiny
 from jspec.certify.roster import ROSTER, entry
 from jspec.state import StopReason
 
+JUDGED = [entry for entry in ROSTER if not entry.is_chain or entry.method == "none"]
 
-@pytest.mark.parametrize("entry", ROSTER, ids=lambda e: e.name)
+
+@pytest.mark.parametrize("entry", JUDGED, ids=lambda e: e.name)
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_drafter_says_what_the_target_says(case, entry, batch_size):
     found = tiny.replayed(case, entry.name, batch_size)

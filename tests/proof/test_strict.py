@@ -2,8 +2,8 @@
 
 import pytest
 
-from jspec.certify import tiny
-from jspec.certify.roster import ROSTER
+from jspec.certify import proof, tiny
+from jspec.certify.roster import ROSTER, entry
 
 CHAINS = [entry.name for entry in ROSTER if entry.is_chain and entry.method != "none"]
 
@@ -14,3 +14,13 @@ def test_chains_equal_padded_plain_decoding(case, name, batch_size):
     found = tiny.bitwise(case, name, batch_size)
     assert found.problems == ()
     assert found.n_tokens > 200
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_padded_plain_decoding_follows_the_law(case, batch_size):
+    """So what equals it does too, and E2 need not judge chains again."""
+    drafters = [entry(name).make(case.target, case.texts).drafter for name in CHAINS]
+    for depth in {size.max_depth for drafter in drafters for size in drafter.sizes}:
+        plain = case.padded(depth, batch_size)
+        found = proof.replay_all(case.target, case.requests, plain, max_length=tiny.MAX_LENGTH)
+        assert found.problems == ()

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jspec.models.model import forward_text, head, random_params
-from jspec.testing.light import LIGHT
 from jspec.testing.training import random_packed, training_model
 from jspec.train.block_diffusion import BlockDiffusion, Blocks, block_mask, lay
 from jspec.train.masked_diffusion import slot_weights
@@ -31,16 +30,16 @@ B, T = BATCH["tokens"].shape
 @functools.cache
 def params(seed: int = 0):
     make = functools.partial(random_params, MODEL, scale=0.5)
-    return jax.jit(make, compiler_options=LIGHT)(key=jax.random.key(seed))
+    return jax.jit(make)(key=jax.random.key(seed))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=0)
 def loss_of(objective, params, frozen, batch, key):
     step = jnp.zeros((), jnp.int32)
     return objective.loss(params, frozen, batch, key=key, step=step, rows_sharding=None)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=0)
 def blocks_of(objective, batch, key) -> tuple[Blocks, jax.Array, jax.Array]:
     """The blocks of a loss, which of their rows are masked, and which blocks wholly."""
     lay_key, noise_key = jax.random.split(key)
@@ -134,7 +133,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum())
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=0)
 def logits_of(model, params, tokens, visible):
     """Of a single text, whose rows see what `visible` says."""
     length = tokens.shape[1]

@@ -15,7 +15,6 @@ from jspec.models.diffusion_checkpoint import describe
 from jspec.models.hf import write_checkpoint
 from jspec.models.model import build, forward_text, head, random_params
 from jspec.models.target import load_model
-from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_config
 from jspec.testing.tolerances import tolerance
 from jspec.testing.training import kill_at, loop_config, run_training, told
@@ -46,7 +45,7 @@ def recipe(**fields) -> DiffusionConfig:
 # --- how it begins -------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2), compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def logits_of(model, params, is_causal):
     tokens = jnp.arange(12, dtype=jnp.int32)[None] * 5
     rows = jnp.arange(12, dtype=jnp.int32)[None]

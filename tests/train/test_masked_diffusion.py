@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jspec.models.model import forward_text, head, random_params
-from jspec.testing.light import LIGHT
 from jspec.testing.training import random_packed, training_model
 from jspec.train.csgd import same_text
 from jspec.train.masked_diffusion import (
@@ -40,16 +39,16 @@ BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).ar
 @functools.cache
 def params(seed: int = 0):
     make = functools.partial(random_params, MODEL, scale=0.5)
-    return jax.jit(make, compiler_options=LIGHT)(key=jax.random.key(seed))
+    return jax.jit(make)(key=jax.random.key(seed))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=0)
 def loss_of(objective, params, frozen, batch, key, step=0):
     step = jnp.asarray(step, jnp.int32)
     return objective.loss(params, frozen, batch, key=key, step=step, rows_sharding=None)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=0)
 def noise_of(objective, batch, key) -> Noise:
     return objective.noise(key, batch)
 
@@ -146,7 +145,7 @@ def nll(logits: np.ndarray, token: int) -> float:
     return float(np.log(np.exp(logits).sum()) - logits[token])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2), compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def logits_of(model, params, is_causal, tokens, segments, positions):
     hidden, _ = forward_text(params, model, tokens, segments, positions, is_causal=is_causal)
     return head(params, model, hidden)
@@ -189,7 +188,7 @@ def test_its_gradient_is_a_derivative():
         step = jnp.zeros((), jnp.int32)
         return objective.loss(params, None, BATCH, key=key, step=step, rows_sharding=None).total
 
-    value_and_gradient = jax.jit(jax.value_and_grad(total), compiler_options=LIGHT)
+    value_and_gradient = jax.jit(jax.value_and_grad(total))
     _, gradient = value_and_gradient(params())
     leaves, treedef = jax.tree.flatten(params())
     keys = jax.random.split(jax.random.key(9), len(leaves))

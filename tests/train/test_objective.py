@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jspec.models.model import forward_text, head, random_params
-from jspec.testing.light import LIGHT
 from jspec.testing.training import random_packed, training_model
 from jspec.train.objective import Distil, NextToken, cross_entropy
 
@@ -21,10 +20,10 @@ BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).ar
 @functools.cache
 def params(seed: int = 0):
     make = functools.partial(random_params, MODEL, scale=0.5)
-    return jax.jit(make, compiler_options=LIGHT)(key=jax.random.key(seed))
+    return jax.jit(make)(key=jax.random.key(seed))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=0)
 def sums(objective, params, frozen, batch):
     step = jnp.zeros((), jnp.int32)
     key = jax.random.key(0)
@@ -35,7 +34,7 @@ def sums(objective, params, frozen, batch):
 def logits_of(seed: int) -> np.ndarray:
     place = (BATCH["segments"], BATCH["positions"])
 
-    @functools.partial(jax.jit, compiler_options=LIGHT)
+    @jax.jit
     def run(params):
         hidden, _ = forward_text(params, MODEL, BATCH["tokens"], *place)
         return head(params, MODEL, hidden)
@@ -139,7 +138,7 @@ def test_gradients_are_finite_differences(objective):
             options = dict(key=jax.random.key(0), step=jnp.zeros((), jnp.int32))
             return objective.loss(params, frozen, batch, rows_sharding=None, **options).total
 
-        @functools.partial(jax.jit, compiler_options=LIGHT)
+        @jax.jit
         def at(size):
             moved = jax.tree.map(lambda x, d: x + d * size, here, direction)
             value, gradient = jax.value_and_grad(total)(moved)

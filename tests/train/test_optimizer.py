@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from jspec.models.model import abstract_params
-from jspec.testing.light import LIGHT
 from jspec.testing.training import training_model
 from jspec.train.config import OptimizerConfig
 from jspec.train.optimizer import MUON_RMS, make_optimizer, make_schedule
@@ -77,7 +76,7 @@ def first_step(optimizer, gradients):
     def step(gradients, params):
         return optimizer.update(gradients, optimizer.init(params), params)
 
-    return jax.jit(step, compiler_options=LIGHT)(gradients, weights())
+    return jax.jit(step)(gradients, weights())
 
 
 def by_name(tree) -> dict[str, np.ndarray]:

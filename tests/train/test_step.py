@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from jspec.models.model import forward_text, head
-from jspec.testing.light import LIGHT
 from jspec.testing.training import random_packed, training_model
 from jspec.train.objective import Loss, NextToken
 from jspec.train.step import Step
@@ -38,12 +37,12 @@ def step_of(*, micro_batches: int = 1, compute_dtype: str = "float32", objective
 @functools.cache
 def params():
     make = functools.partial(initial_params, MODEL)
-    return jax.jit(make, compiler_options=LIGHT)(jax.random.key(0))
+    return jax.jit(make)(jax.random.key(0))
 
 
 def stepped(step: Step, n: int = 1):
     train_state = step.init(params())
-    train = jax.jit(step.train, compiler_options=LIGHT)
+    train = jax.jit(step.train)
     for _ in range(n):
         train_state, metrics = train(train_state, None, BATCH)
     return train_state, metrics
@@ -77,7 +76,7 @@ def test_the_loss_is_the_mean_over_predicted_tokens_and_the_norm_that_of_its_gra
         weights = BATCH["weights"][:, 1:]
         return jnp.sum(nll * weights) / jnp.sum(weights)
 
-    loss, gradient = jax.jit(jax.value_and_grad(mean), compiler_options=LIGHT)(params())
+    loss, gradient = jax.jit(jax.value_and_grad(mean))(params())
     _, metrics = stepped(step_of())
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-5)
@@ -127,6 +126,6 @@ def test_every_step_and_part_has_noise_of_its_own_and_the_same_again():
 
 def test_evaluation_is_the_loss_without_an_update():
     step = step_of()
-    loss = jax.jit(step.evaluate, compiler_options=LIGHT)(params(), None, BATCH)
+    loss = jax.jit(step.evaluate)(params(), None, BATCH)
     _, metrics = stepped(step)
     np.testing.assert_allclose(loss.total / loss.weight, metrics["loss"], rtol=1e-6)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from jspec import law
-from jspec.testing.light import LIGHT
 from jspec.testing.settings import settings
 from jspec.verify.edges import kept_within
 
@@ -24,8 +23,8 @@ FILTERED = [
     {"top_k": 6, "top_p": 0.7, "min_p": 0.05},
 ]
 
-keep = jax.jit(law.keep, compiler_options=LIGHT)
-within = jax.jit(kept_within, compiler_options=LIGHT)
+keep = jax.jit(law.keep)
+within = jax.jit(kept_within)
 
 
 def random_logits(seed: int, scale: float) -> np.ndarray:

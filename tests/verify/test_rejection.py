@@ -21,7 +21,6 @@ from jspec.drafters import chain_draft
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.state import Context, StopReason, Verdict, replace
-from jspec.testing.light import LIGHT
 from jspec.testing.settings import settings
 from jspec.verify import reject, residual
 
@@ -40,11 +39,7 @@ def probs_of(depth: int, **setting) -> np.ndarray:
     return reference.probs_of(TARGET_LOGITS[depth], request)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("is_drawn", "mode"),
-    compiler_options=LIGHT,
-)
+@functools.partial(jax.jit, static_argnames=("is_drawn", "mode"))
 def run(sampling, is_valid, is_active, bad, fixed, *, is_drawn=True, mode=Mode.FULL):
     """The chain of every row and its verdict.
 

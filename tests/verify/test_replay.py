@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from jspec.infer.request import Request
 from jspec.law import Mode, Stream
 from jspec.models.target import Target
 from jspec.testing.decoding import full_logits
-from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.verify import BOUNDS, ReplayReport, replay
@@ -120,7 +118,7 @@ def test_bounds_of_wider_types_are_tighter():
 # --- filters' edges ------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, compiler_options=LIGHT)
+@jax.jit
 def judge_edge(logits, noise, sampling, token, slack):
     gap = tolerant_gap(logits, sampling, noise, token, slack, Mode.FULL)
     return gap[0], law.keep(logits, sampling)[0]

@@ -11,14 +11,13 @@ import numpy as np
 from jspec.drafters.diffuspec import lattice as lattices
 from jspec.drafters.diffuspec.lattice import Lattice, first_stop
 from jspec.drafters.diffuspec.search import Paths, search
-from jspec.testing.light import LIGHT
 from tests.drafters.diffuspec.oracles import Choices, Table, look_up
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 V = 12
 
 candidates, perturbed = (
-    jax.jit(make, static_argnames=("cap", "mass"), compiler_options=LIGHT)
+    jax.jit(make, static_argnames=("cap", "mass"))
     for make in (lattices.candidates, lattices.perturbed)
 )
 
@@ -26,7 +25,6 @@ candidates, perturbed = (
 @functools.partial(
     jax.jit,
     static_argnames=("beam", "scoring", "eos_rule", "is_length_normalised", "is_recombined"),
-    compiler_options=LIGHT,
 )
 def run(lattice, last=None, table=None, stop_ids=None, **options) -> Paths:
     """The search with a table as its proxy; no stop ids if not given."""

@@ -18,9 +18,8 @@ from jspec.drafters.diffuspec.lattice import (
 )
 from jspec.drafters.diffuspec.lattice import candidates as candidates_of
 from jspec.drafters.diffuspec.lattice import perturbed as perturbed_of
-from jspec.testing.light import LIGHT
 
-compiled = functools.partial(jax.jit, static_argnames=("cap", "mass"), compiler_options=LIGHT)
+compiled = functools.partial(jax.jit, static_argnames=("cap", "mass"))
 candidates, perturbed = compiled(candidates_of), compiled(perturbed_of)
 
 ROWS, SLOTS, V = 3, 4, 40

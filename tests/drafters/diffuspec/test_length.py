@@ -19,12 +19,11 @@ from jspec.drafters.diffuspec.length import (
     SurvivalLength,
     bucket,
 )
-from jspec.testing.light import LIGHT
 
 PAPER = AdaptiveLength()
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnums=0)
 def after(controller: Any, state, generated, accepted, drafted):
     state = controller.update(state, generated, accepted, drafted)
     return state, controller.wanted(state)

@@ -15,7 +15,6 @@ from jspec.drafters.diffuspec.lattice import EQUATION_8, Scoring, candidates, pe
 from jspec.drafters.diffuspec.search import Paths
 from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
 from jspec.state import Draft
-from jspec.testing.light import LIGHT
 from tests.drafters.diffuspec.oracles import Choices, Table, best_prefixes, look_up
 
 ROWS, SLOTS, V, CAP = 2, 4, 12, 4
@@ -24,13 +23,13 @@ STOP_IDS = jnp.asarray([[*STOPS, -1]] * ROWS, jnp.int32)
 PENDING = jnp.asarray([9, 4], jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("n_nodes", "width", "scoring"), compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames=("n_nodes", "width", "scoring"))
 def grow(lattice, table=None, last=None, **options) -> Draft:
     proxy = None if table is None else functools.partial(look_up, table)
     return lattice_tree(lattice, PENDING, last, proxy, stop_ids=STOP_IDS, **options)
 
 
-merge = jax.jit(paths_tree, static_argnames="n_nodes", compiler_options=LIGHT)
+merge = jax.jit(paths_tree, static_argnames="n_nodes")
 
 
 def random_lattice(seed: int, mass: float = 0.9):

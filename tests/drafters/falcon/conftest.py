@@ -21,7 +21,6 @@ from jspec.law import Mode, Randomness, Rule
 from jspec.models import sar_head
 from jspec.models.sar_head import LstmMode, SarConfig
 from jspec.state import Context, Draft, Prompt, StopReason, TargetOutput, Verdict, replace
-from jspec.testing.light import LIGHT
 from jspec.testing.models import random_head, tiny_config, tiny_target
 from jspec.testing.settings import settings
 from jspec.testing.slow_head import SlowHead
@@ -78,18 +77,18 @@ def start(lengths=LENGTHS, idle=IDLE, **law) -> Prompt:
     return Prompt(context=context, features=features, width=PROMPT, slots=SLOTS)
 
 
-@functools.partial(jax.jit, static_argnames=("drafter", "chunk"), compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames=("drafter", "chunk"))
 def init(params, drafter, prompt, chunk=None):
     return drafter.init(params, prompt)
 
 
-@functools.partial(jax.jit, static_argnames=("drafter", "mode", "rule"), compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames=("drafter", "mode", "rule"))
 def propose(params, drafter, state, context, mode=Mode.PLAIN, rule=Rule.WALK):
     asked = Randomness(sampling=context.sampling, length=context.length, mode=mode, rule=rule)
     return drafter.propose(params, state, context, asked, 0)
 
 
-@functools.partial(jax.jit, static_argnames="drafter", compiler_options=LIGHT)
+@functools.partial(jax.jit, static_argnames="drafter")
 def commit(params, drafter, state, context, draft, verdict, output):
     return drafter.commit(params, state, context, draft, verdict, output)
 
