@@ -180,10 +180,17 @@ def objective(target, head, **fields) -> Csgd:
     return Csgd(head=head, target=target.model, steps=10, **fields)
 
 
-def loss_of(objective, params, target, batch, key=KEY, step=0):
-    return objective.loss(
-        params, target.params, batch, key=key, step=jnp.int32(step), rows_sharding=None
-    )
+def first_loss(objective, params, frozen, batch, key):
+    return objective.loss(params, frozen, batch, key=key, step=jnp.int32(0), rows_sharding=None)
+
+
+compiled_loss = jax.jit(first_loss, static_argnames="objective")
+
+
+def loss_of(objective, params, target, batch, key=KEY, *, is_spied=False):
+    """Of the first step. Nothing is compiled where a test listens in."""
+    run = first_loss if is_spied else compiled_loss
+    return run(objective, params, target.params, batch, key)
 
 
 def tokens_of(target, shape, seed=0):
@@ -229,7 +236,7 @@ def test_a_head_without_errors_is_shown_nothing(setting, monkeypatch):
         return csgd.shifted(features, model.config.block_size, segments)[0]
 
     monkeypatch.setattr(sar_head, "forward_text", perfect)
-    found = loss_of(glancing, params, target, batch)
+    found = loss_of(glancing, params, target, batch, is_spied=True)
     assert float(found.sums["shown"][0]) == 0
     assert float(found.sums["feature_loss"][0]) == 0
 
@@ -245,12 +252,12 @@ def test_shown_positions_get_the_clean_answer(setting, monkeypatch):
 
     monkeypatch.setattr(sar_head, "forward_text", spy)
     tokens = tokens_of(target, (1, 20))
-    found = loss_of(objective(target, head), params, target, batch_of(tokens))
+    found = loss_of(objective(target, head), params, target, batch_of(tokens), is_spied=True)
     (first_tokens, first_features), (second_tokens, second_features) = passes
     is_changed = (first_features != second_features).any(axis=-1)[0]
     assert is_changed.sum() == int(found.sums["shown"][0]) > 0
     quiet = objective(target, head).for_evaluation()
-    loss_of(quiet, params, target, batch_of(tokens))
+    loss_of(quiet, params, target, batch_of(tokens), is_spied=True)
     clean = passes[2][1]
     embedding = np.asarray(target.params["embedding"])
     for j in range(20):
@@ -297,9 +304,9 @@ def test_without_glances_the_passes_are_one(setting, monkeypatch):
         sar_head, "forward_text", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
     batch = batch_of(tokens_of(target, (1, 12)))
-    loss_of(objective(target, head, glance=None), params, target, batch)
+    loss_of(objective(target, head, glance=None), params, target, batch, is_spied=True)
     assert len(calls) == 1
-    loss_of(objective(target, head), params, target, batch)
+    loss_of(objective(target, head), params, target, batch, is_spied=True)
     assert len(calls) == 3
 
 
@@ -308,13 +315,9 @@ def test_gradients_follow_the_head_and_not_the_target(setting):
     batch = batch_of(tokens_of(target, (2, 12)))
 
     def total(params, frozen):
-        return (
-            objective(target, head)
-            .loss(params, frozen, batch, key=KEY, step=jnp.int32(0), rows_sharding=None)
-            .total
-        )
+        return first_loss(objective(target, head), params, frozen, batch, KEY).total
 
-    ours, theirs = jax.grad(total, argnums=(0, 1))(params, target.params)
+    ours, theirs = jax.jit(jax.grad(total, argnums=(0, 1)))(params, target.params)
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(ours))
     # Its embedding and head are used as they are; the rest of the target is behind a stop.
     layers = jax.tree.leaves(theirs["layers"])
