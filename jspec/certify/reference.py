@@ -102,20 +102,37 @@ def why_not(config: DecoderConfig) -> str | None:
 def logits_of(config: DecoderConfig, weights: Weights, tokens: Sequence[int]) -> np.ndarray:
     """Logits after every token of a text, `"T V"`: one pass, no cache."""
     x = weights["model.embed_tokens.weight"][np.asarray(tokens)]
-    for layer, window in enumerate(config.windows):
-        own = {
-            name.removeprefix(f"model.layers.{layer}."): value
-            for name, value in weights.items()
-            if name.startswith(f"model.layers.{layer}.")
-        }
-        normed = _norm(x, own["input_layernorm.weight"], config.norm_eps)
-        x = x + _attention(config, own, normed, window)
-        normed = _norm(x, own["post_attention_layernorm.weight"], config.norm_eps)
-        gate = _linear(own, "mlp.gate_proj", normed)
-        up = _linear(own, "mlp.up_proj", normed)
-        x = x + _linear(own, "mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
+    for layer in range(config.n_layers):
+        x = x + mixed(config, weights, layer, x)
+        x = x + fed(config, weights, layer, x)
+    return said(config, weights, x)
+
+
+def mixed(config: DecoderConfig, weights: Weights, layer: int, x: np.ndarray) -> np.ndarray:
+    """What the attention of a layer adds to the residual it reads."""
+    own = _of_layer(weights, layer)
+    normed = _norm(x, own["input_layernorm.weight"], config.norm_eps)
+    return _attention(config, own, normed, config.windows[layer])
+
+
+def fed(config: DecoderConfig, weights: Weights, layer: int, x: np.ndarray) -> np.ndarray:
+    """What the MLP of a layer adds to the residual it reads."""
+    own = _of_layer(weights, layer)
+    normed = _norm(x, own["post_attention_layernorm.weight"], config.norm_eps)
+    gate = _linear(own, "mlp.gate_proj", normed)
+    up = _linear(own, "mlp.up_proj", normed)
+    return _linear(own, "mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
+
+
+def said(config: DecoderConfig, weights: Weights, x: np.ndarray) -> np.ndarray:
+    """Logits of what leaves the last layer."""
     x = _norm(x, weights["model.norm.weight"], config.norm_eps)
     return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T
+
+
+def _of_layer(weights: Weights, layer: int) -> Weights:
+    start = f"model.layers.{layer}."
+    return {name.removeprefix(start): x for name, x in weights.items() if name.startswith(start)}
 
 
 def _attention(

@@ -174,13 +174,26 @@ class Layer(nnx.Module):
         self.mlp = MLP(config)
 
     def __call__(self, x, keys, values, rows: Rows):
+        mixed, keys, values = self.mix(x, keys, values, rows)
+        x = x + mixed
+        return x + self.feed(x), keys, values
+
+    def mix(
+        self,
+        x: Float[Array, "B T D"],
+        keys: Float[Array, "B K S H"],
+        values: Float[Array, "B K S H"],
+        rows: Rows,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+        """What attention adds to the residual, and the cache with the new rows."""
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm[...], self.eps)
-            mixed, keys, values = self.attention(normed, keys, values, rows)
-            x = x + mixed
+            return self.attention(normed, keys, values, rows)
+
+    def feed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What the MLP adds to the residual."""
         with jax.named_scope("mlp"):
-            x = x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
-        return x, keys, values
+            return self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
 
     def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
         """Whole texts at once, without a cache."""

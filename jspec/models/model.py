@@ -21,6 +21,7 @@ from jspec.errors import UserError
 from jspec.models import modules
 from jspec.models.config import DecoderConfig
 from jspec.models.decoder import Decoder, Rows, TextRows
+from jspec.models.layer_groups import Groups, singles
 from jspec.ops.linear import wide_dtype
 from jspec.ops.masks import attention_mask
 from jspec.ops.rope import rotations
@@ -87,10 +88,15 @@ def forward(
     *,
     capture: tuple[str, ...] = (),
     logits_rows: Int[Array, "B R"] | None = None,
+    groups: Groups | None = None,
 ) -> tuple[ModelOutput, KVCache]:
     """One pass over T new rows, which are written to the cache where `block` says.
 
     Prefill, one-token decoding, chains, trees and bidirectional blocks are all this function.
+
+    With `groups` it is an approximation of itself: all attention layers of a group read what enters
+    the group, and its MLPs follow in order on the residual as it grows. Groups of one layer are
+    the model. Source: EasySpec (Wu et al. 2025, arXiv 2502.02493), Algorithms 1 and 2.
 
     Args:
       tokens: ids of the new rows; ids outside the vocabulary are clipped into it.
@@ -98,6 +104,7 @@ def forward(
       capture: names of features to return: "enter.i", the residual entering layer i, or "final",
         the output of the final norm.
       logits_rows: which of the new rows get logits, in this order; all of them if None.
+      groups: layers whose attention reads one hidden state; each alone if None.
     """
     config = model.config
     check_capture(config, capture)
@@ -105,12 +112,18 @@ def forward(
     x = decoder.embed(tokens)
     rows = rows_of(config, block, cache.capacity, wide_dtype(x.dtype))
     features, keys, values = {}, [], []
-    for i, layer in enumerate(decoder.layers):
-        if f"enter.{i}" in capture:
-            features[f"enter.{i}"] = x
-        x, layer_keys, layer_values = layer(x, cache.keys[i], cache.values[i], rows)
-        keys.append(layer_keys)
-        values.append(layer_values)
+    for group in groups or singles(config.n_layers):
+        added = []
+        for i in group:
+            mixed, *new = decoder.layers[i].mix(x, cache.keys[i], cache.values[i], rows)
+            added.append(mixed)
+            keys.append(new[0])
+            values.append(new[1])
+        for i, mixed in zip(group, added, strict=True):
+            if f"enter.{i}" in capture:
+                features[f"enter.{i}"] = x
+            x = x + mixed
+            x = x + decoder.layers[i].feed(x)
     hidden = decoder.final_norm(x)
     if "final" in capture:
         features["final"] = hidden

@@ -1,0 +1,66 @@
+"""Which layers of a drafter read one hidden state together.
+
+A grouping is a tuple of groups, each a tuple of consecutive layers; together they are all layers in
+order. The first and the last layer stay alone.
+
+Source: EasySpec (Wu et al. 2025, arXiv 2502.02493), section 3.1 and Table 1. Its text blocks layers
+at multiples of N (`aligned`); the Llama-3.2-1B row of Table 1 cuts what lies between the first and
+the last layer (`contiguous`), which never makes more groups and is the default here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+def singles(n_layers: int) -> Groups:
+    """Every layer alone: the model itself."""
+    return tuple((i,) for i in range(n_layers))
+
+
+def contiguous(n_layers: int, size: int) -> Groups:
+    """Layers 1 to L - 2 in pieces of `size`: 2 + ceil((L - 2) / N) groups."""
+    _check(n_layers, size)
+    inner = range(1, n_layers - 1)
+    pieces = (tuple(inner[i : i + size]) for i in range(0, len(inner), size))
+    return _with_ends(n_layers, pieces)
+
+
+def aligned(n_layers: int, size: int) -> Groups:
+    """Pieces that begin at multiples of `size`, without the first and the last layer."""
+    _check(n_layers, size)
+    inner = range(1, n_layers - 1)
+    pieces = (tuple(piece) for _, piece in itertools.groupby(inner, lambda i: i // size))
+    return _with_ends(n_layers, pieces)
+
+
+def split(groups: Groups, size: int) -> Groups:
+    """Groups of more than `size` layers in pieces of at most that."""
+    return tuple(group[i : i + size] for group in groups for i in range(0, len(group), size))
+
+
+def check_groups(groups: Sequence[Sequence[int]], n_layers: int) -> Groups:
+    """An explicit grouping.
+
+    Raises:
+      ValueError: the groups are not all layers in order.
+    """
+    found = tuple(tuple(group) for group in groups)
+    if [i for group in found for i in group] != list(range(n_layers)) or not all(found):
+        raise ValueError(
+            f"groups must be the layers 0 to {n_layers - 1} in order, each once, got {groups}"
+        )
+    return found
+
+
+def _with_ends(n_layers: int, pieces) -> Groups:
+    ends = ((0,), (n_layers - 1,)) if n_layers > 1 else ((0,), ())
+    return tuple(group for group in (ends[0], *pieces, ends[1]) if group)
+
+
+def _check(n_layers: int, size: int) -> None:
+    if n_layers < 1 or size < 1:
+        raise ValueError(f"{n_layers} layers in groups of {size}: both must be at least 1")
