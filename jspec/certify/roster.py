@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 
 from jspec.drafters import load_drafter
@@ -18,15 +19,18 @@ from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
 from jspec.drafters.diffuspec.search import EosRule
 from jspec.drafters.draft_model import DraftModel
+from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.falcon import trees
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.loading import head_rows
 from jspec.drafters.falcon.trees import Tree
+from jspec.drafters.growth import Grower
 from jspec.models import sar_head
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.models.diffusion_prefix import Prefix
 from jspec.models.diffusion_steps import Refinement
-from jspec.models.model import build
+from jspec.models.layer_groups import contiguous
+from jspec.models.model import build, random_params
 from jspec.models.ngram import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
 from jspec.models.target import Target
@@ -145,6 +149,29 @@ def untrained_diffusion(
     return make
 
 
+def untrained_easyspec(
+    size: int = 2, *, depth: int = 3, width: int = 1, n_layers: int = 5, **options
+):
+    """A deeper model than the target's, begun as it, in groups of `size` layers."""
+
+    def make(target: Target, texts: Texts) -> LoadedDrafter:
+        config = dataclasses.replace(
+            target.model.config,
+            n_layers=n_layers,
+            windows=(target.model.config.windows[0],) * n_layers,
+        )
+        model = build(config)
+        params = random_params(model, key=jax.random.key(3), scale=0.1)
+        small = perturbed(target).params
+        kept = (*small["layers"], *params["layers"][len(small["layers"]) :])
+        params = jax.tree.map(lambda x: x.astype(target.dtype), small | {"layers": kept})
+        grower = Grower(vocab_size=target.vocab_size, depth=depth, width=width)
+        drafter = EasySpec(model=model, groups=contiguous(n_layers, size), grower=grower, **options)
+        return LoadedDrafter(name="easyspec", drafter=drafter, params=params)
+
+    return make
+
+
 def _random(**options):
     return lambda target, texts: hostile.random_trees(vocab_size=target.vocab_size, **options)
 
@@ -247,6 +274,25 @@ ROSTER = (
             prefix=Prefix(windows=(4,), refresh_every=1),
             choices=Choices(shape=Shape.BEAMS, eos_rule=EosRule.FORCED_LITERAL),
         ),
+        is_chain=False,
+    ),
+    Entry(
+        name="easyspec-chain",
+        method="easyspec",
+        make=untrained_easyspec(3, calibration=Calibration.MISMATCH),
+        is_chain=True,
+    ),
+    Entry(
+        name="easyspec-tree",
+        method="easyspec",
+        make=untrained_easyspec(2, depth=4, width=3),
+        is_chain=False,
+        is_quick=True,
+    ),
+    Entry(
+        name="easyspec-never",
+        method="easyspec",
+        make=untrained_easyspec(4, width=2, calibration=Calibration.NEVER),
         is_chain=False,
     ),
     Entry(

@@ -1,0 +1,1 @@
+"""EasySpec: a smaller model of the same series drafts with its layers in groups."""
