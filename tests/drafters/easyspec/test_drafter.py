@@ -1,0 +1,181 @@
+"""EasySpec's rounds: what a calibration leaves, what its policies do, how many passes there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jspec.drafters.draft_model import DraftModel
+from jspec.drafters.easyspec import drafter as easyspec
+from jspec.drafters.easyspec.drafter import Calibration, EasySpec
+from jspec.drafters.growth import Grower
+from jspec.infer.prefill import prefill
+from jspec.infer.round import decode_round
+from jspec.infer.state import DecodeState, Program
+from jspec.models.blocks import causal_block
+from jspec.models.layer_groups import contiguous, singles
+from jspec.models.model import empty_cache, forward
+from jspec.testing.light import LIGHT
+from jspec.testing.models import perturbed, tiny_target
+from jspec.testing.settings import settings
+from jspec.testing.tolerances import tolerance
+
+ROWS, VOCABULARY, CAPACITY, LAYERS, DEPTH = 4, 23, 40, 5, 3
+CLOSE = tolerance("float32").logits
+TARGET = tiny_target(
+    vocab_size=VOCABULARY, n_layers=LAYERS, width=16, mlp_width=16, n_heads=2, n_kv_heads=1
+)
+SMALL = perturbed(TARGET, scale=0.03)
+PARAMS = (TARGET.params, SMALL.params)
+
+
+def drafter(size: int = 3, *, width: int = 2, calibration=Calibration.ROUND) -> EasySpec:
+    grower = Grower(vocab_size=VOCABULARY, depth=DEPTH, width=width)
+    groups = contiguous(LAYERS, size)
+    return EasySpec(model=SMALL.model, groups=groups, grower=grower, calibration=calibration)
+
+
+start = jax.jit(prefill, static_argnames=("program", "capacity"), compiler_options=LIGHT)
+advance = jax.jit(decode_round, static_argnames="program", compiler_options=LIGHT)
+
+
+@functools.partial(jax.jit, static_argnames=("groups",), compiler_options=LIGHT)
+def read(tokens, groups=None):
+    """A fresh pass of the small model over whole texts: cache and all logits."""
+    cache = empty_cache(SMALL.model.config, ROWS, CAPACITY, jnp.float32)
+    block = causal_block(jnp.zeros((ROWS,), jnp.int32), CAPACITY)
+    output, cache = forward(SMALL.params, SMALL.model, cache, tokens, block, groups=groups)
+    return cache, output.logits
+
+
+def begun(of) -> tuple[Program, DecodeState]:
+    """Prompts of unequal lengths, one of a single token; greedy and sampling rows are greedy here."""
+    program = Program(target=TARGET.model, drafter=of)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, 9)).astype(np.int32)
+    length = jnp.asarray([1, 9, 4, 6], jnp.int32)
+    sampling = settings(ROWS, max_length=CAPACITY - 1)
+    return program, start(PARAMS, program, tokens, length, sampling, capacity=CAPACITY)
+
+
+def rounds(of, count: int = 7) -> list[DecodeState]:
+    program, generation = begun(of)
+    states = [generation]
+    for _ in range(count):
+        states.append(advance(PARAMS, program, states[-1]))
+    return states
+
+
+def difference(state: DecodeState, row: int) -> float:
+    """How far kept keys and values are from an exact pass over the text, logits included."""
+    length = int(state.context.length[row])
+    exact, logits = read(state.context.tokens)
+    kept = state.drafter.cache
+    gaps = [
+        np.abs(np.asarray(a[row, :, :length]) - np.asarray(b[row, :, :length])).max()
+        for a, b in zip(kept.keys + kept.values, exact.keys + exact.values, strict=True)
+    ]
+    gaps.append(np.abs(np.asarray(state.drafter.logits[row] - logits[row, length - 1])).max())
+    return float(max(gaps))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_calibrated_keys_and_logits_are_those_of_an_exact_prefill(width):
+    """Also after drafts of which nothing was kept, and after ones of which everything was."""
+    states = rounds(drafter(width=width))
+    for state in states:
+        assert max(difference(state, row) for row in range(ROWS)) < CLOSE
+    accepted = np.asarray(states[-1].counters.accepted).sum(axis=0)
+    assert accepted[0] and accepted[DEPTH]
+
+
+def test_without_calibration_keys_differ():
+    states = rounds(drafter(calibration=Calibration.PREFILL))
+    assert max(difference(states[0], row) for row in range(ROWS)) < CLOSE
+    assert difference(states[-1], 1) > 100 * CLOSE
+    assert difference(rounds(drafter(calibration=Calibration.NEVER))[0], 1) > 100 * CLOSE
+
+
+def test_a_mismatch_calibrates_all_that_was_kept_since_the_last():
+    states = rounds(drafter(calibration=Calibration.MISMATCH), 12)
+    met = set()
+    for before, after in zip(states[:-1], states[1:], strict=True):
+        n_accepted = np.asarray(after.context.length - before.context.length) - 1
+        is_live = n_accepted >= 0
+        is_exact = np.asarray(after.drafter.n_exact == after.context.length)
+        if (n_accepted[is_live] < DEPTH).any():
+            assert is_exact[is_live].all()
+        for row in np.flatnonzero(is_exact & is_live):
+            assert difference(after, row) < CLOSE
+        met.add(bool(is_exact.all()))
+        kept = np.asarray(after.context.length - after.drafter.n_exact)
+        assert kept.max() <= DEPTH + 1
+    assert True in met
+
+
+def test_rows_that_are_fully_accepted_are_not_calibrated_at_once():
+    """The drafter is the target, so that all is accepted until too much would be kept."""
+    same = dataclasses.replace(
+        drafter(calibration=Calibration.MISMATCH, size=1), model=TARGET.model
+    )
+    program = Program(target=TARGET.model, drafter=same)
+    params = (TARGET.params, TARGET.params)
+    tokens = np.ones((ROWS, 4), np.int32)
+    length = jnp.full((ROWS,), 4, jnp.int32)
+    sampling = settings(ROWS, max_length=CAPACITY - 1)
+    generation = start(params, program, tokens, length, sampling, capacity=CAPACITY)
+    pending = []
+    for _ in range(4):
+        generation = advance(params, program, generation)
+        pending.append(int((generation.context.length - generation.drafter.n_exact)[0]))
+    assert pending == [DEPTH + 1, 0, DEPTH + 1, 0]
+    accepted = np.asarray(generation.counters.accepted)
+    assert accepted[:, :DEPTH].sum() == 0  # a drafter that is the target is always right
+
+
+@pytest.mark.parametrize("calibration", Calibration)
+def test_groups_of_one_draft_as_a_draft_model_does(calibration):
+    exact = DraftModel(model=SMALL.model, vocab_size=VOCABULARY, depth=DEPTH, width=2)
+    grouped = drafter(size=1, calibration=calibration)
+    assert grouped.groups == singles(LAYERS)
+    ours, theirs = rounds(grouped), rounds(exact)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine.context.tokens, other.context.tokens)
+        np.testing.assert_array_equal(mine.counters.accepted, other.counters.accepted)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "exact", "grouped"),
+    [
+        (Calibration.ROUND, [(4, DEPTH + 1)], [(4, 2)] * (DEPTH - 1)),
+        (Calibration.MISMATCH, [(4, 2 * DEPTH + 2)], [(4, 2)] * DEPTH),
+        (Calibration.NEVER, [(4, 2 * DEPTH + 2)], [(4, 2)] * DEPTH),
+    ],
+)
+def test_a_round_is_one_exact_pass_and_the_rest_in_groups(calibration, exact, grouped):
+    """Passes of the small model that a round traces; of two branches one is taken."""
+    program, generation = begun(drafter(calibration=calibration))
+    seen = []
+
+    def counted(params, model, cache, tokens, block, *, groups=None, **options):
+        seen.append((groups is not None, tokens.shape))
+        return forward(params, model, cache, tokens, block, groups=groups, **options)
+
+    places = [mock.patch.object(easyspec, "forward", counted)]
+    places.append(mock.patch("jspec.drafters.draft_model.forward", counted))
+    with places[0], places[1]:
+        jax.eval_shape(lambda g: decode_round(PARAMS, program, g), generation)
+    if calibration is Calibration.NEVER:
+        exact = exact[:0] + [shape for is_grouped, shape in seen if not is_grouped]
+    assert [shape for is_grouped, shape in seen if not is_grouped] == exact
+    assert [shape for is_grouped, shape in seen if is_grouped] == grouped
+
+
+def test_groups_that_do_not_fit_the_model_are_refused():
+    with pytest.raises(ValueError, match="layers 0 to 4 in order"):
+        dataclasses.replace(drafter(), groups=((0,), (1, 2)))
