@@ -131,19 +131,19 @@ class EasySpec:
         output,
     ) -> EasySpecState:
         is_live = verdict.n_emitted > 0
-        policy = self.calibration
-        if policy is Calibration.ROUND:
-            logits, cache = self._calibrate(state.cache, (params, context, state.n_exact))
+        given, is_exact = (params, context, state.n_exact), jnp.bool_(False)
+        if self.calibration is Calibration.ROUND:
             is_exact = jnp.bool_(True)
+            logits, cache = self._calibrate(state.cache, given)
         else:
             cache = keep_accepted(state.cache, context, verdict, self.grower.size)
-            is_exact = self._is_due(state, context, verdict)
-            logits, cache = switch_in_place(
-                is_exact.astype(jnp.int32),
-                [self._go_on, self._calibrate],
-                cache,
-                (params, context, state.n_exact),
-            )
+            if self.calibration is Calibration.MISMATCH:
+                is_exact = self._is_due(state, context, verdict)
+                index = is_exact.astype(jnp.int32)
+                branches = [self._go_on, self._calibrate]
+                logits, cache = switch_in_place(index, branches, cache, given)
+            else:
+                logits, cache = self._go_on(cache, given)
         return EasySpecState(
             cache=cache,
             logits=jnp.where(is_live[:, None], logits, state.logits),
@@ -152,8 +152,6 @@ class EasySpec:
 
     def _is_due(self, state: EasySpecState, context: Context, verdict: Verdict) -> Bool[Array, ""]:
         """Whether some row needs an exact pass: a draft was refused, or too much was kept."""
-        if self.calibration is not Calibration.MISMATCH:
-            return jnp.bool_(False)
         is_refused = verdict.n_accepted < self.grower.depth
         room = self.window - (self.grower.depth + 1)
         is_much = context.length - state.n_exact > room
