@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,10 @@ def passed(groups: Groups | None, params=None, **options):
 
 
 def scaled(
-    params, factor: float, layers=range(LAYERS), parts=(("attention", "o"), ("mlp", "down"))
+    params,
+    factor: float,
+    layers: Sequence[int] = range(LAYERS),
+    parts=(("attention", "o"), ("mlp", "down")),
 ):
     """Parameters in which what some layers add to the residual is scaled."""
     changed = list(params["layers"])

@@ -111,7 +111,7 @@ def test_a_mismatch_calibrates_all_that_was_kept_since_the_last():
         if (n_accepted[is_live] < DEPTH).any():
             assert is_exact[is_live].all()
         for row in np.flatnonzero(is_exact & is_live):
-            assert difference(after, row) < CLOSE
+            assert difference(after, int(row)) < CLOSE
         met.add(bool(is_exact.all()))
         kept = np.asarray(after.context.length - after.drafter.n_exact)
         assert kept.max() <= DEPTH + 1
