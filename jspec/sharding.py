@@ -40,6 +40,12 @@ SPLIT: Table = REPLICATED | {"mlp": TARGET["mlp"], "vocab": TARGET["vocab"]}
 """A drafter that is large itself: its MLP and vocabulary are split as the target's, attention and
 cache stay whole, so that any number of heads will do."""
 
+HEAD_SPLIT: Table = REPLICATED | {"vocab": TARGET["vocab"]}
+"""A drafter that is whole but for its embedding and head."""
+
+LAYER_PARALLEL: Table = HEAD_SPLIT | {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+"""A drafter whose layers run side by side along `layer`, and are split over `tensor` inside."""
+
 TRAINING: Table = dict.fromkeys(TARGET) | {"rows": ("data", "fsdp"), "width": "fsdp"}
 """Weights in training: split over `fsdp` along the model's width, rows over all devices."""
 
@@ -96,7 +102,7 @@ def _mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None) -> Mesh:
 
 def axis_size(mesh: Mesh, table: Table, axis: str) -> int:
     """Over how many devices a logical axis is split."""
-    return math.prod(mesh.shape[name] for name in _mesh_axes(table, axis))
+    return math.prod(mesh.shape[name] for name in mesh_axes(table, axis))
 
 
 def sharding(
@@ -112,7 +118,7 @@ def sharding(
     """
     spec, used = [], set()
     for axis, size in zip(axes, shape, strict=True):
-        names = _mesh_axes(table, axis)
+        names = mesh_axes(table, axis)
         if size % axis_size(mesh, table, axis):
             names = ()
         if used & set(names):
@@ -122,7 +128,12 @@ def sharding(
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def _mesh_axes(table: Table, axis: str) -> tuple[str, ...]:
+def mesh_axes(table: Table, axis: str) -> tuple[str, ...]:
+    """Mesh axes that a logical axis is split over.
+
+    Raises:
+      ValueError: the axis is not in the table.
+    """
     if axis not in table:
         raise ValueError(f"no logical axis {axis!r}; known: {', '.join(table)}")
     names = table[axis]

@@ -147,6 +147,22 @@ class KVCache:
 
 
 @state
+class Laid:
+    """Arrays that lie over a mesh in a way of their own, in the state of a drafter.
+
+    Attributes:
+      arrays: any pytree; rows are on axis 0 of every leaf.
+      axes: for the dimensions after the rows the mesh axes that they are split over, or None.
+        Static. What is not said is whole; so are all arrays of a state outside of this.
+    """
+
+    arrays: Any
+    axes: tuple[str | tuple[str, ...] | None, ...] = flax.struct.field(
+        pytree_node=False, default=()
+    )
+
+
+@state
 class Prompt:
     """What a drafter sees once, before the first round.
 

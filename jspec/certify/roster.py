@@ -30,6 +30,7 @@ from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.models.diffusion_prefix import Prefix
 from jspec.models.diffusion_steps import Refinement
 from jspec.models.layer_groups import contiguous
+from jspec.models.layer_parallel import Passes
 from jspec.models.model import build, random_params
 from jspec.models.ngram import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
@@ -166,7 +167,8 @@ def untrained_easyspec(
         kept = (*small["layers"], *params["layers"][len(small["layers"]) :])
         params = jax.tree.map(lambda x: x.astype(target.dtype), small | {"layers": kept})
         grower = Grower(vocab_size=target.vocab_size, depth=depth, width=width)
-        drafter = EasySpec(model=model, groups=contiguous(n_layers, size), grower=grower, **options)
+        passes = Passes(model, contiguous(n_layers, size))
+        drafter = EasySpec(passes=passes, grower=grower, **options)
         return LoadedDrafter(name="easyspec", drafter=drafter, params=params)
 
     return make

@@ -8,6 +8,7 @@ Source: Leviathan et al. 2023, Chen et al. 2023; the trees, EasySpec (Wu et al. 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,14 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.growth import Grower, draft_of
 from jspec.errors import UserError
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import Groups
-from jspec.models.model import Model, empty_cache, forward
+from jspec.models.layer_parallel import PassCache, Passes
+from jspec.models.model import Model
 from jspec.models.target import Target, load_beside
 from jspec.models.vocabulary import check_same_tokenizer
-from jspec.ops import cache as cache_ops
-from jspec.state import KVCache, Params, Prompt, state
+from jspec.state import Params, Prompt, state
+
+Run = Callable[..., tuple[jax.Array, PassCache]]
+"""`Passes.exact`, or `Passes.grouped`."""
 
 CHUNK = 512
 """Prompt tokens per pass of the small model."""
@@ -31,7 +34,7 @@ CHUNK = 512
 class DraftModelState:
     """The small model's cache: slots `[0, length - 2)` are exact, its last two are caught up."""
 
-    cache: KVCache
+    cache: PassCache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,46 +65,47 @@ class DraftModel:
         )
 
     @property
+    def passes(self) -> Passes:
+        return Passes(self.model)
+
+    @property
     def sizes(self):
         return (self.grower.size,)
 
     def init(self, params, prompt: Prompt) -> DraftModelState:
         rows = prompt.context.tokens.shape[0]
         dtype = jax.tree.leaves(params)[0].dtype
-        cache = empty_cache(self.model.config, rows, prompt.slots, dtype)
-        return DraftModelState(cache=read_prompt(params, self.model, cache, prompt))
+        cache = self.passes.empty_cache(rows, prompt.slots, dtype)
+        return DraftModelState(cache=read_prompt(self.passes.exact, params, cache, prompt))
 
     def size(self, state, context):
         return jnp.int32(0)
 
     def propose(self, params, state, context, randomness, size):
-        logits, cache = catch_up(params, self.model, state.cache, context)
+        run = self.passes.exact
+        logits, cache = catch_up(run, params, state.cache, context)
         grown = self.grower.root(context, randomness, logits.dtype)
         for level in range(1, self.depth + 1):
             grown = self.grower.grow(grown, logits, randomness, level)
             if level < self.depth:
                 tokens, block = self.grower.newest(grown, context)
-                output, cache = forward(params, self.model, cache, tokens, block)
-                logits = output.logits
+                logits, cache = run(params, cache, tokens, block)
         return draft_of(grown), DraftModelState(cache=cache)
 
     def commit(self, params, state, context, draft, verdict, output):
-        return DraftModelState(cache=keep_accepted(state.cache, context, verdict, self.grower.size))
+        kept = keep_accepted(self.passes, state.cache, context, verdict, self.grower.size)
+        return DraftModelState(cache=kept)
 
 
-def keep_accepted(cache: KVCache, context, verdict, size) -> KVCache:
+def keep_accepted(passes: Passes, cache: PassCache, context, verdict, size) -> PassCache:
     """The cache after a round, its accepted nodes one after another; `context` is the text then."""
     if size.is_chain:
         return cache
     start = jnp.maximum(context.length - verdict.n_emitted - 1, 0)
-
-    def kept(arrays):
-        return tuple(cache_ops.compact(a, start, verdict.path, size.n_nodes) for a in arrays)
-
-    return KVCache(keys=kept(cache.keys), values=kept(cache.values))
+    return passes.compact(cache, start, verdict.path, size.n_nodes)
 
 
-def catch_up(params: Params, model: Model, cache: KVCache, context, groups: Groups | None = None):
+def catch_up(run: Run, params: Params, cache: PassCache, context):
     """The last two tokens of a text in one pass: logits after the pending one, and the cache.
 
     The token before the pending one may be a leaf that was drafted but never fed.
@@ -110,22 +114,17 @@ def catch_up(params: Params, model: Model, cache: KVCache, context, groups: Grou
     places = base[:, None] + jnp.arange(2, dtype=jnp.int32)[None, :]
     tokens = jnp.take_along_axis(context.tokens, places, axis=1)
     at = (context.length - 1 - base)[:, None]
-    output, cache = forward(
-        params, model, cache, tokens, causal_block(base, 2), logits_rows=at, groups=groups
-    )
-    return output.logits, cache
+    return run(params, cache, tokens, causal_block(base, 2), logits_rows=at)
 
 
-def read_prompt(
-    params: Params, model: Model, cache: KVCache, prompt: Prompt, groups: Groups | None = None
-) -> KVCache:
+def read_prompt(run: Run, params: Params, cache: PassCache, prompt: Prompt) -> PassCache:
     """The small model over the prompt, in chunks; logits are not computed."""
     rows = prompt.context.tokens.shape[0]
     nothing = jnp.zeros((rows, 0), jnp.int32)
     for start in range(0, prompt.width, CHUNK):
         piece = prompt.context.tokens[:, start : min(start + CHUNK, prompt.width)]
         block = causal_block(jnp.full((rows,), start, jnp.int32), piece.shape[1])
-        _, cache = forward(params, model, cache, piece, block, logits_rows=nothing, groups=groups)
+        _, cache = run(params, cache, piece, block, logits_rows=nothing)
     return cache
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from jspec.drafters import LoadedDrafter
 from jspec.infer.prefill import SMALLEST_BUCKET, slots_for
+from jspec.infer.programs import laid_specs
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Program
 from jspec.models.model import empty_cache
@@ -98,9 +99,10 @@ def state_shapes(
 
     cache, state = jax.eval_shape(start, drafter.params)
     over_rows = "data" if batch_size % target.mesh.shape["data"] == 0 else None
-    where = NamedSharding(target.mesh, PartitionSpec(over_rows))
     placed = jax.tree.map(_place, cache, cache_shardings(cache, target.mesh))
-    return placed, jax.tree.map(lambda leaf: _place(leaf, where), state)
+    specs = laid_specs(state, over_rows)
+    where = jax.tree.map(lambda leaf, spec: NamedSharding(target.mesh, spec), state, specs)
+    return placed, jax.tree.map(_place, state, where)
 
 
 def _place(leaf, where: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-Groups = tuple[tuple[int, ...], ...]
+Group = tuple[int, ...]
+
+Groups = tuple[Group, ...]
 
 
 def singles(n_layers: int) -> Groups:

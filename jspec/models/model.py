@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jspec.errors import UserError
 from jspec.models import modules
 from jspec.models.config import DecoderConfig
-from jspec.models.decoder import Decoder, Rows, TextRows
-from jspec.models.layer_groups import Groups, singles
+from jspec.models.decoder import Decoder, Layer, Rows, TextRows
+from jspec.models.layer_groups import Group, Groups, singles
 from jspec.ops.linear import wide_dtype
 from jspec.ops.masks import attention_mask
 from jspec.ops.rope import rotations
@@ -106,31 +106,71 @@ def forward(
       logits_rows: which of the new rows get logits, in this order; all of them if None.
       groups: layers whose attention reads one hidden state; each alone if None.
     """
-    config = model.config
-    check_capture(config, capture)
-    decoder = _merge(model, params)
-    x = decoder.embed(tokens)
-    rows = rows_of(config, block, cache.capacity, wide_dtype(x.dtype))
-    features, keys, values = {}, [], []
-    for group in groups or singles(config.n_layers):
-        added = []
+    check_capture(model.config, capture)
+    decoder = merged(model, params)
+    groups = groups or singles(model.config.n_layers)
+    return through(
+        decoder, model.config, cache, tokens, block, groups, capture=capture, at=logits_rows
+    )
+
+
+class Parts:
+    """How a device computes the parts of a pass, and keeps keys and values: here, all by itself.
+
+    `layer_parallel.py` has what a device does that is one of several.
+    """
+
+    def embed(self, decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What enters the first layer."""
+        return decoder.embed(tokens)
+
+    def mix(
+        self, decoder: Decoder, group: Group, x: Float[Array, "B T D"], cache: Any, rows: Rows
+    ) -> tuple[list[Float[Array, "B T D"]], Any]:
+        """What the attention of every layer of a group makes of `x`, and the cache after it."""
+        keys, values, added = list(cache.keys), list(cache.values), []
         for i in group:
-            mixed, *new = decoder.layers[i].mix(x, cache.keys[i], cache.values[i], rows)
+            mixed, keys[i], values[i] = decoder.layers[i].mix(x, keys[i], values[i], rows)
             added.append(mixed)
-            keys.append(new[0])
-            values.append(new[1])
+        return added, KVCache(keys=tuple(keys), values=tuple(values))
+
+    def feed(self, layer: Layer, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What an MLP adds."""
+        return layer.feed(x)
+
+
+ALONE = Parts()
+
+
+def through(
+    decoder: Decoder,
+    config: DecoderConfig,
+    cache: Any,
+    tokens: Int[Array, "B T"],
+    block: Block,
+    groups: Groups,
+    *,
+    parts: Parts = ALONE,
+    capture: tuple[str, ...] = (),
+    at: Int[Array, "B R"] | None = None,
+) -> tuple[ModelOutput, Any]:
+    """`forward` with a merged decoder, computed by `parts`, whose cache it may be."""
+    x = parts.embed(decoder, tokens)
+    rows = rows_of(config, block, cache.capacity, wide_dtype(x.dtype))
+    features = {}
+    for group in groups:
+        added, cache = parts.mix(decoder, group, x, cache, rows)
         for i, mixed in zip(group, added, strict=True):
             if f"enter.{i}" in capture:
                 features[f"enter.{i}"] = x
             x = x + mixed
-            x = x + decoder.layers[i].feed(x)
+            x = x + parts.feed(decoder.layers[i], x)
     hidden = decoder.final_norm(x)
     if "final" in capture:
         features["final"] = hidden
-    if logits_rows is not None:
-        hidden = jnp.take_along_axis(hidden, logits_rows[:, :, None], axis=1)
-    output = ModelOutput(logits=decoder.head(hidden), features=features)
-    return output, KVCache(keys=tuple(keys), values=tuple(values))
+    if at is not None:
+        hidden = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
+    return ModelOutput(logits=decoder.head(hidden), features=features), cache
 
 
 def forward_text(
@@ -167,7 +207,7 @@ def forward_text(
     """
     config = model.config
     check_capture(config, capture)
-    decoder = _merge(model, params)
+    decoder = merged(model, params)
 
     def place(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return x if rows_sharding is None else jax.lax.with_sharding_constraint(x, rows_sharding)
@@ -195,12 +235,12 @@ def forward_text(
 
 def embed(params: Params, model: Model, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Embeddings of tokens, for drafters that share the target's."""
-    return _merge(model, params).embed(tokens)
+    return merged(model, params).embed(tokens)
 
 
 def head(params: Params, model: Model, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Logits of hidden rows that went through a final norm, for drafters that share the head."""
-    return _merge(model, params).head(hidden)
+    return merged(model, params).head(hidden)
 
 
 def check_capture(config: DecoderConfig, capture: tuple[str, ...]) -> None:
@@ -214,7 +254,8 @@ def check_capture(config: DecoderConfig, capture: tuple[str, ...]) -> None:
         )
 
 
-def _merge(model: Model, params: Params) -> Decoder:
+def merged(model: Model, params: Params) -> Decoder:
+    """The modules with their arrays; while tracing."""
     return modules.merge(model.definition, params)
 
 

@@ -30,7 +30,8 @@ def write_rows(
     if is_lone and backend() == "cpu":
         rows, start = _with_neighbour(array, rows, start)
     zero = jnp.zeros((), start.dtype)
-    if jax.sharding.get_abstract_mesh().shape.get("data", 1) > 1:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("data", 1) > 1 and "data" not in mesh.manual_axes:
         return jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (zero, at, zero)))(
             array, rows, start
         )

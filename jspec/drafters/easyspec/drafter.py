@@ -25,10 +25,9 @@ from jspec.drafters.draft_model import catch_up, keep_accepted, read_prompt
 from jspec.drafters.growth import Grower, draft_of
 from jspec.law import Randomness
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import Groups, check_groups
-from jspec.models.model import Model, empty_cache, forward
+from jspec.models.layer_parallel import PassCache, Passes
 from jspec.ops.branches import switch_in_place
-from jspec.state import Context, Draft, KVCache, Params, Prompt, Verdict, replace, state
+from jspec.state import Context, Draft, Laid, Params, Prompt, Verdict, replace, state
 
 
 class Calibration(enum.StrEnum):
@@ -46,12 +45,12 @@ class EasySpecState:
 
     Attributes:
       cache: slots `[0, n_exact)` hold what exact passes wrote, those up to `length` are read.
-      logits: of the small model after the pending token.
+      logits: of the small model after the pending token, `"B V"`.
       n_exact: as above.
     """
 
-    cache: KVCache
-    logits: Float[Array, "B V"]
+    cache: PassCache
+    logits: Laid
     n_exact: Int[Array, " B"]
 
 
@@ -60,22 +59,17 @@ class EasySpec:
     """A drafter that is itself a decoder, passed through in groups of layers.
 
     Attributes:
-      model: the small model's definition.
-      groups: of its layers; groups of one are the exact drafter.
+      passes: of the small model; in groups of one they are the exact drafter's.
       grower: of the tree; every level but the first is a pass.
       calibration: when the cache is made exact again.
     """
 
-    model: Model
-    groups: Groups
+    passes: Passes
     grower: Grower
     calibration: Calibration = Calibration.ROUND
 
     captures = ()
     needs_picks = False
-
-    def __post_init__(self):
-        check_groups(self.groups, self.model.config.n_layers)
 
     @property
     def sizes(self):
@@ -91,12 +85,15 @@ class EasySpec:
         context, is_never = prompt.context, self.calibration is Calibration.NEVER
         rows = context.tokens.shape[0]
         dtype = jax.tree.leaves(params)[0].dtype
-        cache = empty_cache(self.model.config, rows, prompt.slots + self.window, dtype)
-        groups = self.groups if is_never else None
-        cache = read_prompt(params, self.model, cache, prompt, groups)
-        logits, cache = catch_up(params, self.model, cache, context, groups)
+        cache = self.passes.empty_cache(rows, prompt.slots + self.window, dtype)
+        run = self.passes.grouped if is_never else self.passes.exact
+        cache = read_prompt(run, params, cache, prompt)
+        logits, cache = catch_up(run, params, cache, context)
         n_exact = jnp.where(is_never, 0, context.length).astype(jnp.int32)
-        return EasySpecState(cache=cache, logits=logits[:, 0], n_exact=n_exact)
+        return EasySpecState(cache=cache, logits=self._laid(logits[:, 0]), n_exact=n_exact)
+
+    def _laid(self, logits: Float[Array, "B V"]) -> Laid:
+        return Laid(arrays=logits, axes=(self.passes.vocab_axes or None,))
 
     def size(self, state: EasySpecState, context: Context) -> Int[Array, ""]:
         return jnp.int32(0)
@@ -109,16 +106,13 @@ class EasySpec:
         randomness: Randomness,
         size: int,
     ) -> tuple[Draft, EasySpecState]:
-        logits, cache = state.logits[:, None], state.cache
+        logits, cache = state.logits.arrays[:, None], state.cache
         grown = self.grower.root(context, randomness, logits.dtype)
         for level in range(1, self.grower.depth + 1):
-            grown = self.grower.grow(grown, logits, randomness, level)
+            grown = self.grower.grow(grown, logits, randomness, level, self.passes.top_k)
             if level < self.grower.depth:
                 tokens, block = self.grower.newest(grown, context)
-                output, cache = forward(
-                    params, self.model, cache, tokens, block, groups=self.groups
-                )
-                logits = output.logits
+                logits, cache = self.passes.grouped(params, cache, tokens, block)
         return draft_of(grown), replace(state, cache=cache)
 
     def commit(
@@ -136,7 +130,8 @@ class EasySpec:
             is_exact = jnp.bool_(True)
             logits, cache = self._calibrate(state.cache, given)
         else:
-            cache = keep_accepted(state.cache, context, verdict, self.grower.size)
+            size = self.grower.size
+            cache = keep_accepted(self.passes, state.cache, context, verdict, size)
             if self.calibration is Calibration.MISMATCH:
                 is_exact = self._is_due(state, context, verdict)
                 index = is_exact.astype(jnp.int32)
@@ -146,7 +141,7 @@ class EasySpec:
                 logits, cache = self._go_on(cache, given)
         return EasySpecState(
             cache=cache,
-            logits=jnp.where(is_live[:, None], logits, state.logits),
+            logits=self._laid(jnp.where(is_live[:, None], logits, state.logits.arrays)),
             n_exact=jnp.where(is_live & is_exact, context.length, state.n_exact),
         )
 
@@ -157,7 +152,7 @@ class EasySpec:
         is_much = context.length - state.n_exact > room
         return jnp.any((verdict.n_emitted > 0) & (is_refused | is_much))
 
-    def _calibrate(self, cache: KVCache, given) -> tuple[Float[Array, "B V"], KVCache]:
+    def _calibrate(self, cache: PassCache, given) -> tuple[Float[Array, "B V"], PassCache]:
         """One exact pass over what was committed since the last."""
         params, context, n_exact = given
         start = jnp.minimum(n_exact, context.length - 1)
@@ -166,11 +161,11 @@ class EasySpec:
         tokens = jnp.take_along_axis(context.tokens, jnp.minimum(places, last), axis=1)
         at = (context.length - 1 - start)[:, None]
         block = causal_block(start, self.window)
-        result, cache = forward(params, self.model, cache, tokens, block, logits_rows=at)
-        return result.logits[:, 0], cache
+        logits, cache = self.passes.exact(params, cache, tokens, block, logits_rows=at)
+        return logits[:, 0], cache
 
-    def _go_on(self, cache: KVCache, given) -> tuple[Float[Array, "B V"], KVCache]:
+    def _go_on(self, cache: PassCache, given) -> tuple[Float[Array, "B V"], PassCache]:
         """A pass in groups over the last two tokens: a leaf was never fed, nor the target's own."""
         params, context, _ = given
-        logits, cache = catch_up(params, self.model, cache, context, self.groups)
+        logits, cache = catch_up(self.passes.grouped, params, cache, context)
         return logits[:, 0], cache

@@ -18,8 +18,10 @@ from jspec.drafters.growth import Grower
 from jspec.infer.prefill import prefill
 from jspec.infer.round import decode_round
 from jspec.infer.state import DecodeState, Program
+from jspec.models import layer_parallel
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import contiguous, singles
+from jspec.models.layer_parallel import Passes
 from jspec.models.model import empty_cache, forward
 from jspec.testing.light import LIGHT
 from jspec.testing.models import perturbed, tiny_target
@@ -38,7 +40,8 @@ PARAMS = (TARGET.params, SMALL.params)
 def drafter(size: int = 3, *, width: int = 2, calibration=Calibration.ROUND) -> EasySpec:
     grower = Grower(vocab_size=VOCABULARY, depth=DEPTH, width=width)
     groups = contiguous(LAYERS, size)
-    return EasySpec(model=SMALL.model, groups=groups, grower=grower, calibration=calibration)
+    passes = Passes(SMALL.model, groups)
+    return EasySpec(passes=passes, grower=grower, calibration=calibration)
 
 
 start = jax.jit(prefill, static_argnames=("program", "capacity"), compiler_options=LIGHT)
@@ -75,12 +78,14 @@ def difference(state: DecodeState, row: int) -> float:
     """How far kept keys and values are from an exact pass over the text, logits included."""
     length = int(state.context.length[row])
     exact, logits = read(state.context.tokens)
-    kept = state.drafter.cache
+    kept = state.drafter.cache.every.arrays
     gaps = [
         np.abs(np.asarray(a[row, :, :length]) - np.asarray(b[row, :, :length])).max()
         for a, b in zip(kept.keys + kept.values, exact.keys + exact.values, strict=True)
     ]
-    gaps.append(np.abs(np.asarray(state.drafter.logits[row] - logits[row, length - 1])).max())
+    gaps.append(
+        np.abs(np.asarray(state.drafter.logits.arrays[row] - logits[row, length - 1])).max()
+    )
     return float(max(gaps))
 
 
@@ -121,7 +126,7 @@ def test_a_mismatch_calibrates_all_that_was_kept_since_the_last():
 def test_rows_that_are_fully_accepted_are_not_calibrated_at_once():
     """The drafter is the target, so that all is accepted until too much would be kept."""
     same = dataclasses.replace(
-        drafter(calibration=Calibration.MISMATCH, size=1, width=1), model=TARGET.model
+        drafter(calibration=Calibration.MISMATCH, size=1, width=1), passes=Passes(TARGET.model)
     )
     program = Program(target=TARGET.model, drafter=same)
     params = (TARGET.params, TARGET.params)
@@ -142,7 +147,7 @@ def test_rows_that_are_fully_accepted_are_not_calibrated_at_once():
 def test_groups_of_one_draft_as_a_draft_model_does(calibration):
     exact = DraftModel(model=SMALL.model, vocab_size=VOCABULARY, depth=DEPTH, width=2)
     grouped = drafter(size=1, calibration=calibration)
-    assert grouped.groups == singles(LAYERS)
+    assert grouped.passes.groups == singles(LAYERS)
     ours, theirs = rounds(grouped), rounds(exact)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(mine.context.tokens, other.context.tokens)
@@ -167,13 +172,12 @@ def test_a_round_is_one_exact_pass_and_the_rest_in_groups(calibration, exact, gr
     seen = []
 
     def counted(params, model, cache, tokens, block, *, groups=None, **options):
-        seen.append((groups is not None, tokens.shape))
+        seen.append((groups != singles(LAYERS), tokens.shape))
         return forward(params, model, cache, tokens, block, groups=groups, **options)
 
     with (
-        mock.patch.object(easyspec, "forward", counted),
+        mock.patch.object(layer_parallel, "forward", counted),
         mock.patch.object(easyspec, "switch_in_place", all_of),
-        mock.patch("jspec.drafters.draft_model.forward", counted),
     ):
         jax.eval_shape(lambda g: decode_round(PARAMS, program, g), generation)
     assert [shape for is_grouped, shape in seen if not is_grouped] == exact
@@ -182,4 +186,4 @@ def test_a_round_is_one_exact_pass_and_the_rest_in_groups(calibration, exact, gr
 
 def test_groups_that_do_not_fit_the_model_are_refused():
     with pytest.raises(ValueError, match="layers 0 to 4 in order"):
-        dataclasses.replace(drafter(), groups=((0,), (1, 2)))
+        Passes(SMALL.model, ((0,), (1, 2)))

@@ -1,0 +1,338 @@
+"""Passes of a decoder over a mesh, its layers in groups whose attention runs side by side.
+
+In reading order: the plans (`Plan`), what is kept (`PassCache`), and `Passes`, which a
+drafter calls, and which places its weights. What one device does is in `device_share.py`.
+
+A pass is one `shard_map` over all axes of the mesh, so that its collectives are those written here:
+
+| plan | attention of a group | an MLP |
+|---|---|---|
+| A | an all-gather over `layer`; before it a sum over `tensor` | a sum over `tensor` |
+| A+ | as A | a sum over both axes |
+| B | one sum over both axes, of all its layers together | a sum over both axes |
+| B- | as B | none |
+| C | none | none |
+
+A sum over one device is none. The vocabulary is split over both axes, which costs a sum for the
+embedding.
+
+Source: EasySpec (Wu et al. 2025, arXiv 2502.02493), section 3; plan A with one device along
+`tensor` is its placement. Differs: all devices work; the head is split; the other plans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jspec.models.device_share import Axes, LocalCache, Share, share_of_biases
+from jspec.models.layer_groups import Groups, check_groups, singles, split
+from jspec.models.model import Model, empty_cache, forward, merged, through
+from jspec.models.weights import AXES, leaf_name
+from jspec.ops import cache as cache_ops
+from jspec.sharding import HEAD_SPLIT, LAYER_PARALLEL, TARGET, Table, mesh_axes, sharding
+from jspec.state import Block, KVCache, Laid, Params, replace, state
+
+_OWN = "own"
+"""Where the weights are that only one device of a `layer` axis has."""
+
+
+class Plan(enum.Enum):
+    """How passes are divided, by the names that people give.
+
+    Attributes:
+      table: where the weights' logical axes go.
+      layers: the mesh axis along which the layers of a group run side by side, if any.
+    """
+
+    A = ("A", LAYER_PARALLEL, "layer")
+    A_PLUS = ("A+", {**LAYER_PARALLEL, "mlp": TARGET["mlp"]}, "layer")
+    B = ("B", TARGET, None)
+    B_MINUS = ("B-", {**TARGET, "mlp": None}, None)
+    C = ("C", HEAD_SPLIT, None)
+
+    def __init__(self, name: str, table: Table, layers: str | None):
+        self._value_ = name
+        self.table = table
+        self.layers = layers
+
+
+@state
+class PassCache:
+    """Keys and values of a drafter that is itself a decoder.
+
+    Attributes:
+      every: of all layers, as exact passes write them; of layers that run side by side, nothing
+        else is here.
+      own: of these, an array a group with the devices of `layer` on axis 1, each with the layer
+        that it runs; as all passes write them. None where no layers run so.
+    """
+
+    every: Laid
+    own: Laid | None = None
+
+    @property
+    def capacity(self) -> int:
+        return self.every.arrays.capacity
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """A decoder whose passes are exact, or approximate, their layers in groups.
+
+    Static. On one device, or without a mesh, all plans are plain calls of `forward`.
+
+    Attributes:
+      model: its key/value heads fit the mesh.
+      groups: of its layers; each alone if not given. Those of more layers than there are devices to
+        run them side by side are split.
+      plan: of the mesh.
+      mesh: that the weights are on.
+    """
+
+    model: Model
+    groups: Groups = ()
+    plan: Plan = Plan.C
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        layers = self.model.config.n_layers
+        groups = check_groups(self.groups or singles(layers), layers)
+        groups = split(groups, self._side_by_side or layers)
+        object.__setattr__(self, "groups", groups)
+
+    @property
+    def is_alone(self) -> bool:
+        """One device computes everything."""
+        return self.mesh is None or self.mesh.size == 1
+
+    @property
+    def vocab_axes(self) -> Axes:
+        """Mesh axes over which logits lie."""
+        return self._axes_of("vocab", self.model.config.vocab_size)
+
+    def exact(
+        self,
+        params: Params,
+        cache: PassCache,
+        tokens: Int[Array, "B T"],
+        block: Block,
+        *,
+        logits_rows: Int[Array, "B R"] | None = None,
+    ) -> tuple[Float[Array, "B R V"], PassCache]:
+        """The decoder itself: logits, of `logits_rows` or all rows, and the cache."""
+        alone = singles(self.model.config.n_layers)
+        return self._run(alone, params, cache, tokens, block, logits_rows)
+
+    def grouped(
+        self,
+        params: Params,
+        cache: PassCache,
+        tokens: Int[Array, "B T"],
+        block: Block,
+        *,
+        logits_rows: Int[Array, "B R"] | None = None,
+    ) -> tuple[Float[Array, "B R V"], PassCache]:
+        """The same, all attention of a group reading what enters the group."""
+        return self._run(self.groups, params, cache, tokens, block, logits_rows)
+
+    def empty_cache(self, rows: int, slots: int, dtype) -> PassCache:
+        """A cache of zeros."""
+        whole = empty_cache(self.model.config, rows, slots, dtype)
+        every = Laid(arrays=whole, axes=(self._heads,))
+        if not self._multis:
+            return PassCache(every=every)
+        _, heads, _, width = whole.keys[0].shape
+        shape = (rows, self._side_by_side, heads, slots, width)
+        own = tuple(jnp.zeros(shape, dtype) for _ in self._multis)
+        axes = (self.plan.layers, self._heads)
+        return PassCache(every=every, own=Laid(arrays=KVCache(keys=own, values=own), axes=axes))
+
+    def compact(
+        self, cache: PassCache, start: Int[Array, " B"], path: Int[Array, "B W"], window: int
+    ) -> PassCache:
+        """Make an accepted path contiguous; see `ops.cache.compact`."""
+
+        def kept(cache: PassCache, start, path) -> PassCache:
+            def one(array):
+                flat = array.reshape(array.shape[0], *array.shape[-3:])
+                return cache_ops.compact(flat, start, path, window).reshape(array.shape)
+
+            return jax.tree.map(one, cache)
+
+        if self.is_alone:
+            return kept(cache, start, path)
+        where, rows = self._cache_specs(cache), self._rows(start.shape[0])
+        return self._over_mesh(kept, (where, rows, rows), where)(cache, start, path)
+
+    def top_k(
+        self, scores: Float[Array, "R V"], k: int
+    ) -> tuple[Float[Array, "R k"], Int[Array, "R k"]]:
+        """`lax.top_k` of scores that lie over the vocabulary; only the best of each travel."""
+        axes = self._axes_of("vocab", scores.shape[-1])
+        if not axes:
+            return lax.top_k(scores, k)
+
+        def best(local):
+            values, ids = lax.top_k(local, min(k, local.shape[-1]))
+            ids += (lax.axis_index(axes) * local.shape[-1]).astype(ids.dtype)
+            values, ids = (lax.all_gather(x, axes, axis=1, tiled=True) for x in (values, ids))
+            values, place = lax.top_k(values, k)
+            return values, jnp.take_along_axis(ids, place, axis=1)
+
+        rows = self._rows(scores.shape[0])
+        given = PartitionSpec(*rows, axes)
+        return self._over_mesh(best, (given,), (rows, rows))(scores)
+
+    def _run(self, groups: Groups, params, cache, tokens, block: Block, logits_rows):
+        if self.is_alone:
+            output, every = forward(
+                params,
+                self.model,
+                cache.every.arrays,
+                tokens,
+                block,
+                logits_rows=logits_rows,
+                groups=groups,
+            )
+            return output.logits, PassCache(every=Laid(arrays=every))
+        rows = self._rows(tokens.shape[0])
+        where = self._cache_specs(cache)
+        weights = jax.tree.map(lambda found: found.spec, self.shardings(params))
+        body = functools.partial(self._one_device, groups)
+        return self._over_mesh(
+            body,
+            (weights, where, rows, rows, rows),
+            (PartitionSpec(*rows, None, self.vocab_axes or None), where),
+        )(params, cache, tokens, block, logits_rows)
+
+    def _one_device(self, groups: Groups, params, cache: PassCache, tokens, block: Block, at):
+        """The pass of one device, whose parts of arrays these are."""
+        mlp = self._axes_of("mlp", self.model.config.mlp_width)
+        heads = self._heads or ()
+        params = share_of_biases(params, heads, mlp)
+        own = jax.tree.map(lambda leaf: leaf[0], params.pop(_OWN, ()))
+        share = Share(
+            model=self.model,
+            params=params,
+            heads=heads,
+            mlp=mlp,
+            vocab=self.vocab_axes,
+            layers=self.plan.layers,
+            multis=self._multis,
+            own=own,
+        )
+        local = LocalCache(every=cache.every.arrays)
+        if cache.own is not None:
+            here = jax.tree.map(lambda leaf: leaf[:, 0], cache.own.arrays)
+            local = dataclasses.replace(local, own=here)
+        decoder, config = merged(self.model, params), self.model.config
+        output, local = through(decoder, config, local, tokens, block, groups, parts=share, at=at)
+        if not any(group in self._multis for group in groups):
+            local = share.copy_own(local, block.write_start, tokens.shape[1])
+        cache = replace(cache, every=replace(cache.every, arrays=local.every))
+        if cache.own is not None:
+            arrays = jax.tree.map(lambda leaf: leaf[:, None], local.own)
+            cache = replace(cache, own=replace(cache.own, arrays=arrays))
+        return output.logits, cache
+
+    def _over_mesh(self, body, given, found):
+        return jax.shard_map(body, mesh=self.mesh, in_specs=given, out_specs=found, check_vma=False)
+
+    def _rows(self, count: int) -> PartitionSpec:
+        assert self.mesh is not None
+        return PartitionSpec("data" if count % self.mesh.shape["data"] == 0 else None)
+
+    def _cache_specs(self, cache: PassCache) -> PassCache:
+        (over_rows,) = self._rows(cache.every.arrays.keys[0].shape[0])
+
+        def spec(laid: Laid) -> Laid:
+            where = PartitionSpec(over_rows, *laid.axes)
+            return Laid(arrays=jax.tree.map(lambda _: where, laid.arrays), axes=laid.axes)
+
+        own = None if cache.own is None else spec(cache.own)
+        return PassCache(every=spec(cache.every), own=own)
+
+    def _axes_of(self, axis: str, size: int) -> Axes:
+        """The axes over which a dimension of weights is split; none where they do not divide it."""
+        shape = {} if self.mesh is None else self.mesh.shape
+        found = tuple(n for n in mesh_axes(self.plan.table, axis) if shape.get(n, 1) > 1)
+        return () if size % math.prod(shape[name] for name in found) else found
+
+    @property
+    def _heads(self) -> Axes | None:
+        return self._axes_of("heads", self.model.config.n_heads) or None
+
+    @property
+    def _side_by_side(self) -> int:
+        """Devices that run layers of one group; 0 for a plan without."""
+        if self.is_alone or self.plan.layers is None:
+            return 0
+        return self.mesh.shape[self.plan.layers]  # pyright: ignore[reportOptionalMemberAccess]
+
+    @property
+    def _multis(self) -> Groups:
+        """Groups whose layers run side by side."""
+        if not self._side_by_side:
+            return ()
+        return tuple(group for group in self.groups if len(group) > 1)
+
+    def shardings(self, params: Params) -> Params:
+        """A `NamedSharding` for every weight, or shape of one."""
+        mesh, table = self.mesh, self.plan.table
+        assert mesh is not None
+
+        def one(path, leaf) -> NamedSharding:
+            axes = AXES[leaf_name(path)]
+            is_own = path[0].key == _OWN
+            shape = leaf.shape[1:] if is_own else leaf.shape
+            found = sharding(mesh, table, axes, shape)
+            return (
+                NamedSharding(mesh, PartitionSpec(self.plan.layers, *found.spec))
+                if is_own
+                else found
+            )
+
+        return jax.tree.map_with_path(one, params)
+
+    def with_own(self, params: Params) -> Params:
+        """The weights, and where layers run side by side, what each device runs, as its own.
+
+        Source: section 5.2; weights that a device picked from a whole stack would be copied.
+        """
+        if not self._multis:
+            return params
+
+        def of_groups(layers) -> tuple[Params, ...]:
+            return tuple(self._stacked([layers[i] for i in group]) for group in self._multis)
+
+        shapes = jax.eval_shape(of_groups, params["layers"])
+        where = self.shardings({_OWN: shapes})[_OWN]
+        if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
+
+            def place(leaf, found) -> jax.ShapeDtypeStruct:
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=found)
+
+            return params | {_OWN: jax.tree.map(place, shapes, where)}
+        return params | {_OWN: jax.jit(of_groups, out_shardings=where)(params["layers"])}
+
+    def _stacked(self, layers: list[Params]) -> Params:
+        """Attention weights of the layers of a group; devices without one have the last again."""
+        layers = layers + layers[-1:] * (self._side_by_side - len(layers))
+        mixing = [{key: layer[key] for key in ("attention_norm", "attention")} for layer in layers]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixing)
+
+
+def place(passes: Passes, params: Params) -> Params:
+    """Weights that may lie anywhere, as passes want them."""
+    if passes.is_alone:
+        return params
+    return passes.with_own(jax.device_put(params, passes.shardings(params)))
