@@ -59,10 +59,13 @@ class Plan(enum.Enum):
     B_MINUS = ("B-", {**TARGET, "mlp": None}, None)
     C = ("C", HEAD_SPLIT, None)
 
-    def __init__(self, name: str, table: Table, layers: str | None):
-        self._value_ = name
-        self.table = table
-        self.layers = layers
+    table: Table
+    layers: str | None
+
+    def __new__(cls, value: str, table: Table, layers: str | None):
+        plan = object.__new__(cls)
+        plan._value_, plan.table, plan.layers = value, table, layers
+        return plan
 
 
 @state

@@ -1,0 +1,179 @@
+"""Passes over a mesh: the same function by every plan, and the collectives that the plan says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jspec.aot.hlo import read as instructions_of
+from jspec.models.blocks import causal_block
+from jspec.models.layer_groups import Groups, aligned, contiguous, singles
+from jspec.models.layer_parallel import Passes, Plan, place
+from jspec.models.model import build, random_params
+from jspec.models.weights import fit_to_mesh
+from jspec.sharding import make_mesh
+from jspec.testing.light import LIGHT
+from jspec.testing.models import tiny_config
+from jspec.testing.tolerances import tolerance
+
+ROWS, SLOTS, LAYERS, READ, NEW = 2, 24, 6, 9, 3
+CLOSE = tolerance("float32").logits
+CONFIG = tiny_config(
+    vocab_size=64, width=16, mlp_width=24, n_layers=LAYERS, n_heads=8, n_kv_heads=4, head_dim=4
+)
+BIASED = tiny_config(
+    vocab_size=61,
+    width=16,
+    mlp_width=24,
+    n_layers=LAYERS,
+    n_heads=8,
+    n_kv_heads=8,
+    head_dim=4,
+    windows=(None, 3) * (LAYERS // 2),
+    has_qkv_bias=True,
+    has_out_bias=True,
+    has_mlp_bias=True,
+    has_tied_head=True,
+)
+MESHES = {
+    "A": dict(layer=4),
+    "A, tensor inside, rows apart": dict(data=2, layer=2, tensor=2),
+    "A+": dict(layer=4, tensor=2),
+    "B": dict(layer=2, tensor=4),
+    "B-": dict(tensor=4),
+    "C": dict(layer=2, tensor=2),
+}
+
+
+def alone(config, groups: Groups) -> tuple[Passes, dict]:
+    """On one device, with weights of some size, so that groups differ from the model itself."""
+    model = build(config)
+    params = random_params(model, key=jax.random.key(0), scale=0.3)
+    return Passes(model, groups), params
+
+
+def spread(passes: Passes, params, plan: Plan, **sizes) -> tuple[Passes, dict]:
+    """The same over a mesh; key/value heads are repeated as a loaded checkpoint's are."""
+    mesh = make_mesh(**sizes)
+    config = fit_to_mesh(passes.model.config, mesh, plan.table)
+    times = config.n_kv_heads // passes.model.config.n_kv_heads
+    params = repeat_heads(params, times, config.head_dim)
+    over = Passes(build(config), passes.groups, plan, mesh)
+    return over, place(over, params)
+
+
+def repeat_heads(params, times: int, width: int):
+    def one(path, leaf):
+        if path[-1].key not in ("k", "v", "k_bias", "v_bias"):
+            return leaf
+        heads = leaf.reshape(*leaf.shape[:-1], -1, width)
+        return jnp.repeat(heads, times, axis=-2).reshape(*leaf.shape[:-1], -1)
+
+    return jax.tree.map_with_path(one, params)
+
+
+@functools.partial(jax.jit, static_argnames="passes", compiler_options=LIGHT)
+def story(params, passes: Passes, tokens):
+    """A text read exactly, new rows in groups on it, kept in part, and an exact pass again."""
+    cache = passes.empty_cache(ROWS, SLOTS, jnp.float32)
+    zero = jnp.zeros((ROWS,), jnp.int32)
+    _, cache = passes.exact(params, cache, tokens[:, :READ], causal_block(zero, READ))
+    new = tokens[:, READ : READ + NEW]
+    drafted, cache = passes.grouped(params, cache, new, causal_block(zero + READ, NEW))
+    path = jnp.asarray([[0, 2, 2], [0, 0, 0]], jnp.int32)
+    cache = passes.compact(cache, zero + READ, path, NEW)
+    at = jnp.asarray([[1], [0]], jnp.int32)
+    block = causal_block(zero + READ + 1, 2)
+    later, cache = passes.grouped(params, cache, new[:, :2], block, logits_rows=at)
+    exact, cache = passes.exact(params, cache, new, causal_block(zero + READ, NEW))
+    return (drafted, later, exact), cache
+
+
+def tokens_of(config):
+    rows = np.random.default_rng(3).integers(0, config.vocab_size + 2, (ROWS, READ + NEW))
+    return jnp.asarray(rows, jnp.int32)
+
+
+@pytest.mark.parametrize("config", [CONFIG, BIASED], ids=["plain", "biases, windows, tied"])
+@pytest.mark.parametrize("case", MESHES)
+def test_every_plan_is_the_same_function(case, config):
+    size = MESHES[case]["layer"] if case.startswith("A") else 4
+    passes, params = alone(config, contiguous(LAYERS, size))
+    tokens = tokens_of(config)
+    expected, whole = story(params, passes, tokens)
+    over, placed = spread(passes, params, Plan(case.split(",")[0]), **MESHES[case])
+    with jax.set_mesh(over.mesh):
+        found, cache = story(placed, over, tokens)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=10 * CLOSE, rtol=0)
+    assert np.abs(np.asarray(expected[0] - expected[2])).max() > 100 * CLOSE
+    for ours, theirs in zip(cache.every.arrays.keys, whole.every.arrays.keys, strict=True):
+        once = ours[:, :: ours.shape[1] // theirs.shape[1]]
+        np.testing.assert_allclose(
+            once[:, :, : READ + NEW], theirs[:, :, : READ + NEW], atol=10 * CLOSE, rtol=0
+        )
+
+
+def collectives(plan: Plan, is_exact: bool = False, **sizes) -> Counter[str]:
+    """Of one compiled pass of ten layers, but for the sum that the embedding needs."""
+    config = dataclasses.replace(CONFIG, n_layers=10, windows=())
+    passes, params = alone(config, aligned(10, 4))
+    over, placed = spread(passes, params, plan, **sizes)
+    run = over.exact if is_exact else over.grouped
+    cache = over.empty_cache(ROWS, SLOTS, jnp.float32)
+    tokens, zero = jnp.zeros((ROWS, NEW), jnp.int32), jnp.zeros((ROWS,), jnp.int32)
+
+    def body(params, cache):
+        return run(params, cache, tokens, causal_block(zero, NEW))
+
+    with jax.set_mesh(over.mesh):
+        text = jax.jit(body, compiler_options=LIGHT).lower(placed, cache).compile().as_text()
+    found = Counter(one.kind for one in instructions_of(text or "") if one.kind)
+    return found - Counter({"all-reduce": 1})
+
+
+def test_collectives_are_those_that_the_plans_say():
+    """F6 of the method's checklist: ten layers in groups of 1, 3, 4, 1 and 1."""
+    assert collectives(Plan.A, layer=4) == {"all-gather": 2}
+    assert collectives(Plan.A_PLUS, layer=4) == {"all-reduce": 10, "all-gather": 2}
+    assert collectives(Plan.B, tensor=4) == {"all-reduce": 15}
+    assert collectives(Plan.B_MINUS, tensor=4) == {"all-reduce": 5}
+    assert collectives(Plan.C, tensor=4) == {}
+    assert collectives(Plan.B, is_exact=True, tensor=4) == {"all-reduce": 20}
+    assert collectives(Plan.A, is_exact=True, layer=4) == {}
+
+
+def test_groups_of_more_layers_than_devices_are_split():
+    passes, params = alone(CONFIG, contiguous(LAYERS, 4))
+    over, _ = spread(passes, params, Plan.A, layer=2)
+    assert [len(group) for group in over.groups] == [1, 2, 2, 1]
+
+
+def test_groups_of_one_are_the_model():
+    passes, params = alone(CONFIG, singles(LAYERS))
+    assert passes.groups == singles(LAYERS)
+    cache = passes.empty_cache(ROWS, SLOTS, jnp.float32)
+    tokens, block = tokens_of(CONFIG), causal_block(jnp.zeros((ROWS,), jnp.int32), READ + NEW)
+    exact = jax.jit(passes.exact)(params, cache, tokens, block)
+    grouped = jax.jit(passes.grouped)(params, cache, tokens, block)
+    jax.tree.map(np.testing.assert_array_equal, exact, grouped)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_the_best_of_split_scores_are_the_best_of_all(k):
+    """Also among ties, of which the lowest ids win."""
+    passes, params = alone(CONFIG, singles(LAYERS))
+    over, _ = spread(passes, params, Plan.B, tensor=4)
+    scores = jnp.asarray(np.random.default_rng(0).integers(0, 9, (6, 64)), jnp.float32)
+    with jax.set_mesh(over.mesh):
+        values, ids = jax.jit(over.top_k, static_argnums=1)(scores, k)
+    expected = lax.top_k(scores, k)
+    np.testing.assert_array_equal(values, expected[0])
+    np.testing.assert_array_equal(ids, expected[1])
