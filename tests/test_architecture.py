@@ -19,7 +19,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 LEVELS = (
     ("errors", "records", "versions"),
     ("ops",),
-    ("config", "law", "sharding", "state"),
+    ("config", "hosts", "law", "sharding", "state"),
     ("models",),
     ("drafters", "verify"),
     ("infer",),

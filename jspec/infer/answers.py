@@ -7,7 +7,7 @@ which drives an engine.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from jspec.infer.compiling import CompileCounts
 from jspec.infer.engine import Engine
@@ -135,11 +135,18 @@ class Answerer:
             seconds=old.seconds + new.seconds,
         )
 
-    def answer(self, requests: Sequence[Request], *, in_pieces: bool = True) -> Iterator[Piece]:
+    def answer(
+        self,
+        requests: Sequence[Request],
+        *,
+        in_pieces: bool = True,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Iterator[Piece]:
         """Pieces of the answers as the engine commits them; index is the place in `requests`.
 
         Args:
           in_pieces: whether text is wanted before its end; making it costs the host some time.
+          should_stop: as `Engine.run` takes it.
         """
         streams = [self._stream(request) for request in requests]
         seen: list[tuple[int, ...]] = [()] * len(requests)
@@ -148,7 +155,8 @@ class Answerer:
             stream = streams[index]
             return stream.advance(tokens) if stream else None
 
-        for event in self.engine.run(requests, watch=watch if self._stops else None):
+        watched = watch if self._stops else None
+        for event in self.engine.run(requests, watch=watched, should_stop=should_stop):
             stream = streams[event.index]
             if isinstance(event, Tokens):
                 seen[event.index] += event.tokens

@@ -16,6 +16,7 @@ import numpy as np
 
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
+from jspec.hosts import fetch
 from jspec.infer.compiling import CompileCounts, compile_counts
 from jspec.infer.prefill import prompt_bucket
 from jspec.infer.programs import Programs
@@ -134,7 +135,7 @@ class Engine:
             lengths, modes = range(1, self.max_length), tuple(Mode)
         else:
             lengths = [len(r.tokens) for r in requests]
-            modes = tuple({r.mode for r in requests})
+            modes = tuple(mode for mode in Mode if any(r.mode is mode for r in requests))
         buckets = sorted({prompt_bucket(n, self.max_length) for n in lengths})
         generation = None
         for bucket in buckets:
@@ -146,6 +147,8 @@ class Engine:
         generation = self._programs.deactivate(generation, np.zeros(self.batch_size, bool))
         for mode in modes:
             generation = self._programs.chunk(generation, mode)
+        fetch(_small(generation))
+        fetch(generation.trace)
         jax.block_until_ready(generation)
         return compile_counts().since(before)
 
@@ -172,7 +175,13 @@ class Engine:
                 f"{self.max_stop_ids}; raise max_stop_ids"
             )
 
-    def run(self, requests: Iterable[Request], *, watch: Watch | None = None) -> Iterator[Event]:
+    def run(
+        self,
+        requests: Iterable[Request],
+        *,
+        watch: Watch | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Iterator[Event]:
         """Decode requests, first come first served; events come as text is committed.
 
         All requests are checked before anything runs. They share the cheapest mode of the law that
@@ -180,6 +189,10 @@ class Engine:
 
         Args:
           watch: host-side stops, such as stop strings.
+          should_stop: asked once a chunk; on several hosts it must say the same on each.
+
+        Raises:
+          KeyboardInterrupt: it was told to stop.
         """
         queue = collections.deque(enumerate(requests))
         for _, request in queue:
@@ -201,6 +214,8 @@ class Engine:
                 generation = yield from self._report(generation, rows, watch)
             if generation is None or all(row is None for row in rows):
                 continue
+            if should_stop is not None and should_stop():
+                raise KeyboardInterrupt
             generation = self._programs.chunk(generation, mode)
             generation = yield from self._report(generation, rows, watch)
 
@@ -225,9 +240,7 @@ class Engine:
 
     def _report(self, generation: DecodeState, rows: list[Row | None], watch: Watch | None):
         """Fetch what is new, tell it, and free the rows that ended."""
-        context = generation.context
-        small = (context.tokens, context.length, generation.stop_reason, generation.counters)
-        tokens, length, reasons, counters = jax.device_get(small)
+        tokens, length, reasons, counters = fetch(_small(generation))
         now = time.perf_counter()
         stopped_here = np.ones(self.batch_size, bool)
         for place, row in enumerate(rows):
@@ -267,7 +280,7 @@ class Engine:
     def _trace(self, generation: DecodeState, place: int, start: int, count: int):
         if generation.trace is None:
             return None
-        log = jax.device_get(generation.trace)
+        log = fetch(generation.trace)
         return tuple(
             TokenInfo(
                 depth=int(log.depth[place, i]),
@@ -277,6 +290,12 @@ class Engine:
             )
             for i in range(start, start + count)
         )
+
+
+def _small(generation: DecodeState) -> tuple:
+    """What the host reads after every chunk."""
+    context = generation.context
+    return context.tokens, context.length, generation.stop_reason, generation.counters
 
 
 def _row_stats(row: Row, counters, place: int, now: float) -> RowStats:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.errors import UserError
+from jspec.hosts import any_host, check_all_devices, fetch
 from jspec.sharding import make_training_mesh
 from jspec.state import Params
 from jspec.train.checkpoints import Checkpoints
@@ -133,7 +133,7 @@ class _Run:
         self.config, self.path, self.model = config, path, model
         self.probe = probe if jax.process_count() == 1 else None
         self.mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-        _check_devices(self.mesh)
+        check_all_devices(self.mesh)
         self.planned = planned_steps(config, data)
         self.schedule = make_schedule(config.optimizer, self.planned)
         self.setup = set_up(objective, model, config, self.mesh, steps=self.planned)
@@ -178,7 +178,7 @@ class _Run:
                 is_last = self.step == self.planned
                 is_logging = is_last or self.step % self.config.log_every == 0
                 is_asking = is_logging or jax.process_count() == 1
-                is_stopping = is_asking and _agree(should_stop())
+                is_stopping = is_asking and any_host(should_stop())
                 is_evaluating = is_last or self.step % self.config.eval_every == 0
                 is_evaluating = is_evaluating and bool(self.tests)
                 is_due = is_last or self.step % self.config.save_every == 0
@@ -201,7 +201,7 @@ class _Run:
     def export(self, checkpoints: Checkpoints, step: int) -> float | None:
         """Write the weights of a checkpoint to `model/`; returns their held-out loss."""
         found, _ = checkpoints.load(self.train_state, step)
-        params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), found.params)
+        params = jax.tree.map(fetch, found.params)
         if jax.process_index() == 0:
             self.model.export(params, self.path / "model")
         _wait_for_all()
@@ -313,14 +313,6 @@ def _spread(batch: Batch, limit: int | None) -> Batch:
     return {name: array[chosen] for name, array in batch.items()}
 
 
-def _check_devices(mesh: Mesh) -> None:
-    if jax.process_count() > 1 and mesh.size != jax.device_count():
-        raise UserError(
-            f"{jax.process_count()} processes have {jax.device_count()} devices, and data x fsdp = "
-            f"{mesh.size}; give a mesh of all of them"
-        )
-
-
 def _check_number(name: str, step: int, value: float) -> None:
     if not math.isfinite(value):
         raise FloatingPointError(
@@ -329,27 +321,9 @@ def _check_number(name: str, step: int, value: float) -> None:
         )
 
 
-def _agree(is_stopping: bool) -> bool:
-    """Whether any process is to stop; all processes ask at the same step."""
-    if jax.process_count() == 1:
-        return is_stopping
-    from jax.experimental import multihost_utils
-
-    return bool(np.any(multihost_utils.process_allgather(jnp.asarray(is_stopping))))
-
-
 def _wait_for_all() -> None:
     """Until every process is here: what the first one wrote is then there for all."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("exported")
-
-
-def _whole(leaf: jax.Array) -> jax.Array:
-    """An array that this process can read, wherever its parts are."""
-    if leaf.is_fully_addressable:
-        return leaf
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(leaf, tiled=True)

@@ -19,11 +19,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jspec import law
+from jspec.hosts import fetch
 from jspec.law import Mode, Stream
 from jspec.models.blocks import causal_block
+from jspec.models.hf import place
 from jspec.models.model import Model, empty_cache, forward
 from jspec.models.target import Target
-from jspec.state import Sampling, state
+from jspec.models.weights import cache_shardings
+from jspec.state import KVCache, Sampling, state
 from jspec.verify.edges import kept_within
 
 BOUNDS = {"float32": 2e-4, "bfloat16": 0.25, "float64": 1e-9}
@@ -146,7 +149,7 @@ def _judge_text(target: Target, text: np.ndarray, request: Settings, slack: floa
     padded = np.zeros((width,), np.int32)
     padded[: len(text)] = text
     following = np.roll(padded, -1)
-    cache = empty_cache(target.model.config, 1, width, jnp.dtype(target.dtype))
+    cache = _cache_of(target, width)
     sampling = _sampling(request)
     mode = law.mode_of(request.temperature, request.top_k, request.top_p, request.min_p)
     expected, gaps = [], []
@@ -163,9 +166,26 @@ def _judge_text(target: Target, text: np.ndarray, request: Settings, slack: floa
             np.float32(slack),
             mode=mode,
         )
-        expected.append(np.asarray(judged.expected))
-        gaps.append(np.asarray(judged.gap))
+        judged = fetch(judged)
+        expected.append(judged.expected)
+        gaps.append(judged.gap)
     return np.concatenate(expected), np.concatenate(gaps)
+
+
+def _cache_of(target: Target, slots: int) -> KVCache:
+    """An empty cache of one row; on several hosts laid out as the heads are."""
+
+    def empty() -> KVCache:
+        return empty_cache(target.model.config, 1, slots, jnp.dtype(target.dtype))
+
+    if jax.process_count() == 1:
+        return empty()
+    shapes = jax.eval_shape(empty)
+
+    def zeros(leaf, where) -> jax.Array:
+        return place(np.broadcast_to(np.float32(0), leaf.shape), leaf.dtype, where)
+
+    return jax.tree.map(zeros, shapes, cache_shardings(shapes, target.mesh))
 
 
 def _sampling(request: Settings) -> Sampling:

@@ -22,8 +22,11 @@ from jspec.config import (
     runnable_names,
 )
 from jspec.errors import UserError
-from jspec.infer.command.endings import Parser, add_config_flags, exit_code
+from jspec.hosts import agreed, join_hosts
+from jspec.infer.command.compile_cache import keep_compiled_programs
+from jspec.infer.command.endings import Parser, add_config_flags, add_hosts_flag, exit_code
 from jspec.infer.command.interrupts import at_work
+from jspec.infer.command.output import reserve_stdout
 from jspec.infer.command.prompts import Conversation, from_file, from_standard_input, from_texts
 
 DEMO = "demo"
@@ -75,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         example="drafter_options.depth=4",
         note="; flags win over it",
     )
+    add_hosts_flag(parser)
     parser.add_argument(
         "--json",
         action="store_true",
@@ -210,6 +214,11 @@ def read_prompts(args: argparse.Namespace, config: InferConfig) -> list[Conversa
 # --- from flags to an exit code ------------------------------------------------------------------
 
 
+def _asked(args: argparse.Namespace) -> tuple[InferConfig, list[Conversation]]:
+    config = make_config(args)
+    return config, read_prompts(args, config)
+
+
 def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
     """Runs the command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
@@ -220,8 +229,17 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
 
     def command() -> int:
         args = make_parser().parse_args(argv)
-        config = make_config(args)
-        conversations = read_prompts(args, config)
+        if args.hosts is not None and "-" in (args.standard_input, args.prompts):
+            raise UserError(
+                "standard input reaches one host only; with --hosts give --prompts FILE, the same "
+                "file on each"
+            )
+        if owns_process:
+            keep_compiled_programs()
+            if args.hosts is not None:
+                reserve_stdout()
+        join_hosts(args.hosts)
+        config, conversations = agreed(lambda: _asked(args))
         from jspec.infer.command.run import run
 
         with at_work(owns_process=owns_process):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from jspec.errors import UserError
 from jspec.infer.answers import Generation
 from jspec.infer.command.compare import Comparison, compare
-from jspec.infer.command.interrupts import interrupts
+from jspec.infer.command.interrupts import interrupts, stop_wish
 from jspec.infer.command.log import Log
 from jspec.infer.command.output import InOrder, Printer
 from jspec.infer.command.prompts import Conversation
@@ -140,8 +140,8 @@ def _answer_group(
 ) -> Iterator[tuple[int, Generation, Comparison | None]]:
     """Answers of some requests as they end; with a baseline, which goes second, all at its end."""
     answers: dict[int, Generation] = {}
-    started = time.perf_counter()
-    for piece in session.answerer.answer(requests, in_pieces=in_order.in_pieces):
+    started, stop = time.perf_counter(), stop_wish()
+    for piece in session.answerer.answer(requests, in_pieces=in_order.in_pieces, should_stop=stop):
         now = time.perf_counter()
         outcome.wall_s, started = outcome.wall_s + now - started, now
         in_order.text(places[piece.index], piece.text)
@@ -154,7 +154,7 @@ def _answer_group(
         return
     baseline = {
         piece.index: piece.generation
-        for piece in session.plain.answer(requests, in_pieces=False)
+        for piece in session.plain.answer(requests, in_pieces=False, should_stop=stop)
         if piece.generation is not None
     }
     engine = session.answerer.engine

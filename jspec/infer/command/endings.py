@@ -7,12 +7,15 @@ mistakes are `UserError`s, the flags, and `exit_code`, which all commands of jsp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from jspec.config import runnable_names
 from jspec.errors import UserError
+from jspec.hosts import are_joined
 from jspec.infer.command.log import Failure, say_error
 
 SHOW_TRACE = "JSPEC_TRACEBACK"
@@ -50,6 +53,16 @@ def add_config_flags(
     )
 
 
+def add_hosts_flag(parser: argparse.ArgumentParser) -> None:
+    """`--hosts`, which `jspec.hosts.join_hosts` takes."""
+    parser.add_argument(
+        "--hosts",
+        metavar="auto|ADDRESS:PORT,COUNT,INDEX",
+        help="run on several hosts, the same command on each: auto where the cluster tells "
+        "(Cloud TPU, Slurm), else where host 0 is, how many there are and which one this is",
+    )
+
+
 def exit_code(command: Callable[[], int]) -> int:
     """Runs a command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     try:
@@ -72,4 +85,14 @@ def exit_code(command: Callable[[], int]) -> int:
         lines = str(error).strip().splitlines()
         what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         say_error(f"{what} ({SHOW_TRACE}=1 shows where)")
+        if are_joined():
+            _leave_the_others(1)
         return 1
+
+
+def _leave_the_others(code: int) -> NoReturn:
+    """End this process at once. JAX's usual end waits for hosts that wait for this one."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)

@@ -1,20 +1,46 @@
-"""Ctrl-C as a fact: JAX may turn a KeyboardInterrupt that hits it inside into another error."""
+"""Ctrl-C as a fact: JAX may turn a KeyboardInterrupt that hits it inside into another error.
+
+On one host a Ctrl-C interrupts at once. Of several hosts none may leave alone, as the others would
+wait for it: there it is a wish, which all hear at the same place.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from jspec.hosts import any_host, are_joined
 from jspec.infer.command.compile_cache import keep_compiled_programs
+from jspec.infer.command.endings import INTERRUPTED
+from jspec.infer.command.log import say_error
 from jspec.infer.text import import_transformers_without_torch
+
+_is_asked = threading.Event()
+
+
+def ask_to_stop() -> None:
+    """Let all hosts stop at the next place where they ask."""
+    _is_asked.set()
+
+
+def stop_wish() -> Callable[[], bool] | None:
+    """Whether any host is to stop, for all of them to ask at the same places.
+
+    None on one host, which can be interrupted anywhere.
+    """
+    return (lambda: any_host(_is_asked.is_set())) if are_joined() else None
 
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[None]:
-    """Whatever error a Ctrl-C causes in here leaves as a KeyboardInterrupt."""
+    """Whatever error a Ctrl-C causes in here leaves as a KeyboardInterrupt.
+
+    Of several hosts the first one is a wish to stop; with the second this process is gone.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -23,13 +49,18 @@ def interrupts() -> Iterator[None]:
     def press(signum, frame):
         nonlocal is_pressed
         is_pressed = True
-        raise KeyboardInterrupt
+        if not are_joined():
+            raise KeyboardInterrupt
+        if _is_asked.is_set():
+            say_error("interrupted; the other hosts end when they miss this one")
+            os._exit(INTERRUPTED)
+        ask_to_stop()
 
     before = signal.signal(signal.SIGINT, press)
     try:
         yield
     except Exception as error:
-        if is_pressed:
+        if is_pressed and not are_joined():
             raise KeyboardInterrupt from error
         raise
     finally:
@@ -44,6 +75,7 @@ def at_work(*, owns_process: bool) -> Iterator[None]:
       owns_process: nothing else runs in it, so that programs may be kept on disk, and imports be
         cut short.
     """
+    _is_asked.clear()
     if owns_process:
         keep_compiled_programs()
         import_transformers_without_torch()

@@ -13,17 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from jspec.errors import UserError
+from jspec.hosts import is_first
 
 PATIENCE_S = 0.5
 """Files are checked within this time; what takes longer is work."""
 
 
 class Log(logging.Handler):
-    """Speaks on stderr; as a handler it shows the library's warnings."""
+    """Speaks on stderr; as a handler it shows the library's warnings.
+
+    Of several hosts the first one speaks.
+    """
 
     def __init__(self):
         super().__init__(level=logging.WARNING)
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        quiet = not is_first()
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
 
     def note(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False)

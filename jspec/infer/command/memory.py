@@ -54,8 +54,8 @@ def memory_warning(memory: Memory, config: InferConfig, available: int | None) -
 
 
 def device_memory() -> int | None:
-    """Bytes of the first device; of the host where the device is the host."""
-    device = jax.devices()[0]
+    """Bytes of this host's first device; of the host where the device is the host."""
+    device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     try:

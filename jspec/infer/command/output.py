@@ -1,7 +1,7 @@
 """Results on stdout: text as it grows, or JSON lines; always in the order of the prompts.
 
-In reading order: `Output`, which turns trouble with stdout into one failure; the two printers; and
-`InOrder`, which keeps answers that are early.
+In reading order: `reserve_stdout`; `Output`, which turns trouble with stdout into one failure; the
+two printers; and `InOrder`, which keeps answers that are early.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from jspec.hosts import are_joined, is_first
 from jspec.infer.answers import Generation
 from jspec.infer.command.compare import Comparison
+from jspec.infer.command.interrupts import ask_to_stop
 from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.report import (
     Turn,
@@ -29,15 +31,46 @@ from jspec.infer.text import Tokenizer
 TRACE_COLUMNS = ("#", "id", "token", "from", "logprob", "gap")
 
 
+def reserve_stdout() -> None:
+    """From here on only Python writes to stdout; what libraries print there goes to stderr.
+
+    For a process of our own. Those that connect hosts (gloo, NCCL) print without being asked.
+    """
+    sys.stdout.flush()
+    stdout, stderr = sys.stdout.fileno(), sys.stderr.fileno()
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    sys.stdout = os.fdopen(os.dup(stdout), "w", encoding=encoding, errors=errors)
+    os.dup2(stderr, stdout)
+
+
 class Output:
-    """Stdout."""
+    """Stdout; of several hosts that of the first, the others show nothing.
+
+    Attributes:
+      failure: why nothing more is shown, where several hosts have to stop together.
+    """
+
+    def __init__(self):
+        self.failure: Failure | None = None
+        self._is_shown = is_first()
 
     def write(self, text: str) -> None:
         """Show text now.
 
         Raises:
-          Failure: it cannot be shown.
+          Failure: it cannot be shown; on several hosts that is kept, and all are asked to stop.
         """
+        if not self._is_shown or self.failure is not None:
+            return
+        try:
+            self._write(text)
+        except Failure as failure:
+            if not are_joined():
+                raise
+            self.failure = failure
+            ask_to_stop()
+
+    def _write(self, text: str) -> None:
         if sys.stdout is None:
             raise Failure("standard output is closed")
         try:

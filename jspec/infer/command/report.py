@@ -98,6 +98,7 @@ def provenance() -> dict[str, Any]:
         "backend": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
+        "hosts": jax.process_count(),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from logging import getLogger
 
 from jspec.config import InferConfig
+from jspec.hosts import agreed, check_same, is_first
 from jspec.infer.command.compare import Comparison, total
 from jspec.infer.command.converse import Outcome, converse
 from jspec.infer.command.endings import INTERRUPTED
@@ -34,7 +35,8 @@ def run(config: InferConfig, conversations: Sequence[Conversation], *, as_json: 
     logger = getLogger("jspec")
     logger.addHandler(log)
     try:
-        plan = make_plan(config, conversations)
+        plan = agreed(lambda: make_plan(config, conversations))
+        check_same(**plan.essence)
         repeated = repeated_ids(conversations)
         session = Session(plan, log)
         if repeated:
@@ -49,7 +51,7 @@ def _answer_all(session: Session, log: Log, as_json: bool) -> int:
     n_answers = sum(turn.conversation.n_turns for turn in session.plan.turns)
     printer = (
         JsonPrinter(output)
-        if as_json
+        if as_json or not is_first()
         else TextPrinter(output, log, session.plan.tokenizer, has_headings=n_answers > 1)
     )
     is_complete = True
@@ -80,6 +82,8 @@ def _answer_all(session: Session, log: Log, as_json: bool) -> int:
     warning = drafter_warning(stats)
     if warning:
         log.warning(warning)
+    if output.failure is not None:
+        raise output.failure
     if not is_complete:
         log.warning(f"interrupted after {len(outcome.generations)} of {n_answers} answers")
         return INTERRUPTED

@@ -10,12 +10,16 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+import jspec
 from jspec.config import InferConfig
 from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
 from jspec.errors import UserError
+from jspec.hosts import agreed, check_all_devices, check_same
 from jspec.infer.answers import Answerer
 from jspec.infer.command.log import Log
 from jspec.infer.command.memory import device_memory, memory_line, memory_warning
@@ -30,7 +34,7 @@ from jspec.models.config import DecoderConfig
 from jspec.models.hf import read_config
 from jspec.models.hub import local_directory
 from jspec.models.shipped import check_digest
-from jspec.models.target import abstract_target, check_causal, load_target
+from jspec.models.target import Target, abstract_target, check_causal, load_target
 from jspec.sharding import make_mesh
 
 AROUND_A_TURN = 32
@@ -57,6 +61,18 @@ class Plan:
     tokenizer: Tokenizer | None
     reader: Reader
     turns: tuple[Turn, ...]
+
+    @property
+    def essence(self) -> dict[str, Any]:
+        """What must be the same on all hosts; where the files are need not be."""
+        paths = {"target", "drafter_path", "drafters"}
+        return {
+            "versions": (jspec.__version__, jax.__version__),
+            "config": self.config.model_dump(exclude=paths),
+            "target": (self.decoder, _weight_files(self.directory)),
+            "drafter": self.drafter_directory and _weight_files(self.drafter_directory),
+            "prompts": [(turn.tokens, turn.conversation.settings) for turn in self.turns],
+        }
 
     def capacity(self, turns: Sequence[Turn]) -> int:
         """Tokens that the texts of these turns, and likely of those after them, need room for."""
@@ -146,19 +162,14 @@ class Session:
         config = plan.config
         mesh = make_mesh(**config.mesh.model_dump())
         capacity = plan.capacity(plan.turns)
-        memory, available = plan.memory(mesh, capacity), device_memory()
+        check_all_devices(mesh)
+        memory, available = agreed(lambda: plan.memory(mesh, capacity)), device_memory()
         line = memory_line(memory, config, capacity, available)
         warning = memory_warning(memory, config, available)
         self.plan = plan
         self._log = log
         with log.status(f"loading {plan.directory}"), log.unless_refused(line, warning):
-            self._target = load_target(plan.directory, dtype=config.dtype, mesh=mesh)
-            self._drafter = load_drafter(
-                config.drafter,
-                plan.drafter_directory,
-                target=self._target,
-                **config.drafter_options,
-            )
+            self._target, self._drafter = agreed(lambda: _load(plan, mesh))
             self.answerer = self._answerer(self._drafter, capacity)
             self.plain = self._answerer(None, capacity) if config.compare else None
 
@@ -172,6 +183,7 @@ class Session:
             )
             for turn in turns
         ]
+        check_same(prompts=requests)
         capacity = self.plan.capacity(turns)
         for answerer, drafter in ((self.answerer, self._drafter), (self.plain, None)):
             if answerer is None:
@@ -203,6 +215,21 @@ class Session:
             rule=config.rule,
             trace=config.trace,
         )
+
+
+def _load(plan: Plan, mesh: Mesh) -> tuple[Target, LoadedDrafter]:
+    config = plan.config
+    target = load_target(plan.directory, dtype=config.dtype, mesh=mesh)
+    drafter = load_drafter(
+        config.drafter, plan.drafter_directory, target=target, **config.drafter_options
+    )
+    return target, drafter
+
+
+def _weight_files(directory: Path) -> list[tuple[str, int]]:
+    """Names and bytes of a checkpoint's weights."""
+    files = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
+    return sorted((file.name, file.stat().st_size) for file in files)
 
 
 def _run_once(engine: Engine, requests: Sequence[Request]) -> None:

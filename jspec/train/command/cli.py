@@ -19,8 +19,9 @@ from jspec.config import (
     runnable_names,
 )
 from jspec.errors import UserError
+from jspec.hosts import join_hosts
 from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import Parser, add_config_flags, exit_code
+from jspec.infer.command.endings import Parser, add_config_flags, add_hosts_flag, exit_code
 from jspec.infer.command.log import Log
 from jspec.infer.text import import_transformers_without_torch
 from jspec.train.config import KINDS
@@ -37,12 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on where an earlier run of this config stopped"
     )
-    parser.add_argument(
-        "--hosts",
-        metavar="auto|ADDRESS:PORT,COUNT,INDEX",
-        help="train on several hosts, the same command on each: auto where the cluster tells "
-        "(Cloud TPU, Slurm), else where host 0 is, how many there are and which one this is",
-    )
+    add_hosts_flag(parser)
     parser.add_argument(
         "--json", action="store_true", help="metrics to stdout, an object a line, and a summary"
     )
@@ -86,8 +82,6 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
         if owns_process:
             keep_compiled_programs()
             import_transformers_without_torch()
-        from jspec.train.command.hosts import join_hosts
-
         join_hosts(args.hosts)
         return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
 

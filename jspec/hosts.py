@@ -1,0 +1,160 @@
+"""Several hosts as one machine, through `jax.distributed`: all run the same program in step.
+
+In reading order: joining them; what they decide together, since a host that goes another way makes
+all others wait for it; arrays whose parts are on several hosts.
+
+On one host nothing here costs anything, and nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jspec.errors import UserError
+
+T = TypeVar("T")
+
+_EXPECTED = "auto or ADDRESS:PORT,COUNT,INDEX, such as 10.0.0.2:1234,2,0"
+
+
+# --- joining -------------------------------------------------------------------------------------
+
+
+def join_hosts(spec: str | None) -> None:
+    """Connect this process to the others; nothing where `spec` is None.
+
+    Raises:
+      UserError: a spec that cannot be read, or hosts that do not find each other.
+    """
+    if spec is None:
+        return
+    options = {} if spec == "auto" else _parse(spec)
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--hosts {spec}: the hosts do not find each other ({first})") from None
+
+
+def _parse(spec: str) -> dict:
+    parts = spec.split(",")
+    if len(parts) != 3 or ":" not in parts[0] or not all(part.isdigit() for part in parts[1:]):
+        raise UserError(f"--hosts: expected {_EXPECTED}, given {spec!r}")
+    count, index = int(parts[1]), int(parts[2])
+    if index >= count:
+        raise UserError(f"--hosts: index {index} of {count} hosts; they count from 0")
+    return {"coordinator_address": parts[0], "num_processes": count, "process_id": index}
+
+
+def are_joined() -> bool:
+    """Whether this process is one of several; asks no device, so that it is known at once."""
+    return jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks for all."""
+    return not are_joined() or jax.process_index() == 0
+
+
+def check_all_devices(mesh: Mesh) -> None:
+    """Refuse a mesh that leaves out devices of some process.
+
+    Raises:
+      UserError: how many devices there are.
+    """
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise UserError(
+            f"{jax.process_count()} processes have {jax.device_count()} devices, and "
+            f"{' x '.join(mesh.axis_names)} = {mesh.size}; give a mesh of all of them"
+        )
+
+
+# --- deciding together ---------------------------------------------------------------------------
+
+
+def any_host(is_so: bool) -> bool:
+    """Whether it is so on any host; all hosts ask at the same place."""
+    return bool(np.any(_of_all_hosts(np.int32(is_so))))
+
+
+def agreed(check: Callable[[], T]) -> T:
+    """What `check` returns, where no host finds a mistake; else all hosts raise.
+
+    Raises:
+      UserError: this host's own mistake, or which host's standard error tells it.
+    """
+    if not are_joined():
+        return check()
+    mistake, found = None, None
+    try:
+        found = check()
+    except UserError as error:
+        mistake = error
+    at_fault = np.flatnonzero(_of_all_hosts(np.int32(mistake is not None)))
+    if mistake is not None:
+        raise mistake
+    if at_fault.size:
+        raise UserError(f"host {at_fault[0]} cannot go on; its standard error says why")
+    return found  # type: ignore[return-value]  # there is no mistake
+
+
+def check_same(**given: Any) -> None:
+    """Refuse to go on where hosts were given different things, by what is compared.
+
+    Values are compared by what they show of themselves (`repr`).
+
+    Raises:
+      UserError: the first that differs, on all hosts.
+    """
+    if not are_joined():
+        return
+    digests = [hashlib.sha256(repr(value).encode()).digest() for value in given.values()]
+    table = _of_all_hosts(np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1))
+    for i, name in enumerate(given):
+        others = np.flatnonzero(np.any(table[:, i] != table[0, i], axis=1))
+        if others.size:
+            raise UserError(
+                f"host {others[0]} and host 0 differ in their {name.replace('_', ' ')}; give the "
+                "same command on all hosts, with the same files"
+            )
+
+
+def _of_all_hosts(value: np.generic | np.ndarray) -> np.ndarray:
+    """A small value of every host, stacked."""
+    if jax.process_count() == 1:
+        return np.asarray(value)[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(value))
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def fetch(tree: Any) -> Any:
+    """The numbers of arrays, wherever their parts are; all hosts fetch the same at the same place.
+
+    Parts that are on other hosts are brought here by one small program, compiled once a structure.
+    """
+    if jax.process_count() > 1:
+        away = [leaf for leaf in jax.tree.leaves(tree) if not _is_here(leaf)]
+        if away:
+            tree = _everywhere(away[0].sharding.mesh)(tree)
+    return jax.device_get(tree)
+
+
+def _is_here(leaf: jax.Array) -> bool:
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+@functools.cache
+def _everywhere(mesh: Mesh) -> Callable[[Any], Any]:
+    """Jitted: gives every device of the mesh all of every array. Compiles anew for other shapes."""
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
