@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from jspec.models.config import DecoderConfig
 from jspec.models.known import KNOWN
 from jspec.models.layer_groups import contiguous, singles
+from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec.hardware import SHIPPED, Hardware
-from jspec.plan.easyspec.passes import Mesh, Plan, Work, exact_s, fuzzy_s, head_s, layers_s, mlp_s
+from jspec.plan.easyspec.passes import Mesh, Work, exact_s, fuzzy_s, layers_s, mlp_s, vocabulary_s
 from jspec.plan.easyspec.shapes import ModelShape
 
 # Qwen2 and Qwen2.5 of a size have the same layers.
@@ -77,7 +78,7 @@ def test_passes_of_the_reference_table(hardware, name, printed):
     shape = SHAPES[name]
     for (plan, mesh, n), ms in zip(WAYS, printed.split(), strict=True):
         if ms == "-":
-            assert not shape.splits(mesh.heads_over(plan))
+            assert shape.config.n_heads % mesh.devices(plan, "heads")
             continue
         groups = contiguous(shape.n_layers, n)
         found = 1e3 * layers_s(shape, hardware, Work(), plan, mesh, groups)
@@ -134,6 +135,7 @@ def test_what_every_plan_pays():
     assert paid(reduce, Plan.A) == pytest.approx((11 + 5) * 1e3, rel=1e-3)
     assert paid(reduce, Plan.A_PLUS) == pytest.approx(11 * 1e6 + 5 * 1e3, rel=1e-3)
     assert paid(reduce, Plan.B) == pytest.approx((11 + 5) * 1e6, rel=1e-3)
+    assert paid(reduce, Plan.B_MINUS) == pytest.approx(5 * 1e6, rel=1e-3)
     assert paid(reduce, Plan.C) < 1
 
 
@@ -144,13 +146,14 @@ def test_wide_passes_meet_the_compute_ceiling():
     assert wide == pytest.approx(2 * SMALL.mlp_weights * 64 / 2e9)
     measured = FREE.model_copy(update={"rows": {1: 1.0, 64: 3.0}})
     assert mlp_s(SMALL, measured, Work(tokens=64)) == pytest.approx(3 * narrow)
-    assert head_s(SMALL, slow, Work(tokens=64)) > 10 * head_s(SMALL, slow, Work())
+    few, many = (vocabulary_s(SMALL, slow, Work(tokens=n), Plan.C, Mesh()) for n in (1, 64))
+    assert many > 10 * few
 
 
 def test_a_longer_context_is_read_by_attention_alone():
     short, long = (Work(context=n) for n in (0, 10_000))
     extra = 10_000 * 11 * SMALL.kv_bytes() / 1e9
-    both = [exact_s(SMALL, FREE, work, Plan.C) for work in (short, long)]
+    both = [exact_s(SMALL, FREE, work, Plan.C, Mesh()) for work in (short, long)]
     assert both[1] - both[0] == pytest.approx(extra)
     assert mlp_s(SMALL, FREE, short) == mlp_s(SMALL, FREE, long)
 

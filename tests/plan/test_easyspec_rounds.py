@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jspec.models.known import KNOWN
 from jspec.models.layer_groups import contiguous
+from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec.acceptance import (
     STARTING,
     Acceptance,
@@ -30,7 +31,7 @@ from jspec.plan.easyspec.candidates import (
 )
 from jspec.plan.easyspec.hardware import SHIPPED
 from jspec.plan.easyspec.memory import memory_of
-from jspec.plan.easyspec.passes import Mesh, Plan, Work, layers_s
+from jspec.plan.easyspec.passes import Mesh, Work, layers_s
 from jspec.plan.easyspec.shapes import ModelShape
 
 LLAMA = {"sd": (27.1, 27.1, 82.0), "tree": (28.2, 28.2, 86.0), "easy": (28.2, 14.6, 86.0)}
@@ -222,19 +223,35 @@ def test_what_does_not_fit_is_left_out_with_a_reason():
     """A replica of Llama 3 8B in bfloat16 is 14 GB without its vocabulary; a v5e has 16."""
     pair = Pair(target=L70, drafter=L8, hardware=SHIPPED["v5e"], devices=16, room=1024)
     found, left = of_width_12(pair, STARTING)
-    whole = [one for one in left if one.plan is Plan.A and one.mesh == Mesh(16, 1)]
-    assert len(whole) == 1 and "drafter 14.3" in whole[0].why and "16.0 GB" in whole[0].why
-    assert {c.way.plan for c in found} == {Plan.A, Plan.A_PLUS, Plan.B}
-    held = memory_of(L8, L8, Plan.A, Mesh(8, 1), room=4096, texts=1)
-    assert held.drafter > 14e9 and held.total > 16e9
-    assert memory_of(L8, L8, Plan.B, Mesh(8, 1), room=4096, texts=1).drafter < 2.1e9
+    (whole,) = [one for one in left if one.plan is Plan.A and one.mesh == Mesh(16, 1)]
+    assert whole.sizes == tuple(range(1, 9))
+    assert "drafter 14.1" in whole.why and "which has 16.0 GB" in whole.why
+    assert Plan.C not in {c.way.plan for c in found} and Plan.B in {c.way.plan for c in found}
+    small = dataclasses.replace(pair, target=L8, devices=8, room=8192)
+    found, left = of_width_12(small, STARTING, plans=[Plan.A])
+    (whole,) = [one for one in left if one.mesh == Mesh(8, 1)]
+    assert whole.sizes == tuple(range(1, 9))
+    assert all(c.way.mesh.tensor > 1 for c in found)
+
+
+def test_a_device_has_the_attention_that_it_runs_twice():
+    groups, mesh = contiguous(32, 4), Mesh(4, 1)
+    held = functools.partial(memory_of, L70, L8, mesh=mesh, slots=1000)
+    grouped = held(plan=Plan.A, groups=groups)
+    exact, alone = (held(plan=plan, groups=contiguous(32, 1)) for plan in (Plan.A, Plan.C))
+    assert exact == alone
+    assert grouped.drafter - exact.drafter == 8 * L8.attention_bytes()
+    assert grouped.caches - exact.caches == 8 * 1000 * L8.kv_bytes()
+    split = held(plan=Plan.B, groups=groups)
+    assert split.drafter == (L8.layers_bytes + L8.vocabulary_bytes) / 4
+    assert split.target == grouped.target == (L70.layers_bytes + L70.vocabulary_bytes) / 4
 
 
 def test_heads_that_devices_cannot_share_are_a_reason():
     pair = Pair(target=Q72, drafter=Q7, hardware=SHIPPED["h100"], devices=8)
     found, left = of_width_12(pair, STARTING)
-    assert {one.plan for one in left} >= {Plan.B}
-    assert all("28 query heads cannot be split over 8 devices" in one.why for one in left)
+    assert {one.plan for one in left} >= {Plan.B, Plan.B_MINUS}
+    assert all("28 query heads cannot be split over 8" in one.why for one in left)
     assert {c.way.plan for c in found} == {Plan.A, Plan.A_PLUS, Plan.C}
 
 

@@ -12,18 +12,16 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from jspec.models.layer_groups import Groups, aligned, contiguous, split
+from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec.acceptance import Acceptance
 from jspec.plan.easyspec.hardware import Hardware
 from jspec.plan.easyspec.memory import memory_of
-from jspec.plan.easyspec.passes import Mesh, Plan, Work, exact_s, fuzzy_s
+from jspec.plan.easyspec.passes import Mesh, Work, exact_s, fuzzy_s
 from jspec.plan.easyspec.shapes import ModelShape
 
 SIZES = tuple(range(1, 9))
 WIDTHS = (1, 4, 8, 12)
 DEPTHS = tuple(range(3, 9))
-DEALT = (Plan.A, Plan.A_PLUS)
-"""Plans that deal the layers of a group to devices."""
-
 RULES = {"contiguous": contiguous, "aligned": aligned}
 
 
@@ -127,31 +125,33 @@ def tokens_a_second(tokens_per_call: float, draft: float, verify: float) -> floa
 
 @dataclasses.dataclass(frozen=True)
 class Left:
-    """What is left out, and why."""
+    """What is left out, and why.
+
+    Attributes:
+      sizes: layers a group, of those that were asked for.
+    """
 
     plan: Plan
     mesh: Mesh
+    sizes: tuple[int, ...]
     why: str
 
 
 def groups_of(n_layers: int, size: int, rule: str, plan: Plan, mesh: Mesh) -> Groups:
-    """As the drafter cuts them: under plans A and A+ no group has more layers than devices."""
+    """As the drafter cuts them: no group has more layers than devices to run them side by side."""
     groups = RULES[rule](n_layers, size)
-    return split(groups, mesh.layer) if plan in DEALT else groups
+    return split(groups, mesh.layer) if plan.layers and mesh.layer > 1 else groups
 
 
-def refusal(pair: Pair, plan: Plan, mesh: Mesh) -> str | None:
-    """Why a plan cannot be run on these devices; None where it can."""
-    drafter, heads, mlp = pair.drafter, mesh.heads_over(plan), mesh.mlp_over(plan)
-    if not drafter.splits(heads):
-        return f"{drafter.config.n_heads} query heads cannot be split over {heads} devices"
-    if drafter.config.mlp_width % mlp:
-        return f"an MLP of {drafter.config.mlp_width} cannot be split over {mlp} devices"
-    needed = memory_of(
-        pair.target, pair.drafter, plan, mesh, room=pair.room, texts=pair.texts
-    )  # fmt: skip
-    if needed.total > pair.hardware.memory:
-        return f"needs {needed} a device, which has {pair.hardware.memory / 1e9:.1f} GB"
+def refusal(pair: Pair, way: Way) -> str | None:
+    """Why a drafter cannot be run so; None where it can."""
+    heads, devices = pair.drafter.config.n_heads, way.mesh.devices(way.plan, "heads")
+    if heads % devices:
+        return f"{heads} query heads cannot be split over {devices} devices"
+    slots, memory = pair.room * pair.texts, pair.hardware.memory
+    held = memory_of(pair.target, pair.drafter, way.plan, way.mesh, way.groups, slots=slots)
+    if held.total > memory:
+        return f"needs {held} a device, which has {memory / 1e9:.1f} GB"
     return None
 
 
@@ -168,26 +168,28 @@ def candidates(
     found, left, plain = [], [], pair.plain
     for plan in plans:
         for mesh in _meshes(pair, plan):
-            why = refusal(pair, plan, mesh)
-            if why:
-                left.append(Left(plan, mesh, why))
-                continue
+            refused: dict[int, str] = {}
             for way in _ways(pair, plan, mesh, sizes):
+                if why := refusal(pair, way):
+                    refused.setdefault(way.size, why)
+                    continue
                 for width in widths:
                     found += _of(pair, acceptance, way, width, depths, plain)
+            if refused:
+                left.append(Left(plan, mesh, tuple(refused), next(iter(refused.values()))))
     return found, left
 
 
 def _meshes(pair: Pair, plan: Plan) -> list[Mesh]:
-    """Layouts that differ for a plan: to B and C all devices are one axis."""
-    return pair.meshes if plan in DEALT else [Mesh(1, pair.devices)]
+    """Layouts that differ for a plan: to others than A and A+ all devices are one axis."""
+    return pair.meshes if plan.layers else [Mesh(1, pair.devices)]
 
 
 def _ways(pair: Pair, plan: Plan, mesh: Mesh, sizes: Sequence[int]) -> Iterator[Way]:
-    """Different ones only; where layers are dealt to devices, there are at least N of these."""
+    """Different ones only; layers run side by side on at least as many devices."""
     seen = set()
     for size in sizes:
-        if plan in DEALT and size > mesh.layer:
+        if plan.layers and size > mesh.layer:
             continue
         for rule in RULES:
             groups = groups_of(pair.drafter.n_layers, size, rule, plan, mesh)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from jspec.plan.easyspec.passes import Mesh, Plan
+from jspec.models.layer_groups import Groups
+from jspec.models.layer_parallel import Plan
+from jspec.plan.easyspec.passes import Mesh
 from jspec.plan.easyspec.shapes import ModelShape
 
 
@@ -34,42 +36,34 @@ class Held:
 
 
 def memory_of(
-    target: ModelShape, drafter: ModelShape, plan: Plan, mesh: Mesh, *, room: int, texts: int
+    target: ModelShape, drafter: ModelShape, plan: Plan, mesh: Mesh, groups: Groups, *, slots: int
 ) -> Held:
     """Weights and caches.
 
     Args:
-      room: tokens that a text has room for.
-      texts: rows on the device.
+      groups: of the drafter's layers.
+      slots: of the texts on a device.
     """
-    slots = room * texts
-    devices = mesh.size
+    own = _n_own(plan, mesh, groups)
+    heads_over = mesh.over(plan, "heads", drafter.config.n_heads)
+    cached = target.n_layers * target.kv_bytes(mesh.size)
+    cached += (drafter.n_layers + own) * drafter.kv_bytes(heads_over)
+    attention = own * drafter.attention_bytes(heads_over)
     return Held(
         target=weights_bytes(target, Plan.B, mesh),
-        drafter=weights_bytes(drafter, plan, mesh),
-        caches=slots
-        * (target.n_layers * target.kv_bytes(devices) + cache_bytes(drafter, plan, mesh)),
+        drafter=weights_bytes(drafter, plan, mesh) + attention,
+        caches=slots * cached,
     )
 
 
 def weights_bytes(shape: ModelShape, plan: Plan, mesh: Mesh) -> float:
-    """Of a model; vocabulary split over all devices.
-
-    Plans A and A+ hold all layers' attention for exact passes, and once more each device's own.
-    """
-    attention = shape.attention_bytes(mesh.heads_over(plan))
-    layers = 1 + _own_share(plan, mesh)
-    mlp = shape.mlp_bytes / mesh.mlp_over(plan)
-    return shape.n_layers * (layers * attention + mlp) + shape.vocabulary_bytes / mesh.size
+    """Of a model, on each device."""
+    attention = shape.attention_bytes(mesh.over(plan, "heads", shape.config.n_heads))
+    mlp = shape.mlp_bytes / mesh.over(plan, "mlp", shape.config.mlp_width)
+    vocabulary = shape.vocabulary_bytes / mesh.over(plan, "vocab", shape.config.vocab_size)
+    return shape.n_layers * (attention + mlp) + vocabulary
 
 
-def cache_bytes(shape: ModelShape, plan: Plan, mesh: Mesh) -> float:
-    """Of one token, in all layers."""
-    kv = shape.n_layers * shape.kv_bytes(mesh.heads_over(plan))
-    return kv * (1 + _own_share(plan, mesh))
-
-
-def _own_share(plan: Plan, mesh: Mesh) -> float:
-    """Of the layers, those that a device holds a second time."""
-    layers_over = mesh.layers_over(plan)
-    return 1 / layers_over if layers_over > 1 else 0.0
+def _n_own(plan: Plan, mesh: Mesh, groups: Groups) -> int:
+    """Layers whose attention a device has twice: for exact passes, and as its own of a group."""
+    return sum(len(group) > 1 for group in groups) if mesh.side_by_side(plan) > 1 else 0

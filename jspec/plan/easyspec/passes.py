@@ -1,45 +1,30 @@
 """What one pass through a model takes, exact or in groups of layers, under each plan.
 
-In reading order: `Plan`, `Mesh`, `Work`; the blocks of a layer; `exact_s`, `fuzzy_s`, `head_s`.
-
-Plans differ in where a group's attention runs:
-
-* A: the layers of a group on the devices of the mesh axis `layer`; heads and MLP over `tensor`
-  inside. With `tensor=1` it is the paper's placement.
-* A+: the same, with the MLP over all devices.
-* B: heads and MLP over all devices, one stacked all-reduce a group.
-* C: every device alone, without a collective.
+In reading order: `Mesh`, `Work`, the blocks of a layer, all layers (`layers_s`), the vocabulary, and
+whole passes (`exact_s`, `fuzzy_s`). The plans, and the collectives that each of them has, are those
+of `jspec.models.layer_parallel`.
 
 Source: Wu et al. 2025 (EasySpec, arXiv 2502.02493), section 2.1 and appendix: a group costs one
 attention and what its distribution adds. Differs: fixed floors, bandwidth, a compute ceiling and
-latencies by device in place of one measured number; plans A+, B and C are ours; the head is split
-over all devices.
+latencies by device in place of one measured number; plans other than A; a split vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import math
 from collections import Counter
 
 from jspec.models.layer_groups import Groups, singles
+from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec.hardware import Hardware
 from jspec.plan.easyspec.shapes import ModelShape
-
-
-class Plan(enum.StrEnum):
-    """Where a group's attention runs."""
-
-    A = "A"
-    A_PLUS = "A+"
-    B = "B"
-    C = "C"
+from jspec.sharding import mesh_axes
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices that work on the same rows."""
+    """Sizes of the axes of devices that work on the same rows."""
 
     layer: int = 1
     tensor: int = 1
@@ -48,17 +33,19 @@ class Mesh:
     def size(self) -> int:
         return self.layer * self.tensor
 
-    def heads_over(self, plan: Plan) -> int:
-        """Devices that share a layer's heads."""
-        return {Plan.B: self.size, Plan.C: 1}.get(plan, self.tensor)
+    def devices(self, plan: Plan, axis: str) -> int:
+        """Devices that are to share a logical axis."""
+        sizes = {"layer": self.layer, "tensor": self.tensor}
+        return math.prod(sizes[name] for name in mesh_axes(plan.table, axis))
 
-    def mlp_over(self, plan: Plan) -> int:
-        """Devices that share a layer's MLP."""
-        return {Plan.A: self.tensor, Plan.C: 1}.get(plan, self.size)
+    def over(self, plan: Plan, axis: str, length: int) -> int:
+        """Devices that do share it; one where they do not divide its length."""
+        devices = self.devices(plan, axis)
+        return 1 if length % devices else devices
 
-    def layers_over(self, plan: Plan) -> int:
-        """Devices that the layers of a group are dealt to."""
-        return self.layer if plan in (Plan.A, Plan.A_PLUS) else 1
+    def side_by_side(self, plan: Plan) -> int:
+        """Devices that run layers of one group; 1 for a plan without."""
+        return self.layer if plan.layers else 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,35 +86,35 @@ def mlp_s(shape: ModelShape, hardware: Hardware, work: Work, *, over: int = 1) -
     return max(hardware.stream_s(shape.mlp_bytes / over, products, work.rows), hardware.mlp_floor)
 
 
-def head_s(shape: ModelShape, hardware: Hardware, work: Work, *, over: int = 1) -> float:
-    """Seconds of logits whose vocabulary so many devices share, and of gathering the best."""
-    products = 2 * shape.head_weights * work.rows / over
-    return hardware.stream_s(shape.head_bytes / over, products, work.rows) + hardware.all_gather_s(
-        over
-    )
-
-
 def layers_s(
     shape: ModelShape, hardware: Hardware, work: Work, plan: Plan, mesh: Mesh, groups: Groups
 ) -> float:
-    """Seconds of all layers in these groups, without the head."""
-    heads_over, mlp_over = mesh.heads_over(plan), mesh.mlp_over(plan)
-    layers_over = mesh.layers_over(plan)
+    """Seconds of all layers in these groups.
+
+    Every group pays one sum over the devices that share its heads, and where its layers run side by
+    side, one gathering; every MLP a sum over those that share it.
+    """
+    heads_over = mesh.over(plan, "heads", shape.config.n_heads)
+    mlp_over = mesh.over(plan, "mlp", shape.config.mlp_width)
+    beside = mesh.side_by_side(plan)
     mlp = mlp_s(shape, hardware, work, over=mlp_over) + hardware.all_reduce_s(mlp_over)
     seconds = shape.n_layers * mlp
     for size, times in Counter(map(len, groups)).items():
-        layers = math.ceil(size / layers_over)
+        layers = math.ceil(size / beside)
         attention = attention_s(shape, hardware, work, heads_over=heads_over, layers=layers)
-        gathered = hardware.all_gather_s(layers_over) if size > 1 else 0.0
+        gathered = hardware.all_gather_s(beside) if size > 1 else 0.0
         seconds += times * (attention + hardware.all_reduce_s(heads_over) + gathered)
     return seconds
 
 
-def exact_s(
-    shape: ModelShape, hardware: Hardware, work: Work, plan: Plan = Plan.B, mesh: Mesh = Mesh()
+def vocabulary_s(
+    shape: ModelShape, hardware: Hardware, work: Work, plan: Plan, mesh: Mesh
 ) -> float:
-    """Seconds of a whole pass with every layer alone. Under plan B it is tensor parallelism."""
-    return fuzzy_s(shape, hardware, work, plan, mesh, singles(shape.n_layers))
+    """Seconds of embedding, head, and choosing the best tokens, whose values and ids travel."""
+    over = mesh.over(plan, "vocab", shape.config.vocab_size)
+    products = 2 * shape.head_weights * work.rows / over
+    head = hardware.stream_s(shape.head_bytes / over, products, work.rows)
+    return hardware.all_reduce_s(over) + head + 2 * hardware.all_gather_s(over)
 
 
 def fuzzy_s(
@@ -135,5 +122,9 @@ def fuzzy_s(
 ) -> float:
     """Seconds of a whole pass in groups."""
     layers = layers_s(shape, hardware, work, plan, mesh, groups)
-    head_over = mesh.size if shape.config.vocab_size % mesh.size == 0 else 1
-    return layers + head_s(shape, hardware, work, over=head_over)
+    return layers + vocabulary_s(shape, hardware, work, plan, mesh)
+
+
+def exact_s(shape: ModelShape, hardware: Hardware, work: Work, plan: Plan, mesh: Mesh) -> float:
+    """Seconds of a whole pass with every layer alone. Under plan B it is tensor parallelism."""
+    return fuzzy_s(shape, hardware, work, plan, mesh, singles(shape.n_layers))

@@ -78,7 +78,3 @@ class ModelShape:
     def layers_bytes(self) -> float:
         """Of all layers."""
         return self.n_layers * (self.attention_bytes() + self.mlp_bytes)
-
-    def splits(self, heads_over: int) -> bool:
-        """Whether so many devices can share the heads."""
-        return self.config.n_heads % heads_over == 0
