@@ -27,6 +27,7 @@ _MODULES = {
     "prompt-lookup": "jspec.drafters.prompt_lookup",
     "falcon": "jspec.drafters.falcon.loading",
     "diffuspec": "jspec.drafters.diffuspec.loading",
+    "easyspec": "jspec.drafters.easyspec.loading",
 }
 
 NAMES = tuple(_MODULES)

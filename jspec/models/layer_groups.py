@@ -52,10 +52,36 @@ def check_groups(groups: Sequence[Sequence[int]], n_layers: int) -> Groups:
     """
     found = tuple(tuple(group) for group in groups)
     if [i for group in found for i in group] != list(range(n_layers)) or not all(found):
+        given = written(found) if all(found) else str(found)
         raise ValueError(
-            f"groups must be the layers 0 to {n_layers - 1} in order, each once, got {groups}"
+            f"groups must be the layers 0 to {n_layers - 1} in order, each once, got {given}"
         )
     return found
+
+
+def parse(text: str) -> Groups:
+    """Groups as people write them: `0,1-3,4`. Nothing is none.
+
+    Raises:
+      ValueError: not numbers and ranges of numbers.
+    """
+
+    def group(piece: str) -> Group:
+        first, _, last = piece.partition("-")
+        return tuple(range(int(first), int(last or first) + 1))
+
+    try:
+        return tuple(group(piece) for piece in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(
+            f"groups must be layers and ranges of them, such as 0,1-3,4, got {text!r}"
+        ) from None
+
+
+def written(groups: Groups) -> str:
+    """The way back from `parse`."""
+    ends = [(min(group), max(group)) for group in groups]
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in ends)
 
 
 def _with_ends(n_layers: int, pieces) -> Groups:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, abstract_params
-from jspec.sharding import TARGET, Table, axis_size, sharding
+from jspec.sharding import TARGET, Table, axis_size, mesh_axes, sharding
 from jspec.state import KVCache, Params
 
 Axes = Mapping[str, tuple[str, ...]]
@@ -91,7 +91,8 @@ def fit_to_mesh(config: DecoderConfig, mesh: Mesh, table: Table = TARGET) -> Dec
     if heads % size:
         largest = max(n for n in range(1, size) if heads % n == 0)
         raise UserError(
-            f"{heads} query heads cannot be split over layer x tensor = {size} devices; "
+            f"{heads} query heads cannot be split over "
+            f"{' x '.join(mesh_axes(table, 'heads'))} = {size} devices; "
             f"the largest size that works is {largest}"
         )
     repeated = math.lcm(config.n_kv_heads, axis_size(mesh, table, "kv_heads"))

@@ -5,9 +5,7 @@ A directory holds the model, and may hold `ngram/`, the proxy that was estimated
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -17,6 +15,7 @@ from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
 from jspec.drafters.diffuspec.search import EosRule
+from jspec.drafters.options import named
 from jspec.errors import UserError
 from jspec.models.diffusion_checkpoint import load_diffusion
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix
@@ -34,8 +33,6 @@ NO_NGRAM = "none"
 
 PLACEMENTS = {"replicated": REPLICATED, "split": SPLIT}
 """Of the model's weights on the target's mesh."""
-
-Named = TypeVar("Named", bound=enum.Enum)
 
 
 def load(
@@ -130,8 +127,8 @@ def load(
             prefix=_prefix(prefix, refresh_every, longest + extra_slot),
             refinement=Refinement(
                 n_passes=passes,
-                schedule=_named(Schedule, "schedule", schedule),
-                confidence=_named(Confidence, "confidence", confidence),
+                schedule=named(Schedule, "schedule", schedule),
+                confidence=named(Confidence, "confidence", confidence),
             ),
             choices=Choices(
                 cap=cap,
@@ -139,9 +136,9 @@ def load(
                 wide=wide,
                 beam=beam,
                 scoring=Scoring(weight=weight, spread=spread),
-                eos_rule=_named(EosRule, "eos_rule", eos_rule),
+                eos_rule=named(EosRule, "eos_rule", eos_rule),
                 is_length_normalised=length_normalised,
-                shape=_named(Shape, "shape", shape),
+                shape=named(Shape, "shape", shape),
                 n_nodes=nodes,
                 static_share=static_share,
             ),
@@ -201,14 +198,6 @@ def _prefix(name: str, refresh_every: int, most_accepted: int) -> Prefix:
     if refresh_every:
         raise ValueError("refresh_every is for a frozen prefix: leave it out")
     return RECOMPUTE
-
-
-def _named(kind: type[Named], option: str, name: str) -> Named:
-    try:
-        return kind(name)
-    except ValueError:
-        known = ", ".join(str(one.value) for one in kind)
-        raise ValueError(f"{option} must be one of {known}, got {name!r}") from None
 
 
 def _proxy(path, ngram: str, target: Target, static_share: float) -> dict[str, Params]:

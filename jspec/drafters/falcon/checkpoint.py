@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jspec.errors import UserError
+from jspec.hosts import fetch
 from jspec.models.config import DecoderConfig
 from jspec.models.hf import begin_directory, check_tensors, place
 from jspec.models.hf_config import with_old_rope
@@ -260,7 +261,7 @@ def check_embedding(directory: Path, embedding: jax.Array) -> bool | None:
     is_same = copy.shape == embedding.shape and all(
         np.array_equal(
             copy[start : start + _ROWS].astype(embedding.dtype),
-            np.asarray(embedding[start : start + _ROWS]),
+            fetch(embedding[start : start + _ROWS]),
         )
         for start in range(0, len(copy), _ROWS)
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jspec.drafters.base import LoadedDrafter
@@ -19,6 +20,7 @@ from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import Tree, find
 from jspec.errors import UserError
 from jspec.models import sar_head
+from jspec.models.hf import place
 from jspec.models.sar_head import SarConfig, SarModel
 from jspec.models.target import Target, directory_beside
 from jspec.models.tensor_files import open_safetensors
@@ -142,7 +144,8 @@ def _reduced(directory: Path, target: Target, size: int) -> dict[str, Params]:
             "ids": jax.ShapeDtypeStruct(ids.shape, ids.dtype),
             "rows": jax.ShapeDtypeStruct(shape, jnp.dtype(target.dtype)),
         }
-    return {"ids": jnp.asarray(ids), "rows": head_rows(target, jnp.asarray(ids))}
+    placed = place(ids, ids.dtype, NamedSharding(target.mesh, PartitionSpec()))
+    return {"ids": placed, "rows": head_rows(target, placed)}
 
 
 def head_rows(target: Target, ids: Int[Array, " R"]) -> Float[Array, "D R"]:
