@@ -20,6 +20,7 @@ from jspec.errors import UserError
 
 READY = (
     *("llama2_chat_7b", "llama3_70b", "llama3_8b"),
+    *("llama3_70b_easyspec", "qwen2_72b_easyspec"),
     *("qwen2_5_32b_dream", "qwen2_5_7b", "vicuna"),
 )
 

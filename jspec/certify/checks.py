@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 
-from jspec.certify import float64, law_tier, planted, tiny, walk_tier
+from jspec.certify import float64, grid, law_tier, planted, tiny, walk_tier
 from jspec.certify.models import Models
 from jspec.certify.records import Check, Found
 from jspec.certify.roster import entries
@@ -43,6 +43,7 @@ def all_checks(models: Models, *, is_quick: bool) -> list[Check]:
         *_replays(shared, is_quick),
         *_of_the_models(models),
         _float64(is_quick),
+        *([] if is_quick else _grid()),
         *_faults(shared),
     ]
 
@@ -197,6 +198,24 @@ def _float64(is_quick: bool) -> Check:
         f"equal to plain without excuse, {float64.DEVICES} simulated devices: {' '.join(cases)}",
         partial(float64.strictly_equal, cases, is_light=is_quick),
     )
+
+
+def _grid() -> list[Check]:
+    """Every pair of EasySpec's settings, a check for each mesh."""
+    cases = grid.covering()
+    return [
+        _check(
+            f"float64, EasySpec on {mesh}",
+            "E3",
+            "pairs of plans, sizes, widths, policies and batches, equal to plain without excuse; "
+            f"mesh data,layer,tensor={mesh}",
+            partial(
+                float64.strictly_equal,
+                [grid.argument_of(case) for case in cases if case["mesh"] == mesh],
+            ),
+        )
+        for mesh in grid.FACTORS["mesh"]
+    ]
 
 
 def _probe_law(form: str, draws: int) -> Found:

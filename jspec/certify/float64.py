@@ -1,9 +1,9 @@
 """E3: float64, tiny models, strictly equal, in a process of its own with 64-bit floats.
 
-    python -m jspec.certify.float64 1,1,2=oracle-tree,none 2,2,2=draft-model-tree
+    python -m jspec.certify.float64 1,1,2=oracle-tree,none 2,2,2,8=draft-model-tree
 
-Arguments: `data,layer,tensor=name,name,...`, a mesh and drafters of the roster, any number. One
-JSON object is printed.
+Arguments: `data,layer,tensor=name,name,...`, a mesh and drafters of the roster, any number; a
+fourth number is the batch size, 8 if not given. One JSON object is printed.
 """
 
 from __future__ import annotations
@@ -74,14 +74,16 @@ def main(cases: Sequence[str]) -> None:
     texts = proof.texts_of(requests, plain)
     problems = {}
     for case in cases:
-        mesh_sizes, names = case.split("=")
-        data, layer, tensor = (int(n) for n in mesh_sizes.split(","))
+        mesh_sizes, _, names = case.partition("=")
+        data, layer, tensor, *batch = (int(n) for n in mesh_sizes.split(","))
         target = on_mesh(alone, make_mesh(data=data, layer=layer, tensor=tensor))
         for name in names.split(","):
-            drafter = entry(name).make(alone, texts)
-            whole = _on_every_device(drafter.params, target.mesh)
-            drafter = dataclasses.replace(drafter, params=whole)
-            results = proof.decode(target, requests, drafter, batch_size=8)
+            found = entry(name)
+            drafter = found.make(target if found.is_placed else alone, texts)
+            if not found.is_placed:
+                whole = _on_every_device(drafter.params, target.mesh)
+                drafter = dataclasses.replace(drafter, params=whole)
+            results = proof.decode(target, requests, drafter, batch_size=(*batch, 8)[0])
             problems[f"{mesh_sizes} {name}"] = proof.unequal(results, plain)
     n_tokens = sum(len(result.tokens) for result in plain)
     print(json.dumps({"n_tokens": n_tokens, "problems": problems}))

@@ -30,7 +30,7 @@ from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.models.diffusion_prefix import Prefix
 from jspec.models.diffusion_steps import Refinement
 from jspec.models.layer_groups import contiguous
-from jspec.models.layer_parallel import Passes
+from jspec.models.layer_parallel import Passes, Plan, place
 from jspec.models.model import build, random_params
 from jspec.models.ngram import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
@@ -52,6 +52,7 @@ class Entry:
       make: from the target and the texts that plain decoding gave.
       is_chain: whether the rejection rule takes it, and strict equality is to be had.
       is_quick: stands for its method where time is short; at most one entry of a method does.
+      is_placed: its weights lie on the target's mesh in a way of their own.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Entry:
     make: Callable[[Target, Texts], LoadedDrafter]
     is_chain: bool
     is_quick: bool = False
+    is_placed: bool = False
 
 
 def _draft_model(**options):
@@ -151,7 +153,13 @@ def untrained_diffusion(
 
 
 def untrained_easyspec(
-    size: int = 2, *, depth: int = 3, width: int = 1, n_layers: int = 5, **options
+    size: int = 2,
+    *,
+    depth: int = 3,
+    width: int = 1,
+    n_layers: int = 5,
+    plan: Plan = Plan.C,
+    **options,
 ):
     """A deeper model than the target's, begun as it, in groups of `size` layers."""
 
@@ -166,12 +174,26 @@ def untrained_easyspec(
         small = perturbed(target).params
         kept = (*small["layers"], *params["layers"][len(small["layers"]) :])
         params = jax.tree.map(lambda x: x.astype(target.dtype), small | {"layers": kept})
+        passes = Passes(model, contiguous(n_layers, size), plan, target.mesh)
         grower = Grower(vocab_size=target.vocab_size, depth=depth, width=width)
-        passes = Passes(model, contiguous(n_layers, size))
         drafter = EasySpec(passes=passes, grower=grower, **options)
-        return LoadedDrafter(name="easyspec", drafter=drafter, params=params)
+        return LoadedDrafter(name="easyspec", drafter=drafter, params=place(passes, params))
 
     return make
+
+
+def easyspec_entry(name: str) -> Entry:
+    """Of the name that `grid.argument_of` gives it: `easyspec:plan=A:size=2:...`."""
+    given = dict(pair.split("=") for pair in name.split(":")[1:])
+    make = untrained_easyspec(
+        int(given["size"]),
+        width=int(given["width"]),
+        n_layers=6,
+        plan=Plan(given["plan"]),
+        calibration=Calibration(given["calibration"]),
+    )
+    is_chain = given["width"] == "1"
+    return Entry(name=name, method="easyspec", make=make, is_chain=is_chain, is_placed=True)
 
 
 def _random(**options):
@@ -326,7 +348,9 @@ ROSTER = (
 
 
 def entry(name: str) -> Entry:
-    """The roster's entry of this name."""
+    """The roster's entry of this name, or the grid's."""
+    if ":" in name:
+        return easyspec_entry(name)
     return next(e for e in ROSTER if e.name == name)
 
 

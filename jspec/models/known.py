@@ -86,6 +86,7 @@ KNOWN: dict[str, DecoderConfig] = {
     "meta-llama/Llama-3.2-3B-Instruct": _LLAMA3_3B,
     "mistralai/Mistral-7B-Instruct-v0.2": _llama(32_000, _8B, 32_768, **_MISTRAL_7B),
     "mistralai/Mistral-7B-Instruct-v0.3": _llama(32_768, _8B, 32_768, **_MISTRAL_7B),
+    "Qwen/Qwen2-7B-Instruct": _qwen2(152_064, _QWEN_7B),
     "Qwen/Qwen2-72B-Instruct": _qwen2(152_064, _QWEN_72B),
     "Qwen/Qwen2.5-0.5B-Instruct": _qwen2(151_936, (896, 4864, 24, 14, 2), has_tied_head=True),
     "Qwen/Qwen2.5-1.5B-Instruct": _qwen2(151_936, (1536, 8960, 28, 12, 2), has_tied_head=True),

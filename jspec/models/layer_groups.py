@@ -11,7 +11,10 @@ the last layer (`contiguous`), which never makes more groups and is the default 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
+
+_PIECE = re.compile(r"(\d+)(?:-(\d+))?")
 
 Group = tuple[int, ...]
 
@@ -66,16 +69,11 @@ def parse(text: str) -> Groups:
       ValueError: not numbers and ranges of numbers.
     """
 
-    def group(piece: str) -> Group:
-        first, _, last = piece.partition("-")
-        return tuple(range(int(first), int(last or first) + 1))
-
-    try:
-        return tuple(group(piece) for piece in text.split(",")) if text else ()
-    except ValueError:
-        raise ValueError(
-            f"groups must be layers and ranges of them, such as 0,1-3,4, got {text!r}"
-        ) from None
+    pieces = [_PIECE.fullmatch(piece.strip()) for piece in text.split(",")] if text else []
+    if not all(pieces):
+        raise ValueError(f"groups must be layers and ranges of them, such as 0,1-3,4, got {text!r}")
+    ends = [(int(piece[1]), int(piece[2] or piece[1])) for piece in pieces if piece]
+    return tuple(tuple(range(first, last + 1)) for first, last in ends)
 
 
 def written(groups: Groups) -> str:

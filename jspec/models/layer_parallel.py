@@ -11,6 +11,7 @@ A pass is one `shard_map` over all axes of the mesh, so that its collectives are
 | A+ | as A | a sum over both axes |
 | B | one sum over both axes, of all its layers together | a sum over both axes |
 | B- | as B | none |
+| B-tensor | one sum over `tensor`, for heads that both axes do not divide | a sum over both axes |
 | C | none | none |
 
 A sum over one device is none. The vocabulary is split over both axes, which costs a sum for the
@@ -57,6 +58,7 @@ class Plan(enum.Enum):
     A_PLUS = ("A+", {**LAYER_PARALLEL, "mlp": TARGET["mlp"]}, "layer")
     B = ("B", TARGET, None)
     B_MINUS = ("B-", {**TARGET, "mlp": None}, None)
+    B_TENSOR = ("B-tensor", {**LAYER_PARALLEL, "mlp": TARGET["mlp"]}, None)
     C = ("C", HEAD_SPLIT, None)
 
     table: Table

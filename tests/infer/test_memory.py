@@ -87,7 +87,12 @@ def check(target: Target, planned: Target, drafter: str, path, rows: int, **opti
 
 @pytest.mark.parametrize(
     "name, path",
-    [("draft-model", "demo/draft"), ("falcon", "demo/falcon"), ("diffuspec", "demo/diffusion")],
+    [
+        ("draft-model", "demo/draft"),
+        ("falcon", "demo/falcon"),
+        ("diffuspec", "demo/diffusion"),
+        ("easyspec", "demo/draft-deep"),
+    ],
 )
 def test_the_demo_takes_what_was_said(name, path):
     target, directory = load_target("demo/target"), shipped("demo/target")
@@ -108,6 +113,8 @@ def models(tmp_path_factory) -> Path:
     write_checkpoint(folder / "target", target.params, target.model.config)
     write_checkpoint(folder / "draft-model", target.params, target.model.config)
     head = SarConfig(tiny_config(**FIELDS), block_size=2)
+    deep = tiny_target(**FIELDS | {"n_layers": 5})
+    write_checkpoint(folder / "easyspec", deep.params, deep.model.config)
     write_head(folder / "falcon", random_head(sar_head.build(head)), head)
     write_tiny(folder / "diffuspec", "dream")
     texts = [[1, 2, 3, 1, 2, 3, 4], [4, 1, 2, 5]]
@@ -116,6 +123,10 @@ def models(tmp_path_factory) -> Path:
 
 
 OPTIONS = {
+    "easyspec": [
+        {"plan": plan, "width": 2, "size": 3, "calibration": calibration}
+        for plan, calibration in (("A", "mismatch"), ("B", "round"), ("C", "never"))
+    ],
     "draft-model": [{}],
     "falcon": [{"tree": "chain-2"}],
     "diffuspec": [
@@ -132,7 +143,8 @@ OPTIONS = {
 )
 def test_every_drafter_is_counted_on_a_mesh(models, name, options):
     """Of four devices two share a row: each holds its part of the target, and its rows."""
-    mesh = make_mesh(data=2, tensor=2)
+    is_beside = options.get("plan") == "A"
+    mesh = make_mesh(data=2, layer=2) if is_beside else make_mesh(data=2, tensor=2)
     target = load_target(models / "target", mesh=mesh)
     config = read_config(models / "target")
     planned = abstract_target(config, dtype="float32", mesh=mesh, path=models / "target")

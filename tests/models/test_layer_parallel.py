@@ -48,6 +48,7 @@ MESHES = {
     "A+": dict(layer=4, tensor=2),
     "B": dict(layer=2, tensor=4),
     "B-": dict(tensor=4),
+    "B-tensor": dict(layer=4, tensor=2),
     "C": dict(layer=2, tensor=2),
 }
 
@@ -145,6 +146,7 @@ def test_collectives_are_those_that_the_plans_say():
     assert collectives(Plan.A_PLUS, layer=4) == {"all-reduce": 10, "all-gather": 2}
     assert collectives(Plan.B, tensor=4) == {"all-reduce": 15}
     assert collectives(Plan.B_MINUS, tensor=4) == {"all-reduce": 5}
+    assert collectives(Plan.B_TENSOR, layer=2, tensor=2) == {"all-reduce": 15}
     assert collectives(Plan.C, tensor=4) == {}
     assert collectives(Plan.B, is_exact=True, tensor=4) == {"all-reduce": 20}
     assert collectives(Plan.A, is_exact=True, layer=4) == {}

@@ -1,9 +1,39 @@
 """E3: float64, tiny models, in a process with x64 on: strictly equal over drafters and meshes."""
 
-from jspec.certify import float64
+import math
+
+from jspec.certify import float64, grid
 
 
 def test_float64_is_strictly_equal_on_one_two_and_eight_devices():
     found = float64.strictly_equal()
     assert found.problems == ()
     assert found.n_tokens > 300
+
+
+def test_easyspec_is_strictly_equal_over_a_mesh():
+    """Layers side by side with heads split inside, and heads split; the certificate has the rest.
+
+    Both of its ways of going on without a calibration, and rows apart.
+    """
+    beside = {"plan": "A", "mesh": "1,2,2", "size": "3", "width": "2"}
+    split = {"plan": "B-tensor", "mesh": "2,2,2", "size": "5", "width": "1"}
+    found = float64.strictly_equal(
+        [
+            grid.argument_of(beside | {"calibration": "mismatch", "batch": "8"}),
+            grid.argument_of(split | {"calibration": "prefill", "batch": "8"}),
+        ],
+        is_light=True,
+    )
+    assert found.problems == ()
+    assert found.n_tokens > 600
+
+
+def test_the_grid_has_every_pair_that_is_possible():
+    cases = grid.covering()
+    met = {pair for case in cases for pair in grid.pairs(case)}
+    assert grid.possible_pairs() <= met
+    assert all(map(grid.is_possible, cases))
+    devices = {math.prod(map(int, case["mesh"].split(","))) for case in cases}
+    assert devices == {1, 2, 4, 8}
+    assert {case["plan"] for case in cases} == {"A", "A+", "B", "B-", "B-tensor", "C"}

@@ -41,8 +41,8 @@ def load(
       rule: how groups are cut: `contiguous`, or `aligned` at multiples of N.
       groups: all of them, in place of `size` and `rule`: `0,1-3,4-7,8`.
       plan: how passes are divided over the mesh: `A` (layers side by side along `layer`, as
-        published), `A+`, `B` (heads split, one sum a group), `B-` or `C` (every device the same);
-        if not given, `B` over several devices and `C` on one. See `Plan`.
+        published), `A+`, `B` (heads split, one sum a group), `B-`, `B-tensor` or `C` (every device
+        the same); if not given, `B` over several devices and `C` on one. See `Plan`.
       depth, width: D and k of the tree, `depth` levels of `width` nodes; width 1 is a chain.
       spread: s, what scores are divided by where they are compared across parents.
       calibration: when keys and values are made exact: `never`, `prefill`, `mismatch`, `round`.
