@@ -40,7 +40,8 @@ def add_flags(
 def _shown(default: Any) -> str:
     if default is None:
         return ""
-    return ",".join(f"{x:g}" for x in default) if isinstance(default, list) else str(default)
+    parts = default if isinstance(default, list) else [default]
+    return ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in parts)
 
 
 def settings_of(

@@ -1,1 +1,5 @@
-"""`python -m jspec.plan`: the tree to draft, from what a target accepts and what a round costs."""
+"""`python -m jspec.plan`: what to draft, from what a target accepts and what a round costs.
+
+For a Falcon head, its tree; for EasySpec (`easyspec/`), how its layers are grouped and placed, and
+the width and depth of its tree.
+"""

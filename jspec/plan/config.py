@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,12 @@ from jspec.config import Filters, count, field, seed_field
 MOST_NODES = 1023
 
 Weight = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+PlanName = Literal["A", "A+", "B", "B-", "C"]
+
+
+ONLY = {"falcon": ("nodes",), "easyspec": ("plans", "sizes", "widths", "depths")}
+"""Fields that only the planner of one method reads."""
 
 
 class PlanConfig(Filters):
@@ -30,6 +36,22 @@ class PlanConfig(Filters):
         f"a whole number from 1 to {MOST_NODES}",
         ge=1,
         le=MOST_NODES,
+    )
+    plans: list[PlanName] = field(
+        ["A", "A+", "B", "B-", "C"],
+        "where the layers of a group run, as the drafter's option `plan`; tensor parallelism is "
+        "always there to compare with",
+        "some of A, A+, B, B- and C",
+        min_length=1,
+    )
+    sizes: list[Count] = field(
+        list(range(1, 9)), "layers a group, N", "whole numbers from 1", min_length=1
+    )
+    widths: list[Count] = field(
+        [1, 4, 8, 12], "widths of the tree, k", "whole numbers from 1", min_length=1
+    )
+    depths: list[Count] = field(
+        list(range(3, 9)), "depths of the tree, D", "whole numbers from 1", min_length=1
     )
     batch_size: int = count(1, "rows decoded together")
     context: int = count(128, "length of text, in tokens, at which the parts of a round are timed")
@@ -52,6 +74,11 @@ class PlanConfig(Filters):
         """Weight of every temperature; they sum to 1."""
         weights = self.weights or [1.0] * len(self.temperatures)
         return tuple(weight / math.fsum(weights) for weight in weights)
+
+    def of(self, method: str) -> dict[str, Any]:
+        """What the planner of a method reads."""
+        others = {name for other, names in ONLY.items() if other != method for name in names}
+        return self.model_dump(exclude=others)
 
     def as_bench(self, *, ignore_eos: bool) -> BenchConfig:
         """The same for what `jspec.bench` measures."""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -25,6 +23,7 @@ from jspec.infer.command.log import Log
 from jspec.plan import report
 from jspec.plan.acceptance import Acceptance, count, estimate, rounds_of, tokens_per_call
 from jspec.plan.costs import Costs, read_costs
+from jspec.plan.files import write_whole
 from jspec.plan.job import Job
 from jspec.plan.measure import Timer, costs_of, requests_at, results
 from jspec.plan.trees import (
@@ -96,7 +95,8 @@ def run(job: Job) -> int:
         fit = _fit(job, loaded, probe, known, log)
         record = _record(job, plan, fit)
         if pays(fit.best):
-            _write(job.out, record)
+            text = yaml.safe_dump(record, sort_keys=False, default_flow_style=None)
+            write_whole(job.out, text)
             log.note(f"the tree is in {job.out}")
         if job.as_json:
             print(json.dumps(record | {"candidates": report.rows(fit.candidates)}))
@@ -262,19 +262,7 @@ def _record(job: Job, plan: Plan, fit: Fit) -> dict[str, Any]:
         "drafter_options": {k: v for k, v in drafter["drafter_options"].items() if k != "tree"},
         "prompts_digest": settings["prompts_digest"],
         "ignore_eos": settings["ignore_eos"],
-        **job.settings.model_dump(),
+        **job.settings.of("falcon"),
     }
     found["made_by"] = where
     return found
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = yaml.safe_dump(dict(record), sort_keys=False, default_flow_style=None)
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -22,6 +22,8 @@ class Job:
       prompts: with their categories.
       probe: what acceptance is measured with; the planner's own choice where None.
       costs: a file to read costs from; they are measured where None.
+      hardware: a record's name or file; these devices are measured where None.
+      acceptance: a file of what is kept, or the published one; it is measured where None.
       out: the file that is written.
     """
 
@@ -32,5 +34,7 @@ class Job:
     prompts: Sequence[tuple[str, Conversation]]
     probe: str | None
     costs: str | None
+    hardware: str | None
+    acceptance: str | None
     out: Path
     as_json: bool

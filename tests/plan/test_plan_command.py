@@ -16,7 +16,7 @@ from jspec.drafters.falcon.trees import find, fingerprint
 from jspec.models import hf, sar_head
 from jspec.models.sar_head import SarConfig
 from jspec.models.target import load_target
-from jspec.plan import falcon
+from jspec.plan import files
 from jspec.plan.cli import main
 from jspec.testing.models import random_head, tiny_target
 
@@ -123,7 +123,7 @@ def test_an_interrupt_leaves_the_old_tree(config, prompts, tmp_path, capsys, mon
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(falcon.os, "replace", stops)
+    monkeypatch.setattr(files.os, "replace", stops)
     assert plan(config, prompts, *flags) == 130
     assert capsys.readouterr().err.endswith("error: interrupted\n")
     assert out.read_text() == "paths: [[0]]\n"

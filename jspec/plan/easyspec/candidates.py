@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from jspec.models.layer_groups import Groups, aligned, contiguous, split
+from jspec.drafters.easyspec.loading import RULES
+from jspec.models.layer_groups import Groups, split
 from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec.acceptance import Acceptance
 from jspec.plan.easyspec.hardware import Hardware
@@ -22,7 +23,6 @@ from jspec.plan.easyspec.shapes import ModelShape
 SIZES = tuple(range(1, 9))
 WIDTHS = (1, 4, 8, 12)
 DEPTHS = tuple(range(3, 9))
-RULES = {"contiguous": contiguous, "aligned": aligned}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,12 +164,18 @@ def candidates(
     widths: Sequence[int] = WIDTHS,
     depths: Sequence[int] = DEPTHS,
 ) -> tuple[list[Candidate], list[Left]]:
-    """All that can be run, and what cannot."""
+    """All that can be run, and what cannot.
+
+    On one device all plans are one, which is called C. On several, the exact drafter under tensor
+    parallelism (plan B with N = 1) is always there to compare with.
+    """
     found, left, plain = [], [], pair.plain
-    for plan in plans:
+    asked = [Plan.C] if pair.devices == 1 else [*plans, *(() if Plan.B in plans else (Plan.B,))]
+    for plan in asked:
         for mesh in _meshes(pair, plan):
             refused: dict[int, str] = {}
-            for way in _ways(pair, plan, mesh, sizes):
+            is_asked = plan in plans or pair.devices == 1
+            for way in _ways(pair, plan, mesh, sizes if is_asked else (1,)):
                 if why := refusal(pair, way):
                     refused.setdefault(way.size, why)
                     continue
@@ -182,7 +188,8 @@ def candidates(
 
 def _meshes(pair: Pair, plan: Plan) -> list[Mesh]:
     """Layouts that differ for a plan: to others than A and A+ all devices are one axis."""
-    return pair.meshes if plan.layers else [Mesh(1, pair.devices)]
+    beside = [mesh for mesh in pair.meshes if mesh.layer > 1]
+    return beside if plan.layers else [Mesh(1, pair.devices)]
 
 
 def _ways(pair: Pair, plan: Plan, mesh: Mesh, sizes: Sequence[int]) -> Iterator[Way]:

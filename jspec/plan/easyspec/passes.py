@@ -1,6 +1,6 @@
 """What one pass through a model takes, exact or in groups of layers, under each plan.
 
-In reading order: `Mesh`, `Work`, the blocks of a layer, all layers (`layers_s`), the vocabulary, and
+In reading order: `Mesh`, `Work`, the blocks of a layer, all layers (`layers_s`), the vocabulary,
 whole passes (`exact_s`, `fuzzy_s`). The plans, and the collectives that each of them has, are those
 of `jspec.models.layer_parallel`.
 
