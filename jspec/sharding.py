@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jspec.errors import UserError
@@ -92,12 +93,12 @@ def _mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None) -> Mesh:
             f"mesh {said} needs {wanted} devices, there are "
             f"{len(devices)} ({devices[0].platform}); make it smaller"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=devices[:wanted],
-    )
+    shape, chosen = tuple(sizes.values()), devices[:wanted]
+    try:
+        placed = mesh_utils.create_device_mesh(shape, chosen)
+    except NotImplementedError:  # axes of the mesh are parts of those of a torus
+        placed = mesh_utils.create_device_mesh(shape, chosen, allow_split_physical_axes=True)
+    return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def axis_size(mesh: Mesh, table: Table, axis: str) -> int:

@@ -1,6 +1,6 @@
 """What one device does of a pass that several share: inside `shard_map`, its collectives written.
 
-Source: EasySpec (Wu et al. 2025, arXiv 2502.02493), section 3. See `layer_parallel.py` for the
+Source: Wu et al. 2025 (arXiv 2502.02493), section 3. See `layer_parallel.py` for the
 plans, and who calls this.
 """
 

@@ -3,7 +3,7 @@
 A grouping is a tuple of groups, each a tuple of consecutive layers; together they are all layers in
 order. The first and the last layer stay alone.
 
-Source: EasySpec (Wu et al. 2025, arXiv 2502.02493), section 3.1 and Table 1. Its text blocks layers
+Source: Wu et al. 2025 (arXiv 2502.02493), section 3.1 and Table 1. Its text blocks layers
 at multiples of N (`aligned`); the Llama-3.2-1B row of Table 1 cuts what lies between the first and
 the last layer (`contiguous`), which never makes more groups and is the default here.
 """
@@ -72,7 +72,7 @@ def parse(text: str) -> Groups:
     pieces = [_PIECE.fullmatch(piece.strip()) for piece in text.split(",")] if text else []
     if not all(pieces):
         raise ValueError(f"groups must be layers and ranges of them, such as 0,1-3,4, got {text!r}")
-    ends = [(int(piece[1]), int(piece[2] or piece[1])) for piece in pieces if piece]
+    ends = [(int(first), int(last or first)) for first, last in (p.groups() for p in pieces if p)]
     return tuple(tuple(range(first, last + 1)) for first, last in ends)
 
 

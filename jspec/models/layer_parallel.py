@@ -17,7 +17,7 @@ A pass is one `shard_map` over all axes of the mesh, so that its collectives are
 A sum over one device is none. The vocabulary is split over both axes, which costs a sum for the
 embedding.
 
-Source: EasySpec (Wu et al. 2025, arXiv 2502.02493), section 3; plan A with one device along
+Source: Wu et al. 2025 (arXiv 2502.02493), section 3; plan A with one device along
 `tensor` is its placement. Differs: all devices work; the head is split; the other plans.
 """
 

@@ -96,7 +96,7 @@ def forward(
 
     With `groups` it is an approximation of itself: all attention layers of a group read what enters
     the group, and its MLPs follow in order on the residual as it grows. Groups of one layer are
-    the model. Source: EasySpec (Wu et al. 2025, arXiv 2502.02493), Algorithms 1 and 2.
+    the model. Source: Wu et al. 2025 (arXiv 2502.02493), Algorithms 1 and 2.
 
     Args:
       tokens: ids of the new rows; ids outside the vocabulary are clipped into it.

@@ -63,3 +63,30 @@ def test_a_topology_that_does_not_exist_is_one_line(config_file):
     assert ran.returncode == 2
     assert ran.stderr.splitlines()[-1].startswith("error: topology v5e:3x3")
     assert "Traceback" not in ran.stderr
+
+
+def test_easyspec_compiles_for_a_pod(tmp_path):
+    """1,024 chips: rows over 128 of them, layers side by side over 4, heads over 2 inside."""
+    sizes = {"n_heads": 8, "n_kv_heads": 8, "head_dim": 4, "vocab_size": 64}
+    for name, layers in (("target", 1), ("small", 5)):
+        made = tiny_target(n_layers=layers, **sizes)
+        write_checkpoint(tmp_path / name, made.params, made.model.config)
+    values = {
+        "target": str(tmp_path / "target"),
+        "drafter": "easyspec",
+        "drafter_path": str(tmp_path / "small"),
+        "drafter_options": {"plan": "A", "size": 3, "depth": 3, "width": 2},
+        "dtype": "bfloat16",
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    flags = ["--topology", "v5p:8x8x16", "--mesh", "data=128,layer=4,tensor=2", "--json"]
+    ran = aot("--config", str(config), *flags, "--steps", "round")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["devices"] == 1024
+    (step,) = found["steps"]
+    assert step["fits"]
+    gathers = [c["count"] for c in step["collectives"] if c["kind"] == "all-gather"]
+    # Of one group of three layers in two passes, and of the best of each level's scores.
+    assert sum(gathers) == 2 + 2 * 3
