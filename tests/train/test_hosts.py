@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-
 import pytest
 
 from jspec.drafters.falcon.checkpoint import read_config as read_head_config
 from jspec.models.hf import read_config as read_model_config
+from jspec.testing.hosts import free_port, run_together
 from jspec.testing.training import PARTS, TwoParts, loop_config, random_text, run_training
 from jspec.train.journal import read_journal
 
@@ -24,6 +21,7 @@ directory, port, process = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 kind = sys.argv[4]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
 from jspec.errors import UserError
+from jspec.testing.hosts import free_port, run_together
 from jspec.testing.training import loop_config, run_training
 config = loop_config(data=2, fsdp=2, micro_batch_size=4)
 asked = iter(range(1, 5))
@@ -44,35 +42,14 @@ print(outcome.best_step, outcome.held_out)
 """
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture(scope="module", params=PARTS)
 def hosts(request, tmp_path_factory):
     """What a run by two processes trained, its directory, and what each printed last."""
     kind = request.param
-    directory, port = tmp_path_factory.mktemp("hosts"), str(free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(directory), port, str(process), kind],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    said = []
-    try:
-        for process in started:
-            out, err = process.communicate(timeout=900)
-            assert process.returncode == 0, err[-3000:]
-            said.append(out.split()[-2:])
-    finally:
-        for process in started:
-            process.kill()
+    directory, port = tmp_path_factory.mktemp("hosts"), free_port()
+    done = run_together([("-c", PROCESS, directory, port, host, kind) for host in range(2)])
+    assert [each.code for each in done] == [0, 0], [each.err[-3000:] for each in done]
+    said = [each.out.split()[-2:] for each in done]
     return kind, directory, said
 
 
