@@ -93,11 +93,11 @@ def requests() -> list:
         return Request(tokens=tokens, max_new_tokens=max_new_tokens, **settings)
 
     return [
-        one(5, 24),
-        one(17, 11, temperature=0.8, seed=3),
-        one(2, 30, temperature=1.3, top_k=9, top_p=0.9, seed=1, sample=4),
-        one(11, 20, stop_ids=(1, 17, 30)),
-        one(1, 16, temperature=0.5, min_p=0.05, seed=2**32 - 1),
+        one(5, 12),
+        one(17, 7, temperature=0.8, seed=3),
+        one(2, 14, temperature=1.3, top_k=9, top_p=0.9, seed=1, sample=4),
+        one(11, 10, stop_ids=(1, 17, 30)),
+        one(1, 8, temperature=0.5, min_p=0.05, seed=2**32 - 1),
     ]
 
 

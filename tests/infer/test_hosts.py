@@ -8,6 +8,9 @@ import json
 import numpy as np
 import pytest
 
+from jspec.infer.engine import Engine
+from jspec.infer.programs import Programs
+from jspec.law import Mode
 from jspec.models.hf import write_checkpoint
 from jspec.testing.hosts import DEVICES, Case, Said, free_port, requests, run_together
 from jspec.testing.models import tiny_target
@@ -71,6 +74,21 @@ def test_hosts_decode_as_one_device_does(found, case):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_nothing_is_compiled_after_the_warm_up(found, case):
     assert all(found[str(host)][case.name]["compiled"] == [0, 0, 0] for host in range(HOSTS))
+
+
+def test_all_hosts_warm_up_in_the_same_order(monkeypatch):
+    """Programs of all hosts meet in the order they are called; that of a set is another on each."""
+    called = []
+
+    def chunk(self, generation, mode):
+        called.append(mode)
+        return generation
+
+    monkeypatch.setattr(Programs, "chunk", chunk)
+    asked = sorted(requests(), key=lambda request: request.mode.value)
+    for order in (asked, asked[::-1]):
+        Engine(tiny_target(vocab_size=64), max_length=64).warm_up(order)
+    assert called == 2 * list(Mode)
 
 
 # --- the command ---------------------------------------------------------------------------------

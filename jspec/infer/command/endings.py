@@ -78,6 +78,8 @@ def exit_code(command: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         say_error("interrupted")
+        if are_joined():
+            _leave_the_others(INTERRUPTED)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine; one line, and how to see more
         if os.environ.get(SHOW_TRACE):

@@ -39,7 +39,8 @@ def stop_wish() -> Callable[[], bool] | None:
 def interrupts() -> Iterator[None]:
     """Whatever error a Ctrl-C causes in here leaves as a KeyboardInterrupt.
 
-    Of several hosts the first one is a wish to stop; with the second this process is gone.
+    Of several hosts the first one, or a termination signal, which JAX would only note there, is a
+    wish to stop; with the second this process is gone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,7 +57,8 @@ def interrupts() -> Iterator[None]:
             os._exit(INTERRUPTED)
         ask_to_stop()
 
-    before = signal.signal(signal.SIGINT, press)
+    signals = (signal.SIGINT, signal.SIGTERM) if are_joined() else (signal.SIGINT,)
+    before = {number: signal.signal(number, press) for number in signals}
     try:
         yield
     except Exception as error:
@@ -64,7 +66,8 @@ def interrupts() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
