@@ -33,9 +33,11 @@ def _demo(name: str) -> DecoderConfig:
 
 SHAPES = {
     "tiny": _TINY,
+    "tiny-deep": dataclasses.replace(_TINY, n_layers=6, windows=()),
     "tiny-dream": dataclasses.replace(_TINY, family="Dream", is_causal=False, has_qkv_bias=True),
     "demo-target": _demo("target"),
     "demo-diffusion": _demo("diffusion"),
+    "demo-draft-deep": _demo("draft-deep"),
     "deep-14m": DecoderConfig(
         vocab_size=4096,
         width=320,
@@ -68,6 +70,7 @@ SHAPES = {
         head_dim=128,
         max_positions=8192,
     ),
+    "llama3-8b": KNOWN["meta-llama/Meta-Llama-3-8B-Instruct"],
     "qwen2.5-7b": KNOWN["Qwen/Qwen2.5-7B-Instruct"],
     "qwen2.5-32b": KNOWN["Qwen/Qwen2.5-32B-Instruct"],
     "dream-7b": KNOWN["Dream-org/Dream-v0-Instruct-7B"],

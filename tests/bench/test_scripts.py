@@ -48,6 +48,18 @@ def test_parts_of_a_diffuspec_round_are_timed(tmp_path):
     assert text.count("\n| --- |") == 2
 
 
+def test_passes_in_groups_are_timed_beside_exact_ones(tmp_path):
+    text = run("easyspec_round.py", "--tiny", "--out", tmp_path)
+    record = json.loads((tmp_path / "round.json").read_text())
+    assert {"commit", "versions", "device", "GB"} <= set(record)
+    found = record["contexts"]["16"]["1"]
+    assert found["exact_ms"] > 0 and found["grouped_over_exact"]["2"] > 0
+    # Of six layers in groups of 1, 2, 2 and 1, a third of attention would be saved.
+    saved = 1 - found["if_groups_were_layers"]["2"]
+    assert saved == pytest.approx(found["attention_share"] / 3)
+    assert text.count("\n| --- |") == 1
+
+
 def test_jspec_worker_decodes_what_it_is_asked(tmp_path):
     target = tiny_target()
     write_checkpoint(tmp_path, target.params, target.model.config)

@@ -1,0 +1,70 @@
+"""EasySpec whose groups are an array: one compiled program for every grouping of the same layers.
+
+What is computed is what `Passes` computes. Compiling a round takes longer than decoding with it, so
+that an ablation over groupings is several times as quick this way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.easyspec.drafter import EasySpec
+from jspec.models.layer_groups import Groups, singles
+from jspec.models.layer_parallel import PassCache, Passes
+from jspec.models.model import Parts, merged, through
+from jspec.state import Laid
+
+
+class _Reading(Parts):
+    """Attention reads what entered the last layer so far that opens a group."""
+
+    def __init__(self, opens: Bool[Array, " L"]):
+        self._opens = opens
+        self._entered: Float[Array, "B T D"] | None = None
+
+    def mix(self, decoder, group, x, cache, rows):
+        (layer,) = group
+        entered = x if self._entered is None else self._entered
+        self._entered = jnp.where(self._opens[layer], x, entered)
+        return super().mix(decoder, group, self._entered, cache, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyGroups(Passes):
+    """Passes on one device whose weights come with the layers that open a group."""
+
+    def exact(self, params, cache, tokens, block, *, logits_rows=None):
+        return super().exact(params[0], cache, tokens, block, logits_rows=logits_rows)
+
+    def grouped(self, params, cache, tokens, block, *, logits_rows=None):
+        weights, opens = params
+        output, every = through(
+            merged(self.model, weights),
+            self.model.config,
+            cache.every.arrays,
+            tokens,
+            block,
+            singles(self.model.config.n_layers),
+            parts=_Reading(opens),
+            at=logits_rows,
+        )
+        return output.logits, PassCache(every=Laid(arrays=every))
+
+
+def any_groups(loaded: LoadedDrafter, groups: Groups) -> LoadedDrafter:
+    """The same drafter on one device, its groups an array beside its weights."""
+    drafter = loaded.drafter
+    assert isinstance(drafter, EasySpec) and drafter.passes.is_alone
+    opens = np.zeros((drafter.passes.model.config.n_layers,), bool)
+    opens[[group[0] for group in groups]] = True
+    passes = AnyGroups(drafter.passes.model)
+    return dataclasses.replace(
+        loaded,
+        drafter=dataclasses.replace(drafter, passes=passes),
+        params=(loaded.params, jnp.asarray(opens)),
+    )
