@@ -77,8 +77,8 @@ class PassCache:
     Attributes:
       every: of all layers, as exact passes write them; of layers that run side by side, nothing
         else is here.
-      own: of these, an array a group with the devices of `layer` on axis 1, each with the layer
-        that it runs; as all passes write them. None where no layers run so.
+      own: of these, an array a group: the heads of the layer that the first device of `layer`
+        runs, of the second, and so on; as all passes write them. None where no layers run so.
     """
 
     every: Laid
@@ -156,9 +156,10 @@ class Passes:
         if not self._multis:
             return PassCache(every=every)
         _, heads, _, width = whole.keys[0].shape
-        shape = (rows, self._side_by_side, heads, slots, width)
+        shape = (rows, self._side_by_side * heads, slots, width)
         own = tuple(jnp.zeros(shape, dtype) for _ in self._multis)
-        axes = (self.plan.layers, self._heads)
+        assert self.plan.layers is not None
+        axes = ((self.plan.layers, *(self._heads or ())),)
         return PassCache(every=every, own=Laid(arrays=KVCache(keys=own, values=own), axes=axes))
 
     def compact(
@@ -167,11 +168,7 @@ class Passes:
         """Make an accepted path contiguous; see `ops.cache.compact`."""
 
         def kept(cache: PassCache, start, path) -> PassCache:
-            def one(array):
-                flat = array.reshape(array.shape[0], *array.shape[-3:])
-                return cache_ops.compact(flat, start, path, window).reshape(array.shape)
-
-            return jax.tree.map(one, cache)
+            return jax.tree.map(lambda a: cache_ops.compact(a, start, path, window), cache)
 
         if self.is_alone:
             return kept(cache, start, path)
@@ -224,7 +221,7 @@ class Passes:
         mlp = self._axes_of("mlp", self.model.config.mlp_width)
         heads = self._heads or ()
         params = share_of_biases(params, heads, mlp)
-        own = jax.tree.map(lambda leaf: leaf[0], params.pop(_OWN, ()))
+        own = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), params.pop(_OWN, ()))
         share = Share(
             model=self.model,
             params=params,
@@ -235,18 +232,14 @@ class Passes:
             multis=self._multis,
             own=own,
         )
-        local = LocalCache(every=cache.every.arrays)
-        if cache.own is not None:
-            here = jax.tree.map(lambda leaf: leaf[:, 0], cache.own.arrays)
-            local = dataclasses.replace(local, own=here)
+        local = LocalCache(cache.every.arrays, None if cache.own is None else cache.own.arrays)
         decoder, config = merged(self.model, params), self.model.config
         output, local = through(decoder, config, local, tokens, block, groups, parts=share, at=at)
         if not any(group in self._multis for group in groups):
             local = share.copy_own(local, block.write_start, tokens.shape[1])
         cache = replace(cache, every=replace(cache.every, arrays=local.every))
         if cache.own is not None:
-            arrays = jax.tree.map(lambda leaf: leaf[:, None], local.own)
-            cache = replace(cache, own=replace(cache.own, arrays=arrays))
+            cache = replace(cache, own=replace(cache.own, arrays=local.own))
         return output.logits, cache
 
     def _over_mesh(self, body, given, found):
