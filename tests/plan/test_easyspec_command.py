@@ -183,6 +183,7 @@ def test_acceptance_and_devices_are_measured_here(tiny, tmp_path, capsys, monkey
     record = find_hardware(str(tmp_path / "plan.hardware.yaml"))
     assert json.loads(json.dumps(plain(record))) == found["hardware"]
     assert record.source.startswith("measured") and 2 in record.all_reduce  # pyright: ignore
+    assert record.target is not None and set(record.target.rows) == {1, 4}
     assert record.rows[1] == 1 and min(record.attention_floor, record.mlp_floor) > 0
 
 
@@ -208,13 +209,17 @@ def test_a_record_from_the_times_of_blocks():
         ("attention", large): 4e-6,
         ("mlp", SMALL): 2e-6,
         ("mlp", large): 5e-5,
-        ("rows", 1): 5.4e-5,
-        ("rows", 2): 5.3e-5,
-        ("rows", 64): 1.08e-4,
+        (large, 1): 5.4e-5,
+        (large, 2): 5.3e-5,
+        (large, 64): 1.08e-4,
+        (SMALL, 128): 9.0,
     }
     found = of_blocks(seconds, [SMALL, large])
+    bandwidth = large.mlp_bytes / 5e-5
+    assert found["bandwidth"] == pytest.approx(bandwidth)
     assert found["attention_floor"] == 1e-6 and found["mlp_floor"] == 2e-6
-    assert found["bandwidth"] == pytest.approx(large.mlp_bytes / 5e-5)
     assert found["rows"] == {1: 1.0, 2: 1.0, 64: 2.0}
     weights = large.attention_weights() + large.mlp_weights
     assert found["flops"] == pytest.approx(2 * weights * 64 / 1.08e-4)
+    slow = seconds | {(large, 1): 1.2e-4}
+    assert of_blocks(slow, [SMALL, large])["attention_floor"] == pytest.approx(7e-5)

@@ -265,3 +265,12 @@ def test_texts_and_data_rows_multiply_tokens():
 
 def test_the_papers_points_have_a_name():
     assert read_acceptance("paper") is STARTING
+
+
+def test_the_target_may_have_numbers_of_its_own():
+    slow = SHIPPED["h100"].model_copy(update={"bandwidth": 1e11})
+    both = SHIPPED["h100"].model_copy(update={"target": slow})
+    pairs = [Pair(target=L70, drafter=L8, hardware=h, devices=8) for h in (SHIPPED["h100"], both)]
+    fast, apart = (choose(of_width_12(pair, STARTING, sizes=[4])[0]) for pair in pairs)
+    assert fast and apart and apart.verify_s > 10 * fast.verify_s
+    assert apart.fuzzy_s == fast.fuzzy_s

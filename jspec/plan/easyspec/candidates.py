@@ -55,7 +55,7 @@ class Pair:
     def verify_s(self, nodes: int) -> float:
         """Seconds of one forward of the target over the nodes of a tree, the root included."""
         work = self.work(nodes)
-        return exact_s(self.target, self.hardware, work, Plan.B, Mesh(1, self.devices))
+        return exact_s(self.target, self.hardware.for_target, work, Plan.B, Mesh(1, self.devices))
 
     @property
     def plain(self) -> float:

@@ -61,6 +61,9 @@ class Hardware(Config):
         "rows and ratios as in {1: 1.0, 64: 1.2}",
         min_length=1,
     )
+    target: Hardware | None = field(
+        None, "the same for the target's blocks, where these were measured apart", "such a record"
+    )
     source: str = field("", "where the numbers are from, and which are assumed", "a text")
 
     @field_validator("all_reduce", "all_gather")
@@ -69,6 +72,11 @@ class Hardware(Config):
         if isinstance(value, dict) and not value or isinstance(value, float) and value < 0:
             raise ValueError("no latency")
         return value
+
+    @property
+    def for_target(self) -> Hardware:
+        """What the target's passes are told from."""
+        return self.target or self
 
     def all_reduce_s(self, devices: int) -> float:
         """Seconds of a small all-reduce; 0 on one device."""
@@ -80,16 +88,17 @@ class Hardware(Config):
             return GATHER * self.all_reduce_s(devices)
         return _latency(self.all_gather, devices)
 
-    def stream_s(self, n_bytes: float, n_flops: float, rows: int) -> float:
-        """Seconds to read weights or a cache once, or to compute with them if that takes longer.
+    def block_s(self, n_bytes: float, n_flops: float, rows: int, floor: float = 0.0) -> float:
+        """Seconds to read weights once, or to compute with them if that takes longer.
 
         Args:
           rows: tokens that are computed with what is read.
+          floor: seconds that one row takes at least.
         """
         known = sorted(self.rows)
         ratio = float(np.interp(rows, known, [self.rows[n] for n in known])) / self.rows[known[0]]
-        read = n_bytes / (self.efficiency * self.bandwidth)
-        return max(read * ratio, n_flops / (self.efficiency * self.flops))
+        one_row = max(n_bytes / (self.efficiency * self.bandwidth), floor)
+        return max(one_row * ratio, n_flops / (self.efficiency * self.flops))
 
 
 def _latency(known: Latency, devices: int) -> float:

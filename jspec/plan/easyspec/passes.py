@@ -76,14 +76,15 @@ def attention_s(
     products = 2 * weights * work.rows
     heads = shape.config.n_heads / heads_over
     scores = 4 * layers * heads * shape.config.head_dim * work.context * work.rows
-    read = hardware.stream_s(shape.weight_bytes * weights, products, work.rows)
-    return max(read + hardware.stream_s(cached, scores, 1), hardware.attention_floor)
+    read = shape.weight_bytes * weights + cached
+    floor = hardware.attention_floor
+    return hardware.block_s(read, products + scores, work.rows, floor)
 
 
 def mlp_s(shape: ModelShape, hardware: Hardware, work: Work, *, over: int = 1) -> float:
     """Seconds of an MLP that so many devices share."""
     products = 2 * shape.mlp_weights * work.rows / over
-    return max(hardware.stream_s(shape.mlp_bytes / over, products, work.rows), hardware.mlp_floor)
+    return hardware.block_s(shape.mlp_bytes / over, products, work.rows, hardware.mlp_floor)
 
 
 def layers_s(
@@ -113,7 +114,7 @@ def vocabulary_s(
     """Seconds of embedding, head, and choosing the best tokens, whose values and ids travel."""
     over = mesh.over(plan, "vocab", shape.config.vocab_size)
     products = 2 * shape.head_weights * work.rows / over
-    head = hardware.stream_s(shape.head_bytes / over, products, work.rows)
+    head = hardware.block_s(shape.head_bytes / over, products, work.rows)
     return hardware.all_reduce_s(over) + head + 2 * hardware.all_gather_s(over)
 
 

@@ -4,7 +4,7 @@ In reading order: `measure`; blocks of attention and MLP at growing widths, rows
 small collectives over more and more devices; what follows from them.
 
 An attention block is timed as a decoder whose MLPs are left out, an MLP as one without attention.
-The largest blocks have the shape of the model that is planned for, the vocabulary is tiny, and a
+The largest blocks have the shapes of the models that are planned for, the vocabulary is tiny, and a
 loop on the device goes through all layers so often that starting it does not count. Variants take
 turns, medians count.
 
@@ -42,19 +42,22 @@ from jspec.plan.easyspec.hardware import Hardware
 from jspec.plan.easyspec.shapes import BYTES, ModelShape
 from jspec.sharding import make_mesh
 
-WIDTHS = (64, 256, 1024)
+WIDTHS = (64, 512)
 """Of the blocks that are smaller than the model's."""
 
 HEAD_DIM, HEADS_A_KV_HEAD, VOCAB = 64, 4, 128
 LAYERS, LARGEST = 8, 256e6
 """Layers of the decoders that are timed: at most, and fewer where they had more bytes."""
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)
+ROWS = (1, 4, 12, 32, 64)
 START = 8
 """Tokens before those of a pass."""
 
 LOOP_S, USUAL = 0.02, 1e10
 """Seconds that a loop is to take, where memory has this bandwidth."""
+
+UNEXPLAINED = 1.2
+"""Times what its bytes take: a block that needs longer has another bottleneck."""
 
 MESSAGE = (8, 1024)
 """Rows and width of what collectives move."""
@@ -77,53 +80,70 @@ class _Mlp(Parts):
         return [jnp.zeros_like(x) for _ in group], cache
 
 
-def measure(like: ModelShape, *, dtype: str = "float32", repeats: int = 3) -> Hardware:
+def measure(
+    drafter: ModelShape, target: ModelShape, *, dtype: str = "float32", repeats: int = 3
+) -> Hardware:
     """Bandwidth, floors, compute ceiling, rows and latencies of this computer's devices.
 
+    Bandwidth and rows are measured at the shapes of both models, and kept apart: smaller weights
+    may fit a cache.
+
     Args:
-      like: blocks are timed up to its shape.
       repeats: times that every variant is timed.
     """
-    size = BYTES[dtype]
-    configs = [_config(width) for width in WIDTHS if width < like.config.width]
+    size, device = BYTES[dtype], jax.devices()[0]
+    configs = [_config(width) for width in WIDTHS if width < drafter.config.width]
     small = [ModelShape(name="", config=c, weight_bytes=size) for c in configs]
-    largest = dataclasses.replace(_few_layers(like), weight_bytes=size)
+    models = [
+        dataclasses.replace(_few_layers(shape), weight_bytes=size) for shape in (drafter, target)
+    ]
     runs = {
         (name, shape): _Run(shape, parts, 1, dtype)
-        for shape in (*small, largest)
+        for shape in (*small, *models)
         for name, parts in (("attention", _Attention()), ("mlp", _Mlp()))
-    } | {("rows", n): _Run(largest, ALONE, n, dtype) for n in ROWS}
+    } | {(shape, n): _Run(shape, ALONE, n, dtype) for shape in models for n in ROWS}
     links = _links(dtype)
     timed = interleaved({**runs, **links}, rounds=repeats)
-    a_layer = {key: timed[key]["median"] / run.n_layers for key, run in runs.items()}
+    seconds = {key: timed[key]["median"] / run.n_layers for key, run in runs.items()}
     latencies = {
         name: {n: timed[name, n]["median"] / STEPS for which, n in links if which == name}
         for name in ("sum", "gather")
     }
-    device = jax.devices()[0]
-    return Hardware(
-        name=device.device_kind,
-        memory=_memory(device),
-        **of_blocks(a_layer, (*small, largest)),
-        all_reduce=latencies["sum"] or 0.0,
-        all_gather=latencies["gather"] or None,
-        source=f"measured, {jax.device_count()} of them, {dtype}, blocks as of {like.name}",
+    same = {
+        "name": device.device_kind,
+        "memory": _memory(device),
+        "all_reduce": latencies["sum"] or 0.0,
+        "all_gather": latencies["gather"] or None,
+    }
+    ours, theirs = (
+        Hardware(
+            **same,
+            **of_blocks(seconds, (*small, shape)),
+            source=f"measured, {jax.device_count()} of them, {dtype}, blocks as of {shape.name}",
+        )
+        for shape in models
     )
+    return ours.model_copy(update={"target": theirs})
 
 
 def of_blocks(seconds: Mapping[Any, float], shapes: Sequence[ModelShape]) -> dict[str, Any]:
-    """What the times of a layer say: (`attention` or `mlp`, shape), and (`rows`, their number).
+    """What the times of a layer say: by (`attention` or `mlp`, shape), and by (shape, rows).
 
-    Bandwidth is that of the largest MLP, a floor the least time of a block, the compute ceiling
-    what most rows reach.
+    Bandwidth is that of the last shape's MLP, the compute ceiling what most rows reach. A floor is
+    the least time of a block; but where the last shape's attention takes longer than its bytes
+    explain, streaming is not what it waits for: its own time is the floor then.
     """
-    largest = shapes[-1]
-    by_rows = {n: s for (name, n), s in seconds.items() if name == "rows"}
-    weights, most = largest.attention_weights() + largest.mlp_weights, max(by_rows)
+    last = shapes[-1]
+    by_rows = {n: s for (shape, n), s in seconds.items() if shape == last}
+    bandwidth = last.mlp_bytes / seconds["mlp", last]
+    attention = by_rows[1] - seconds["mlp", last]
+    if attention < UNEXPLAINED * last.attention_bytes() / bandwidth:
+        attention = min(seconds["attention", shape] for shape in shapes)
+    weights, most = last.attention_weights() + last.mlp_weights, max(by_rows)
     return {
-        "bandwidth": largest.mlp_bytes / seconds["mlp", largest],
+        "bandwidth": bandwidth,
         "flops": 2 * weights * most / by_rows[most],
-        "attention_floor": min(seconds["attention", shape] for shape in shapes),
+        "attention_floor": attention,
         "mlp_floor": min(seconds["mlp", shape] for shape in shapes),
         "rows": {n: max(s / by_rows[1], 1.0) for n, s in sorted(by_rows.items())},
     }
