@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,14 +24,23 @@ from jspec.errors import UserError
 
 T = TypeVar("T")
 
+PATIENCE_S = 300
+"""For hosts that are started one after the other."""
+
 _EXPECTED = "auto or ADDRESS:PORT,COUNT,INDEX, such as 10.0.0.2:1234,2,0"
 
 
 # --- joining -------------------------------------------------------------------------------------
 
 
-def join_hosts(spec: str | None) -> None:
+def join_hosts(spec: str | None, *, patience_s: float = PATIENCE_S) -> None:
     """Connect this process to the others; nothing where `spec` is None.
+
+    Where they do not all come, the process ends with one line and exit code 2: JAX itself would
+    abort it, in C++ and with a stack trace.
+
+    Args:
+      patience_s: seconds in which all have to be here.
 
     Raises:
       UserError: a spec that cannot be read, or hosts that do not find each other.
@@ -36,11 +48,26 @@ def join_hosts(spec: str | None) -> None:
     if spec is None:
         return
     options = {} if spec == "auto" else _parse(spec)
+    alarm = threading.Timer(patience_s, _give_up, (spec, patience_s))
+    alarm.daemon = True
+    alarm.start()
     try:
-        jax.distributed.initialize(**options)
+        jax.distributed.initialize(**options, initialization_timeout=int(2 * patience_s))
     except (RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"--hosts {spec}: the hosts do not find each other ({first})") from None
+    finally:
+        alarm.cancel()
+
+
+def _give_up(spec: str, patience_s: float) -> None:
+    told = (
+        f"error: --hosts {spec}: after {patience_s:.0f} s the hosts have not all found each other"
+    )
+    print(
+        f"{told}; start the same command on each, with its own index", file=sys.stderr, flush=True
+    )
+    os._exit(2)
 
 
 def _parse(spec: str) -> dict:

@@ -149,6 +149,15 @@ def test_a_mistake_on_one_host_ends_all():
     assert "error: prompts missing.jsonl: cannot be read" in said[1].err
 
 
+def test_hosts_that_do_not_come_are_told_in_one_line():
+    waits = "import sys, jspec.hosts as hosts; hosts.join_hosts(sys.argv[1], patience_s=3)"
+    for each in as_hosts("-c", waits):
+        (said,) = run_together([each])
+        assert (said.code, said.out) == (2, "")
+        assert "after 3 s the hosts have not all found each other" in said.err
+        assert "Check failure" not in said.err
+
+
 @pytest.mark.parametrize("source", [("-",), ("--prompts", "-")], ids=" ".join)
 def test_standard_input_is_refused_before_hosts_are_joined(infer, source):
     run = infer("--config", "demo", "--hosts", "auto", *source)
