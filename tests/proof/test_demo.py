@@ -27,6 +27,12 @@ DRAFTERS = {
     "draft, chain": ("draft-model", "demo/draft", {"depth": 4}),
     "draft, tree": ("draft-model", "demo/draft", {"depth": 4, "width": 3}),
     "draft-deep, chain": ("draft-model", "demo/draft-deep", {"depth": 4}),
+    "easyspec, chain": (
+        "easyspec",
+        "demo/draft-deep",
+        {"size": 3, "depth": 4, "width": 1, "calibration": "mismatch"},
+    ),
+    "easyspec, tree": ("easyspec", "demo/draft-deep", {"size": 4, "depth": 3, "width": 4}),
     "diffuspec, lengths": (
         "diffuspec",
         "demo/diffusion",
