@@ -144,6 +144,13 @@ def test_acceptance_without_weights_says_what_to_give(config, tmp_path, capsys):
     assert "are not here; give --acceptance FILE, or --acceptance paper" in err
 
 
+def test_devices_that_are_not_here_are_not_measured(config, tmp_path, capsys):
+    flags = ["--set", "mesh.layer=16", "mesh.tensor=1", "--acceptance", "paper"]
+    assert main(["--config", str(config), *flags, "--out", str(tmp_path / "plan.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert "16 devices, and 8 can be measured here; give --hardware FILE" in err
+
+
 @pytest.fixture
 def tiny(tmp_path) -> list[str]:
     """Flags of a tiny target and a drafter that agrees with it half the time."""

@@ -24,7 +24,7 @@ from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec import measured, report
 from jspec.plan.easyspec.acceptance import PAPER, ROUND, Acceptance, as_rows, read_acceptance
 from jspec.plan.easyspec.candidates import Candidate, Left, Pair, candidates, choose
-from jspec.plan.easyspec.hardware import Hardware, find_hardware, plain, write_hardware
+from jspec.plan.easyspec.hardware import SHIPPED, Hardware, find_hardware, plain, write_hardware
 from jspec.plan.easyspec.picture import save_picture
 from jspec.plan.easyspec.probe import measure
 from jspec.plan.easyspec.shapes import BYTES, ModelShape
@@ -84,6 +84,8 @@ def _fit(job: Job, log: Log) -> Fit:
     hardware = find_hardware(job.hardware) if job.hardware else None
     acceptance = read_acceptance(job.acceptance) if job.acceptance else None
     target, drafter = _shapes(job)
+    if hardware is None:
+        _check_devices(job)
     if acceptance is None:
         _check_weights(job)
         acceptance = _measured(job, drafter, log)
@@ -146,6 +148,18 @@ def _pair(job: Job, target: ModelShape, drafter: ModelShape, hardware: Hardware)
         context=settings.context,
         room=job.config.max_length or settings.context + settings.max_new_tokens,
     )
+
+
+def _check_devices(job: Job) -> None:
+    """There are as many devices to measure as the mesh has."""
+    import jax
+
+    wanted = job.config.mesh.data * job.config.mesh.layer * job.config.mesh.tensor
+    if wanted > jax.device_count():
+        raise UserError(
+            f"the mesh has {wanted} devices, and {jax.device_count()} can be measured here; give "
+            f"--hardware FILE, or a record's name: {', '.join(SHIPPED)}"
+        )
 
 
 def _check_weights(job: Job) -> None:

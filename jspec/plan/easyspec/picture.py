@@ -61,7 +61,7 @@ def save_picture(
     from matplotlib.lines import Line2D
 
     plans = list(dict.fromkeys(one.way.plan for one in found))
-    figure = Figure(figsize=(2.6 * len(plans) + 1.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(max(2.6 * len(plans) + 1.4, 5.2), 4.2), layout="constrained")
     panels = figure.subplots(1, len(plans), sharey=True, squeeze=False)[0]
     for panel, plan in zip(panels, plans, strict=True):
         plot_throughput(panel, [one for one in found if one.way.plan is plan], best, plain)
@@ -79,8 +79,9 @@ def save_picture(
     hollow = {"marker": "o", "ms": 5, "mfc": "white", "mec": "0.4", "linestyle": ""}
     handles.append(Line2D([], [], label="beyond known acceptance", **hollow))
     figure.suptitle(caption, fontsize=10)
+    columns = len(handles) if len(plans) > 3 else 4
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -75,7 +75,7 @@ def left_row(one: Left) -> dict[str, Any]:
 
 def show(fit: Fit, console: Console) -> None:
     """Hardware, the best of every plan and N, what is left out, and what to do."""
-    for line in _about(fit.pair.hardware):
+    for line in _about(fit.pair.hardware, fit.pair.devices):
         console.print(line, soft_wrap=True)
     console.print(f"Acceptance: {fit.acceptance.source}", soft_wrap=True)
     console.print(f"Plain decoding: {fit.pair.plain:.1f} tokens/s\n", soft_wrap=True)
@@ -109,15 +109,16 @@ def verdict(fit: Fit) -> str:
     return f"The choice: {said} * Its acceptance lies beyond the known points; measure it.{near}"
 
 
-def _about(hardware: Hardware) -> list[str]:
+def _about(hardware: Hardware, devices: int) -> list[str]:
     reached = hardware.efficiency
-    links = " ".join(f"{n}: {1e6 * hardware.all_reduce_s(n):.3g}" for n in (2, 4, 8))
+    sizes = [n for n in (2, 4, 8, 16, 32) if n <= devices]
+    links = ", ".join(f"{n}: {1e6 * hardware.all_reduce_s(n):.3g} us" for n in sizes)
     return [
         f"Hardware: {hardware.name} ({hardware.source})",
         f"  {reached * hardware.bandwidth / 1e9:.4g} GB/s, {reached * hardware.flops / 1e12:.3g} "
         f"Tflop/s, {hardware.memory / 1e9:.3g} GB; no attention below "
-        f"{1e6 * hardware.attention_floor:.3g} us, no MLP below {1e6 * hardware.mlp_floor:.3g} us; "
-        f"all-reduce {links} us",
+        f"{1e6 * hardware.attention_floor:.3g} us, no MLP below {1e6 * hardware.mlp_floor:.3g} us"
+        f"{'; all-reduce over ' + links if links else ''}",
     ]
 
 
