@@ -61,12 +61,9 @@ def join_hosts(spec: str | None, *, patience_s: float = PATIENCE_S) -> None:
 
 
 def _give_up(spec: str, patience_s: float) -> None:
-    told = (
-        f"error: --hosts {spec}: after {patience_s:.0f} s the hosts have not all found each other"
-    )
-    print(
-        f"{told}; start the same command on each, with its own index", file=sys.stderr, flush=True
-    )
+    told = f"after {patience_s:.0f} s the hosts have not all found each other"
+    remedy = "start the same command on each, with its own index"
+    print(f"error: --hosts {spec}: {told}; {remedy}", file=sys.stderr, flush=True)
     os._exit(2)
 
 
