@@ -25,6 +25,9 @@ PERCENTILES = (2.5, 97.5)
 Estimate = tuple[float, tuple[float, float]]
 """A number and its 95 % bootstrap interval."""
 
+Record = Mapping[str, Any]
+"""Numbers, and lists by prompt."""
+
 
 # --- flags, prompts and records -----------------------------------------------------------------
 
@@ -123,6 +126,24 @@ def estimate(columns: Sequence[ArrayLike], statistic: Callable[..., Any]) -> Est
     picked = np.random.default_rng(0).integers(0, count, (BOOTSTRAP, count))
     low, high = np.percentile(statistic(*table[:, picked].sum(axis=-1)), PERCENTILES)
     return float(statistic(*table.sum(axis=-1))), (float(low), float(high))
+
+
+def less(
+    record: Record, other: Record, names: Sequence[str], statistic: Callable[..., Any]
+) -> Estimate:
+    """A statistic of one record less that of another, prompt by prompt."""
+    if record["prompts"] != other["prompts"]:
+        raise ValueError("records of other prompts cannot be paired")
+    count = len(names)
+    return estimate(
+        [each[name] for each in (record, other) for name in names],
+        lambda *sums: statistic(*sums[:count]) - statistic(*sums[count:]),
+    )
+
+
+def text_of(found: Estimate, sign: str = "") -> str:
+    value, (low, high) = found
+    return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def quotient(above, below):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablation import Estimate
 from diffuspec_grid import ADAPTIVE, CHOICES
 from diffuspec_report import Find, size_shares, speed, tau
 from diffuspec_stages import STAGES
 from diffuspec_variants import Line, Part
+from pictures import curve, figure_of, save
 
 LENGTHS, SWEEPS, TIMES = "diffuspec_lengths.png", "diffuspec_sweeps.png", "diffuspec_stages.png"
 
@@ -33,38 +33,20 @@ def draw(
 ) -> None:
     """Those pictures that there are parts for."""
     if "lengths" in parts:
-        _save(draw_lengths(parts["lengths"], parts.get(ADAPTIVE), find), folder / LENGTHS)
+        save(draw_lengths(parts["lengths"], parts.get(ADAPTIVE), find), folder / LENGTHS)
     if any(name in parts for name in SWEPT):
-        _save(draw_sweeps(parts, find), folder / SWEEPS)
+        save(draw_sweeps(parts, find), folder / SWEEPS)
     if stages:
-        _save(draw_stages(stages), folder / TIMES)
-
-
-def _save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=120)
-
-
-def _figure(width: float, height: float):
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+        save(draw_stages(stages), folder / TIMES)
 
 
 def _choice(line: Line) -> str:
     return "CPS" if line.variant.has_proxy else "argmax"
 
 
-def _curve(panel, xs: Sequence[float], found: Sequence[Estimate], **style) -> None:
-    """Points on a line with their intervals."""
-    values = [value for value, _ in found]
-    below = [value - low for value, (low, _) in found]
-    above = [high - value for value, (_, high) in found]
-    panel.errorbar(xs, values, yerr=[below, above], capsize=2, elinewidth=1, **style)
-
-
 def draw_lengths(lengths: Part, adaptive: Part | None, find: Find):
     """tau and speed against the mean length of drafts, fixed lengths as curves."""
-    figure = _figure(9, 4.2)
+    figure = figure_of(9, 4.2)
     panels = figure.subplots(1, 2)
     for panel, title, measured in zip(
         panels, ("tokens a target call", "speed over plain decoding"), (tau, speed), strict=True
@@ -73,13 +55,13 @@ def draw_lengths(lengths: Part, adaptive: Part | None, find: Find):
             some = [line for line in lengths.lines if _choice(line) == name]
             xs = [line.x for line in some if line.x is not None]
             found = [measured(find(line.variant)) for line in some]
-            _curve(panel, xs, found, color=COLORS[name], marker="o", ms=4, label=f"{name}, fixed")
+            curve(panel, xs, found, color=COLORS[name], marker="o", ms=4, label=f"{name}, fixed")
         moving = [line for line in adaptive.lines if line.x is None] if adaptive else []
         for number, line in enumerate(moving):
             record = find(line.variant)
             x = sum(k * share for k, share in size_shares(record).items())
             style = {"color": COLORS[_choice(line)], "marker": MARKERS[number % len(MARKERS)]}
-            _curve(
+            curve(
                 panel,
                 [x],
                 [measured(record)],
@@ -101,14 +83,12 @@ def draw_lengths(lengths: Part, adaptive: Part | None, find: Find):
 def draw_sweeps(parts: Mapping[str, Part], find: Find):
     """tau against one option a panel, and below it the speed where it was measured."""
     names = [name for name in SWEPT if name in parts]
-    figure = _figure(2.6 * len(names) + 0.6, 3.4)
+    figure = figure_of(2.6 * len(names) + 0.6, 3.4)
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, names, strict=True):
         for lines, style in _series(parts[name]):
             xs = [line.x for line in lines if line.x is not None]
-            _curve(
-                panel, xs, [tau(find(line.variant)) for line in lines], marker="o", ms=4, **style
-            )
+            curve(panel, xs, [tau(find(line.variant)) for line in lines], marker="o", ms=4, **style)
         panel.set(xlabel=SWEPT[name])
         panel.grid(alpha=0.3)
         if len(panel.get_legend_handles_labels()[1]) > 1:
@@ -142,7 +122,7 @@ def draw_stages(stages: Mapping[str, Mapping[str, Any]]):
     """Stacked bars: what a round costs in plain rounds, and which stage takes it."""
     from matplotlib.patches import Patch
 
-    figure = _figure(8, 0.42 * len(stages) + 1.2)
+    figure = figure_of(8, 0.42 * len(stages) + 1.2)
     panel = figure.subplots()
     labels = list(stages)[::-1]
     for place, label in enumerate(labels):

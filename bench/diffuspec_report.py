@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ablation import Estimate, estimate, quotient
+from ablation import Estimate, Record, estimate, less, quotient, text_of
 from diffuspec_grid import ADAPTIVE, ADAPTIVE_SIZES, CHOICES, LENGTHS
 from diffuspec_variants import Line, Part, Variant, fixed
 from tables import table
 
-Record = Mapping[str, Any]
 Find = Callable[[Variant], Record]
 
 TAU = ("tokens", "rounds_by_prompt")
@@ -49,19 +48,6 @@ def speed(record: Record) -> Estimate:
 def cost(record: Record) -> Estimate:
     """Of a round, in plain ones."""
     return estimate(_columns(record, COST), _cost)
-
-
-def less(
-    record: Record, other: Record, names: Sequence[str], statistic: Callable[..., Any]
-) -> Estimate:
-    """A statistic of one record less that of another, prompt by prompt."""
-    if record["prompts"] != other["prompts"]:
-        raise ValueError("records of other prompts cannot be paired")
-    count = len(names)
-    return estimate(
-        [*_columns(record, names), *_columns(other, names)],
-        lambda *sums: statistic(*sums[:count]) - statistic(*sums[count:]),
-    )
 
 
 def tau_less(record: Record, other: Record) -> Estimate:
@@ -101,11 +87,6 @@ def survival_costs(find: Find) -> dict[str, str]:
 
 
 # --- tables --------------------------------------------------------------------------------------
-
-
-def text_of(found: Estimate, sign: str = "") -> str:
-    value, (low, high) = found
-    return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def _row(line: Line, part: Part, find: Find) -> dict[str, str]:

@@ -4,7 +4,7 @@
 
 Texts are held-out openings with what the target writes after them at temperature 1. Means are over
 tokens, texts and layers, with 95 % intervals over texts; with and without the layers that open a
-group. Writes cosine.json and cosine.md.
+group. Writes cosine.json, cosine.md and a picture.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from ablation import Estimate, estimate, parser_of, quotient, requests_of
+from easyspec_pictures import COSINES, draw_cosines
+from pictures import save
 from similarity import QUANTITIES, READINGS, approximated, grouped, similarities
 from tables import table
 from told import texts_of
@@ -130,6 +132,8 @@ def main() -> int:
         (arguments.out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         text = text_of(record["cosines"])
         (arguments.out / TABLE).write_text(text + "\n", encoding="utf-8")
+        figure = draw_cosines(record["cosines"], "approximated", PAPER)
+        save(figure, arguments.out / COSINES)
         print(text)
         return 0
 

@@ -66,12 +66,12 @@ def exact_of(of: Cell) -> Cell:
 
 
 def grid() -> list[Cell]:
-    """Figure 4: N by width by calibration."""
+    """Figure 4: N by width by calibration, wide trees at some N."""
     wanted = {
         1: {ROUND: SIZES, NEVER: SIZES, PREFILL: SIZES, MISMATCH: SIZES},
         4: {ROUND: SIZES, NEVER: SIZES, PREFILL: SOME_SIZES, MISMATCH: SOME_SIZES},
-        8: {ROUND: SIZES},
-        12: {ROUND: SIZES, NEVER: SOME_SIZES},
+        8: {ROUND: (1, 4, 6)},
+        12: {ROUND: (1, 2, 4, 6), NEVER: (4,)},
     }
     return [
         cell(n, width=width, calibration=calibration)
@@ -101,7 +101,8 @@ SHALLOW = ((1, 2), (1, 3), (1, 4), (2, 3))
 
 
 def sampled() -> list[Cell]:
-    return [cell(n, width=width, temperature=1.0) for width in (1, 4) for n in SIZES]
+    wanted = {1: SIZES, 4: (1, 4, 6)}
+    return [cell(n, width=w, temperature=1.0) for w, sizes in wanted.items() for n in sizes]
 
 
 def groupings() -> list[Cell]:

@@ -60,6 +60,16 @@ def test_passes_in_groups_are_timed_beside_exact_ones(tmp_path):
     assert text.count("\n| --- |") == 1
 
 
+def test_collectives_of_a_pass_are_those_that_the_plan_says(tmp_path):
+    flags = ("--plans", "A+", "B-", "--size", 3, "--without-round")
+    text = run("easyspec_collectives.py", "--out", tmp_path, *flags)
+    plans = json.loads((tmp_path / "collectives.json").read_text())["plans"]
+    assert plans["A+"]["grouped"] == {"all-gather": 2, "all-reduce": 8}
+    assert plans["B-"]["exact"] == {"all-reduce": 8} and plans["B-"]["round"] == {}
+    assert all(found["grouped"] == found["expected"] for found in plans.values())
+    assert "| B- | 8 AR | 4 AR | 4 AR |" in text
+
+
 def test_jspec_worker_decodes_what_it_is_asked(tmp_path):
     target = tiny_target()
     write_checkpoint(tmp_path, target.params, target.model.config)
