@@ -26,10 +26,22 @@ LAYOUTS = {
     "rows": {"mesh": {"data": 2, "tensor": 4}, "batch_size": 4},
     "layers": {"mesh": {"layer": 2, "tensor": 4}, "batch_size": 1},
 }
+GROUPED = {"size": 2, "depth": 3, "width": 2}
 CASES = [
-    Case(name=f"{drafter}, {layout}", drafter=drafter, options=options, **LAYOUTS[layout])
-    for drafter, options in DRAFTERS.items()
-    for layout in LAYOUTS
+    *(
+        Case(name=f"{drafter}, {layout}", drafter=drafter, options=options, **LAYOUTS[layout])
+        for drafter, options in DRAFTERS.items()
+        for layout in LAYOUTS
+    ),
+    *(
+        Case(
+            name=f"easyspec {plan}, {layout}",
+            drafter="easyspec",
+            options=GROUPED | {"plan": plan},
+            **LAYOUTS[layout],
+        )
+        for plan, layout in (("B", "rows"), ("A", "layers"))
+    ),
 ]
 PLAIN = Case(name="plain", drafter="none")
 
@@ -44,7 +56,7 @@ def as_hosts(*command) -> list[tuple]:
 def found(tmp_path_factory):
     """What each process wrote, by its name."""
     folder = tmp_path_factory.mktemp("hosts")
-    for name, layers in (("target", 2), ("small", 1)):
+    for name, layers in (("target", 2), ("small", 4)):
         target = tiny_target(n_layers=layers, n_heads=8, head_dim=4, vocab_size=64)
         write_checkpoint(folder / name, target.params, target.model.config)
 
