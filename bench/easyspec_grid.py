@@ -131,13 +131,11 @@ PARTS: dict[str, Callable[[], list[Cell]]] = {
 }
 
 SPEED: dict[str, Cell] = {
-    "exact, 4": cell(1, depth=4),
-    "N = 3, 4": cell(3, depth=4),
-    "N = 6, 4": cell(6, depth=4),
-    "exact, 3": cell(1, depth=3),
-    "N = 3, 3": cell(3, depth=3),
-    "N = 6, 3": cell(6, depth=3),
-    "N = 6, 2": cell(6, depth=2),
-    "N = 3, 3 of width 2": cell(3, depth=3, width=2),
+    "exact, depth 4": cell(1, depth=4),
+    "N = 3, depth 4": cell(3, depth=4),
+    "N = 6, depth 4": cell(6, depth=4),
+    "N = 6, depth 3": cell(6, depth=3),
+    "N = 6, depth 2": cell(6, depth=2),
+    "N = 3, depth 3, width 2": cell(3, depth=3, width=2),
 }
 """What is timed at batch size 1: groups, and depth."""

@@ -116,7 +116,7 @@ def draw_cosines(
             panel.plot(list(paper), values, color=color, marker="x", ls="none", ms=6)
         panel.set(title=reading, xlabel="layers a group, N", xticks=list(cosines))
         panel.grid(alpha=0.3)
-    panels[0].plot([], [], color="0.4", marker="x", ls="none", label="x: the paper, Llama 3 8B")
+    panels[0].plot([], [], color="0.4", marker="x", ls="none", label="the paper, Llama 3 8B")
     panels[0].set_ylabel("cosine with the exact pass")
     _legend(figure, panels[0])
     return figure
