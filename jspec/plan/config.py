@@ -14,7 +14,7 @@ MOST_NODES = 1023
 
 Weight = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-PlanName = Literal["A", "A+", "B", "B-", "C"]
+PlanName = Literal["A", "A+", "B", "B-", "B-tensor", "C"]
 
 
 ONLY = {"falcon": ("nodes",), "easyspec": ("plans", "sizes", "widths", "depths")}
@@ -38,10 +38,10 @@ class PlanConfig(Filters):
         le=MOST_NODES,
     )
     plans: list[PlanName] = field(
-        ["A", "A+", "B", "B-", "C"],
+        ["A", "A+", "B", "B-", "B-tensor", "C"],
         "where the layers of a group run, as the drafter's option `plan`; tensor parallelism is "
         "always there to compare with",
-        "some of A, A+, B, B- and C",
+        "some of A, A+, B, B-, B-tensor and C",
         min_length=1,
     )
     sizes: list[Count] = field(

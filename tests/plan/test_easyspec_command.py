@@ -60,7 +60,7 @@ def test_a_plan_from_records_needs_no_weights(config, tmp_path, capsys):
     assert (fastest["width"], fastest["depth"]) == (options["width"], options["depth"])
     assert fastest["round_ms"] == pytest.approx(fastest["draft_ms"] + fastest["verify_ms"])
     assert written["pays"] and fastest["speedup"] > 1
-    assert {one["plan"] for one in found["candidates"]} == {"A", "A+", "B", "B-", "C"}
+    assert {one["plan"] for one in found["candidates"]} == {"A", "A+", "B", "B-", "B-tensor", "C"}
     assert written["hardware"] == plain(SHIPPED["a100"])
     assert "nodes" not in written["settings"]
     assert {path.name for path in out.parent.iterdir()} == {"plan.yaml", "plan.png"}
@@ -113,7 +113,7 @@ def test_it_says_when_no_draft_pays(config, tmp_path, capsys):
         (["--hardware", "FILE"], "no bandwidth"),
         (["--acceptance", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--acceptance", "FILE"], "acceptance: expected a list of points"),
-        (["--plans", "D"], "plans: expected some of A, A+, B, B- and C"),
+        (["--plans", "D"], "plans: expected some of A, A+, B, B-, B-tensor and C"),
         (["--sizes", "0"], "sizes: expected whole numbers from 1"),
         (["--set", "mesh.tensor=3"], "cannot be split over layer x tensor = 12"),
         (["--drafter", "easyspec"], "give the smaller model that drafts with --drafter-path"),
@@ -230,3 +230,14 @@ def test_a_record_from_the_times_of_blocks():
     assert found["flops"] == pytest.approx(2 * weights * 64 / 1.08e-4)
     slow = seconds | {(large, 1): 1.2e-4}
     assert of_blocks(slow, [SMALL, large])["attention_floor"] == pytest.approx(7e-5)
+
+
+def test_heads_that_all_devices_do_not_divide_are_split_over_some(tmp_path):
+    """Qwen2 7B has 28: four devices along `tensor` share them, and eight the MLPs."""
+    out = tmp_path / "plan.yaml"
+    flags = ["--hardware", "a100", "--acceptance", "paper", "--plans", "B,B-tensor"]
+    config = ["--config", "qwen2_72b_easyspec", "--depths", "5", "--widths", "12"]
+    assert main([*config, *flags, "--out", str(out)]) == 0
+    chosen = yaml.safe_load(out.read_text())
+    assert chosen["drafter_options"]["plan"] == "B-tensor"
+    assert chosen["mesh"]["tensor"] == 4

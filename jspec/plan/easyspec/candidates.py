@@ -187,9 +187,10 @@ def candidates(
 
 
 def _meshes(pair: Pair, plan: Plan) -> list[Mesh]:
-    """Layouts that differ for a plan: to others than A and A+ all devices are one axis."""
-    beside = [mesh for mesh in pair.meshes if mesh.layer > 1]
-    return beside if plan.layers else [Mesh(1, pair.devices)]
+    """Layouts that differ for a plan: to those that take both axes together they are one."""
+    if plan.layers or plan is Plan.B_TENSOR:
+        return [mesh for mesh in pair.meshes if mesh.layer > 1]
+    return [Mesh(1, pair.devices)]
 
 
 def _ways(pair: Pair, plan: Plan, mesh: Mesh, sizes: Sequence[int]) -> Iterator[Way]:

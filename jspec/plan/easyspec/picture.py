@@ -14,6 +14,7 @@ LABELS = {
     "A+": "A+: MLPs split too",
     "B": "B: heads and MLPs split",
     "B-": "B-: heads split alone",
+    "B-tensor": "B-tensor: heads over tensor",
     "C": "C: every device alone",
 }
 
