@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from ablation import Journal, parser_of, requests_of
 from any_groups import any_groups
-from easyspec_grid import LONG, PARTS, SPEED, Cell
+from easyspec_grid import LONG, MISMATCH, PARTS, SPEED, Cell
 from easyspec_pictures import draw
 from easyspec_report import acceptance_points, report
 from told import kept, texts_of
@@ -113,6 +113,10 @@ class Ablation:
     def find(self, cell: Cell) -> dict[str, Any]:
         """The record of a cell: rounds by prompt, quarter of the text and drafted tokens kept."""
         what = {"cell": dataclasses.asdict(cell), **self._run}
+        batch_size = self.arguments.batch_size
+        if cell.calibration == MISMATCH:
+            # One row that needs it has all rows calibrated.
+            what["batch_size"] = batch_size = 1
         record = self._journal.find(what)
         if record is None:
             some = self.requests(cell.temperature, cell.new_tokens)
@@ -123,7 +127,7 @@ class Ablation:
                 some,
                 [text[:longest] for text in self.texts(cell.temperature)],
                 capacity=ROOM + longest,
-                batch_size=self.arguments.batch_size,
+                batch_size=batch_size,
                 parts=QUARTERS,
             )
             record = {**what, "counts": counts.tolist()}
