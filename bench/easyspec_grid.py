@@ -66,12 +66,12 @@ def exact_of(of: Cell) -> Cell:
 
 
 def grid() -> list[Cell]:
-    """Figure 4: N by width by calibration, wide trees at some N."""
+    """Figure 4: N by width by calibration, some of them at some N."""
     wanted = {
         1: {ROUND: SIZES, NEVER: SIZES, PREFILL: SIZES, MISMATCH: SOME_SIZES},
         4: {ROUND: SIZES, NEVER: SIZES, PREFILL: SOME_SIZES, MISMATCH: (6,)},
-        8: {ROUND: (1, 4, 6)},
-        12: {ROUND: (1, 2, 4, 6), NEVER: (4,)},
+        8: {ROUND: SIZES, NEVER: (4, 6)},
+        12: {ROUND: SIZES, NEVER: (4, 6)},
     }
     return [
         cell(n, width=width, calibration=calibration)
@@ -84,11 +84,15 @@ def grid() -> list[Cell]:
 
 def growth() -> list[Cell]:
     """Long texts, whose acceptance is told by quarters."""
+    wanted = {
+        0.0: {ROUND: (1, 4, 6), PREFILL: (4, 6), NEVER: (4, 6)},
+        1.0: {ROUND: (1, 6), NEVER: (6,)},
+    }
     return [
-        cell(n, calibration=calibration, new_tokens=LONG)
-        for calibration in (ROUND, PREFILL, NEVER)
-        for n in (1, *SOME_SIZES[1:])
-        if n > 1 or calibration == ROUND
+        cell(n, calibration=calibration, new_tokens=LONG, temperature=temperature)
+        for temperature, by_calibration in wanted.items()
+        for calibration, sizes in by_calibration.items()
+        for n in sizes
     ]
 
 

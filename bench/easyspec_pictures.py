@@ -1,4 +1,4 @@
-"""Pictures of EasySpec's ablation: alpha by layers a group, alpha as a text grows, cosines."""
+"""Pictures of EasySpec's ablation: what is lost by layers a group and as a text grows; cosines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easyspec_grid import MISMATCH, NEVER, PREFILL, ROUND, Cell
-from easyspec_report import Find, Parts, alpha
+from easyspec_grid import MISMATCH, NEVER, PREFILL, ROUND, Cell, exact_of
+from easyspec_report import Find, Parts, alpha, alpha_less
 from pictures import curve, figure_of, save
 from similarity import QUANTITIES, READINGS
 
@@ -35,63 +35,58 @@ def draw(parts: Parts, find: Find, folder: Path) -> None:
 
 
 def draw_grid(cells: Sequence[Cell], find: Find):
-    """Alpha against N, a panel a width and a curve a calibration."""
+    """What of alpha is lost against N, a panel a width and a curve a calibration."""
     widths = sorted({cell.width for cell in cells})
-    figure = figure_of(2.6 * len(widths) + 0.4, 3.6)
-    panels = figure.subplots(1, len(widths), sharex=True, squeeze=False)[0]
+    figure = figure_of(2.4 * len(widths) + 0.6, 3.6)
+    panels = figure.subplots(1, len(widths), sharex=True, sharey=True, squeeze=False)[0]
     for panel, width in zip(panels, widths, strict=True):
+        of_width = [cell for cell in cells if cell.width == width]
+        exact = exact_of(of_width[0])
         for place, calibration in enumerate(COLORS):
-            some = [
-                cell
-                for cell in cells
-                if cell.width == width and (cell.calibration == calibration or cell.n == 1)
-            ]
-            if len(some) < 2:
-                continue
+            some = [cell for cell in of_width if cell.calibration == calibration and cell.n > 1]
             some.sort(key=lambda cell: cell.n)
-            curve(
-                panel,
-                [cell.n + 0.08 * place for cell in some],
-                [alpha(find(cell)) for cell in some],
-                color=COLORS[calibration],
-                label=NAMES[calibration],
-                marker="o",
-                ms=4,
-            )
-        panel.set(title=f"width {width}", xlabel="layers a group, N", ylim=(0, None))
-        panel.set_xticks(sorted({cell.n for cell in cells}))
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("alpha, depth 5")
+            xs = [cell.n + 0.12 * (place - 1.5) for cell in some]
+            losses = [alpha_less(find(cell), find(exact)) for cell in some]
+            if some:
+                curve(panel, xs, losses, **_style(calibration))
+        panel.set(title=f"width {width}, exact: {alpha(find(exact))[0]:.3f}", xlabel="layers a group, N")
+        panel.set_xticks(sorted({cell.n for cell in cells if cell.n > 1}))
+        _ground(panel)
+    panels[0].set_ylabel("alpha less the exact drafter's")
     _legend(figure, panels[0])
     return figure
 
 
 def draw_growth(cells: Sequence[Cell], find: Find):
-    """Alpha by quarters of the new text, a panel an N; the exact drafter's is dotted."""
-    exact = next(cell for cell in cells if cell.n == 1)
-    sizes = sorted({cell.n for cell in cells if cell.n > 1})
-    figure = figure_of(3.6 * len(sizes) + 0.4, 3.6)
-    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
-    quarters = [exact.new_tokens * (2 * q + 1) / 8 for q in range(4)]
-    for panel, n in zip(panels, sizes, strict=True):
-        found = [alpha(find(exact), q)[0] for q in range(4)]
-        panel.plot(quarters, found, color="black", ls=":", label="exact drafter")
-        for place, cell in enumerate(cell for cell in cells if cell.n == n):
-            curve(
-                panel,
-                [x + 6 * place for x in quarters],
-                [alpha(find(cell), q) for q in range(4)],
-                color=COLORS[cell.calibration],
-                label=NAMES[cell.calibration],
-                marker="o",
-                ms=4,
-            )
-        panel.set(title=f"N = {n}", xlabel="new tokens so far (quarters of the text)")
-        panel.set(ylim=(0, None), xlim=(0, exact.new_tokens))
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("alpha, width 1, depth 5")
+    """What of alpha is lost by quarters of the new text, a panel an N and temperature."""
+    kinds = sorted({(cell.temperature, cell.n) for cell in cells if cell.n > 1})
+    figure = figure_of(3.0 * len(kinds) + 0.6, 3.6)
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for panel, (temperature, n) in zip(panels, kinds, strict=True):
+        some = [cell for cell in cells if cell.temperature == temperature and cell.n == n]
+        exact, length = find(exact_of(some[0])), some[0].new_tokens
+        for place, cell in enumerate(some):
+            xs = [length * (2 * q + 1) / 8 + 8 * (place - 1) for q in range(4)]
+            losses = [alpha_less(find(cell), exact, q) for q in range(4)]
+            curve(panel, xs, losses, **_style(cell.calibration))
+        title = f"T = {temperature:g}, N = {n}, exact: {alpha(exact)[0]:.3f}"
+        panel.set(title=title, xlabel="new tokens so far")
+        panel.set(xlim=(0, length), xticks=range(0, length + 1, length // 4))
+        _ground(panel)
+    panels[0].set_ylabel("alpha less the exact drafter's")
     _legend(figure, panels[0])
     return figure
+
+
+def _style(calibration: str) -> dict[str, Any]:
+    color, label = COLORS[calibration], NAMES[calibration]
+    return {"color": color, "label": label, "marker": "o", "ms": 4}
+
+
+def _ground(panel) -> None:
+    """The exact drafter's line."""
+    panel.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    panel.grid(alpha=0.3)
 
 
 def draw_cosines(

@@ -95,7 +95,7 @@ def cells_table(cells: Sequence[Cell], find: Find) -> str:
 
 def growth_table(cells: Sequence[Cell], find: Find) -> str:
     """Alpha by quarters of a long text."""
-    head = ("N", "calibration", "1st quarter", "2nd", "3rd", "4th", "4th less 1st")
+    head = ("T", "N", "calibration", "1st quarter", "2nd", "3rd", "4th", "4th less 1st")
     head += ("less exact, 1st", "less exact, 4th", "less exact, whole text")
     rows = []
     for cell in cells:
@@ -103,7 +103,8 @@ def growth_table(cells: Sequence[Cell], find: Find) -> str:
         quarters = (f"{alpha(record, q)[0]:.3f}" for q in range(4))
         losses = (_fine(alpha_less(record, exact, q), "+") for q in (0, 3, None))
         growing = _fine(growth(record), "+")
-        rows.append((str(cell.n), cell.calibration, *quarters, growing, *losses))
+        which = (f"{cell.temperature:g}", str(cell.n), cell.calibration)
+        rows.append((*which, *quarters, growing, *losses))
     return table(head, rows)
 
 
