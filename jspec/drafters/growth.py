@@ -23,10 +23,15 @@ from jspec import law
 from jspec.drafters.base import DraftSize, chain_size
 from jspec.law import Randomness
 from jspec.models.blocks import tree_block
+from jspec.models.layer_parallel import best_of
 from jspec.ops import trees
 from jspec.state import Block, Context, Draft, replace, state
 
-TopK = Callable[[Float[Array, "R V"], int], tuple[Float[Array, "R k"], Int[Array, "R k"]]]
+Best = Callable[
+    [Float[Array, "R V"], int, float],
+    tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]],
+]
+"""See `models.layer_parallel.best_of`, which is one."""
 
 
 @state
@@ -103,7 +108,7 @@ class Grower:
         logits: Float[Array, "B P U"],
         randomness: Randomness,
         level: int,
-        top_k: TopK = jax.lax.top_k,
+        best_of: Best = best_of,
     ) -> Growth:
         """Add the best `width` children of the newest nodes, whose logits these are."""
         rows, n_parents, _ = logits.shape
@@ -114,9 +119,8 @@ class Grower:
         if noise is not None:
             noise = jnp.repeat(noise, n_parents, axis=0)
         scores = law.scores(flat, sampling, noise, randomness.mode)
-        best, tokens = top_k(scores, self.width)
-        spread = scores / self.spread
-        steps = best / self.spread - jax.nn.logsumexp(spread, axis=-1, keepdims=True)
+        best, tokens, total = best_of(scores, self.width, self.spread)
+        steps = best / self.spread - total
         steps = jnp.where(jnp.isfinite(best), steps, law.NEVER)
         joint = grown.path_score[:, :, None] + steps.reshape(rows, n_parents, self.width)
         path_score, place = jax.lax.top_k(joint.reshape(rows, -1), self.width)

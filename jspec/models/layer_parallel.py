@@ -175,24 +175,36 @@ class Passes:
         where, rows = self._cache_specs(cache), self._rows(start.shape[0])
         return self._over_mesh(kept, (where, rows, rows), where)(cache, start, path)
 
-    def top_k(
-        self, scores: Float[Array, "R V"], k: int
-    ) -> tuple[Float[Array, "R k"], Int[Array, "R k"]]:
-        """`lax.top_k` of scores that lie over the vocabulary; only the best of each travel."""
+    def best_of(
+        self, scores: Float[Array, "R V"], k: int, spread: float
+    ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
+        """`best_of` scores that lie over the vocabulary, in one collective.
+
+        One, and not one each, also because devices that are simulated may wait for one another
+        where several that do not depend on each other are under way.
+        """
         axes = self._axes_of("vocab", scores.shape[-1])
-        if not axes:
-            return lax.top_k(scores, k)
+        if not axes or self.mesh is None:
+            return best_of(scores, k, spread)
+        count = min(k, scores.shape[-1] // math.prod(self.mesh.shape[name] for name in axes))
 
         def best(local):
-            values, ids = lax.top_k(local, min(k, local.shape[-1]))
+            values, ids, total = best_of(local, count, spread)
             ids += (lax.axis_index(axes) * local.shape[-1]).astype(ids.dtype)
-            values, ids = (lax.all_gather(x, axes, axis=1, tiled=True) for x in (values, ids))
+            # Ids are exact in any float of 24 bits: there are fewer tokens.
+            mine = jnp.concatenate([values, ids.astype(values.dtype), total], axis=1)
+            found = lax.all_gather(mine, axes)
+            values, ids = (
+                jnp.moveaxis(part, 0, 1).reshape(local.shape[0], -1)
+                for part in (found[..., :count], found[..., count : 2 * count])
+            )
             values, place = lax.top_k(values, k)
-            return values, jnp.take_along_axis(ids, place, axis=1)
+            ids = jnp.take_along_axis(ids, place, axis=1).astype(jnp.int32)
+            return values, ids, jax.nn.logsumexp(found[..., 2 * count :], axis=0)
 
         rows = self._rows(scores.shape[0])
         given = PartitionSpec(*rows, axes)
-        return self._over_mesh(best, (given,), (rows, rows))(scores)
+        return self._over_mesh(best, (given,), (rows, rows, rows))(scores)
 
     def _run(self, groups: Groups, params, cache, tokens, block: Block, logits_rows):
         if self.is_alone:
@@ -327,6 +339,14 @@ class Passes:
         layers = layers + layers[-1:] * (self._side_by_side - len(layers))
         mixing = [{key: layer[key] for key in ("attention_norm", "attention")} for layer in layers]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixing)
+
+
+def best_of(
+    scores: Float[Array, "R V"], k: int, spread: float
+) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
+    """The k best scores and their ids, of ties the lowest, and log sum exp(score / spread)."""
+    values, ids = lax.top_k(scores, k)
+    return values, ids, jax.nn.logsumexp(scores / spread, axis=-1, keepdims=True)
 
 
 def place(passes: Passes, params: Params) -> Params:

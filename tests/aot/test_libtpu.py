@@ -89,4 +89,4 @@ def test_easyspec_compiles_for_a_pod(tmp_path):
     assert step["fits"]
     gathers = [c["count"] for c in step["collectives"] if c["kind"] == "all-gather"]
     # Of one group of three layers in two passes, and of the best of each level's scores.
-    assert sum(gathers) == 2 + 2 * 3
+    assert sum(gathers) == 2 + 3

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from jspec.aot.hlo import read as instructions_of
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import Groups, aligned, contiguous, singles
-from jspec.models.layer_parallel import Passes, Plan, place
+from jspec.models.layer_parallel import Passes, Plan, best_of, place
 from jspec.models.model import build, random_params
 from jspec.models.weights import fit_to_mesh
 from jspec.sharding import make_mesh
@@ -174,8 +173,14 @@ def test_the_best_of_split_scores_are_the_best_of_all(k):
     passes, params = alone(CONFIG, singles(LAYERS))
     over, _ = spread(passes, params, Plan.B, tensor=4)
     scores = jnp.asarray(np.random.default_rng(0).integers(0, 9, (6, 64)), jnp.float32)
+    scores = scores.at[0].set(-jnp.inf).at[1, :40].set(-jnp.inf)
     with jax.set_mesh(over.mesh):
-        values, ids = jax.jit(over.top_k, static_argnums=1)(scores, k)
-    expected = lax.top_k(scores, k)
-    np.testing.assert_array_equal(values, expected[0])
-    np.testing.assert_array_equal(ids, expected[1])
+        run = jax.jit(over.best_of, static_argnums=(1, 2))
+        found = run(scores, k, 0.7)
+        text = run.lower(scores, k, 0.7).compile().as_text()
+    expected = best_of(scores, k, 0.7)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[2], expected[2], rtol=1e-6)
+    kinds = [one.kind for one in instructions_of(text or "") if one.kind]
+    assert kinds == ["all-gather"]

@@ -109,7 +109,7 @@ class EasySpec:
         logits, cache = state.logits.arrays[:, None], state.cache
         grown = self.grower.root(context, randomness, logits.dtype)
         for level in range(1, self.grower.depth + 1):
-            grown = self.grower.grow(grown, logits, randomness, level, self.passes.top_k)
+            grown = self.grower.grow(grown, logits, randomness, level, self.passes.best_of)
             if level < self.grower.depth:
                 tokens, block = self.grower.newest(grown, context)
                 logits, cache = self.passes.grouped(params, cache, tokens, block)
