@@ -49,7 +49,9 @@ def draw_grid(cells: Sequence[Cell], find: Find):
             losses = [alpha_less(find(cell), find(exact)) for cell in some]
             if some:
                 curve(panel, xs, losses, **_style(calibration))
-        panel.set(title=f"width {width}, exact: {alpha(find(exact))[0]:.3f}", xlabel="layers a group, N")
+        panel.set(
+            title=f"width {width}, exact: {alpha(find(exact))[0]:.3f}", xlabel="layers a group, N"
+        )
         panel.set_xticks(sorted({cell.n for cell in cells if cell.n > 1}))
         _ground(panel)
     panels[0].set_ylabel("alpha less the exact drafter's")

@@ -241,7 +241,6 @@ OPENINGS = (
 NEW_TOKENS, SLOTS = 96, 128
 
 
-@pytest.mark.slow
 def test_c6_without_calibration_less_is_accepted(monkeypatch):
     """On the demo pair, all inner layers in one group."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "bench"))
