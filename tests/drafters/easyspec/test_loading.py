@@ -32,7 +32,7 @@ def models(tmp_path_factory) -> Path:
 
 
 def load(models: Path, *, mesh: dict[str, int] | None = None, **options) -> tuple[EasySpec, dict]:
-    target = load_target(models / "target", mesh=make_mesh(**(mesh or {})))
+    target = load_target(models / "target", mesh=make_mesh(devices=None, **(mesh or {})))
     loaded = load_drafter("easyspec", models / "small", target=target, **options)
     assert isinstance(loaded.drafter, EasySpec)
     return loaded.drafter, loaded.params
