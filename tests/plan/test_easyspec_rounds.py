@@ -252,7 +252,7 @@ def test_heads_that_devices_cannot_share_are_a_reason():
     found, left = of_width_12(pair, STARTING)
     assert {one.plan for one in left} >= {Plan.B, Plan.B_MINUS}
     assert all("28 query heads cannot be split over 8" in one.why for one in left)
-    assert {c.way.plan for c in found} == {Plan.A, Plan.A_PLUS, Plan.C}
+    assert {c.way.plan for c in found} == {Plan.A, Plan.A_PLUS, Plan.B_TENSOR, Plan.C}
 
 
 def test_texts_and_data_rows_multiply_tokens():
