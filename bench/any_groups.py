@@ -1,7 +1,8 @@
 """EasySpec whose groups are an array: one compiled program for every grouping of the same layers.
 
 What is computed is what `Passes` computes. Compiling a round takes longer than decoding with it, so
-that an ablation over groupings is several times as quick this way.
+that an ablation over groupings is several times as quick this way. Whole layers may run at once as
+well, their MLPs included, which the paper tried and left (Table 5).
 """
 
 from __future__ import annotations
@@ -29,14 +30,33 @@ class _Reading(Parts):
 
     def mix(self, decoder, group, x, cache, rows):
         (layer,) = group
-        entered = x if self._entered is None else self._entered
-        self._entered = jnp.where(self._opens[layer], x, entered)
-        return super().mix(decoder, group, self._entered, cache, rows)
+        before = x if self._entered is None else self._entered
+        entered = self._entered = jnp.where(self._opens[layer], x, before)
+        return super().mix(decoder, group, entered, cache, rows)
+
+
+class _Whole(_Reading):
+    """An MLP too reads what entered the group, and what its own layer's attention made of it."""
+
+    def mix(self, decoder, group, x, cache, rows):
+        added, cache = super().mix(decoder, group, x, cache, rows)
+        assert self._entered is not None
+        self._read = self._entered + added[0]
+        return added, cache
+
+    def feed(self, layer, x):
+        return super().feed(layer, self._read)
 
 
 @dataclasses.dataclass(frozen=True)
 class AnyGroups(Passes):
-    """Passes on one device whose weights come with the layers that open a group."""
+    """Passes on one device whose weights come with the layers that open a group.
+
+    Attributes:
+      whole: the layers of a group run at once as they are, and not their attention only.
+    """
+
+    whole: bool = False
 
     def exact(self, params, cache, tokens, block, *, logits_rows=None):
         return super().exact(params[0], cache, tokens, block, logits_rows=logits_rows)
@@ -50,19 +70,19 @@ class AnyGroups(Passes):
             tokens,
             block,
             singles(self.model.config.n_layers),
-            parts=_Reading(opens),
+            parts=(_Whole if self.whole else _Reading)(opens),
             at=logits_rows,
         )
         return output.logits, PassCache(every=Laid(arrays=every))
 
 
-def any_groups(loaded: LoadedDrafter, groups: Groups) -> LoadedDrafter:
+def any_groups(loaded: LoadedDrafter, groups: Groups, *, whole: bool = False) -> LoadedDrafter:
     """The same drafter on one device, its groups an array beside its weights."""
     drafter = loaded.drafter
     assert isinstance(drafter, EasySpec) and drafter.passes.is_alone
     opens = np.zeros((drafter.passes.model.config.n_layers,), bool)
     opens[[group[0] for group in groups]] = True
-    passes = AnyGroups(drafter.passes.model)
+    passes = AnyGroups(drafter.passes.model, whole=whole)
     return dataclasses.replace(
         loaded,
         drafter=dataclasses.replace(drafter, passes=passes),

@@ -122,7 +122,7 @@ class Ablation:
             some = self.requests(cell.temperature, cell.new_tokens)
             longest = some[0].max_new_tokens
             counts = kept(
-                any_groups(self.load(cell), cell.layer_groups),
+                any_groups(self.load(cell), cell.layer_groups, whole=cell.whole),
                 self.target,
                 some,
                 [text[:longest] for text in self.texts(cell.temperature)],

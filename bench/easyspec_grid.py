@@ -1,7 +1,7 @@
 """The cells of EasySpec's ablation: a drafter's options each, in parts that are tables.
 
 Source: Wu et al. 2025 (EasySpec, arXiv 2502.02493), Figure 4 has N = 1 to 5 by widths 1, 4, 8 and
-12 at depth 5, with calibration and without.
+12 at depth 5, with calibration and without; Table 5 has layers that run at once as a whole.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Cell:
     Attributes:
       n: layers of a group at most.
       groups: all of them, in place of `n`.
+      whole: layers of a group run at once, their MLPs included.
     """
 
     n: int
@@ -37,6 +38,7 @@ class Cell:
     depth: int = DEPTH
     calibration: str = ROUND
     groups: str = ""
+    whole: bool = False
     temperature: float = 0.0
     new_tokens: int = SHORT
 
@@ -62,7 +64,7 @@ def cell(n: int, **changes) -> Cell:
 
 def exact_of(of: Cell) -> Cell:
     """The exact drafter of a cell's tree and text."""
-    return dataclasses.replace(of, n=1, groups="", calibration=ROUND)
+    return dataclasses.replace(of, n=1, groups="", whole=False, calibration=ROUND)
 
 
 def grid() -> list[Cell]:
@@ -126,12 +128,20 @@ def _grouping(first: int, count: int) -> str:
     return ",".join([*before, f"{first}-{first + count - 1}", *after])
 
 
+def whole() -> list[Cell]:
+    """Table 5: attention only at once, and whole layers."""
+    some = [(width, n, is_whole) for width in (1, 4) for n in (2, 3, 4, 6) for is_whole in (0, 1)]
+    found = [cell(n, width=width, whole=bool(is_whole)) for width, n, is_whole in some]
+    return [cell(1), cell(1, width=4), *found]
+
+
 PARTS: dict[str, Callable[[], list[Cell]]] = {
     "grid": grid,
     "growth": growth,
     "sampled": sampled,
     "depths": depths,
     "groupings": groupings,
+    "whole": whole,
 }
 
 SPEED: dict[str, Cell] = {

@@ -89,7 +89,8 @@ def cells_table(cells: Sequence[Cell], find: Find) -> str:
         loss = "-" if cell == exact else _fine(alpha_less(record, find(exact)), "+")
         kept = " ".join(f"{share:.2f}" for share in kept_by_depth(record))
         texts = (text_of(tokens(record)), _fine(alpha(record)), loss, kept)
-        rows.append((written(cell.layer_groups), *map(str, numbers), *texts))
+        groups = written(cell.layer_groups) + " whole" * cell.whole
+        rows.append((groups, *map(str, numbers), *texts))
     return table(head, rows)
 
 

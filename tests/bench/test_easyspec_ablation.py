@@ -6,18 +6,22 @@ import importlib
 import inspect
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
+from jspec.certify import reference
 from jspec.certify.roster import untrained_easyspec
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.loading import load
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
+from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import singles
 from jspec.plan.easyspec.acceptance import read_acceptance
-from jspec.testing.models import tiny_target
+from jspec.testing.models import in_memory, tiny_target
+from jspec.testing.tolerances import tolerance
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 DEPTH, NEW = 2, 16
@@ -80,6 +84,28 @@ def test_texts_are_those_of_plain_decoding(module):
     engine = Engine(TARGET, batch_size=1, max_length=64)
     expected = [e.result.tokens for e in engine.run(some[:1]) if isinstance(e, Finished)]
     assert module("told").texts_of(TARGET, some, batch_size=3)[:1] == [list(expected[0])]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_passes_are_those_of_the_paper_and_of_its_table_5(module, whole):
+    """Against NumPy in float64."""
+    groups, config = ((0,), (1, 2, 3), (4,)), TARGET.model.config
+    ids = np.asarray([3, 1, 4, 1, 5, 9, 2, 6], np.int32)
+    weights = reference.weights_in_memory(in_memory(TARGET.model, TARGET.params))
+    x = weights["model.embed_tokens.weight"][ids]
+    for group in groups:
+        entered = x
+        for i in group:
+            mixed = reference.mixed(config, weights, i, entered)
+            x = x + mixed
+            x = x + reference.fed(config, weights, i, entered + mixed if whole else x)
+    passes = module("any_groups").AnyGroups(TARGET.model, whole=whole)
+    opens = np.asarray([True, True, False, False, True])
+    cache = passes.empty_cache(1, len(ids), np.float32)
+    block = causal_block(jnp.zeros((1,), jnp.int32), len(ids))
+    logits, _ = passes.grouped((TARGET.params, opens), cache, ids[None], block)
+    atol = tolerance("float32").logits
+    np.testing.assert_allclose(logits[0], reference.said(config, weights, x), rtol=0, atol=atol)
 
 
 # --- the grid and its report ---------------------------------------------------------------------
