@@ -115,7 +115,7 @@ def vocabulary_s(
     over = mesh.over(plan, "vocab", shape.config.vocab_size)
     products = 2 * shape.head_weights * work.rows / over
     head = hardware.block_s(shape.head_bytes / over, products, work.rows)
-    return hardware.all_reduce_s(over) + head + 2 * hardware.all_gather_s(over)
+    return hardware.all_reduce_s(over) + head + hardware.all_gather_s(over)
 
 
 def fuzzy_s(
