@@ -60,6 +60,17 @@ def test_passes_in_groups_are_timed_beside_exact_ones(tmp_path):
     assert text.count("\n| --- |") == 1
 
 
+def test_a_probe_is_compared_with_passes(tmp_path):
+    text = run("easyspec_probe.py", "--tiny", "--out", tmp_path)
+    record = json.loads((tmp_path / "round.json").read_text())
+    for one in record["comparisons"]:
+        assert one["hardware"]["context"] in (0, 16)
+        for found in one["passes"].values():
+            assert all(ms > 0 for key in ("predicted_ms", "ms") for ms in found[key].values())
+    assert len(record["comparisons"]) == 2
+    assert [line.split(" | ")[1] for line in text.splitlines()[2:]] == ["1", "4"] * 2
+
+
 def test_collectives_of_a_pass_are_those_that_the_plan_says(tmp_path):
     flags = ("--plans", "A+", "B-", "--size", 3, "--without-round")
     text = run("easyspec_collectives.py", "--out", tmp_path, *flags)

@@ -228,8 +228,14 @@ def test_a_record_from_the_times_of_blocks():
     assert found["rows"] == {1: 1.0, 2: 1.0, 64: 2.0}
     weights = large.attention_weights() + large.mlp_weights
     assert found["flops"] == pytest.approx(2 * weights * 64 / 1.08e-4)
-    slow = seconds | {(large, 1): 1.2e-4}
-    assert of_blocks(slow, [SMALL, large])["attention_floor"] == pytest.approx(7e-5)
+    assert found["context"] == 0
+    slow = of_blocks(seconds | {(large, 1): 1.2e-4}, [SMALL, large], context=100)
+    assert slow["attention_floor"] == pytest.approx(7e-5)
+    assert slow["context"] == 100
+    scores = 4 * 100 * large.config.n_heads * large.config.head_dim
+    assert slow["flops"] == pytest.approx((2 * weights + scores) * 64 / 1.08e-4)
+    streamed = of_blocks(seconds, [SMALL, large], context=100)
+    assert (streamed["attention_floor"], streamed["context"]) == (1e-6, 0)
 
 
 def test_heads_that_all_devices_do_not_divide_are_split_over_some(tmp_path):

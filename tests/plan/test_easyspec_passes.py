@@ -13,7 +13,16 @@ from jspec.models.known import KNOWN
 from jspec.models.layer_groups import contiguous, singles
 from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec.hardware import SHIPPED, Hardware
-from jspec.plan.easyspec.passes import Mesh, Work, exact_s, fuzzy_s, layers_s, mlp_s, vocabulary_s
+from jspec.plan.easyspec.passes import (
+    Mesh,
+    Work,
+    attention_s,
+    exact_s,
+    fuzzy_s,
+    layers_s,
+    mlp_s,
+    vocabulary_s,
+)
 from jspec.plan.easyspec.shapes import ModelShape
 
 # Qwen2 and Qwen2.5 of a size have the same layers.
@@ -164,3 +173,15 @@ def test_key_value_heads_are_repeated_where_devices_do_not_divide_them():
     assert SMALL.attention_weights(4) == SMALL.attention_weights() / 4
     float32 = dataclasses.replace(SMALL, weight_bytes=4)
     assert float32.layers_bytes == 2 * SMALL.layers_bytes
+
+
+def test_a_floor_that_was_measured_with_a_text_has_read_it():
+    known = FREE.model_copy(update={"attention_floor": 1e-3, "context": 100, "bandwidth": 1e9})
+    small = SHAPES["1B"]
+
+    def at(context: int) -> float:
+        return attention_s(small, known, Work(context=context))
+
+    of_weights = small.attention_bytes() / 1e9
+    assert at(0) == at(100) == pytest.approx(max(of_weights, 1e-3))
+    assert at(2100) == pytest.approx(of_weights + 2000 * small.kv_bytes() / 1e9)

@@ -91,7 +91,13 @@ def _fit(job: Job, log: Log) -> Fit:
         acceptance = _measured(job, drafter, log)
     if hardware is None:
         log.note("measuring the devices")
-        hardware = measure(drafter, target, dtype=job.config.dtype, repeats=job.settings.repeats)
+        hardware = measure(
+            drafter,
+            target,
+            context=job.settings.context,
+            dtype=job.config.dtype,
+            repeats=job.settings.repeats,
+        )
         file = job.out.with_suffix(".hardware.yaml")
         write_hardware(hardware, file)
         log.note(f"their record is in {file}")

@@ -61,6 +61,9 @@ class Hardware(Config):
         "rows and ratios as in {1: 1.0, 64: 1.2}",
         min_length=1,
     )
+    context: int = field(
+        0, "tokens of text that the attention's floor was measured with", "a number", ge=0
+    )
     target: Hardware | None = field(
         None, "the same for the target's blocks, where these were measured apart", "such a record"
     )

@@ -72,7 +72,8 @@ def attention_s(
 ) -> float:
     """Seconds of the attention of so many layers that one device computes as one."""
     weights = layers * shape.attention_weights(heads_over)
-    cached = layers * work.context * work.texts * shape.kv_bytes(heads_over)
+    beyond = max(work.context - hardware.context, 0)
+    cached = layers * beyond * work.texts * shape.kv_bytes(heads_over)
     products = 2 * weights * work.rows
     heads = shape.config.n_heads / heads_over
     scores = 4 * layers * heads * shape.config.head_dim * work.context * work.rows

@@ -50,8 +50,6 @@ LAYERS, LARGEST = 8, 256e6
 """Layers of the decoders that are timed: at most, and fewer where they had more bytes."""
 
 ROWS = (1, 4, 12, 32, 64)
-START = 8
-"""Tokens before those of a pass."""
 
 LOOP_S, USUAL = 0.02, 1e10
 """Seconds that a loop is to take, where memory has this bandwidth."""
@@ -81,7 +79,12 @@ class _Mlp(Parts):
 
 
 def measure(
-    drafter: ModelShape, target: ModelShape, *, dtype: str = "float32", repeats: int = 3
+    drafter: ModelShape,
+    target: ModelShape,
+    *,
+    context: int,
+    dtype: str = "float32",
+    repeats: int = 3,
 ) -> Hardware:
     """Bandwidth, floors, compute ceiling, rows and latencies of this computer's devices.
 
@@ -89,6 +92,7 @@ def measure(
     may fit a cache.
 
     Args:
+      context: tokens of text before those of a pass, which attention reads.
       repeats: times that every variant is timed.
     """
     size, device = BYTES[dtype], jax.devices()[0]
@@ -98,10 +102,10 @@ def measure(
         dataclasses.replace(_few_layers(shape), weight_bytes=size) for shape in (drafter, target)
     ]
     runs = {
-        (name, shape): _Run(shape, parts, 1, dtype)
+        (name, shape): _Run(shape, parts, 1, context, dtype)
         for shape in (*small, *models)
         for name, parts in (("attention", _Attention()), ("mlp", _Mlp()))
-    } | {(shape, n): _Run(shape, ALONE, n, dtype) for shape in models for n in ROWS}
+    } | {(shape, n): _Run(shape, ALONE, n, context, dtype) for shape in models for n in ROWS}
     links = _links(dtype)
     timed = interleaved({**runs, **links}, rounds=repeats)
     seconds = {key: timed[key]["median"] / run.n_layers for key, run in runs.items()}
@@ -118,7 +122,7 @@ def measure(
     ours, theirs = (
         Hardware(
             **same,
-            **of_blocks(seconds, (*small, shape)),
+            **of_blocks(seconds, (*small, shape), context),
             source=f"measured, {jax.device_count()} of them, {dtype}, blocks as of {shape.name}",
         )
         for shape in models
@@ -126,26 +130,31 @@ def measure(
     return ours.model_copy(update={"target": theirs})
 
 
-def of_blocks(seconds: Mapping[Any, float], shapes: Sequence[ModelShape]) -> dict[str, Any]:
+def of_blocks(
+    seconds: Mapping[Any, float], shapes: Sequence[ModelShape], context: int = 0
+) -> dict[str, Any]:
     """What the times of a layer say: by (`attention` or `mlp`, shape), and by (shape, rows).
 
     Bandwidth is that of the last shape's MLP, the compute ceiling what most rows reach. A floor is
     the least time of a block; but where the last shape's attention takes longer than its bytes
-    explain, streaming is not what it waits for: its own time is the floor then.
+    explain, streaming is not what it waits for: its own time is the floor then, at this context.
     """
-    last = shapes[-1]
+    last, measured_with = shapes[-1], context
     by_rows = {n: s for (shape, n), s in seconds.items() if shape == last}
     bandwidth = last.mlp_bytes / seconds["mlp", last]
     attention = by_rows[1] - seconds["mlp", last]
-    if attention < UNEXPLAINED * last.attention_bytes() / bandwidth:
-        attention = min(seconds["attention", shape] for shape in shapes)
+    read = last.attention_bytes() + context * last.kv_bytes()
+    if attention < UNEXPLAINED * read / bandwidth:
+        attention, context = min(seconds["attention", shape] for shape in shapes), 0
     weights, most = last.attention_weights() + last.mlp_weights, max(by_rows)
+    products = 2 * weights + 4 * last.config.n_heads * last.config.head_dim * measured_with
     return {
         "bandwidth": bandwidth,
-        "flops": 2 * weights * most / by_rows[most],
+        "flops": products * most / by_rows[most],
         "attention_floor": attention,
         "mlp_floor": min(seconds["mlp", shape] for shape in shapes),
         "rows": {n: max(s / by_rows[1], 1.0) for n, s in sorted(by_rows.items())},
+        "context": context,
     }
 
 
@@ -177,14 +186,14 @@ def _config(width: int) -> DecoderConfig:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "parts", "rows", "loops"))
-def _passes(params, model: Model, cache, *, parts: Parts, rows: int, loops: int):
+@functools.partial(jax.jit, static_argnames=("model", "parts", "rows", "context", "loops"))
+def _passes(params, model: Model, cache, *, parts: Parts, rows: int, context: int, loops: int):
     tokens = jnp.zeros((1, rows), jnp.int32)
     groups = singles(model.config.n_layers)
 
     def step(_, carry):
         cache, tokens = carry
-        block = causal_block(jnp.full((1,), START, jnp.int32), rows)
+        block = causal_block(jnp.full((1,), context, jnp.int32), rows)
         decoder = merged(model, params)
         output, cache = through(decoder, model.config, cache, tokens, block, groups, parts=parts)
         is_never = jnp.max(output.logits, axis=-1) > 1e30
@@ -200,7 +209,7 @@ class _Run:
       n_layers: that one call goes through.
     """
 
-    def __init__(self, shape: ModelShape, parts: Parts, rows: int, dtype: str):
+    def __init__(self, shape: ModelShape, parts: Parts, rows: int, context: int, dtype: str):
         loops = int(min(max(LOOP_S * USUAL / shape.layers_bytes, 4), 64))
         self.n_layers = loops * shape.n_layers
         model, type_ = build(shape.config), jnp.dtype(dtype)
@@ -208,9 +217,10 @@ class _Run:
             _passes,
             random_params(model, key=jax.random.key(0), dtype=type_),
             model,
-            empty_cache(shape.config, 1, START + max(ROWS), type_),
+            empty_cache(shape.config, 1, context + max(ROWS), type_),
             parts=parts,
             rows=rows,
+            context=context,
             loops=loops,
         )
 
