@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 from jspec.testing.light import LIGHT, xla_flags
+from jspec.testing.programs import forget_when_many
 
 os.environ.setdefault("XLA_FLAGS", xla_flags(LIGHT))
 jax.config.update("jax_num_cpu_devices", 8)
@@ -45,22 +46,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ[_PROGRAMS], ignore_errors=True)
 
 
-MOST_MAPPINGS = 20_000
-"""Linux gives a process 65,530 mappings, and XLA crashes where it gets no more."""
-
-
-def n_mappings() -> int:
-    """Memory mappings of this process, of which every compiled program has some."""
-    maps = Path("/proc/self/maps")
-    return len(maps.read_bytes().splitlines()) if maps.is_file() else 0
-
-
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """Forget compiled programs after a module once there are many; most are kept in the folder."""
+    """Most of what a module drops is kept in the folder."""
     yield
-    if n_mappings() > MOST_MAPPINGS:
-        jax.clear_caches()
+    forget_when_many()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
 from jspec.infer.command.log import Failure, Log
+from jspec.testing.programs import forget_when_many
 
 
 def run(asked: Asked, *, title: str, out: Path, is_quick: bool, as_json: bool) -> int:
@@ -93,6 +94,7 @@ def do_all(checks: Sequence[Check], journal: Journal, log: Log) -> None:
         journal.add(record)
         said = "passed" if record.has_passed else f"FAILED: {record.problems[0]}"
         log.note(f"{number} of {len(checks)}, {record.seconds:.1f} s: {check.name} {said}")
+        forget_when_many()
 
 
 def do(check: Check) -> Record:

@@ -6,6 +6,8 @@ import io
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
@@ -14,6 +16,9 @@ from jspec.certify.journal import NAME, Journal, fingerprint_of, source_digest
 from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
+from jspec.certify.run import do_all
+from jspec.infer.command.log import Log
+from jspec.testing import programs
 
 
 def record(name: str = "some check", tier: str = "E2", **found) -> Record:
@@ -124,3 +129,30 @@ def test_fingerprints_tell_facts_apart():
     for name in facts:
         assert fingerprint_of(facts | {name: "other"}) != fingerprint_of(facts)
     assert re.fullmatch("[0-9a-f]{64}", source_digest())
+
+
+def test_programs_are_dropped_between_checks_once_there_are_many(tmp_path, monkeypatch):
+    """A process that kept those of all checks would run out of memory mappings."""
+    traced = []
+
+    @jax.jit
+    def program(x):
+        traced.append(x)
+        return x
+
+    def found() -> Found:
+        program(jnp.float32(1))
+        return Found()
+
+    def check(name: str) -> Check:
+        return Check(name=name, tier="E1", covers="", run=found)
+
+    names, log = ("a", "b", "c"), Log()
+    do_all([check(name) for name in names], Journal(tmp_path / "few", "some"), log)
+    assert len(traced) == 1
+    monkeypatch.setattr(programs, "MOST_MAPPINGS", 0)
+    journal = Journal(tmp_path / "many", "some")
+    do_all([check(name) for name in names], journal, log)
+    assert list(journal.done) == list(names)
+    assert len(traced) == 1 + 2
+    assert programs.n_mappings() > 0
