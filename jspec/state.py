@@ -7,7 +7,7 @@ round: `Draft`, `TargetOutput`, `Verdict`.
 Letters: B rows, T tokens of this call, S cache slots, K key/value heads, H head width, M nodes of
 a draft tree (root included), V vocabulary, D model width, E stop ids of a row.
 
-Two conventions hold everywhere (design, section 3). `length` counts committed *text*, and the last
+Two conventions hold everywhere. `length` counts committed *text*, and the last
 committed token is *pending*: the target has not seen it yet. A cache has no length of its own:
 slots `[0, length - 1)` are valid, and node i of a round is written at slot `length - 1 + i`.
 """

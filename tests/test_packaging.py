@@ -78,14 +78,20 @@ def test_source_archive_leaves_the_links_out(tmp_path):
 
 def test_extras_are_those_that_the_documentation_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {"cuda", "tpu", "plot", "torch", "data", "dev"}
+    extras = {"cuda", "tpu", "plot", "torch", "data", "docs", "dev"}
     assert set(project["optional-dependencies"]) == extras
 
 
 def test_everything_that_is_installed_by_default_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["dev"], *extras["torch"], *extras["plot"]]
+    wanted = [
+        *project["dependencies"],
+        *extras["dev"],
+        *extras["torch"],
+        *extras["plot"],
+        *extras["docs"],
+    ]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")}
 

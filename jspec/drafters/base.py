@@ -1,4 +1,4 @@
-"""The contract of a drafter (design, section 3): four pure methods on a small static value."""
+"""The contract of a drafter: four pure methods on a small static value. See `docs/drafter.md`."""
 
 from __future__ import annotations
 

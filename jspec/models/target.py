@@ -71,7 +71,10 @@ def load_target(
     """Load a checkpoint directory, or a hub id, onto a mesh.
 
     Args:
-      path_or_id, dtype, mesh, table: as in `load_model`.
+      path_or_id: a directory, or a hub id.
+      dtype: "float32" or "bfloat16": of weights and cache.
+      mesh: from `jspec.make_mesh`; one device where None.
+      table: where logical axes go on the mesh.
 
     Raises:
       UserError: everything that can be wrong with the arguments or the files, and a model that

@@ -77,7 +77,8 @@ def yarn_frequencies(
     """Dimensions that turn often are kept, those that turn rarely interpolated, a ramp between.
 
     Args:
-      beta_fast, beta_slow: turns over the original length where the ramp begins and ends.
+      beta_fast: turns over the original length where the ramp begins.
+      beta_slow: turns over the original length where it ends.
       truncate: round the ends of the ramp outwards to whole dimensions.
 
     Source: Peng et al. 2023 (YaRN), section 3.2.
