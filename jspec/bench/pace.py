@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable
 
 from jspec.bench.race import Block
+from jspec.infer.command.progress import duration
 
 SHORTER = "--repeats, --limit, --max-new-tokens and --contexts make it shorter or longer"
 
@@ -50,8 +51,3 @@ class Pace:
             nearest = min(sizes, key=lambda size: abs(size - block.batch_size))
             return statistics.median(self._seconds[block.kind, nearest])
         return statistics.fmean(s for known in self._seconds.values() for s in known)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: "40 s", "5 min"."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -39,6 +39,7 @@ from jspec.bench.terms import (
     ratio_of_medians,
     terms_of,
 )
+from jspec.infer.answers import throughput
 
 Runs = dict[tuple[int, str], Record]
 """Runs of one contestant in one place, by repeat and category."""
@@ -138,7 +139,7 @@ def _metrics(runs: Sequence[Record]) -> Metrics:
         draft_acceptance_rate=kept / proposed if proposed else None,
         per_position_acceptance_rate=acceptance.unconditional if acceptance else (),
         output_token_throughput=statistics.median(
-            run["new_tokens"] / run["seconds"] for run in runs
+            throughput(run["new_tokens"], run["seconds"]) for run in runs
         ),
         mean_ttft_ms=1e3 * mean("ttft_s"),
         mean_tpot_ms=1e3 * mean("tpot_s"),

@@ -310,6 +310,7 @@ def _row_stats(row: Row, counters, place: int, now: float) -> RowStats:
         accepted_by_depth=tuple(int(n) for n in at_least[1:]),
         prefill_s=row.prefill_s,
         decode_s=max(now - row.started, 0.0),
+        ended_s=now,
     )
 
 

@@ -115,6 +115,7 @@ class RowStats:
       new_tokens: emitted, the stop token included.
       target_calls: target forwards in decoding; the prefill is not one.
       accepted_by_depth: rounds in which the drafted token at depth 1, 2, ... was kept.
+      ended_s: when it ended, on the clock `time.perf_counter`.
     """
 
     new_tokens: int
@@ -124,16 +125,12 @@ class RowStats:
     accepted_by_depth: tuple[int, ...]
     prefill_s: float
     decode_s: float
+    ended_s: float
 
     @property
-    def tokens_per_call(self) -> float:
-        """Tokens a target forward yields, its own included; the first comes from the prefill."""
-        return (self.new_tokens - 1) / self.target_calls if self.target_calls else 0.0
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Decoded tokens a second; the first token belongs to the prefill."""
-        return (self.new_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
+    def span(self) -> tuple[float, float]:
+        """When its row became active, its prompt unread, and when it ended."""
+        return self.ended_s - self.decode_s - self.prefill_s, self.ended_s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from jspec.bench.costs import FEWEST_ROUNDS, ROUNDS, rounds_for
-from jspec.bench.pace import SHORTER, Pace, duration
+from jspec.bench.pace import SHORTER, Pace
 from jspec.bench.race import Block
 
 COSTS = [Block(kind="cost", batch_size=size, repeat=r) for size in (1, 8) for r in range(2)]
@@ -37,8 +35,3 @@ def test_how_to_change_the_length_is_told_once_when_runs_and_costs_are_known():
 def test_slow_rounds_have_shorter_loops():
     assert [rounds_for(s) for s in (0.0, 1e-4, 10.0)] == [ROUNDS, ROUNDS, FEWEST_ROUNDS]
     assert FEWEST_ROUNDS < rounds_for(0.0065) < ROUNDS
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0, "0 s"), (89, "89 s"), (299, "5 min")])
-def test_durations_are_short(seconds, said):
-    assert duration(seconds) == said

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jspec.infer.answers import Answerer, Generation, Stats
+from jspec.infer.answers import Generation, Stats, total_stats
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
 from jspec.law import Rule
@@ -39,7 +39,8 @@ class Comparison:
       near_ties: differences from the law that are within the bound.
       unexcused: those that are not.
       first_difference: None where there is none.
-      speedup: decoded tokens a second over those of plain decoding.
+      speedup: tokens a second over those of plain decoding, measured the same way and in turn: the
+        row's own speed for one answer, throughput for all of them.
     """
 
     baseline: Stats
@@ -77,12 +78,10 @@ def compare(
     )
 
 
-def total(
-    comparisons: Sequence[Comparison], generations: Sequence[Generation], plain: Answerer
-) -> Comparison:
+def total(comparisons: Sequence[Comparison], generations: Sequence[Generation]) -> Comparison:
     """All answers together; `first_difference` is that of the first answer that has one."""
-    stats = plain.stats([comparison.baseline for comparison in comparisons])
-    own = plain.stats([generation.stats for generation in generations])
+    stats = total_stats(comparison.baseline for comparison in comparisons)
+    own = total_stats(generation.stats for generation in generations)
     verdicts = {comparison.is_identical for comparison in comparisons}
     firsts = [c.first_difference for c in comparisons if c.first_difference]
     return Comparison(
@@ -113,6 +112,6 @@ def _first_difference(
 
 
 def _speedup(stats: Stats, baseline: Stats) -> float | None:
-    if not stats.tokens_per_s or not baseline.tokens_per_s:
-        return None
-    return stats.tokens_per_s / baseline.tokens_per_s
+    """A ratio of two totals, or of two answers; None where one of them took no time."""
+    ours, plain = (each.tokens_per_s or each.row_tokens_per_s for each in (stats, baseline))
+    return ours / plain if ours and plain else None

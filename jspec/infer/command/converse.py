@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jspec.errors import UserError
-from jspec.infer.answers import Generation
+from jspec.infer.answers import Generation, Piece
 from jspec.infer.command.compare import Comparison, compare
 from jspec.infer.command.interrupts import interrupts, stop_wish
 from jspec.infer.command.log import Log
 from jspec.infer.command.output import InOrder, Printer
+from jspec.infer.command.progress import Progress
 from jspec.infer.command.prompts import Conversation
 from jspec.infer.command.report import Turn
 from jspec.infer.command.session import Session
@@ -26,13 +27,11 @@ class Outcome:
     Attributes:
       generations, comparisons: of all complete answers.
       broken: turns whose logits were no numbers.
-      wall_s: seconds spent answering; compiling and the baseline are left out.
     """
 
     generations: list[Generation] = dataclasses.field(default_factory=list)
     comparisons: list[Comparison] = dataclasses.field(default_factory=list)
     broken: list[Turn] = dataclasses.field(default_factory=list)
-    wall_s: float = 0.0
 
     def add(self, turn: Turn, generation: Generation, comparison: Comparison | None) -> None:
         self.generations.append(generation)
@@ -47,7 +46,7 @@ def converse(
     printer: Printer,
     outcome: Outcome,
     log: Log,
-    advance: Callable[[], None] = lambda: None,
+    progress: Progress,
 ) -> None:
     """Answer every turn of every conversation.
 
@@ -55,12 +54,12 @@ def converse(
 
     Args:
       outcome: filled while answers come, so that an interrupted run keeps what it has.
-      advance: called after every answer.
+      progress: told what every chunk and every answer took.
     """
     turns = list(session.plan.turns)
     said: list[list[str]] = [[] for _ in turns]
     while turns:
-        answers = _answer_turns(session, turns, printer, outcome, advance)
+        answers = _answer_turns(session, turns, printer, outcome, progress)
         next_turns, next_said = [], []
         for turn, texts, generation in zip(turns, said, answers, strict=True):
             is_over = generation.stop_reason == StopReason.BAD_LOGITS.label or not generation.tokens
@@ -97,7 +96,7 @@ def _answer_turns(
     turns: Sequence[Turn],
     printer: Printer,
     outcome: Outcome,
-    advance: Callable[[], None],
+    progress: Progress,
 ) -> list[Generation]:
     """One answer a turn, in their order."""
     in_order = InOrder(printer, turns)
@@ -107,7 +106,7 @@ def _answer_turns(
         answers[place] = generation
         outcome.add(turns[place], generation, comparison)
         in_order.end(place, generation, comparison)
-        advance()
+        progress()
 
     places = []
     for place, turn in enumerate(turns):
@@ -122,7 +121,7 @@ def _answer_turns(
             for first in range(0, len(requests), size):
                 group = slice(first, first + size)
                 for place, generation, comparison in _answer_group(
-                    session, requests[group], places[group], in_order, outcome
+                    session, requests[group], places[group], in_order, progress
                 ):
                     end(place, generation, comparison)
     except KeyboardInterrupt:
@@ -136,14 +135,14 @@ def _answer_group(
     requests: Sequence[Request],
     places: Sequence[int],
     in_order: InOrder,
-    outcome: Outcome,
+    progress: Progress,
 ) -> Iterator[tuple[int, Generation, Comparison | None]]:
     """Answers of some requests as they end; with a baseline, which goes second, all at its end."""
     answers: dict[int, Generation] = {}
-    started, stop = time.perf_counter(), stop_wish()
-    for piece in session.answerer.answer(requests, in_pieces=in_order.in_pieces, should_stop=stop):
-        now = time.perf_counter()
-        outcome.wall_s, started = outcome.wall_s + now - started, now
+    stop, in_pieces = stop_wish(), in_order.in_pieces
+    pieces = session.answerer.answer(requests, in_pieces=in_pieces, should_stop=stop)
+    for piece, seconds in _timed(pieces):
+        progress.took(seconds, tokens=len(piece.tokens))
         in_order.text(places[piece.index], piece.text)
         if piece.generation is None:
             continue
@@ -152,11 +151,21 @@ def _answer_group(
             yield places[piece.index], piece.generation, None
     if session.plain is None:
         return
-    baseline = {
-        piece.index: piece.generation
-        for piece in session.plain.answer(requests, in_pieces=False, should_stop=stop)
-        if piece.generation is not None
-    }
+    baseline: dict[int, Generation] = {}
+    pieces = session.plain.answer(requests, in_pieces=in_pieces, should_stop=stop)
+    for piece, seconds in _timed(pieces):
+        progress.took(seconds)
+        if piece.generation is not None:
+            baseline[piece.index] = piece.generation
     engine = session.answerer.engine
     for i, request in enumerate(requests):
         yield places[i], answers[i], compare(engine, request, answers[i], baseline[i])
+
+
+def _timed(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, float]]:
+    """Each piece with the seconds since the one before it."""
+    before = time.perf_counter()
+    for piece in pieces:
+        now = time.perf_counter()
+        yield piece, now - before
+        before = now

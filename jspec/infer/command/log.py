@@ -6,14 +6,17 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from jspec.errors import UserError
 from jspec.hosts import is_first
+from jspec.infer.command.progress import EVERY_S, Progress, duration, now_and_then
 
 PATIENCE_S = 0.5
 """Files are checked within this time; what takes longer is work."""
@@ -47,27 +50,55 @@ class Log(logging.Handler):
 
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """Something that takes a while; on a terminal only, where it leaves nothing behind."""
-        if not self._console.is_terminal:
-            yield
+        """Something that takes a while: on a terminal shown, and nothing of it is left behind.
+
+        Elsewhere it is told where it takes long, and from time to time that it still goes on.
+        """
+        if self._console.is_terminal:
+            with self._console.status(text):
+                yield
             return
-        with self._console.status(text):
+        is_over, started = threading.Event(), time.monotonic()
+
+        def speak():
+            while not is_over.wait(EVERY_S):
+                self.note(f"{text} (for {duration(time.monotonic() - started)} so far)")
+
+        threading.Thread(target=speak, daemon=True).start()
+        try:
             yield
+        finally:
+            is_over.set()
 
     @contextlib.contextmanager
-    def progress(self, total: int, is_wanted: bool) -> Iterator[Callable[[], None]]:
-        """A bar over answers; on a terminal only, and not while text streams to it.
+    def progress(
+        self, total: int, is_wanted: bool = True, *, unit: str = "answers", done: int = 0
+    ) -> Iterator[Progress]:
+        """A bar on a terminal, which leaves nothing behind; elsewhere a line now and then.
+
+        Args:
+          is_wanted: False while text streams to the same terminal.
+          unit: what is counted.
+          done: how many were done before.
 
         Yields:
-          A function to call after every answer.
+          What to call after each of them, and to tell more.
         """
-        if not (is_wanted and self._console.is_terminal and total > 1):
-            yield lambda: None
-            return
-        columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task("answers", total=total)
-            yield lambda: bar.advance(task)
+        if not is_wanted or total - done < 2:
+            yield Progress(total, unit, done=done)
+        elif not self._console.is_terminal:
+            show = now_and_then(self.note, total, unit)
+            yield Progress(total, unit, done=done, show=show)
+        else:
+            columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
+            with Bar(*columns, console=self._console, transient=True) as bar:
+                task = bar.add_task(unit, total=total, completed=done)
+
+                def draw(done: int, words: str) -> None:
+                    said = f"{unit} | {words}" if words else unit
+                    bar.update(task, completed=done, description=said.replace("[", "\\["))
+
+                yield Progress(total, unit, done=done, show=draw)
 
     @contextlib.contextmanager
     def unless_refused(self, note: str, warning: str | None) -> Iterator[None]:

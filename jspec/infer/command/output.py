@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from jspec.hosts import are_joined, is_first
-from jspec.infer.answers import Generation
-from jspec.infer.command.compare import Comparison
+from jspec.infer.answers import Generation, total_stats
+from jspec.infer.command.compare import Comparison, total
 from jspec.infer.command.interrupts import ask_to_stop
 from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.report import (
@@ -53,6 +53,14 @@ class Output:
     def __init__(self):
         self.failure: Failure | None = None
         self._is_shown = is_first()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether what is written is seen at once."""
+        try:
+            return self._is_shown and sys.stdout is not None and sys.stdout.isatty()
+        except ValueError:  # closed
+            return False
 
     def write(self, text: str) -> None:
         """Show text now.
@@ -147,7 +155,8 @@ class TextPrinter:
     """Text to stdout as it comes; what it cost to stderr, after each answer.
 
     Args:
-      has_headings: name the prompt before each answer; there are several.
+      has_headings: name the prompt before each answer; there are several. What a single one cost is
+        what the run cost.
     """
 
     in_pieces = True
@@ -172,7 +181,11 @@ class TextPrinter:
             self._output.write(" ".join(str(token) for token in generation.tokens))
             self._ends_in_newline = False
         self.cut()
-        self._log.note(stats_line(generation.stats, generation.stop_reason))
+        stats = generation.stats
+        if not self._has_headings:
+            stats = total_stats([stats])
+            comparison = comparison and total([comparison], [generation])
+        self._log.note(stats_line(stats, generation.stop_reason))
         accepted = acceptance_line(generation.stats)
         if accepted:
             self._log.note(accepted)

@@ -72,7 +72,9 @@ def answer_record(
 
 
 def stats_record(stats: Stats) -> dict[str, Any]:
-    return dataclasses.asdict(stats) | {"accepted_by_depth": list(stats.accepted_by_depth)}
+    record = dataclasses.asdict(stats) | {"accepted_by_depth": list(stats.accepted_by_depth)}
+    del record["spans"]  # of this process's clock
+    return record
 
 
 def comparison_record(comparison: Comparison) -> dict[str, Any]:
@@ -108,7 +110,6 @@ def summary_record(
     total: Stats,
     n_prompts: int,
     n_answers: int,
-    wall_s: float,
     is_complete: bool,
     comparison: Comparison | None = None,
 ) -> dict[str, Any]:
@@ -117,8 +118,6 @@ def summary_record(
         "prompts": n_prompts,
         "answers": n_answers,
         "complete": is_complete,
-        "wall_s": wall_s,
-        "new_tokens_per_wall_s": total.new_tokens / wall_s if wall_s > 0 else 0.0,
         "stats": stats_record(total),
     }
     if comparison is not None:
@@ -147,11 +146,18 @@ def stats_line(stats: Stats, stop_reason: str | None = None) -> str:
     parts = [f"{stats.new_tokens} new tokens"]
     if stop_reason:
         parts[0] += f" ({stop_reason})"
-    parts.append(f"{stats.tokens_per_s:.1f} tokens/s")
+    parts.append(speed(stats))
     parts.append(f"prefill {stats.prefill_s:.3f} s, decode {stats.decode_s:.3f} s")
     parts.append(f"{stats.target_calls} target calls")
     parts.append(f"{stats.tokens_per_call:.2f} tokens per call")
     return " | ".join(parts)
+
+
+def speed(stats: Stats) -> str:
+    """Tokens a second, and of what where it is not of everything."""
+    if stats.row_tokens_per_s is not None:
+        return f"{stats.row_tokens_per_s:.1f} tokens/s in its row"
+    return f"{stats.tokens_per_s or 0:.1f} tokens/s"
 
 
 def acceptance_line(stats: Stats) -> str | None:
@@ -180,8 +186,8 @@ def comparison_line(comparison: Comparison) -> str:
         at = f" at new token {first.position} (gap {first.gap:.2g})" if first else ""
         excused = "near-ties only" if not comparison.unexcused else "NOT EXCUSED"
         said = f"differs from plain decoding{at}, {excused}"
-    speed = f"{comparison.speedup:.2f} times" if comparison.speedup else "no"
-    return f"{said} | {speed} the speed of plain ({comparison.baseline.tokens_per_s:.1f} tokens/s)"
+    times = f"{comparison.speedup:.2f} times" if comparison.speedup else "no"
+    return f"{said} | {times} the speed of plain ({speed(comparison.baseline)})"
 
 
 def drafter_warning(stats: Stats) -> str | None:

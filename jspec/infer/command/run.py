@@ -55,9 +55,10 @@ def _answer_all(session: Session, log: Log, as_json: bool) -> int:
         else TextPrinter(output, log, session.plan.tokenizer, has_headings=n_answers > 1)
     )
     is_complete = True
-    with log.progress(n_answers, is_wanted=as_json) as advance:
+    streams_to_terminal = printer.in_pieces and output.is_terminal
+    with log.progress(n_answers, is_wanted=not streams_to_terminal) as progress:
         try:
-            converse(session, printer, outcome, log, advance)
+            converse(session, printer, outcome, log, progress)
         except KeyboardInterrupt:
             is_complete = False
     stats = session.answerer.stats([generation.stats for generation in outcome.generations])
@@ -68,7 +69,6 @@ def _answer_all(session: Session, log: Log, as_json: bool) -> int:
             total=stats,
             n_prompts=len(session.plan.turns),
             n_answers=len(outcome.generations),
-            wall_s=outcome.wall_s,
             is_complete=is_complete,
             comparison=comparison,
         )
@@ -94,7 +94,7 @@ def _answer_all(session: Session, log: Log, as_json: bool) -> int:
 def _total_comparison(session: Session, outcome: Outcome) -> Comparison | None:
     if session.plain is None or not outcome.comparisons:
         return None
-    return total(outcome.comparisons, outcome.generations, session.plain)
+    return total(outcome.comparisons, outcome.generations)
 
 
 def _check(outcome: Outcome, comparison: Comparison | None, session: Session) -> None:

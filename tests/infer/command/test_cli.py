@@ -6,6 +6,8 @@ import io
 import json
 import sys
 
+import pytest
+
 from jspec.infer.command.cli import make_config, make_parser
 from jspec.infer.text import load_tokenizer
 
@@ -21,7 +23,9 @@ STATS = {
     "accepted_by_depth",
     "prefill_s",
     "decode_s",
+    "wall_s",
     "tokens_per_s",
+    "row_tokens_per_s",
     "compile_s",
     "compilations",
     "drafter",
@@ -66,7 +70,13 @@ def test_text_goes_to_stdout_and_numbers_to_stderr(checkpoints, infer):
     run = infer(*asked)
     assert run.code == 0
     assert run.out == answer["text"] + "\n"
-    for said in ("memory", "16 new tokens (max_tokens)", "tokens/s", "15 target calls", "compiled"):
+    for said in (
+        "memory",
+        "16 new tokens (max_tokens)",
+        "tokens/s | prefill",
+        "15 target calls",
+        "compiled",
+    ):
         assert said in run.err
 
 
@@ -202,8 +212,20 @@ def test_compare_decodes_plainly_as_well(checkpoints, infer, tmp_path):
         assert answer["identical"] is True and answer["first_difference"] is None
         assert answer["near_ties"] == 0 and answer["speedup"] > 0
         assert set(answer["baseline"]) >= STATS and answer["baseline"]["drafter"] == "none"
-    assert run.records[-1]["summary"]["identical"] is True
-    assert "identical to plain decoding" in infer(*asked).err
+        own, plain = (answer[key]["row_tokens_per_s"] for key in ("stats", "baseline"))
+        assert answer["speedup"] == pytest.approx(own / plain)
+        assert answer["stats"]["tokens_per_s"] is None
+    summary = run.records[-1]["summary"]
+    assert summary["identical"] is True
+    stats, baseline = summary["stats"], summary["baseline"]
+    assert stats["tokens_per_s"] == pytest.approx(48 / stats["wall_s"])
+    assert summary["speedup"] == pytest.approx(stats["tokens_per_s"] / baseline["tokens_per_s"])
+    for key, total in (("stats", stats), ("baseline", baseline)):
+        assert total["wall_s"] < sum(answer[key]["wall_s"] for answer in answers(run))
+        assert total["row_tokens_per_s"] is None
+    assert f"total: 48 new tokens | {stats['tokens_per_s']:.1f} tokens/s | " in run.err
+    told = infer(*asked).err
+    assert "identical to plain decoding" in told and "tokens/s in its row | " in told
 
 
 def test_under_rejection_texts_are_not_compared(checkpoints, infer):

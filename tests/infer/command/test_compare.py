@@ -16,8 +16,8 @@ from jspec.verify.replay import Difference, ReplayReport
 SHORT = ("--max-new-tokens", "16", "--max-length", "128")
 
 
-def generation(*tokens: int, tokens_per_s: float = 100.0) -> Generation:
-    stats = Stats(new_tokens=len(tokens), tokens_per_s=tokens_per_s)
+def generation(*tokens: int, row_tokens_per_s: float = 100.0) -> Generation:
+    stats = Stats(new_tokens=len(tokens), row_tokens_per_s=row_tokens_per_s)
     return Generation(tokens=tokens, text=None, stop_reason="max_tokens", stats=stats)
 
 
@@ -39,7 +39,7 @@ def difference(position: int, gap: float) -> Difference:
 
 
 def test_equal_tokens_are_identical_and_need_no_replay(monkeypatch):
-    found = compared(monkeypatch, generation(1, 2, tokens_per_s=150), generation(1, 2))
+    found = compared(monkeypatch, generation(1, 2, row_tokens_per_s=150), generation(1, 2))
     assert found.is_identical is True and found.first_difference is None
     assert found.speedup == pytest.approx(1.5)
 

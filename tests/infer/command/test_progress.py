@@ -1,0 +1,97 @@
+"""How far a run is, told at its own pace, to which nothing done before belongs."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from jspec.infer.command import log as log_module
+from jspec.infer.command.log import Log
+from jspec.infer.command.progress import Progress, duration, now_and_then
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_speed_and_time_left_are_of_this_run():
+    progress = Progress(10, "answers", done=4, clock=Clock())
+    assert progress.words == "" and progress.left_s is None
+    progress.took(2.0, tokens=30)
+    assert progress.words == "15.0 tokens/s"
+    progress()
+    assert progress.left_s == pytest.approx(2.0 * 5)
+    progress.took(4.0)  # a baseline's, whose tokens are not told
+    progress()
+    assert progress.words == "15.0 tokens/s | about 12 s left"
+    for _ in range(4):
+        progress()
+    assert progress.words == "15.0 tokens/s"
+
+
+def test_what_is_begun_is_done_when_the_next_begins():
+    clock, seen = Clock(), []
+    progress = Progress(
+        3, "steps", show=lambda done, words: seen.append((done, words)), clock=clock
+    )
+    progress.begin("draft")
+    clock.now = 7.0
+    progress.begin("falcon")
+    assert seen == [(0, "draft"), (1, "falcon | about 14 s left")]
+
+
+def test_lines_come_now_and_then():
+    clock, said = Clock(), []
+    progress = Progress(
+        9, "answers", show=now_and_then(said.append, 9, "answers", every_s=10.0, clock=clock)
+    )
+    for clock.now in (1.0, 9.0, 11.0, 12.0, 20.0, 21.5):
+        progress.took(1.0, tokens=5)
+        progress()
+    assert [line.split(" | ")[0] for line in said] == ["2/9 answers", "5/9 answers"]
+    assert said[0] == "2/9 answers | 5.0 tokens/s | about 10 s left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0 s"), (89, "89 s"), (299, "5 min"), (9000, "2.5 h")]
+)
+def test_durations_are_short(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_progress_is_a_line_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("jspec.infer.command.progress.EVERY_S", 0.0)
+    with Log().progress(3) as progress:
+        progress.took(1.0, tokens=8)
+    assert "0/3 answers | 8.0 tokens/s" in capsys.readouterr().err
+    with Log().progress(1) as alone, Log().progress(3, is_wanted=False) as unwanted:
+        alone(), unwanted()
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
+    for name, value in {"TERM": "xterm", "TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with Log().progress(3, unit="[parts]", done=1) as progress:
+        progress.took(1.0, tokens=8)
+    shown = capsys.readouterr().err
+    assert "1/3" in shown and "[parts] | 8.0 tokens/s" in shown
+
+
+def test_what_takes_long_is_told_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(log_module, "EVERY_S", 0.01)
+    log, has_spoken, note = Log(), threading.Event(), Log.note
+
+    def heard(self, text):
+        note(self, text)
+        has_spoken.set()
+
+    monkeypatch.setattr(Log, "note", heard)
+    with log.status("compiling"):
+        assert has_spoken.wait(60)
+    assert "compiling (for 0 s so far)" in capsys.readouterr().err
