@@ -70,7 +70,8 @@ def test_progress_is_a_line_where_there_is_no_terminal(monkeypatch, capsys):
         progress.took(1.0, tokens=8)
     assert "0/3 answers | 8.0 tokens/s" in capsys.readouterr().err
     with Log().progress(1) as alone, Log().progress(3, is_wanted=False) as unwanted:
-        alone(), unwanted()
+        alone()
+        unwanted()
     assert capsys.readouterr().err == ""
 
 
