@@ -6,9 +6,11 @@ shardings, writing a directory that `transformers` loads.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +22,66 @@ from jax.sharding import Mesh, NamedSharding
 from jspec.errors import UserError
 from jspec.models import llada
 from jspec.models.config import DecoderConfig
+from jspec.models.fit import canonical, check_tensors, fit, has_other_head
 from jspec.models.llama2c import is_llama2c, read_llama2c_config
 from jspec.models.model import Model
 from jspec.models.names import HUGGING_FACE, LLADA, LLAMA2C, Layout, Stored, llada_layout
-from jspec.models.tensor_files import Tensors, open_checkpoint, read_json
+from jspec.models.other_kinds import looks_like_a_decoder, what_else
+from jspec.models.shards import open_checkpoint
+from jspec.models.tensor_files import read_json
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import TARGET, Table, sharding
 from jspec.state import Params
 
-MAX_SHARD_BYTES = 5_000_000_000
+logger = logging.getLogger(__name__)
 
-_NAMES_SHOWN = 3
+MAX_SHARD_BYTES = 5_000_000_000
 
 
 def read_config(directory: Path) -> DecoderConfig:
-    """The decoder described by a directory's `config.json`."""
-    path = directory / "config.json"
-    values = read_json(path)
+    """The decoder of a directory: its `config.json`, with a head of its own where the weights have.
+
+    Raises:
+      UserError: no config, or one that is not a supported decoder's, told for what it is.
+    """
+    config = _described(directory)
+    if config.has_tied_head and _has_other_head(directory):
+        return dataclasses.replace(config, has_tied_head=False)
+    return config
+
+
+def _described(directory: Path) -> DecoderConfig:
+    """The decoder that `config.json` describes."""
+    values = model_values(directory)
+    other = looks_like_a_decoder(directory, values)
+    if other:
+        raise UserError(f"{directory}: {other}")
     try:
         return read_llama2c_config(values) if is_llama2c(values) else DecoderConfig.from_hf(values)
     except UserError as error:
         raise UserError(f"{directory}/{error}") from None
+
+
+def model_values(directory: Path) -> dict[str, Any]:
+    """A directory's `config.json`.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    path = directory / "config.json"
+    if path.exists() or path.is_symlink() or not directory.is_dir():
+        return read_json(path)
+    raise UserError(f"{path}: no such file; {what_else(directory)}")
+
+
+def _has_other_head(directory: Path) -> bool:
+    """Whether the weights, as far as they are here, have a head that is not the embedding."""
+    layout = _layout_of(model_values(directory))
+    try:
+        tensors = open_checkpoint(directory)
+    except UserError:  # only the config is needed, to plan; whoever reads the weights is told
+        return False
+    return has_other_head(canonical(directory, tensors, layout), layout)
 
 
 def read_params(
@@ -64,14 +105,20 @@ def read_params(
     Raises:
       UserError: unreadable files; missing, unexpected or misshapen tensors, told all at once.
     """
-    layout = _layout_of(read_json(directory / "config.json"))
-    tensors = open_checkpoint(directory)
+    layout = _layout_of(model_values(directory))
+    tensors = fit(
+        directory, canonical(directory, open_checkpoint(directory), layout), layout, config
+    )
     expected = layout.stored(config)
     shapes = {stored.name: stored.shape for stored in jax.tree.leaves(expected)}
-    harmless = {layout.top["head_weight"]} if config.has_tied_head else set()
-    check_tensors(
-        directory, tensors, shapes, lambda name: name in harmless or name.endswith(layout.harmless)
-    )
+    check_tensors(directory, tensors, shapes, lambda name: name.endswith(layout.harmless))
+    if not config.has_tied_head and _described(directory).has_tied_head:
+        logger.warning(
+            "%s: config.json ties the head to the embedding, and %s has other numbers: it is used;"
+            " set tie_word_embeddings to false to say so",
+            directory,
+            layout.top["head_weight"],
+        )
     repeats = model.config.n_kv_heads // config.n_kv_heads
 
     def one(path, stored: Stored) -> jax.Array:
@@ -106,45 +153,6 @@ def _repeat_heads(array: np.ndarray, axis: int, n_heads: int, repeats: int) -> n
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     heads = np.repeat(array.reshape(*before, n_heads, -1, *after), repeats, axis=axis)
     return heads.reshape(*before, -1, *after)
-
-
-def check_tensors(
-    directory: Path,
-    tensors: Tensors,
-    shapes: dict[str, tuple[int, ...]],
-    is_harmless: Callable[[str], bool],
-) -> None:
-    """Refuse tensors that are not the expected ones, told all at once.
-
-    Args:
-      shapes: of the expected tensors, by name.
-      is_harmless: whether a tensor of this name may be there besides.
-    """
-    faults = []
-    missing = [name for name in shapes if name not in tensors]
-    if missing:
-        faults.append(f"missing {_some(missing)}")
-    unexpected = [name for name in tensors if name not in shapes and not is_harmless(name)]
-    if unexpected:
-        faults.append(f"unexpected {_some(unexpected)}")
-    wrong = [
-        f"{name} {list(tensors[name]().shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and tensors[name]().shape != shape
-    ]
-    if wrong:
-        faults.append(f"wrong shapes: {_some(wrong)}")
-    if faults:
-        raise UserError(
-            f"{directory}: the tensors do not fit config.json: {'; '.join(faults)}; "
-            "give the complete checkpoint of this config"
-        )
-
-
-def _some(names: list[str]) -> str:
-    rest = len(names) - _NAMES_SHOWN
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return f"{len(names)} tensors ({shown}{f' and {rest} more' if rest > 0 else ''})"
 
 
 def write_checkpoint(

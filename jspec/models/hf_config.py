@@ -15,6 +15,7 @@ from jspec.errors import UserError
 from jspec.models import llada
 from jspec.models.config import ROPE_NAMES, DecoderConfig, Rope, RopeKind
 from jspec.models.hf_fields import Fields
+from jspec.models.other_kinds import kind_of_config, quantisation_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,12 @@ FAMILIES = {
 
 def read_config(values: dict[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` describes."""
+    quantised = quantisation_of(values)
+    if quantised:
+        raise UserError(
+            f"config.json: the checkpoint is quantised ({quantised}); give the original, in "
+            "float32, float16 or bfloat16"
+        )
     if llada.is_llada(values):
         return llada.read_llada(values)
     name, family = _family(values)
@@ -111,11 +118,6 @@ def read_config(values: dict[str, Any]) -> DecoderConfig:
             raise UserError(f"config.json: {flag} is not supported in {name}, only false")
     if fields.get("hidden_act") not in ("silu", "swish"):
         raise UserError(f"config.json: hidden_act must be 'silu', got {fields.get('hidden_act')!r}")
-    if values.get("quantization_config"):
-        raise UserError(
-            "config.json: the checkpoint is quantised (quantization_config); give one in float32, "
-            "float16 or bfloat16"
-        )
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     layers = fields.integer("num_hidden_layers")
     attention_bias = family.reads_biases and fields.flag("attention_bias")
@@ -154,9 +156,9 @@ def _family(values: dict[str, Any]) -> tuple[str, Family]:
         by_architecture = {family.architecture: name for name, family in FAMILIES.items()}
         name = next((by_architecture[a] for a in architectures if a in by_architecture), None)
     if not isinstance(name, str) or name not in FAMILIES:
-        given = name or ", ".join(map(str, architectures)) or "none"
+        given, kind = name or ", ".join(map(str, architectures)) or "none", kind_of_config(values)
         raise UserError(
-            f"config.json: model type {given!r} is not supported; "
+            f"config.json: model type {given!r} is not supported{f' ({kind})' if kind else ''}; "
             f"known: {', '.join([*FAMILIES, llada.FAMILY])}"
         )
     return name, FAMILIES[name]
@@ -235,12 +237,12 @@ def _read_windows(family: Family, fields: Fields, layers: int) -> tuple[int | No
     if window is not None:
         known["sliding_attention"] = window
     is_known = isinstance(kinds, list) and all(kind in list(known) for kind in kinds)
-    if not is_known or len(kinds) != layers:
+    if not is_known or len(kinds) < layers:
         raise UserError(
             f"config.json: layer_types must name {layers} layers, each one of "
             f"{', '.join(known)} (sliding needs use_sliding_window), got {kinds!r}"
         )
-    return tuple(known[kind] for kind in kinds)
+    return tuple(known[kind] for kind in kinds[:layers])
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from jspec.errors import UserError
+from jspec.models.other_kinds import what_file
 from jspec.models.shipped import shipped
 
 _TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
@@ -24,9 +25,9 @@ def local_directory(path_or_id: str | Path) -> Path:
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
-        return path
+        return _of_cache(path)
     if path.exists():
-        raise UserError(f"{path} is a file; give the checkpoint directory that holds config.json")
+        raise UserError(f"{path} is {what_file(path)}")
     text = os.fspath(path_or_id)
     found = shipped(text)
     if found is not None:
@@ -42,7 +43,26 @@ def find_directory(path_or_id: str | Path) -> Path | None:
     Of a hub's model whose `config.json` is in its cache, weights may be missing.
     """
     path, name = Path(path_or_id).expanduser(), os.fspath(path_or_id)
-    return path if path.is_dir() else shipped(name) or _cached(name)
+    return _of_cache(path) if path.is_dir() else shipped(name) or _cached(name)
+
+
+def _of_cache(path: Path) -> Path:
+    """The snapshot of a model's folder in the hub's cache, its main one where there are several.
+
+    Raises:
+      UserError: several, and none of them is the main one.
+    """
+    if (path / "config.json").exists() or not (path / "snapshots").is_dir():
+        return path
+    names = sorted(each.name for each in (path / "snapshots").iterdir())
+    main = path / "refs" / "main"
+    name = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    if name not in names and len(names) != 1:
+        told = f"it has {', '.join(names)}" if names else "it has none"
+        raise UserError(
+            f"{path} is a model's folder in the hub's cache: give one of its snapshots; {told}"
+        )
+    return path / "snapshots" / (name if name in names else names[0])
 
 
 def _cached(repo_id: str) -> Path | None:

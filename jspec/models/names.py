@@ -8,6 +8,7 @@ LLaDA's, and llama2.c's.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import jax
@@ -72,6 +73,14 @@ class Layout:
         is_grouped = self.group_size > 1
         return self.prefix.format(*(divmod(index, self.group_size) if is_grouped else (index,)))
 
+    def layer_of(self, name: str) -> int:
+        """The layer that a stored tensor belongs to; -1 outside layers."""
+        found = re.match(re.escape(self.prefix).replace(r"\{\}", r"(\d+)"), name)
+        if found is None:
+            return -1
+        group, *rest = map(int, found.groups())
+        return group * self.group_size + rest[0] if rest else group
+
     def _stored(self, name: str, ours: str, shape: tuple[int, ...], head_dim: int) -> Stored:
         """How each kind of weight is stored: matrices with their output axis first."""
         turn = np.transpose if len(shape) == 2 and ours != "embedding" else _same
@@ -122,7 +131,7 @@ HUGGING_FACE = Layout(
     | {name: f"self_attn.{name}_proj.weight" for name in "qkvo"}
     | {f"{name}_bias": f"self_attn.{name}_proj.bias" for name in "qkvo"},
     prefix="model.layers.{}.",
-    harmless=(".rotary_emb.inv_freq",),
+    harmless=("rotary_emb.inv_freq",),
 )
 
 LLADA = Layout(

@@ -1,19 +1,22 @@
-"""Tensor files of a checkpoint directory, opened without reading the tensors.
+"""Files of a checkpoint, opened without reading the tensors.
 
 In reading order: safetensors (memory-mapped, so a tensor's bytes are touched when it is used),
-PyTorch `.bin` shards (through torch's weights-only loading), and the directory: one file, or
-shards named by an index.
+PyTorch `.bin` files (through torch's weights-only loading), JSON, and what git leaves in place of
+a file. `shards.py` has a directory of them.
 
 Every fault of a file is one line: which file, what is wrong, what to do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
+import re
 import struct
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,16 @@ _DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
+_POINTER = b"version https://git-lfs"
+
+_WRAPPINGS = ("state_dict", "model_state_dict", "model", "module")
+
 _AGAIN = "the file is incomplete or corrupt; download it again"
 
 
 def open_safetensors(path: Path) -> Tensors:
     """The tensors of one safetensors file."""
+    check_not_pointer(path)
     try:
         header, start = _read_header(path)
         data = np.memmap(path, dtype=np.uint8, mode="r")
@@ -82,83 +90,115 @@ def _check_entry(path: Path, available: int, name: str, entry: Any) -> None:
 
 def _view(path: Path, data: np.ndarray, start: int, name: str, entry: dict) -> np.ndarray:
     if entry["dtype"] not in _DTYPES:
-        raise UserError(
-            f"{path}: tensor {name} has type {entry['dtype']}, expected one of "
-            f"{', '.join(_DTYPES)}; give an unquantised checkpoint"
-        )
+        raise _wrong_type(path, name, entry["dtype"])
     begin, end = entry["data_offsets"]
     dtype = _DTYPES[entry["dtype"]]
     return data[start + begin : start + end].view(dtype).reshape(entry["shape"])
 
 
+def _wrong_type(path: Path, name: str, given: str) -> UserError:
+    return UserError(
+        f"{path}: tensor {name} has type {given}, expected one of {', '.join(_DTYPES)}; give an "
+        "unquantised checkpoint"
+    )
+
+
 def open_torch(path: Path) -> Tensors:
-    """The tensors of one `.bin` shard."""
+    """The tensors of one `.bin` file, in torch's format of today (memory-mapped) or before 1.6."""
+    check_not_pointer(path)
     try:
         import torch
     except ImportError:
         raise UserError(
-            f"{path}: PyTorch .bin shards need torch: pip install 'jspec[torch]', or give a "
-            "checkpoint in safetensors"
+            f"{path}: PyTorch .bin files need torch: pip install 'jspec-decoding[torch]', or give "
+            "a checkpoint in safetensors"
         ) from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        is_zip = zipfile.is_zipfile(path)  # only these can be memory-mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises many types for one cause: an unreadable file
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: torch cannot read it ({reason}): {_AGAIN}") from None
-
-    def read(tensor) -> np.ndarray:
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
-
-    return {name: functools.partial(read, tensor) for name, tensor in loaded.items()}
-
-
-_LAYOUTS = (
-    ("model.safetensors", "model.safetensors.index.json", open_safetensors),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch),
-)
-"""File of a single shard, index of many, how a shard is opened; the first that is there is read."""
-
-
-def open_checkpoint(directory: Path) -> Tensors:
-    """All tensors of a checkpoint directory."""
-    for single, index, open_shard in _LAYOUTS:
-        if (directory / single).is_file():
-            return open_shard(directory / single)
-        if (directory / index).is_file():
-            tensors: Tensors = {}
-            for shard in _shards(directory / index):
-                tensors |= open_shard(shard)
-            return tensors
-    raise UserError(
-        f"{directory}: no weights: expected model.safetensors, pytorch_model.bin, or one of their "
-        "indexes"
-    )
-
-
-def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: no weight_map: {_AGAIN}")
-    shards = [index.parent / str(name) for name in dict.fromkeys(weight_map.values())]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
+        raise UserError(f"{path}: {_why_unreadable(error)}") from None
+    tensors = {
+        str(name): functools.partial(_from_torch, path, str(name), tensor)
+        for name, tensor in _state_dict(loaded).items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    if not tensors:
         raise UserError(
-            f"{index.parent}: {len(missing)} of {len(shards)} shards named in {index.name} are "
-            f"missing, the first is {missing[0]}; download them"
+            f"{path}: expected a state dict (tensors by name), found none in the "
+            f"{type(loaded).__name__} that it holds; save model.state_dict()"
         )
-    return shards
+    return tensors
+
+
+def _why_unreadable(error: Exception) -> str:
+    reason = re.split(r"\. |\n", str(error) or type(error).__name__)[0]
+    foreign = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global) (\S+)", str(error))
+    if foreign:
+        return (
+            f"it holds more than tensors ({foreign[1] or foreign[2]}), and objects of a pickle are "
+            "not run; save model.state_dict() alone, best as safetensors"
+        )
+    if "TorchScript" in str(error):
+        return "a TorchScript program, not a state dict; save model.state_dict()"
+    return f"torch cannot read it ({reason}): {_AGAIN}"
+
+
+def _state_dict(loaded: Any) -> Mapping[str, Any]:
+    """The innermost of a training script's wrappings: `{"state_dict": {...}, "epoch": 3}`."""
+    for _ in _WRAPPINGS:
+        inner = [loaded.get(key) for key in _WRAPPINGS] if isinstance(loaded, Mapping) else []
+        loaded = next((value for value in inner if isinstance(value, Mapping)), loaded)
+    return loaded if isinstance(loaded, Mapping) else {}
+
+
+def _from_torch(path: Path, name: str, tensor: Any) -> np.ndarray:
+    """A view of a tensor, whatever its strides and whether or not it is a parameter."""
+    import torch
+
+    if tensor.is_meta:
+        raise UserError(f"{path}: tensor {name} was saved without its values; save the model again")
+    tensor = tensor.detach().to_dense()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16):
+        raise _wrong_type(path, name, str(tensor.dtype).removeprefix("torch."))
+    return tensor.numpy()
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        check_not_pointer(path)
+        value = json.loads(text)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a checkpoint directory needs {path.name}") from None
+        raise UserError(f"{path}: {missing_file(path)}") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); download it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def missing_file(path: Path) -> str:
+    """What to say of a file that should be there: never there, or a link whose end is gone."""
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which is not there; copy the files that it leads to"
+    return f"no such file; a checkpoint directory needs {path.name}"
+
+
+def check_not_pointer(path: Path) -> None:
+    """Refuse what git leaves in place of a large file that was not fetched.
+
+    Raises:
+      UserError: a git-lfs pointer.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(
+                f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` in "
+                f"{path.parent}, or download the file"
+            )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jspec.errors import UserError
 from jspec.infer.generate import generate
 from jspec.models.blocks import bidirectional_block
 from jspec.models.hf import write_checkpoint
 from jspec.models.hub import local_directory
 from jspec.models.model import empty_cache, forward
 from jspec.models.target import load_model, load_target
+from jspec.models.tensor_files import open_torch
 from jspec.testing.checkpoints import CASES, prompt_of
 from jspec.testing.decoding import full_logits, greedy
 from jspec.testing.tolerances import tolerance
@@ -21,6 +26,7 @@ from jspec.testing.tolerances import tolerance
 pytestmark = pytest.mark.parity
 
 torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
 transformers = pytest.importorskip("transformers")
 
 OTHER_SIZES = dict(vocab_size=131, hidden_size=48, intermediate_size=72, num_hidden_layers=2)
@@ -108,6 +114,96 @@ def test_torch_shards_load_like_safetensors(is_sharded, tmp_path):
     target = load_target(tmp_path, dtype="bfloat16")
     prompt = prompt_of("llama")
     np.testing.assert_array_equal(full_logits(target, prompt), full_logits(wanted, prompt))
+
+
+def two_d(change):
+    """`change` for the matrices of a state dict."""
+    return lambda tensors: {k: change(x) if x.ndim == 2 else x for k, x in tensors.items()}
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        dict,
+        two_d(lambda x: torch.nn.Parameter(x)),
+        two_d(lambda x: x.T.contiguous().T),
+        two_d(lambda x: torch.cat([x, x])[: len(x)]),
+        lambda tensors: {"model": {"state_dict": tensors}, "epoch": 3},
+    ],
+    ids=["plain", "parameters", "strided", "shared", "wrapped"],
+)
+def test_bin_files_of_every_kind_load(wrap, dtype, is_zip, tmp_path):
+    shutil.copytree(local_directory("demo/draft"), tmp_path, dirs_exist_ok=True)
+    tensors = safetensors.load_file(tmp_path / "model.safetensors")
+    tensors = {name: x.to(getattr(torch, dtype)) for name, x in tensors.items()}
+    wanted = load_target(tmp_path, dtype=dtype)
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(wrap(tensors), file, _use_new_zipfile_serialization=is_zip)
+    loaded = load_target(tmp_path, dtype=dtype)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, wanted.params)
+
+
+@pytest.mark.parametrize(
+    "make, told",
+    [
+        (lambda: {"model": {}, "args": argparse.Namespace()}, "more than tensors .*Namespace"),
+        (lambda: [torch.ones(2)], "expected a state dict .* in the list"),
+        (lambda: {"a": torch.ones(2, device="meta")}, "saved without its values"),
+        (lambda: {"a": torch.ones(2).to(torch.int8)}, "a has type int8, expected one of F64"),
+    ],
+)
+def test_bin_files_of_other_things_are_named(make, told, tmp_path):
+    torch.save(make(), tmp_path / "x.bin")
+    with pytest.raises(UserError, match=told):
+        [read() for read in open_torch(tmp_path / "x.bin").values()]
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_bin_file_that_ends_too_early_is_one_line(is_zip, tmp_path):
+    file = tmp_path / "x.bin"
+    torch.save({"a": torch.ones(99)}, file, _use_new_zipfile_serialization=is_zip)
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(UserError, match="incomplete or corrupt; download it again") as error:
+        open_torch(file)
+    assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_tied_config_with_another_head_says_what_transformers_says(is_same, tmp_path):
+    """Equal: the embedding is the head. Different: the file's head is used."""
+    shutil.copytree(local_directory("demo/draft"), tmp_path, dirs_exist_ok=True)
+    tensors = safetensors.load_file(tmp_path / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.clone() if is_same else embedding.flip(0).contiguous()
+    safetensors.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    target, prompt = load_target(tmp_path), [0, 300, 400]
+    assert target.model.config.has_tied_head == is_same
+    answer = generate(target, [prompt], max_new_tokens=6)[0]
+    wanted = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=6)
+    assert list(answer.tokens) == wanted[0, 3:].tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda name: name.removeprefix("model."), lambda name: name],
+    ids=["base model", "fewer layers"],
+)
+def test_what_transformers_loads_in_spite_of_names_loads_alike(change, tmp_path):
+    shutil.copytree(local_directory("demo/draft"), tmp_path, dirs_exist_ok=True)
+    tensors = safetensors.load_file(tmp_path / "model.safetensors")
+    renamed = {change(name): x for name, x in tensors.items()}
+    safetensors.save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"num_hidden_layers": 1}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    prompt, atol = [0, 300, 400], tolerance("float32").logits
+    ours = full_logits(load_target(tmp_path), prompt)
+    np.testing.assert_allclose(ours, hf_logits(theirs.eval(), prompt), rtol=0, atol=atol)
 
 
 def test_configs_of_transformers_4_are_read_like_transformers_reads_them(tmp_path):

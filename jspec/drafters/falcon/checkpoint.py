@@ -28,12 +28,14 @@ from jax.sharding import Mesh
 from jspec.errors import UserError
 from jspec.hosts import fetch
 from jspec.models.config import DecoderConfig
-from jspec.models.hf import begin_directory, check_tensors, place
+from jspec.models.fit import check_tensors
+from jspec.models.hf import begin_directory, model_values, place
 from jspec.models.hf_config import with_old_rope
 from jspec.models.hf_fields import Fields
 from jspec.models.names import HUGGING_FACE, Stored
 from jspec.models.sar_head import LstmMode, SarConfig, SarModel, abstract_params, build
-from jspec.models.tensor_files import Tensors, open_checkpoint, read_json
+from jspec.models.shards import open_checkpoint
+from jspec.models.tensor_files import Tensors
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import REPLICATED, Table, sharding
 from jspec.state import Params
@@ -79,7 +81,7 @@ _ROWS = 4096
 
 def read_config(directory: Path) -> SarConfig:
     """The head that a directory's `config.json` describes."""
-    values = read_json(directory / "config.json")
+    values = model_values(directory)
     fields = Fields(values, {"qkv_bias": False, "bias": True, "lstm_mode": "pointwise"})
     modes = [mode.value for mode in LstmMode]
     mode = fields.get("lstm_mode")
@@ -190,7 +192,7 @@ def read_params(
     Raises:
       UserError: unreadable files; missing, unexpected or misshapen tensors, told all at once.
     """
-    values = read_json(directory / "config.json")
+    values = model_values(directory)
     tensors = open_checkpoint(directory)
     shapes = tensor_shapes(config)
     if Fields(values, {"has_embedding": True}).flag("has_embedding") or EMBEDDING in tensors:

@@ -305,7 +305,7 @@ def test_the_lstm_is_that_of_torch(checkpoint):
 def test_a_pickle_without_torch_is_refused(checkpoint, monkeypatch):
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
-    refused(checkpoint, r"pytorch_model.bin: PyTorch .bin shards need torch: pip install")
+    refused(checkpoint, r"pytorch_model.bin: PyTorch .bin files need torch: pip install")
 
 
 # --- faults ---------------------------------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""Fit the tensors of a file to those that a config asks for.
+
+In reading order: names as other savers write them; a head that a tied config does not expect;
+layers beyond the config's; what is left, told all at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jspec.errors import UserError
+from jspec.models.config import DecoderConfig
+from jspec.models.names import Layout
+from jspec.models.tensor_files import Tensors
+
+logger = logging.getLogger(__name__)
+
+_ROOT = "model."
+
+_AROUND_ALL = ("module.", "base_model.model.", _ROOT)
+"""What savers put in front of every name."""
+
+_INSIDE = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What compiled and sharded modules add to names."""
+
+_ROWS = 4096
+"""How many rows of two matrices are compared at a time."""
+
+_NAMES_SHOWN = 3
+
+_HINTS = (
+    (r"\.lora_[AB]\.", "an adapter's weights: merge them into the base model"),
+    (
+        r"\.(qweight|qzeros|weight_packed|weight_scale\w*|absmax|quant_map)$|\.SCB$",
+        "quantised weights: give the original, in float32, float16 or bfloat16",
+    ),
+    (r"experts\.", "a mixture of experts, which is not supported"),
+    (r"(visual|vision_\w+|audio_tower)\.", "a multimodal model: give its text decoder"),
+    (r"^(score|classifier|v_head)\.", "a model that scores texts: give a language model"),
+)
+"""Names that give away what a file holds, and what to do."""
+
+
+def canonical(directory: Path, tensors: Tensors, layout: Layout) -> Tensors:
+    """The tensors by the layout's names, however their saver wrapped the model.
+
+    A base model that was saved without its head has no `model.` in front; a parallel or compiled
+    one has more. Names that the layout does not know stay as they are.
+
+    Raises:
+      UserError: two names for one tensor.
+    """
+    renamed: Tensors = {}
+    for name, plain in _without_wrappers(list(tensors)).items():
+        full = next((n for n in (plain, _ROOT + plain) if _is_known(n, layout)), plain)
+        if full in renamed:
+            raise UserError(f"{directory}: two tensors of the name {full}; keep one")
+        renamed[full] = tensors[name]
+    return renamed
+
+
+def _without_wrappers(names: list[str]) -> dict[str, str]:
+    """By its name in the file, each name without what stands in front of all of them."""
+    plain = [_INSIDE.sub("", name) for name in names]
+    for around in _AROUND_ALL * 2:  # wrapped twice at most
+        if all(name.startswith(around) for name in plain):
+            plain = [name.removeprefix(around) for name in plain]
+    return dict(zip(names, plain, strict=True))
+
+
+def _is_known(name: str, layout: Layout) -> bool:
+    return name in layout.top.values() or name.startswith(layout.prefix.partition("{")[0])
+
+
+def has_other_head(tensors: Tensors, layout: Layout) -> bool:
+    """Whether a file has a head besides its embedding, with other numbers."""
+    head, embedding = tensors.get(layout.top["head_weight"]), tensors.get(layout.top["embedding"])
+    if head is None or embedding is None:
+        return False
+    one, other = head(), embedding()
+    return one.shape != other.shape or not all(
+        np.array_equal(
+            one[start : start + _ROWS].astype(np.float32),
+            other[start : start + _ROWS].astype(np.float32),
+        )
+        for start in range(0, len(one), _ROWS)
+    )
+
+
+def fit(directory: Path, tensors: Tensors, layout: Layout, config: DecoderConfig) -> Tensors:
+    """The canonical tensors without those that a config leaves out.
+
+    Layers beyond the config's are left out with a warning: a draft of the first layers is a config
+    with a smaller number. A tied config may have its matrix under either name.
+    """
+    head, embedding = layout.top["head_weight"], layout.top["embedding"]
+    if config.has_tied_head and head in tensors:
+        tensors = {embedding: tensors[head]} | tensors
+        del tensors[head]
+    layers = {name: layout.layer_of(name) for name in tensors}
+    surplus = {name: index for name, index in layers.items() if index >= config.n_layers}
+    if surplus:
+        logger.warning(
+            "%s: the weights have %d layers, config.json asks for %d: the first %d are used",
+            directory,
+            max(surplus.values()) + 1,
+            config.n_layers,
+            config.n_layers,
+        )
+    return {name: tensor for name, tensor in tensors.items() if name not in surplus}
+
+
+def check_tensors(
+    directory: Path,
+    tensors: Tensors,
+    shapes: dict[str, tuple[int, ...]],
+    is_harmless: Callable[[str], bool],
+) -> None:
+    """Refuse tensors that are not the expected ones, told all at once.
+
+    Args:
+      shapes: of the expected tensors, by name.
+      is_harmless: whether a tensor of this name may be there besides.
+    """
+    faults = []
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        faults.append(f"missing {_some(missing)}")
+    unexpected = [name for name in tensors if name not in shapes and not is_harmless(name)]
+    if unexpected:
+        faults.append(f"unexpected {_some(unexpected)}")
+    wrong = [
+        f"{name} {list(tensors[name]().shape)} instead of {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name]().shape != shape
+    ]
+    if wrong:
+        faults.append(f"wrong shapes: {_some(wrong)}")
+    if faults:
+        raise UserError(
+            f"{directory}: the tensors do not fit config.json: {'; '.join(faults)}; "
+            f"{_remedy(missing, unexpected)}"
+        )
+
+
+def _remedy(missing: list[str], unexpected: list[str]) -> str:
+    for pattern, what in _HINTS:
+        if any(re.search(pattern, name) for name in unexpected):
+            return f"these look like {what}"
+    if missing == ["lm_head.weight"]:
+        return (
+            "give a checkpoint with its language-model head, or set tie_word_embeddings to true "
+            "where the head is the embedding"
+        )
+    return "give the complete checkpoint of this config"
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _NAMES_SHOWN
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return f"{len(names)} tensors ({shown}{f' and {rest} more' if rest > 0 else ''})"

@@ -1,0 +1,131 @@
+"""The weights of a checkpoint directory: one file, shards named by an index, or shards without one.
+
+In reading order: `open_checkpoint` and the order in which it looks; shards of an index; files
+without an index, whose headers list their tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from jspec.errors import UserError
+from jspec.models.other_kinds import what_else
+from jspec.models.tensor_files import Tensors, missing_file, open_safetensors, open_torch, read_json
+
+Open = Callable[[Path], Tensors]
+
+_LAYOUTS: tuple[tuple[str, str, Open], ...] = (
+    ("model.safetensors", "model.safetensors.index.json", open_safetensors),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch),
+)
+"""File of a single shard, index of many, how a shard is opened; the first that is there is read."""
+
+_UNINDEXED: tuple[tuple[str, Open], ...] = (
+    ("*.safetensors", open_safetensors),
+    ("pytorch_model*.bin", open_torch),
+)
+
+_NOT_WEIGHTS = re.compile(r"adapter_|consolidated|diffusion_|model-rank-|optimizer|token_counts")
+"""How files begin that are no part of a decoder's weights."""
+
+_NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
+
+
+def open_checkpoint(directory: Path) -> Tensors:
+    """All tensors of a checkpoint directory.
+
+    Raises:
+      UserError: no weights that can be read, told with what is there instead; a file that is
+        missing or broken; files that contradict each other.
+    """
+    for single, index, open_shard in _LAYOUTS:
+        for name in (single, index):
+            if (directory / name).is_symlink() and not (directory / name).exists():
+                raise UserError(f"{directory / name}: {missing_file(directory / name)}")
+        if (directory / single).is_file():
+            return open_shard(directory / single)
+        if (directory / index).is_file():
+            return _indexed(directory / index, open_shard)
+    for pattern, open_shard in _UNINDEXED:
+        files = sorted(
+            path for path in directory.glob(pattern) if not _NOT_WEIGHTS.match(path.name)
+        )
+        if files:
+            _check_numbers(directory, files)
+            return _merged((file, open_shard(file)) for file in files)
+    raise UserError(
+        f"{directory}: no weights: expected model.safetensors, pytorch_model.bin, or their shards; "
+        f"{what_else(directory)}"
+    )
+
+
+def _indexed(index: Path, open_shard: Open) -> Tensors:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: no weight_map: the file is incomplete or corrupt")
+    names = [str(name) for name in dict.fromkeys(weight_map.values())]
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{index.parent}: {len(missing)} of {len(names)} shards named in {index.name} are "
+            f"missing, the first is {missing[0]}; download them"
+        )
+    shards = {name: open_shard(index.parent / name) for name in names}
+    tensors: Tensors = {}
+    for shard in shards.values():
+        tensors |= shard
+    for name, where in weight_map.items():
+        shard = shards[str(where)]
+        if name not in shard:
+            raise UserError(
+                f"{index}: {name} should be in {where}, which does not have it; index and shards "
+                "are of two checkpoints: download them again"
+            )
+        tensors[name] = shard[name]
+    return tensors
+
+
+def _check_numbers(directory: Path, files: Sequence[Path]) -> None:
+    """Refuse a numbered series that has holes, or two of them side by side."""
+    numbers: dict[int, set[int]] = defaultdict(set)
+    for file in files:
+        found = _NUMBERED.search(file.name)
+        if found:
+            numbers[int(found[2])].add(int(found[1]))
+    if len(numbers) > 1:
+        totals = " and of ".join(map(str, sorted(numbers)))
+        raise UserError(
+            f"{directory}: shards of {totals} lie side by side, and no index tells which are "
+            "meant; keep one set"
+        )
+    for total, present in numbers.items():
+        first = 0 if 0 in present else 1
+        missing = [n for n in range(first, first + total) if n not in present]
+        if missing:
+            raise UserError(
+                f"{directory}: {len(missing)} of {total} shards are missing, the first is "
+                f"number {missing[0]} beside {files[0].name}; download them"
+            )
+
+
+def _merged(opened: Iterable[tuple[Path, Tensors]]) -> Tensors:
+    """The tensors of files that no index describes.
+
+    Raises:
+      UserError: a tensor that is in two of them.
+    """
+    tensors: Tensors = {}
+    home: dict[str, str] = {}
+    for path, shard in opened:
+        for name in shard:
+            if name in home:
+                raise UserError(
+                    f"{path.parent}: {home[name]} and {path.name} both hold {name}, and no index "
+                    "tells which is meant; keep one"
+                )
+            home[name] = path.name
+        tensors |= shard
+    return tensors
