@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.models.tensor_files import check_not_pointer
 
 Messages = Sequence[dict[str, str]]
 """A conversation: `{"role": "user", "content": "..."}` and so on, the oldest first."""
@@ -104,6 +105,8 @@ def load_tokenizer(folder: Path | None, chat_template: str | None = None) -> Tok
     """
     if folder is None or not any((folder / name).is_file() for name in _FILES):
         return None
+    for name in (*_FILES, "tokenizer_config.json"):
+        check_not_pointer(folder / name)
     try:
         with quiet_transformers():
             hf = _load(folder)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jspec.errors import UserError
+from jspec.infer.text import load_tokenizer
 from jspec.models.found import find_shapes
 from jspec.models.hf import read_config, write_checkpoint
 from jspec.models.hub import find_directory, local_directory
@@ -296,6 +297,13 @@ def test_configs_of_other_kinds_are_named(values, told, tmp_path):
 def test_a_git_lfs_pointer_is_named(name, tmp_path):
     (written(tmp_path) / name).write_text(POINTER)
     refused(tmp_path, f"{name}: a git-lfs pointer, not the file itself; run `git lfs pull`")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_a_tokenizer_that_is_a_git_lfs_pointer_is_named(name, tmp_path):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(UserError, match=f"{name}: a git-lfs pointer"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path):
