@@ -14,14 +14,14 @@ MUON_RMS = 0.2
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then down towards the final share, which the step after the last would have.
+    """Linear warm-up from 0, then down towards the final share, which a step after the last has.
 
     With `decay: linear` the rate is constant until the last `decay_steps`, so that a run may be
     made longer or shorter while it is on (Hu et al. 2024, MiniCPM, section 4).
     """
     peak, final = config.learning_rate, config.learning_rate * config.final_share
     warmup = min(config.warmup_steps, max(steps - 1, 0))
-    rising = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    rising = optax.linear_schedule(0.0, peak, warmup)
     if config.decay == "cosine":
         falling = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), config.final_share)
         return optax.join_schedules([rising, falling], [warmup])

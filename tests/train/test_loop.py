@@ -101,7 +101,8 @@ def test_a_run_tells_every_step_and_exports_its_best(whole):
     assert outcome.held_out == min(evaluations.values()) == evaluations[outcome.best_step]
     assert steps_kept(whole.directory) == {STEPS, outcome.best_step}
     assert records[-2]["loss"] < records[0]["loss"]
-    assert records[0]["learning_rate"] == pytest.approx(5e-3)
+    rates = [r["learning_rate"] for r in records if "loss" in r]
+    assert rates[0] == 0 and rates[1] == pytest.approx(1e-2)
     assert load_target(whole.directory / "model").model.config == training_model().config
 
 

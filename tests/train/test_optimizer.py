@@ -29,9 +29,9 @@ def rates(steps: int, *at: int, **changes) -> list[float]:
     return [float(np.asarray(schedule(step))) / RATE for step in at]
 
 
-def test_warm_up_is_linear_and_never_zero():
+def test_warm_up_is_linear_and_begins_with_nothing():
     for decay in ("cosine", "linear"):
-        assert np.allclose(rates(100, 0, 1, 3, 4, decay=decay), [0.2, 0.4, 0.8, 1])
+        assert np.allclose(rates(100, 0, 1, 3, 4, decay=decay), [0, 0.25, 0.75, 1])
         assert np.allclose(rates(100, 0, decay=decay, warmup_steps=0), [1])
 
 
@@ -58,7 +58,8 @@ def test_a_longer_linear_run_has_the_same_rates_until_the_shorter_decays():
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_runs_shorter_than_the_warm_up_have_rates(decay, steps):
     values = rates(steps, *range(steps), decay=decay, decay_steps=50, warmup_steps=100)
-    assert all(0 < value <= 1 for value in values)
+    assert values[0] == (0 if steps > 1 else pytest.approx(1))
+    assert all(0 < value <= 1 for value in values[1:])
 
 
 def weights():
