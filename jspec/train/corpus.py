@@ -1,22 +1,21 @@
 """Training text: files of JSON or plain text, and datasets of the hub, checked row by row.
 
-In reading order: `Row`, `read_rows`, which rows are held out of training, and how a row is checked.
+In reading order: `Row`, `Tally` of what is left out, `read_rows`, which rows are held out of
+training, and how a row is checked.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import gzip
 import hashlib
 import json
-import lzma
-import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.train.corpus_files import Told, items, lines, passages, untold
 from jspec.train.hub_dataset import HubDataset
 
 ROLES = ("system", "user", "assistant")
@@ -57,13 +56,37 @@ class Row:
     tokens: tuple[int, ...] = ()
 
 
+class Tally:
+    """What was left out of a corpus or cut, by reason: how often, and where it was first."""
+
+    def __init__(self) -> None:
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, reason: str, where: str) -> None:
+        """One more.
+
+        Args:
+          reason: such as "conversations without a turn".
+        """
+        self._counts[reason] += 1
+        self._first.setdefault(reason, where)
+
+    def lines(self) -> list[str]:
+        """A line a reason, the most frequent first."""
+        return [
+            f"{count:,} {reason} (first: {self._first[reason]})"
+            for reason, count in self._counts.most_common()
+        ]
+
+
 def corpus_name(source: Source) -> str:
     """How a corpus is called in metrics: its file name up to the first dot."""
     return source.name if isinstance(source, HubDataset) else source.name.split(".")[0]
 
 
-def read_rows(source: Source) -> Iterator[Row]:
-    """The rows of a corpus.
+def read_rows(source: Source, *, tally: Tally | None = None, told: Told = untold) -> Iterator[Row]:
+    """The rows of a corpus, one after the other.
 
     `.jsonl` holds an object a line, `.json` a list of objects (both also compressed, `.xz` or
     `.gz`), a dataset its rows. An object has one of `CONTENTS`, and `id` where wanted:
@@ -77,19 +100,27 @@ def read_rows(source: Source) -> Iterator[Row]:
     Any other file is plain text, in which blank lines come between paragraphs and a row is a run of
     paragraphs of about 3,000 characters.
 
+    Args:
+      tally: counts what is left out of conversations of ShareGPT.
+      told: progress.
+
     Raises:
       UserError: an unreadable file or dataset, or a bad row, with its number.
     """
+    tally = tally or Tally()
+    name, n_seen = corpus_name(source), 0
     if isinstance(source, Path) and not {".jsonl", ".json"} & set(source.suffixes):
-        yield from _passages(source)
+        for n_seen, text in enumerate(passages(source, told=told), 1):
+            yield Row(id=f"{name}-{n_seen - 1}", text=text)
+        if not n_seen:
+            raise UserError(f"{source} has no text")
         return
-    is_empty = True
-    for where, number, values in _objects(source):
-        is_empty = False
-        row = _row(where, f"{corpus_name(source)}-{number}", values)
+    for where, number, values in _objects(source, told):
+        n_seen += 1
+        row = _row(where, f"{name}-{number}", values, tally)
         if row is not None:
             yield row
-    if is_empty:
+    if not n_seen:
         raise UserError(f"{source} is empty; expected rows with one of {', '.join(CONTENTS)}")
 
 
@@ -99,42 +130,19 @@ def is_held_out(row_id: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _lines(path: Path) -> Iterator[str]:
-    opener: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
-    number = 0
-    try:
-        with opener(path, "rb") as file:
-            for line in file:
-                number += 1
-                yield line.decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; give data.folder, where the corpora are") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line)"
-        ) from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(
-            f"{path}: cannot be read after line {number} ({error}); the file may be incomplete"
-        ) from None
-
-
-def _objects(source: Source) -> Iterator[tuple[str, int, Any]]:
+def _objects(source: Source, told: Told) -> Iterator[tuple[str, int, Any]]:
     """Every object of a corpus: where it is, its number from 1, and itself."""
     if isinstance(source, HubDataset):
         for number, values in enumerate(source.rows(), 1):
             yield f"{source}, row {number}", number, values
     elif ".jsonl" in source.suffixes:
-        for number, line in enumerate(_lines(source), 1):
+        for number, line in enumerate(lines(source, told), 1):
             if line.strip():
                 where = f"{source}, line {number}"
                 yield where, number, _parsed(where, line)
     else:
-        values = _parsed(str(source), "".join(_lines(source)))
-        if not isinstance(values, list):
-            raise UserError(f"{source}: expected a list of objects; name it .jsonl if it has lines")
-        for number, one in enumerate(values, 1):
-            yield f"{source}, row {number}", number, one
+        for number, values in items(source, told):
+            yield f"{source}, row {number}", number, values
 
 
 def _parsed(where: str, text: str) -> Any:
@@ -144,25 +152,32 @@ def _parsed(where: str, text: str) -> Any:
         raise UserError(f"{where}: broken JSON ({getattr(error, 'msg', error)})") from None
 
 
-def _row(where: str, name: str, values: Any) -> Row | None:
+def _row(where: str, name: str, values: Any, tally: Tally) -> Row | None:
     """A checked row, called `name` if it has no id; None for a conversation without a turn."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected an object with one of {', '.join(CONTENTS)}")
-    given = [kind for kind in CONTENTS if values.get(kind) is not None]
+    is_empty = "conversations" in values and not values["conversations"]  # ShareGPT has such
+    given = [k for k in CONTENTS if values.get(k) is not None]
+    given = [k for k in given if not (k == "conversations" and is_empty)]
+    if is_empty and not given:
+        tally.add("conversations without a turn are left out", where)
+        return None
     if len(given) != 1:
         keys = ", ".join(sorted(values)) or "nothing"
         raise UserError(f"{where}: expected one of {', '.join(CONTENTS)}, given {keys}")
     kind, content = given[0], values[given[0]]
-    if kind == "conversations" and content == []:  # ShareGPT has such
-        return None
     text, messages, tokens = None, (), ()
     if kind == "text":
         text = _text(where, content)
     elif kind == "tokens":
         tokens = _tokens(where, content)
     else:
-        messages = _first_turn(where, content) if kind == "turns" else _messages(where, content)
+        if kind == "turns":
+            messages = _first_turn(where, content)
+        else:
+            messages = _messages(where, content, tally)
         if not messages:
+            tally.add("conversations have no turn that can be used, and are left out", where)
             return None
     row_id = name if values.get("id") is None else str(values["id"])
     row = Row(id=row_id, text=text, messages=messages, tokens=tokens)
@@ -193,11 +208,11 @@ def _first_turn(where: str, turns: Any) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": turns[0]},)
 
 
-def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:
+def _messages(where: str, messages: Any, tally: Tally) -> tuple[dict[str, str], ...]:
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: messages must be a list of role and content")
-    if all(isinstance(message, dict) and "from" in message for message in messages):
-        return _shared(where, messages)
+    if any(isinstance(message, dict) and {"from", "value"} & set(message) for message in messages):
+        return _shared(where, messages, tally)
     for message in messages:
         is_pair = isinstance(message, dict) and isinstance(message.get("content"), str)
         if not is_pair or message.get("role") not in ROLES:
@@ -207,38 +222,44 @@ def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:
     return tuple({"role": m["role"], "content": m["content"]} for m in messages)
 
 
-def _shared(where: str, turns: list[dict[str, Any]]) -> tuple[dict[str, str], ...]:
-    """Turns of ShareGPT, whose conversations are cut anywhere.
+def _shared(where: str, turns: list[Any], tally: Tally) -> tuple[dict[str, str], ...]:
+    """Turns of ShareGPT, whose conversations were collected from pages and cut anywhere.
 
-    They begin with what the user says, or a system message, and end before one speaks twice; maybe
-    nothing is left.
+    They begin with what the user says, or a system message, and end before the first turn that is
+    empty, by nobody known, or out of turn; maybe nothing is left. All of it is counted.
     """
     kept: list[dict[str, str]] = []
     for turn in turns:
-        role, content = SPEAKERS.get(str(turn["from"])), turn.get("value")
-        if role is None or not isinstance(content, str):
-            raise UserError(
-                f"{where}: a turn needs value (a string) and from, one of {', '.join(SPEAKERS)}"
-            )
-        before = kept[-1]["role"] if kept else "system"
-        if not kept and role == "assistant":
+        role, content = _speaker(turn)
+        if role == "assistant" and not any(message["role"] == "user" for message in kept):
+            tally.add("answers come before any question, and are left out", where)
             continue
-        if kept and role in (before, "system"):
+        before = kept[-1]["role"] if kept else None
+        fault = _fault(turn, role, content, before)
+        if fault:
+            tally.add(f"conversations end before a turn {fault}", where)
             break
-        kept.append({"role": role, "content": content})
-    return tuple(kept)
+        kept.append({"role": str(role), "content": str(content)})
+    is_asked = any(message["role"] == "user" for message in kept)
+    return tuple(kept) if is_asked else ()
 
 
-def _passages(path: Path, size: int = 3000) -> Iterator[Row]:
-    name, text, number = corpus_name(path), "".join(_lines(path)), 0
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    run = ""
-    for paragraph in re.split(r"\n\s*\n", text):
-        run = f"{run}\n\n{paragraph}" if run else paragraph
-        if len(run) >= size:
-            yield Row(id=f"{name}-{number}", text=run)
-            run, number = "", number + 1
-    if run.strip():
-        yield Row(id=f"{name}-{number}", text=run)
-    elif number == 0:
-        raise UserError(f"{path} has no text")
+def _speaker(turn: Any) -> tuple[str | None, Any]:
+    """The role and the text of a turn, as far as it has them."""
+    if not isinstance(turn, dict):
+        return None, None
+    who = turn.get("from")
+    return SPEAKERS.get(who.strip().lower()) if isinstance(who, str) else None, turn.get("value")
+
+
+def _fault(turn: Any, role: str | None, content: Any, before: str | None) -> str | None:
+    """What a turn cannot be used for, if anything."""
+    if not isinstance(turn, dict) or "from" not in turn or not isinstance(content, str):
+        return "without from and value (a text)"
+    if role is None:
+        return f"by {str(turn['from'])[:40]!r}, who is none of {', '.join(SPEAKERS)}"
+    if not content.strip():
+        return "without text"
+    if role == before or (role == "system" and before is not None):
+        return "out of turn"
+    return None

@@ -5,12 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jspec.errors import UserError
-from jspec.train.corpus import Row, corpus_name, is_held_out, read_rows
+from jspec.train import corpus_files
+from jspec.train.corpus import Row, Tally, corpus_name, is_held_out, read_rows
 
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello, ü"}]
 LINES = [
@@ -84,10 +89,139 @@ def test_a_list_of_conversations_as_sharegpt_has_them(tmp_path, ending):
     ]
 
 
-def test_json_that_is_no_list_is_refused(tmp_path):
-    (tmp_path / "talks.json").write_text('{"text": "a"}')
-    with pytest.raises(UserError, match="talks.json: expected a list of objects; name it .jsonl"):
-        list(read_rows(tmp_path / "talks.json"))
+USABLE = [
+    ("human hi", "gpt hello"),
+    ("User hi", "bing hello"),
+    ("system s", "human hi", "bard yes"),
+]
+"""Speakers by all the names they have."""
+
+CUT = {
+    "gpt cut off|human hi|gpt hello": "answers come before any question",
+    "system s|gpt cut off|human hi|gpt hello": "answers come before any question",
+    "human hi|gpt hello|human  |gpt again": "end before a turn without text",
+    "human hi|gpt hello|tool 5": "end before a turn by 'tool', who is none of human, user",
+    "human hi|gpt hello|gpt again": "end before a turn out of turn",
+    "human hi|gpt hello|system now": "end before a turn out of turn",
+    "human hi|gpt hello|": "end before a turn without from and value",
+}
+"""What becomes of the rest of a conversation, whose first exchange is whole."""
+
+
+@pytest.mark.parametrize("turns", USABLE)
+def test_speakers_of_sharegpt_have_many_names(tmp_path, turns):
+    (tmp_path / "talks.json").write_text(json.dumps([shared(*turns)]))
+    tally = Tally()
+    [row] = read_rows(tmp_path / "talks.json", tally=tally)
+    assert [m["role"] for m in row.messages][-2:] == ["user", "assistant"]
+    assert tally.lines() == []
+
+
+@pytest.mark.parametrize("turns", CUT)
+def test_what_is_cut_of_a_conversation_is_counted(tmp_path, turns):
+    values = shared(*(turn for turn in turns.split("|") if turn))
+    if turns.endswith("|"):
+        values["conversations"].append({"value": "nobody says this"})
+    rows = [shared("human hi", "gpt hello"), values, values]
+    (tmp_path / "talks.json").write_text(json.dumps(rows))
+    tally = Tally()
+    found = [said(row) for row in read_rows(tmp_path / "talks.json", tally=tally)]
+    assert [turns[-2:] for turns in found] == [["user hi", "assistant hello"]] * 3
+    [line] = tally.lines()
+    assert line.startswith("2 ") and CUT[turns] in line and "talks.json, row 2)" in line
+
+
+def test_conversations_without_a_question_are_counted(tmp_path):
+    rows = [
+        {"conversations": []},
+        {"id": 3, "conversations": None},
+        shared("system s"),
+        {"conversations": [{"from": "human", "value": None}]},
+        {"conversations": ["hi", {"from": "gpt", "value": "a"}]},
+        {"text": "kept", "conversations": []},
+        shared("human hi", "gpt hello"),
+    ]
+    (tmp_path / "talks.json").write_text(json.dumps(rows))
+    tally = Tally()
+    assert len(list(read_rows(tmp_path / "talks.json", tally=tally))) == 2
+    assert [line.split(" (first")[0] for line in tally.lines()] == [
+        "3 conversations have no turn that can be used, and are left out",
+        "2 conversations without a turn are left out",
+        "2 conversations end before a turn without from and value (a text)",
+    ]
+
+
+# --- one JSON list -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Every item, character and number is cut somewhere."""
+    monkeypatch.setattr(corpus_files, "BLOCK", 3)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_items_of_a_list_are_read_whatever_the_blocks(tmp_path, small_blocks, indent):
+    values = [{"text": 'süß 😀 \\ " ]}'}, 12345, "[", [], {}, [1.5e3, {"a": [None]}], -7, True]
+    path = tmp_path / "all.json"
+    path.write_text("\ufeff \n" + json.dumps(values, ensure_ascii=False, indent=indent) + " \n")
+    assert list(corpus_files.items(path)) == list(enumerate(values, 1))
+    path.write_text("[ ]")
+    assert list(corpus_files.items(path)) == []
+
+
+BROKEN = {
+    '{"text": "a"}': "expected a list of objects; name it .jsonl",
+    "": "expected a list of objects",
+    '[{"a": 1}, {"b": }, {"c": 2}]': "row 2: broken JSON .Expecting value",
+    '[{"a": 1} {"b": 2}]': "row 1: broken JSON .expected a comma or ] after it, given '{'",
+    '[{"a": 1}, ]': "row 2: broken JSON",
+    '[{"a": 1}': "row 1: broken JSON .expected the file to go on",
+    '[{"a": 1}, {"b"': "row 2: broken JSON",
+    '[{"a": "cut': "row 1: broken JSON .Unterminated",
+    '[{"a": 1}] 5': "more text after the list",
+    "[" + "[" * 100_000: "row 1: broken JSON .nested too deeply",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
+@pytest.mark.parametrize("block", [3, 1 << 20])
+def test_a_broken_list_is_one_line(tmp_path, monkeypatch, text, block):
+    monkeypatch.setattr(corpus_files, "BLOCK", block if len(text) < 1000 else 1 << 20)
+    (tmp_path / "talks.json").write_text(text)
+    with pytest.raises(UserError, match=f"talks.json.*{BROKEN[text]}") as caught:
+        list(corpus_files.items(tmp_path / "talks.json"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_is_not_utf8_names_its_byte(tmp_path, small_blocks):
+    (tmp_path / "talks.json").write_bytes('["süß", "'.encode() + b'\xff"]')
+    with pytest.raises(UserError, match="talks.json: not UTF-8 .* byte 11"):
+        list(corpus_files.items(tmp_path / "talks.json"))
+
+
+def test_a_list_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    """Ten times the rows, and no more memory: items and blocks are dropped as they are used."""
+    monkeypatch.setattr(corpus_files, "BLOCK", 1 << 14)
+    peaks, size = [], 0
+    for n in (300, 3_000):
+        path = tmp_path / f"{n}.json"
+        rows = ({"id": i, **shared("human hi", "gpt " + "hello " * 30)} for i in range(n))
+        path.write_text("[" + ",\n".join(map(json.dumps, rows)) + "]")
+        tracemalloc.start()
+        assert sum(1 for _ in read_rows(path)) == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        size = path.stat().st_size
+    assert peaks[1] < min(1.2 * peaks[0], size / 3)
+
+
+def test_progress_is_the_bytes_of_the_file(tmp_path):
+    path = write(tmp_path / "things.jsonl.gz", b"\n".join(as_lines(LINES) * 40))
+    told = []
+    list(read_rows(path, told=lambda done, total: told.append((done, total))))
+    size = path.stat().st_size
+    assert told == sorted(told) and told[-1] == (size, size) and len(told) > 10
 
 
 def test_plain_text_is_cut_between_paragraphs(tmp_path):
@@ -117,8 +251,6 @@ BAD = {
     "bad tokens": (b'{"tokens": [1, -1]}', "tokens must be a list of ids"),
     "bad ids": (b'{"tokens": [true]}', "tokens must be a list of ids"),
     "no turns": (b'{"turns": []}', "turns must be a list of texts"),
-    "speaker": (b'{"conversations": [{"from": "tool", "value": "a"}]}', "from, one of human"),
-    "value": (b'{"conversations": [{"from": "gpt"}]}', "value .a string. and from"),
     "surrogate": (b'{"text": "\\ud83d"}', "half of a surrogate"),
 }
 
@@ -130,6 +262,28 @@ def test_a_bad_line_is_named(tmp_path, name):
     with pytest.raises(UserError, match=f"bad.jsonl, line 3: .*{said}") as caught:
         list(read_rows(path))
     assert "\n" not in str(caught.value)
+
+
+def whole_passages(text: str, size: int) -> list[str]:
+    """What `passages` yields, from the whole text at once."""
+    found, run = [], ""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    for paragraph in re.split(r"\n\s*\n", text):
+        run = f"{run}\n\n{paragraph}" if run else paragraph
+        if len(run) >= size:
+            found.append(run)
+            run = ""
+    return found + ([run] if run.strip() else [])
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from("ab \n\r")), size=st.integers(1, 12))
+def test_passages_are_those_of_the_whole_text(tmp_path_factory, text, size):
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_bytes(text.encode())
+    found = list(corpus_files.passages(path, size))
+    wanted = whole_passages(text, size)
+    assert [one.strip() for one in found] == [one.strip() for one in wanted if one.strip()]
 
 
 def test_plain_text_that_is_not_utf8_names_its_line(tmp_path):

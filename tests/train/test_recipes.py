@@ -96,11 +96,12 @@ def test_a_recipes_update_is_adamws_on_gradients_clipped_entry_by_entry(name):
     for t, gradient in enumerate(gradients, 1):
         tree = {"matrix": jnp.asarray(gradient)[None], "vector": jnp.asarray(gradient)}
         found, state = optimizer.update(tree, state, params)
-        update = {name: np.asarray(leaf).reshape(4) for name, leaf in dict(found).items()}
+        update = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(4), found)
         first = 0.9 * first + 0.1 * np.clip(gradient, -0.5, 0.5)
         second = 0.95 * second + 0.05 * np.clip(gradient, -0.5, 0.5) ** 2
         rate = 3e-5 * (t - 1) / 125
         adam = (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.95**t)) + 1e-8)
+        assert isinstance(update, dict)
         np.testing.assert_allclose(update["vector"], -rate * adam, rtol=1e-4, atol=1e-12)
         np.testing.assert_allclose(update["matrix"], -rate * (adam + 0.01 * 2), rtol=1e-4)
 
