@@ -115,6 +115,31 @@ def test_bounds_of_wider_types_are_tighter():
     assert BOUNDS["float64"] < BOUNDS["float32"] < 1e-3 < BOUNDS["bfloat16"] < 0.3
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_slack_of_a_filters_edge_is_divided_by_the_temperature_too(targets, text, temperature):
+    """A pick that top-k drops is excused up to the bound in units of logits, whatever T is."""
+    logits = full_logits(targets["float32"], text[:-1])[-1]
+    order = np.argsort(-logits)
+    sampling = settings(1, temperature=temperature)
+    ids = jnp.arange(61, dtype=jnp.int32)[None]
+    for seed in range(50):
+        seeded = dataclasses.replace(sampling, seed=jnp.asarray([seed], jnp.uint32))
+        noise = law.gumbel(seeded, jnp.asarray([len(text) - 1], jnp.int32), ids, Stream.NOISE)
+        token = int(np.argmax(logits / temperature + np.asarray(noise[0])))
+        rank = int(np.flatnonzero(order == token)[0])
+        if rank > 0:
+            break
+    else:
+        raise AssertionError("the noise never picks another token than the likeliest")
+    behind = float(logits[order[rank - 1]] - logits[token])
+    request = dataclasses.replace(REQUESTS[0], temperature=temperature, top_k=rank, seed=seed)
+
+    def is_clean(bound: float) -> bool:
+        return replay(targets["float32"], text[:-1], [token], request, bound).is_clean
+
+    assert is_clean(1.2 * behind) and not is_clean(0.8 * behind)
+
+
 # --- filters' edges ------------------------------------------------------------------------------
 
 

@@ -124,7 +124,10 @@ def test_a_mismatch_calibrates_all_that_was_kept_since_the_last():
 
 
 def test_rows_that_are_fully_accepted_are_not_calibrated_at_once():
-    """The drafter is the target, so that all is accepted until too much would be kept."""
+    """The drafter is the target, so that all is accepted until too much would be kept.
+
+    A row that ended with its first token accepts nothing, and is no mismatch.
+    """
     same = dataclasses.replace(
         drafter(calibration=Calibration.MISMATCH, size=1, width=1), passes=Passes(TARGET.model)
     )
@@ -132,7 +135,7 @@ def test_rows_that_are_fully_accepted_are_not_calibrated_at_once():
     params = (TARGET.params, TARGET.params)
     tokens = np.ones((ROWS, 4), np.int32)
     length = jnp.full((ROWS,), 4, jnp.int32)
-    sampling = settings(ROWS, max_length=CAPACITY - 1)
+    sampling = settings(ROWS, max_length=[CAPACITY - 1] * (ROWS - 1) + [5])
     generation = start(params, program, tokens, length, sampling, capacity=CAPACITY)
     pending = []
     for _ in range(4):

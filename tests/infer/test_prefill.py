@@ -1,0 +1,96 @@
+"""Prompts of several chunks are read as in one forward, by the target and by a draft model."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jspec.drafters import draft_model
+from jspec.drafters.draft_model import DraftModel
+from jspec.infer import prefill as prefilling
+from jspec.infer.loop import decode_loop
+from jspec.infer.prefill import prefill, prompt_bucket, room_for, slots_for
+from jspec.infer.state import Program
+from jspec.law import Mode
+from jspec.testing.decoding import full_logits
+from jspec.testing.light import LIGHT
+from jspec.testing.models import perturbed, tiny_target
+from jspec.testing.settings import settings
+from jspec.testing.tolerances import tolerance
+
+WIDTH, CAPACITY, CHUNK = 24, 40, 8
+LENGTHS = np.asarray([8, 24, 11, 1, 16], np.int32)
+"""At a chunk's edge, to the last chunk's end, and within chunks."""
+ROWS, VOCABULARY = len(LENGTHS), 31
+SMALL = {"n_layers": 1, "width": 16, "mlp_width": 16, "n_heads": 2, "n_kv_heads": 1}
+TARGET = tiny_target(vocab_size=VOCABULARY, **SMALL)
+DRAFT = perturbed(TARGET, scale=0.1)
+DRAFTER = DraftModel(model=DRAFT.model, vocab_size=VOCABULARY, depth=2)
+PROGRAM = Program(target=TARGET.model, drafter=DRAFTER, mode=Mode.PLAIN, trace=True)
+PROMPTS = np.random.default_rng(5).integers(0, VOCABULARY, (ROWS, WIDTH)).astype(np.int32)
+SAMPLING = settings(ROWS, temperature=[0, 0, 0, 0, 1], max_length=CAPACITY)
+CLOSE = tolerance("float32").logits
+
+
+def begun(rounds: int):
+    """The state after the prompts and some rounds; traced anew, as `CHUNK` is read then."""
+
+    @functools.partial(jax.jit, compiler_options=LIGHT)
+    def run(params, tokens, length):
+        state = prefill(params, PROGRAM, tokens, length, SAMPLING, capacity=CAPACITY)
+        return decode_loop(params, PROGRAM, state, rounds=rounds)
+
+    return run((TARGET.params, DRAFT.params), jnp.asarray(PROMPTS), jnp.asarray(LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def states():
+    """In one forward, and in chunks: after the prompts, and after some rounds."""
+    whole = begun(0), begun(4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefilling, "CHUNK", CHUNK)
+        patch.setattr(draft_model, "CHUNK", CHUNK)
+        return whole, (begun(0), begun(4))
+
+
+def test_a_prompt_in_chunks_leaves_what_one_forward_leaves(states):
+    """First tokens and their scores, keys and values of both models, also of the padding."""
+    (whole, _), (chunked, _) = states
+    for ours, theirs in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=CLOSE, rtol=0)
+
+
+def test_the_first_token_is_that_of_the_prompts_own_last_row(states):
+    _, (chunked, _) = states
+    for row, length in enumerate(LENGTHS.tolist()):
+        logits = full_logits(TARGET, PROMPTS[row, :length].tolist())[-1]
+        if not SAMPLING.temperature[row]:
+            assert int(chunked.context.tokens[row, length]) == int(logits.argmax())
+            top = np.sort(logits)
+            gap = float(chunked.trace.gap[row, length])
+            assert gap == pytest.approx(float(top[-1] - top[-2]), abs=CLOSE)
+
+
+def test_what_is_decoded_and_accepted_after_it_is_the_same(states):
+    (_, whole), (_, chunked) = states
+    np.testing.assert_array_equal(chunked.context.tokens, whole.context.tokens)
+    np.testing.assert_array_equal(chunked.counters.accepted, whole.counters.accepted)
+    assert np.asarray(whole.counters.accepted)[:, 1:].any()
+
+
+def test_paddings_rooms_and_slots_hold_what_they_are_for():
+    assert [prompt_bucket(n, 1000) for n in (1, 32, 33, 64, 65, 600)] == [
+        32,
+        32,
+        64,
+        64,
+        128,
+        1000 // 32 * 32 + 32,
+    ]
+    assert prompt_bucket(40, 41) == 64
+    assert [room_for(n, 1000) for n in (1, 128, 129, 999)] == [128, 128, 256, 1000]
+    assert slots_for(PROGRAM, 29) == 32 and slots_for(PROGRAM, 30) == 64
