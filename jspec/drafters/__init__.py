@@ -1,4 +1,4 @@
-"""Drafters by name. Joining is one file and one line of `_MODULES`."""
+"""Drafters by name. Joining is one file and one line of `_MODULES`; one's own needs neither."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jspec.drafters.base import Drafter, DraftSize, LoadedDrafter, chain_draft
+from jspec.drafters.base import Drafter, DraftSize, LoadedDrafter, chain_draft, chain_size
+from jspec.drafters.own import find, is_own, load_own
 from jspec.errors import UserError
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "Drafter",
     "LoadedDrafter",
     "chain_draft",
+    "chain_size",
     "check_drafter",
+    "is_own",
     "load_drafter",
 ]
 
@@ -32,12 +35,15 @@ _MODULES = {
 
 NAMES = tuple(_MODULES)
 
+_GIVEN = ("path", "target")
+"""What every load function takes beside its options."""
 
-def load_drafter(name: str, path=None, *, target, **options) -> LoadedDrafter:
+
+def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter:
     """A drafter for this target.
 
     Args:
-      name: one of `NAMES`.
+      name: one of `NAMES`, or `package.module:load` for one of your own.
       path: local directory or hub id, for drafters that have weights.
       target: the loaded target it drafts for; for an abstract one the drafter's arrays are shapes
         too, and the network is not used.
@@ -47,7 +53,10 @@ def load_drafter(name: str, path=None, *, target, **options) -> LoadedDrafter:
       UserError: an unknown name or option, or a drafter that does not fit the target.
     """
     check_drafter(name, options)
-    return _load(name)(path, target=target, **options)
+    load = _load(name)
+    if is_own(name):
+        return load_own(name, load, path, target, options)
+    return load(path, target=target, **options)
 
 
 def check_drafter(name: str, options: Mapping[str, Any]) -> None:
@@ -57,23 +66,37 @@ def check_drafter(name: str, options: Mapping[str, Any]) -> None:
       UserError: no drafter of this name, or an option that its load function does not have, or that
         is not of its default's type.
     """
-    if name not in _MODULES:
+    if name not in _MODULES and not is_own(name):
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"unknown drafter {name!r}: {hint}known are {', '.join(NAMES)}")
+        raise UserError(
+            f"unknown drafter {name!r}: {hint}known are {', '.join(NAMES)}; one of your own is "
+            "package.module:load"
+        )
     parameters = inspect.signature(_load(name)).parameters
-    known = {key: p.default for key, p in parameters.items() if key not in ("path", "target")}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = {
+        key: p.default
+        for key, p in parameters.items()
+        if key not in _GIVEN and p.kind is not p.VAR_KEYWORD
+    }
     for key, value in options.items():
+        if takes_any and key not in (*known, *_GIVEN):
+            continue
         if key not in known:
             listed = ", ".join(known) or "none"
             raise UserError(f"drafter {name} has no option {key!r}; it has {listed}")
         expected = type(known[key])
+        is_free = known[key] in (None, inspect.Parameter.empty)
         is_number = expected is float and isinstance(value, int) and not isinstance(value, bool)
-        if not is_number and type(value) is not expected:
+        if not is_free and not is_number and type(value) is not expected:
             raise UserError(
                 f"option {key} of drafter {name} must be {expected.__name__}, not {value!r}"
             )
+    for key, default in known.items():
+        if default is inspect.Parameter.empty and key not in options:
+            raise UserError(f"drafter {name} needs option {key}: give drafter_options.{key}")
 
 
 def _load(name: str) -> Callable[..., LoadedDrafter]:
-    return importlib.import_module(_MODULES[name]).load
+    return find(name) if is_own(name) else importlib.import_module(_MODULES[name]).load

@@ -52,7 +52,7 @@ MESHES = {
 }
 
 GROUPS_OF = {"A, tensor inside, rows apart": 2, "A+": 3}
-"""Layers of a group at most, 4 where nothing is said; three of them leave a device of four spare."""
+"""Layers of a group at most, else 4; three of them leave one of four devices spare."""
 
 
 def alone(config, groups: Groups) -> tuple[Passes, dict]:

@@ -7,6 +7,7 @@ import os
 import jax
 
 from jspec.config import InferConfig
+from jspec.drafters import is_own
 from jspec.infer.memory import Memory
 
 
@@ -26,6 +27,8 @@ def memory_line(memory: Memory, config: InferConfig, capacity: int, available: i
         parts.append(f"its state {_bytes(memory.state)}")
     if memory.tables:
         parts.append(f"n-grams {_bytes(memory.tables)}")
+    if is_own(config.drafter):
+        parts.append(f"what {config.drafter} holds is not counted")
     room = f" of {_bytes(available)}" if available else ""
     return f"memory a device: {_bytes(memory.total)}{room} ({', '.join(parts)}), and work space"
 

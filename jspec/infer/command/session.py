@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 import jspec
 from jspec.config import InferConfig
-from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
+from jspec.drafters import LoadedDrafter, check_drafter, is_own, load_drafter
 from jspec.errors import UserError
 from jspec.hosts import agreed, check_all_devices, check_same
 from jspec.infer.answers import Answerer
@@ -80,16 +80,19 @@ class Plan:
         return room_for(longest, self.reader.max_length)
 
     def memory(self, mesh: Mesh, capacity: int) -> Memory:
-        """What weights and caches will take, from configs alone.
+        """What weights and caches will take, from configs alone; a drafter of one's own uncounted.
 
         Raises:
           UserError: a drafter that does not fit the target, as far as configs tell.
         """
         config = self.config
         target = abstract_target(self.decoder, dtype=config.dtype, mesh=mesh, path=self.directory)
-        drafter = load_drafter(
-            config.drafter, self.drafter_directory, target=target, **config.drafter_options
-        )
+        if is_own(config.drafter):  # its load function may read weights: it is called once
+            drafter = load_drafter("none", target=target)
+        else:
+            drafter = load_drafter(
+                config.drafter, self.drafter_directory, target=target, **config.drafter_options
+            )
         return memory_of(target, drafter, batch_size=config.batch_size, capacity=capacity)
 
     def _longest(self, turn: Turn) -> int:
