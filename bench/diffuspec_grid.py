@@ -158,7 +158,14 @@ def proxy() -> Part:
         Line(label="none", variant=variant(has_proxy=False)),
         Line(label="table alone", variant=variant(static_share=1.0)),
         Line(label="half table, half text", variant=variant()),
-        Line(label="text alone", variant=variant(static_share=0.0)),
+        Line(label="text, and the table where it is silent", variant=variant(static_share=0.0)),
+        *(
+            Line(
+                label=f"no table, {share} text, lambda = {weight}",
+                variant=variant(has_table=False, static_share=1 - share, weight=weight),
+            )
+            for share, weight in ((0.5, 0.5), (0.5, 0.7), (0.5, 0.9), (0.1, 0.7))
+        ),
     )
     return Part(title="Proxy", lines=lines, baseline=variant())
 

@@ -19,7 +19,8 @@ class Variant:
     """Options by the names of `jspec.drafters.diffuspec.loading.load`, and a temperature.
 
     Attributes:
-      has_proxy: whether there is an n-gram table; without one `weight` and `static_share` are 1.
+      has_proxy: whether a proxy shares in the scores; else `weight` and `static_share` are 1.
+      has_table: whether it has an n-gram table, or the n-grams of the text alone.
     """
 
     shortest: int = 4
@@ -45,6 +46,7 @@ class Variant:
     extra_slot: bool = False
     static_share: float = 0.5
     has_proxy: bool = True
+    has_table: bool = True
     temperature: float = 0.0
 
     @property
@@ -58,8 +60,8 @@ class Variant:
           ngram: the table's directory, or empty for the one beside the model.
         """
         fields = dataclasses.asdict(self)
-        del fields["temperature"], fields["has_proxy"]
-        return {**fields, "ngram": ngram if self.has_proxy else NO_NGRAM}
+        del fields["temperature"], fields["has_proxy"], fields["has_table"]
+        return {**fields, "ngram": ngram if self.has_proxy and self.has_table else NO_NGRAM}
 
 
 def variant(**changes) -> Variant:

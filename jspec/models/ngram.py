@@ -1,9 +1,9 @@
 """N-gram log-probabilities on the device: sorted tables, and look-ups that are a few gathers.
 
-In reading order: `NGramTable`, `place_ngram`, which makes one of a model, and `table_shapes`, which
-knows its size; `logprobs`; and what
-the text of a row adds, `text_counts` and `logprobs_with_text`. All of it is pure and has static
-shapes, for use inside a scan over the slots of a draft.
+In reading order: `NGramTable`, `place_ngram`, which makes one of a model, `uniform_table`, which
+knows nothing, and `table_shapes`, which knows a size; `logprobs`; and what the text of a row
+adds, `text_counts` and `logprobs_with_text`. All of it is pure and has static shapes, for use
+inside a scan over the slots of a draft.
 
 The continuations of a context are a run of a sorted array of tokens, so that a look-up needs no
 keys wider than 32 bits, whatever the vocabulary:
@@ -89,6 +89,19 @@ def place_ngram(model: NGramModel) -> NGramTable:
         steps=tuple(steps),
         vocab_size=model.vocab_size,
         begin=model.begin,
+    )
+
+
+def uniform_table(vocab_size: int) -> NGramTable:
+    """A table that knows nothing: every id as likely as any other, whatever came before."""
+    return NGramTable(
+        logprobs=(jnp.full((vocab_size,), -np.log(vocab_size), jnp.float32),),
+        log_backoffs=(),
+        starts=(),
+        tokens=(),
+        steps=(),
+        vocab_size=vocab_size,
+        begin=None,
     )
 
 

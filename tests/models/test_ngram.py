@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from jspec.models.ngram import logprobs, logprobs_with_text, place_ngram
+from jspec.models.ngram import logprobs, logprobs_with_text, place_ngram, uniform_table
 from jspec.models.ngram_model import NGramModel
 from jspec.train.ngram import estimate
 from tests.ngram_reference import SIGNIFICANT, Reference, golden_entries, golden_model, random_texts
@@ -42,6 +42,17 @@ def host_logprobs(model: NGramModel, context: Sequence[int], candidates: Sequenc
         else -np.inf
         for v in candidates
     ]
+
+
+def test_a_uniform_table_leaves_all_to_the_text():
+    """Share 0.5: half of the mass is spread over 8 ids, half over what followed "1 2" before."""
+    table = uniform_table(8)
+    np.testing.assert_allclose(look_up(table, ids([1, 2]), ids(range(8))), -np.log(8), rtol=1e-6)
+    tokens, length = ids([[1, 2, 3, 1, 2, 4, 1, 2]]), ids([8])
+    told = look_up_with_text(table, ids([[1, 2]]), ids([range(8)]), tokens=tokens, length=length)
+    expected = np.full(8, 0.5 / 8)
+    expected[[3, 4]] += 0.25
+    np.testing.assert_allclose(np.exp(told[0]), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["A", "B"])

@@ -40,6 +40,9 @@ from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, PrefixState, predic
 from jspec.models.diffusion_steps import ONE_PASS, Refinement
 from jspec.state import Context, Draft, Params, Prompt, replace, state
 
+TEXT_CONTEXT = 2
+"""Tokens that are looked for in the text of a row, at least."""
+
 
 class Shape(enum.StrEnum):
     """What is verified: the best path, all beams in one tree, or the best prefixes as a tree."""
@@ -62,7 +65,8 @@ class Choices:
       eos_rule, is_length_normalised: see `search.search`.
       shape: what is verified.
       n_nodes: of a tree below its root; of all beams, whatever they have if 0.
-      static_share: of the n-gram table beside the n-grams of the text so far.
+      static_share: of the n-gram table beside the n-grams of the text so far; the table may be one
+        that knows nothing.
     """
 
     cap: int = 15
@@ -226,7 +230,7 @@ class DiffuSpec:
         """The draft of what the model predicts: all of `propose` but the model's passes."""
         choices, proxy = self.choices, self._proxy(params, context)
         lattice = self._lattice(logprobs, randomness)
-        last = None if proxy is None else _last_tokens(context, params["ngram"].order - 1)
+        last = None if proxy is None else _last_tokens(context, self._n_read(params["ngram"]))
         stop_ids, n_nodes = context.sampling.stop_ids, self.sizes[size].n_nodes
         if choices.shape is Shape.TREE:
             scoring = dataclasses.replace(choices.scoring, is_normalised=True)
@@ -273,6 +277,10 @@ class DiffuSpec:
         if not drawn:
             return candidates(logprobs, **limits)
         return perturbed(wide, jnp.stack(drawn, axis=1), sampling.temperature, **limits)
+
+    def _n_read(self, table: ngram.NGramTable) -> int:
+        """Tokens before a slot that the proxy reads."""
+        return max(table.order - 1, TEXT_CONTEXT if self.choices.static_share < 1 else 0)
 
     def _proxy(self, params: Params, context: Context) -> Proxy | None:
         if "ngram" not in params:

@@ -5,6 +5,7 @@ A directory holds the model, and may hold `ngram/`, the proxy that was estimated
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import jax
@@ -21,12 +22,14 @@ from jspec.models.diffusion_checkpoint import load_diffusion
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix
 from jspec.models.diffusion_steps import Confidence, Refinement, Schedule
 from jspec.models.hub import find_directory
-from jspec.models.ngram import place_ngram, table_shapes
+from jspec.models.ngram import place_ngram, table_shapes, uniform_table
 from jspec.models.ngram_files import read_ngram, read_sizes
-from jspec.models.ngram_model import NGramModel
+from jspec.models.ngram_model import NGramModel, NGramSizes
 from jspec.models.target import Target, directory_beside
 from jspec.sharding import REPLICATED, SPLIT
 from jspec.state import Params
+
+logger = logging.getLogger(__name__)
 
 NGRAM_FOLDER = "ngram"
 NO_NGRAM = "none"
@@ -93,7 +96,8 @@ def load(
       extra_slot: draft the slot that a shifted model's last mask predicts as well.
       ngram: the proxy's directory; if not given, `ngram` beside the model, where there is one;
         `none` for no proxy.
-      static_share: of the proxy beside the n-grams of the text so far; 1 for the proxy alone.
+      static_share: of the proxy beside the n-grams of the text so far; 1 for the proxy alone. Below
+        1 without a proxy, the n-grams of the text alone, the rest of the mass on all ids alike.
       placement: `replicated`, every device holds all of the model, or `split`, MLP and vocabulary
         are split over the devices that share the target.
 
@@ -201,12 +205,37 @@ def _prefix(name: str, refresh_every: int, most_accepted: int) -> Prefix:
 
 
 def _proxy(path, ngram: str, target: Target, static_share: float) -> dict[str, Params]:
-    """The table of an n-gram model, everywhere on the target's mesh; none where none is found."""
+    """The table of an n-gram model, everywhere on the target's mesh; none where none is found.
+
+    Where the n-grams of the text are wanted and no model is found, a table that knows nothing.
+    """
     folder = _proxy_folder(path, ngram, target)
-    if folder is None:
-        if static_share != 1:
-            raise UserError("diffuspec: static_share is of an n-gram proxy, and there is none")
+    if folder is None and static_share == 1:
+        if ngram != NO_NGRAM and not target.is_abstract:
+            logger.warning(
+                "diffuspec: no n-gram proxy at %s, so paths are searched by the model alone; "
+                "estimate one (kind: ngram) and give its directory as option ngram, set "
+                "static_share: 0.5 for the n-grams of the text itself, or ngram: none",
+                Path(path) / NGRAM_FOLDER,
+            )
         return {}
+    everywhere = NamedSharding(target.mesh, PartitionSpec())
+    model = None if folder is None else _read_proxy(folder, target)
+
+    def place(leaf) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+    if isinstance(model, NGramSizes):
+        return {"ngram": jax.tree.map(place, table_shapes(model))}
+    if target.is_abstract:
+        shapes = jax.eval_shape(lambda: uniform_table(target.vocab_size))
+        return {"ngram": jax.tree.map(place, shapes)}
+    table = uniform_table(target.vocab_size) if model is None else place_ngram(model)
+    return {"ngram": jax.device_put(table, everywhere)}
+
+
+def _read_proxy(folder: Path, target: Target) -> NGramModel | NGramSizes:
+    """The model in a directory; of an abstract target, its sizes."""
     read = read_sizes if target.is_abstract else read_ngram
     model = read(folder, tokenizer=target.path)
     if model.vocab_size > target.vocab_size:
@@ -214,14 +243,7 @@ def _proxy(path, ngram: str, target: Target, static_share: float) -> dict[str, P
             f"diffuspec: the n-gram proxy has {model.vocab_size} ids, the target "
             f"{target.vocab_size}; give one that was estimated with the target's tokenizer"
         )
-    everywhere = NamedSharding(target.mesh, PartitionSpec())
-    if isinstance(model, NGramModel):
-        return {"ngram": jax.device_put(place_ngram(model), everywhere)}
-
-    def place(leaf) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
-
-    return {"ngram": jax.tree.map(place, table_shapes(model))}
+    return model
 
 
 def _proxy_folder(path, ngram: str, target: Target) -> Path | None:

@@ -18,6 +18,7 @@ from jspec.drafters.diffuspec.loading import spread_lengths
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request, Result
+from jspec.law import Mode, Randomness, Rule
 from jspec.models.diffusion import Slots, slot_logprobs
 from jspec.models.diffusion_prefix import RECOMPUTE
 from jspec.models.hf import write_checkpoint
@@ -25,8 +26,10 @@ from jspec.models.known import KNOWN
 from jspec.models.ngram_files import write_ngram
 from jspec.models.target import abstract_target, load_target
 from jspec.sharding import make_mesh
+from jspec.state import Context
 from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import tiny_target
+from jspec.testing.settings import settings
 from jspec.train.ngram import estimate
 
 TARGET = tiny_target(vocab_size=128, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
@@ -89,15 +92,55 @@ def test_an_ngram_model_beside_the_weights_is_the_proxy(directory, tmp_path):
     assert "ngram" not in load(directory, ngram="none")[1]
 
 
+def test_without_a_proxy_one_line_says_so_unless_that_is_wanted(directory, caplog):
+    for options in (dict(ngram="none"), dict(static_share=0.5)):
+        load(directory, **options)
+    assert not caplog.messages
+    load(directory)
+    (said,) = caplog.messages
+    assert said.startswith(f"diffuspec: no n-gram proxy at {directory / 'ngram'}, so paths are")
+    assert "\n" not in said and "static_share: 0.5" in said and "ngram: none" in said
+    caplog.clear()
+    planned = abstract_target(TARGET.model.config, dtype="float32", mesh=TARGET.mesh)
+    load_drafter("diffuspec", directory, target=planned, **SHORT)
+    assert not caplog.messages, "said once, where weights are read"
+
+
+def test_the_texts_own_ngrams_need_no_table(directory):
+    """After "3 7" came 9, and after that 5: with them the path says so, without it does not."""
+    text, likely = [3, 7, 9, 5, 2, 3, 7], [8, 6]
+    logprobs = np.full((1, 2, 128), -9.0, np.float32)
+    logprobs[0, [0, 1], likely] = np.log(0.5)
+    logprobs[0, [0, 1], [9, 5]] = np.log(0.4)
+    length = jnp.asarray([len(text)], jnp.int32)
+    context = Context(
+        tokens=jnp.asarray([[*text, 0]], jnp.int32),
+        length=length,
+        is_active=length > 0,
+        sampling=settings(1),
+    )
+    asked = Randomness(sampling=context.sampling, length=length, mode=Mode.GREEDY, rule=Rule.WALK)
+
+    def path(**options) -> list[int]:
+        drafter, params = load(directory, longest=2, n_lengths=1, **options)
+        return drafter.choose(params, jnp.asarray(logprobs), context, asked, 0).token[0].tolist()
+
+    assert path(ngram="none") == [7, *likely]
+    assert path(ngram="none", static_share=0.5) == [7, 9, 5]
+
+
+@pytest.mark.parametrize("static_share", [1.0, 0.5])
 @pytest.mark.parametrize("ngram", [None, [[1, 2, 3, 1, 2, 3, 4], [4, 1, 2, 5]], [[7], [7]]])
-def test_a_target_of_shapes_has_a_drafter_of_shapes(directory, ngram):
+def test_a_target_of_shapes_has_a_drafter_of_shapes(directory, ngram, static_share):
     """The same static drafter, and arrays of the same shapes, with no weight read."""
     if ngram:
         model = estimate(ngram, order=3, vocab_size=TARGET.vocab_size)
         write_ngram(directory / "ngram", model)
     planned = abstract_target(TARGET.model.config, dtype="float32", mesh=TARGET.mesh)
-    shapes = load_drafter("diffuspec", directory, target=planned, **SHORT)
-    drafter, params = load(directory)
+    options = {"static_share": static_share}
+    shapes = load_drafter("diffuspec", directory, target=planned, **SHORT | options)
+    drafter, params = load(directory, **options)
+    assert ("ngram" in params) is (ngram is not None or static_share < 1)
     assert shapes.drafter == drafter
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes.params))
     assert shapes_of(shapes.params) == shapes_of(params)
@@ -185,7 +228,6 @@ def test_lengths_are_spread_evenly():
         (dict(weight=1.5), "weight must be from 0 to 1, not 1.5"),
         (dict(beam=0), "beam must be at least 1, got 0"),
         (dict(placement="halved"), "placement must be replicated or split, got 'halved'"),
-        (dict(static_share=0.5), "static_share is of an n-gram proxy, and there is none"),
     ],
 )
 def test_mistakes_are_told_in_one_line(directory, options, told):
