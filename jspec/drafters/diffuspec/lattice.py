@@ -7,7 +7,7 @@ Letters: B rows, k slots, A candidates of a slot, W paths side by side, V vocabu
 a row. Slot 1 of the papers is index 0 here. Log-probabilities are float32, in nats.
 
 At temperature T > 0 the target's next token is the argmax of log p / T + g, and a drafter may know
-g (`docs/lossless.md`). A lattice that carries it ranks candidates by log q / T + g instead of log q.
+g (`docs/lossless.md`). A lattice that carries it ranks candidates by log q / T + g, not by log q.
 
 Source: Li et al. 2025 (DiffuSpec, arXiv 2510.02358), sections 3.2 and 3.3. Differs: the noise, as
 the paper has no results for T > 0.
