@@ -47,6 +47,7 @@ from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.hub import local_directory
 from jspec.models.shipped import weights_digest
 from jspec.models.target import Target, load_target
+from jspec.text_files import read_json_object
 from jspec.train.command.corpora import corpus_sources, load_corpora
 from jspec.train.config import DataConfig, ModelConfig, OptimizerConfig
 from jspec.train.corpus import corpus_name
@@ -112,7 +113,8 @@ def card(facts: Facts) -> str:
 
 
 def _model(facts: Facts) -> str:
-    config, hf = facts.target.model.config, facts.tokenizer.hf
+    config = facts.target.model.config
+    kind = read_json_object(facts.directory / "tokenizer.json")["model"]["type"]
     n_parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(facts.target.params))
     size = sum(path.stat().st_size for path in facts.directory.glob("*.safetensors"))
     special = " ".join(f"`{facts.tokenizer.token(i)}`" for i in sorted(facts.tokenizer.special_ids))
@@ -128,7 +130,7 @@ def _model(facts: Facts) -> str:
         ],
         ["output head", "the embeddings" if config.has_tied_head else "its own"],
         ["longest text", f"{config.max_length} tokens"],
-        ["tokenizer", f"{hf.backend_tokenizer.model.__class__.__name__}, {len(hf):,} entries"],
+        ["tokenizer", f"{kind}, {facts.tokenizer.n_ids:,} entries"],
         ["SHA-256 over config and weights", f"`{weights_digest(facts.directory)}`"],
         ["licence of the weights", facts.licence],
     ]
@@ -251,8 +253,7 @@ def _samples(facts: Facts) -> str:
 
 def _block(sample: Sample, tokenizer: Tokenizer) -> str:
     opening, new = (
-        tokenizer.hf.decode(list(tokens), clean_up_tokenization_spaces=False)
-        for tokens in (sample.opening, sample.new)
+        tokenizer.decode(tokens, with_special=True) for tokens in (sample.opening, sample.new)
     )
     text = f"⟦{opening}⟧{new}"
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
@@ -283,14 +284,14 @@ def gather(args: argparse.Namespace) -> Facts:
         raise UserError(f"{config.tokenizer} has no tokenizer")
     target = load_target(directory)
     if not target.stop_ids:
-        target = dataclasses.replace(target, stop_ids=(tokenizer.hf.eos_token_id,))
+        target = dataclasses.replace(target, stop_ids=(tokenizer.eos_id,))
     paths = _files(config.data)
     for path in paths:
         source_cells(path)  # an unknown one is refused before anything takes time
     say("reading and packing text")
     data = load_corpora(config.data, tokenizer_folder, cache=args.packed)
     say(f"counting {ORDER}-grams")
-    begin = tokenizer.hf.bos_token_id
+    begin = tokenizer.bos_id
     ngrams = train_ngrams(data, vocab_size=target.vocab_size, begin=begin)
     losses = held_out_losses(target, data, ngrams, tokenizer)
     chosen = {

@@ -105,7 +105,7 @@ def _vocabulary(config: ModelConfig) -> int:
     tokenizer = load_tokenizer(Path(config.tokenizer))
     if tokenizer is None:
         raise UserError("no vocabulary size: give --set model.vocab_size=N")
-    return len(tokenizer.hf)
+    return tokenizer.n_ids
 
 
 def training_steps(config: RecipeConfig, recipe: Recipe, mesh: Mesh) -> Iterator[Lowering]:

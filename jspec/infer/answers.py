@@ -14,7 +14,8 @@ from typing import Any
 from jspec.infer.compiling import CompileCounts
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request, Result, RowStats, TokenInfo, Tokens
-from jspec.infer.text import TextStream, Tokenizer
+from jspec.infer.text import Tokenizer
+from jspec.infer.text_stream import TextStream
 from jspec.state import StopReason
 
 Span = tuple[float, float]

@@ -1,104 +1,189 @@
-"""Text in and out: tokenizers, chat templates, and text that grows token by token.
+"""Text in: tokenizers, conversations through chat templates, and texts as token ids.
 
-In reading order: `Tokenizer` and how it is loaded, then `TextStream`, which turns the tokens of one
-answer into text, finds stop strings, and knows how much of the text can be shown already.
+In reading order: `Tokenizer`, how it is loaded, and the import of `transformers`.
+`jspec.infer.text_stream` has text that grows token by token.
 
-The text of an answer is what the tokenizer decodes from its new tokens alone, special tokens and
-the stop token left out, cut before the first stop string.
+`tokenizer.json`, or else `tokenizer.model`, decides how text is split, whatever class
+`tokenizer_config.json` names. Special tokens and the chat template come from the config.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from logging import CRITICAL
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.infer.tokenizer_files import TokenizerFiles, chosen_template
+from jspec.infer.vocabulary import JsonVocabulary, Pieces, Vocabulary
 from jspec.models.tensor_files import check_not_pointer
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[Mapping[str, str]]
 """A conversation: `{"role": "user", "content": "..."}` and so on, the oldest first."""
 
-REPLACEMENT = "\ufffd"
-"""What incomplete or invalid bytes decode to."""
-
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer of `transformers` with the few things that decoding needs.
+    """A vocabulary, its special tokens and its chat template.
 
     Attributes:
-      hf: the tokenizer itself.
-      own_template: a chat template given by the user, which then wins over the tokenizer's.
-      byte_ids: tokens that stand for one byte each, of vocabularies with byte fallback.
+      vocabulary: splits texts.
+      names: special tokens by role: `bos_token`, `eos_token` and so on; those that there are.
+      template: Jinja for conversations; None where neither the tokenizer nor the user has one.
+      is_own_template: whether the user gave it.
       special_ids: tokens that have no text.
     """
 
-    hf: Any
-    own_template: str | None
-    byte_ids: frozenset[int]
+    vocabulary: Vocabulary
+    names: Mapping[str, str]
+    template: str | None
+    is_own_template: bool
     special_ids: frozenset[int]
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(self.own_template or self.hf.chat_template)
+        return self.template is not None
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.names.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.names.get("eos_token")
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.id_of(self.bos_token) if self.bos_token else None
+
+    @property
+    def eos_id(self) -> int | None:
+        return self.id_of(self.eos_token) if self.eos_token else None
+
+    @property
+    def n_ids(self) -> int:
+        """One more than the largest id."""
+        return self.vocabulary.n_ids
+
+    @property
+    def byte_ids(self) -> frozenset[int]:
+        """Tokens that stand for one byte each, of vocabularies with byte fallback."""
+        return self.vocabulary.byte_ids
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """A plain text as the tokenizer gives it to its model: with BOS where it adds one."""
-        return tuple(self.hf(text).input_ids)
+        """A plain text as the tokenizer gives it to its model: with BOS where it adds one.
+
+        A text that begins with BOS itself, because a template was filled in elsewhere, gets no
+        other.
+        """
+        return tuple(self._with_one_bos(self.pieces([text], is_whole=True)[0]).ids)
 
     def encode_chat(self, messages: Messages) -> tuple[int, ...]:
         """A conversation whose next turn is the model's.
 
-        The tokenizer's template writes BOS itself where its model wants one. One that the user
-        gave may leave it out, and then gets what any text gets.
+        Raises:
+          UserError: no template, or one that refuses these messages.
+        """
+        return tuple(self.chat_pieces(self.chat_text(messages)).ids)
+
+    def chat_text(self, messages: Messages, *, is_asking: bool = True) -> str:
+        """A conversation as the chat template writes it.
+
+        Args:
+          is_asking: whether the next turn is the model's, so that its beginning is written too.
 
         Raises:
           UserError: no template, or one that refuses these messages.
         """
-        if not self.has_chat_template:
+        if self.template is None:
             raise UserError(
                 "the tokenizer has no chat template: expected a single turn; give one turn a line, "
                 "or a template with --set chat_template=..."
             )
         try:
-            text = self.hf.apply_chat_template(
-                list(messages),
-                chat_template=self.own_template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+            return _filled(self.template, messages, is_asking=is_asking, names=self.names)
         except Exception as error:  # a template is a program: it raises what it likes
             raise UserError(
                 f"the chat template cannot be filled in: {_first_line(error)}"
             ) from None
-        starts_itself = str(text).startswith(self.hf.bos_token or "\0")
-        adds_special = self.own_template is not None and not starts_itself
-        return tuple(self.hf(text, add_special_tokens=adds_special).input_ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of tokens, special ones left out; nothing is cleaned up."""
-        backend = getattr(self.hf, "backend_tokenizer", None)
-        if backend is not None:
-            return backend.decode(list(ids), skip_special_tokens=True)
-        return self.hf.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+    def chat_pieces(self, text: str) -> Pieces:
+        """The tokens of what `chat_text` wrote.
+
+        The tokenizer's template writes BOS itself where its model wants one. One that the user
+        gave may leave it out, and then gets what any text gets.
+        """
+        pieces, before = self.pieces([text])[0], self.vocabulary.before
+        if self.is_own_template and tuple(pieces.ids[: len(before)]) != before:
+            pieces = Pieces([*before, *pieces.ids], [(0, 0)] * len(before) + pieces.spans)
+        return self._with_one_bos(pieces)
+
+    def pieces(self, texts: Sequence[str], *, is_whole: bool = False) -> list[Pieces]:
+        """Tokens of some texts, and the characters that they stand for.
+
+        Args:
+          is_whole: add what belongs around a text, such as BOS; else they are taken as they stand.
+
+        Raises:
+          UserError: half of a surrogate pair, which is no text.
+        """
+        try:
+            "".join(texts).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                "not valid Unicode: half of a surrogate pair; give whole characters"
+            ) from None
+        return self.vocabulary.encode(texts, is_whole=is_whole)
+
+    def _with_one_bos(self, pieces: Pieces) -> Pieces:
+        """Without the second BOS, and all after it, where a text begins with several."""
+        bos = list(self.vocabulary.before) or [i for i in (self.bos_id,) if i is not None]
+        n, extra = len(bos), 0
+        while n and pieces.ids[extra : extra + 2 * n] == bos * 2:
+            extra += n
+        return Pieces(pieces.ids[extra:], pieces.spans[extra:])
+
+    def decode(self, ids: Sequence[int], *, with_special: bool = False) -> str:
+        """Text of tokens, special ones left out unless wanted; nothing is cleaned up."""
+        if not with_special:
+            ids = [i for i in ids if i not in self.special_ids]
+        return self.vocabulary.decode(ids)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name; None where there is no such token."""
+        return self.vocabulary.id_of(token)
 
     def token(self, token_id: int) -> str:
         """The vocabulary's name of one token, for tables."""
-        return str(self.hf.convert_ids_to_tokens(token_id))
+        return str(self.vocabulary.token(token_id))
+
+
+def _filled(template: str, messages: Messages, *, is_asking: bool, names: Mapping[str, str]) -> str:
+    with quiet_transformers():
+        from transformers.utils.chat_template_utils import render_jinja_template
+    variables: dict[str, Any] = dict(names)
+    texts, _ = render_jinja_template(
+        [[dict(message) for message in messages]],
+        chat_template=template,
+        add_generation_prompt=is_asking,
+        **variables,
+    )
+    return str(texts[0])
 
 
 def load_tokenizer(folder: Path | None, chat_template: str | None = None) -> Tokenizer | None:
     """The tokenizer of a checkpoint directory; None where it has no tokenizer files.
+
+    Args:
+      chat_template: Jinja, a file of it, or the name of one of the tokenizer's templates.
 
     Raises:
       UserError: files that are there and cannot be read.
@@ -107,50 +192,82 @@ def load_tokenizer(folder: Path | None, chat_template: str | None = None) -> Tok
         return None
     for name in (*_FILES, "tokenizer_config.json"):
         check_not_pointer(folder / name)
+    files = TokenizerFiles(folder)
     try:
-        with quiet_transformers():
-            hf = _load(folder)
+        vocabulary = _load(folder, files)
+        special = [vocabulary.id_of(token.text) for token in files.added if token.is_special]
+    except UserError:
+        raise
     except Exception as error:  # tokenizer files are read by three libraries, each with its errors
         raise UserError(
             f"{folder}: the tokenizer cannot be read ({_first_line(error)}); restore its files, or "
             "remove them and give prompt_tokens"
         ) from None
-    special_ids = {i for i, token in hf.added_tokens_decoder.items() if token.special}
-    return Tokenizer(hf, chat_template, _byte_ids(hf), frozenset(special_ids))
+    tokenizer = Tokenizer(
+        vocabulary=vocabulary,
+        names=_special_names(vocabulary, files),
+        template=chosen_template(chat_template, files.templates),
+        is_own_template=chat_template is not None and chat_template not in files.templates,
+        special_ids=vocabulary.special_ids | {i for i in special if i is not None},
+    )
+    _tell_what_is_overruled(tokenizer, files)
+    return tokenizer
 
 
-def _byte_ids(hf: Any) -> frozenset[int]:
-    backend = getattr(hf, "backend_tokenizer", None)
-    if backend is None:
-        return frozenset()
-    ids = [backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-    return frozenset(i for i in ids if i is not None)
+def _special_names(vocabulary: Vocabulary, files: TokenizerFiles) -> dict[str, str]:
+    """By role: as the tokenizer's files say, else the vocabulary, else the model's config by id.
+
+    A role that `tokenizer_config.json` sets to null has no token.
+    """
+    by_id = {role: vocabulary.token(token_id) or "" for role, token_id in files.model_ids.items()}
+    found = by_id | vocabulary.names | files.special
+    empty = files.config.keys() - files.special.keys()
+    return {role: name for role, name in found.items() if name and role not in empty}
 
 
-def _load(folder: Path) -> Any:
-    from jspec.infer import sentencepiece
+def _load(folder: Path, files: TokenizerFiles) -> Vocabulary:
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer as Backend
 
-    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
-        model = sentencepiece.read_model(folder / "tokenizer.model")
-        if model is not None:
-            return sentencepiece.load_tokenizer(folder, model)
-    from transformers import AutoTokenizer
+        return JsonVocabulary(Backend.from_file(str(folder / "tokenizer.json")))
+    if (folder / "tokenizer.model").is_file():
+        from jspec.infer.sentencepiece import SentencePieceVocabulary, read_model
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return SentencePieceVocabulary(read_model(folder / "tokenizer.model"), files)
+    with quiet_transformers():
+        from transformers import AutoTokenizer
+
+        hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return JsonVocabulary(hf.backend_tokenizer)
+
+
+def _tell_what_is_overruled(tokenizer: Tokenizer, files: TokenizerFiles) -> None:
+    """Says where `tokenizer_config.json` wants what `tokenizer.json` does not do."""
+    if not (files.folder / "tokenizer.json").is_file():
+        return
+    around = {"bos": tokenizer.vocabulary.before, "eos": tokenizer.vocabulary.after}
+    for role, ids in around.items():
+        wanted = files.config.get(f"add_{role}_token")
+        if isinstance(wanted, bool) and wanted != bool(ids):
+            does = "adds" if ids else "does not add"
+            _logger.warning(
+                f"{files.folder}: tokenizer.json {does} {role.upper()} to a text, and decides; "
+                f"add_{role}_token of tokenizer_config.json is not obeyed"
+            )
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without advice on the terminal: jspec says what matters itself."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(CRITICAL)
+    before = their_logging.get_verbosity()
+    their_logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        their_logging.set_verbosity(before)
 
 
 def import_transformers_without_torch() -> None:
@@ -169,110 +286,6 @@ def import_transformers_without_torch() -> None:
         _ = transformers.AutoTokenizer
     finally:
         del sys.modules["torch"]
-
-
-# --- text that grows -----------------------------------------------------------------------------
-
-
-class TextStream:
-    """The text of one answer while its tokens arrive.
-
-    Tokens are taken one by one, so that neither the text nor where it stops depends on how many
-    arrive at a time.
-
-    Args:
-      stop_ids: tokens that end the answer; they have no text.
-      stops: texts that end the answer; they are not part of it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, stop_ids: Iterable[int], stops: Sequence[str] = ()):
-        self._tokenizer = tokenizer
-        self._silent_ids = tokenizer.special_ids | frozenset(stop_ids)
-        self._stops = tuple(stops)
-        self._longest_stop = max((len(stop) for stop in self._stops), default=0)
-        self._n_tokens = 0
-        # Tokens that have text; that of the first `_read` of them cannot change any more.
-        self._ids: list[int] = []
-        self._settled = ""
-        # Decoded again with every token: `_ids[_anchor:]`, which starts with `_prefix`.
-        self._anchor, self._read, self._prefix = 0, 0, ""
-        # Text of all tokens, and how much of it was handed out.
-        self._text, self._n_shown = "", 0
-        self._keep: int | None = None
-
-    def advance(self, tokens: Sequence[int]) -> int | None:
-        """Take all tokens so far; those seen before are skipped.
-
-        Returns:
-          How many tokens there are once a stop string is complete, else None.
-        """
-        for token in tokens[self._n_tokens :]:
-            if self._keep is not None:
-                break
-            self._n_tokens += 1
-            if token not in self._silent_ids:
-                self._ids.append(token)
-                self._extend()
-        return self._keep
-
-    def take(self) -> str:
-        """New text that will stay: whole characters, and nothing that may begin a stop string."""
-        if self._keep is not None:
-            end = len(self._text)
-        else:
-            end = len(self._settled) - self._held_back()
-        return self._hand_out(end)
-
-    def finish(self) -> str:
-        """The rest of the text; the answer has ended."""
-        return self._hand_out(len(self._text))
-
-    @property
-    def text(self) -> str:
-        """All of the text, the part included that cannot be shown yet."""
-        return self._text
-
-    def _hand_out(self, end: int) -> str:
-        new = self._text[self._n_shown : end]
-        self._n_shown = max(self._n_shown, end)
-        return new
-
-    def _extend(self) -> None:
-        """Decode with the newest token.
-
-        Decoding a whole answer for each token would be quadratic. A few tokens before the newest
-        are enough context, if they have text of their own and end with a whole character.
-        """
-        window = self._tokenizer.decode(self._ids[self._anchor :])
-        self._text = self._settled + window[len(self._prefix) :]
-        self._look_for_stop()
-        if self._keep is not None or window.endswith(REPLACEMENT):
-            return
-        if self._ids[-1] in self._tokenizer.byte_ids:
-            return  # one more byte may turn the whole run of bytes into something else
-        self._settled = self._text
-        newest = self._tokenizer.decode(self._ids[self._read :])
-        if newest:
-            self._anchor, self._prefix = self._read, newest
-        else:
-            self._prefix = window
-        self._read = len(self._ids)
-
-    def _look_for_stop(self) -> None:
-        start = max(0, len(self._settled) - self._longest_stop + 1)
-        places = [self._text.find(stop, start) for stop in self._stops]
-        found = [place for place in places if place >= 0]
-        if found:
-            self._text = self._text[: min(found)]
-            self._keep = self._n_tokens
-
-    def _held_back(self) -> int:
-        """Length of the longest end of the settled text that could begin a stop string."""
-        for length in range(min(self._longest_stop - 1, len(self._settled)), 0, -1):
-            end = self._settled[-length:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return length
-        return 0
 
 
 def _first_line(error: Exception) -> str:

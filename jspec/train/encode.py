@@ -46,23 +46,19 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, loss_on: str) -> l
         text, learnt = _render(row, tokenizer, loss_on)
         texts.append(text)
         spans.append(learnt)
-    encoded = tokenizer.hf(
-        texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
-    parts = zip(rows, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+    parts = zip(rows, tokenizer.pieces(texts), spans, strict=True)
     return [
-        _given(row, tokenizer) if row.tokens else _with_weights(ids, offsets, learnt)
-        for row, ids, offsets, learnt in parts
+        _given(row, tokenizer) if row.tokens else _with_weights(pieces.ids, pieces.spans, learnt)
+        for row, pieces, learnt in parts
     ]
 
 
 def _render(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple[int, int]]]:
     """The text of a row, and which of its characters are learnt."""
-    hf = tokenizer.hf
     if row.tokens:
         return "", []
     if row.text is not None:
-        text = f"{hf.bos_token or ''}{row.text}{hf.eos_token or ''}"
+        text = f"{tokenizer.bos_token or ''}{row.text}{tokenizer.eos_token or ''}"
         return text, [(0, len(text))]
     if not tokenizer.has_chat_template:
         raise UserError(
@@ -90,27 +86,19 @@ def _render(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tup
 def _fill_in(row: Row, n: int, tokenizer: Tokenizer, *, is_asking: bool = False) -> str:
     """The first `n` turns as the chat template writes them, with BOS as in decoding."""
     try:
-        [text] = tokenizer.hf.apply_chat_template(
-            [list(row.messages[:n])],  # in a list, because it takes no conversation without turns
-            tokenize=False,
-            add_generation_prompt=is_asking,
-            chat_template=tokenizer.own_template,
-        )
-    except Exception as error:  # a template is a program: it raises what it likes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"row {row.id}: the chat template cannot be filled in ({reason}); change the row or "
-            "the template"
-        ) from None
-    bos = tokenizer.hf.bos_token
-    is_bare = tokenizer.own_template is not None and bos and not text.startswith(bos)
-    return bos + text if is_bare else text
+        text = tokenizer.chat_text(row.messages[:n], is_asking=is_asking)
+    except UserError as error:
+        raise UserError(f"row {row.id}: {error}; change the row or the template") from None
+    bos = tokenizer.bos_token
+    if tokenizer.is_own_template and bos is not None and not text.startswith(bos):
+        return bos + text
+    return text
 
 
 def _given(row: Row, tokenizer: Tokenizer) -> Encoded:
-    if max(row.tokens) >= len(tokenizer.hf):
+    if max(row.tokens) >= tokenizer.n_ids:
         raise UserError(
-            f"row {row.id} has token {max(row.tokens)}, the tokenizer {len(tokenizer.hf)} entries; "
+            f"row {row.id} has token {max(row.tokens)}, the tokenizer {tokenizer.n_ids} entries; "
             "it was written with another tokenizer"
         )
     return Encoded(np.asarray(row.tokens, np.int32), np.ones(len(row.tokens), np.float32))

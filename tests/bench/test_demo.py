@@ -159,7 +159,7 @@ def test_openings_are_held_out_and_short(module, folder):
         assert all(is_held_out(one.row_id, 0.02) for one in found)
         assert found == heldout.openings(path, tokenizer, count=3, seed=0)
         assert found != heldout.openings(path, tokenizer, count=3, seed=1)
-        bos = tokenizer.hf.bos_token_id
+        bos = tokenizer.bos_id
         assert all(one.tokens[0] == bos and bos not in one.tokens[1:] for one in found)
     chat = heldout.openings(folder / "data" / "chats.jsonl", tokenizer, count=1, seed=0)[0]
     assert tokenizer.decode(chat.tokens).startswith("[user]row")

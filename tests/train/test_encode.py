@@ -34,7 +34,7 @@ def talk(*turns: str) -> Row:
 
 def raw(tokenizer, ids) -> str:
     """Text of tokens, special ones too."""
-    return tokenizer.hf.decode(list(ids), clean_up_tokenization_spaces=False)
+    return tokenizer.decode(ids, with_special=True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,7 +91,7 @@ def test_no_rows_are_no_rows(tokenizer):
 
 
 def with_template(tokenizer, template: str):
-    return dataclasses.replace(tokenizer, own_template=template)
+    return dataclasses.replace(tokenizer, template=template, is_own_template=True)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
@@ -111,7 +111,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
 
 def test_a_template_that_refuses_a_row_names_it(tokenizer):
     refusing = with_template(tokenizer, "{{ raise_exception('no system\nplease') }}")
-    with pytest.raises(UserError, match="row talk: .*filled in .no system.;") as caught:
+    with pytest.raises(UserError, match="row talk: .*filled in: .*no system; ") as caught:
         encode_rows([talk("a")], refusing, loss_on="all")
     assert "\n" not in str(caught.value)
 

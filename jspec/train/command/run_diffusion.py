@@ -23,7 +23,7 @@ def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> in
     causal, start = starting_model(config, tokenizer, load_model)
     mask_id = mask_id_of(config, tokenizer)
     teacher = teacher_of(config, causal.config.vocab_size, mask_id=mask_id)
-    model, start = diffusion_model(config, causal, start, mask_id=mask_id, n_ids=len(tokenizer.hf))
+    model, start = diffusion_model(config, causal, start, mask_id=mask_id, n_ids=tokenizer.n_ids)
     trainable = trainable_of(
         model,
         start,
@@ -38,4 +38,5 @@ def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> in
 
 def mask_id_of(config: DiffusionConfig, tokenizer: Tokenizer) -> int:
     """The tokenizer's id of the mask token, or the first id that it does not use."""
-    return tokenizer.hf.get_vocab().get(config.mask_token, len(tokenizer.hf))
+    found = tokenizer.id_of(config.mask_token)
+    return tokenizer.n_ids if found is None else found

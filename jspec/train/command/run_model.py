@@ -113,7 +113,7 @@ def tokenizer_of(config: LanguageModelConfig) -> Tokenizer:
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """The ids that begin and end a text, by their names in `config.json`."""
-    return {"bos_token_id": tokenizer.hf.bos_token_id, "eos_token_id": tokenizer.hf.eos_token_id}
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
 
 
 def starting_model(
@@ -130,7 +130,7 @@ def starting_model(
         target = load(config.init_from)
         _check_vocabulary(target.model.config, tokenizer)
         return target.model, target.params
-    model = model_of(config.model, vocab_size=len(tokenizer.hf))
+    model = model_of(config.model, vocab_size=tokenizer.n_ids)
     decoder = model.config
     _check_vocabulary(decoder, tokenizer)
     if decoder.max_positions < config.data.length:
@@ -142,9 +142,9 @@ def starting_model(
 
 
 def _check_vocabulary(decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
-    if decoder.vocab_size < len(tokenizer.hf):
+    if decoder.vocab_size < tokenizer.n_ids:
         raise UserError(
-            f"the tokenizer has {len(tokenizer.hf)} entries, the model only {decoder.vocab_size}; "
+            f"the tokenizer has {tokenizer.n_ids} entries, the model only {decoder.vocab_size}; "
             "raise model.vocab_size"
         )
 

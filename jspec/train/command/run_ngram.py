@@ -60,7 +60,7 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
         model = estimate(
             (text.tokens for texts in counted.values() for text in texts),
             order=config.order,
-            vocab_size=len(tokenizer.hf),
+            vocab_size=tokenizer.n_ids,
             begin=begin_of(tokenizer),
             prune=config.prune,
         )
@@ -72,7 +72,7 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
         facts={"prune": config.prune},
     )
     if config.arpa:
-        write_arpa(directory / ARPA_FILE, model, end=tokenizer.hf.eos_token_id)
+        write_arpa(directory / ARPA_FILE, model, end=tokenizer.eos_id)
     recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (directory / RECIPE_FILE).write_text(recipe, encoding="utf-8")
     lengths = ", ".join(f"{len(grams):,} {n}-grams" for n, grams in enumerate(model.grams, 1))
@@ -99,7 +99,7 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
 
 def begin_of(tokenizer: Tokenizer) -> int | None:
     """The id that begins texts and does nothing else."""
-    bos, eos = tokenizer.hf.bos_token_id, tokenizer.hf.eos_token_id
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
     return None if bos == eos else bos
 
 

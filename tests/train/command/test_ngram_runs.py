@@ -48,11 +48,11 @@ def test_a_run_leaves_a_model_of_the_texts_that_are_not_held_out(
     assert main([*arguments, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
     model = read_ngram(tmp_path / "out/model", tokenizer=tokenizer_folder)
-    assert (model.order, model.begin, model.vocab_size) == (3, 0, len(tokenizer.hf))
+    assert (model.order, model.begin, model.vocab_size) == (3, 0, tokenizer.n_ids)
 
     rows = [json.loads(line) for line in corpus.read_text().splitlines()]
     tokens = {
-        row["id"]: row.get("tokens") or [*tokenizer.encode(row["text"]), tokenizer.hf.eos_token_id]
+        row["id"]: row.get("tokens") or [*tokenizer.encode(row["text"]), tokenizer.eos_id]
         for row in rows
     }
     learnt = [ids for key, ids in tokens.items() if not is_held_out(key, 0.2)]
@@ -69,7 +69,7 @@ def test_a_run_leaves_a_model_of_the_texts_that_are_not_held_out(
     assert found == {"mine": pytest.approx(math.exp(-logprobs.mean()), rel=1e-4)}
 
     arpa = tmp_path / "out/model.arpa"
-    end = tokenizer.hf.eos_token_id
+    end = tokenizer.eos_id
     read = read_arpa(arpa, vocab_size=model.vocab_size, begin=0, end=end)
     assert np.array_equal(read.grams[-1].keys, expected.grams[-1].keys)
     resolved = yaml.safe_load((tmp_path / "out/config.yaml").read_text())

@@ -1,0 +1,178 @@
+"""What the files beside a vocabulary say: special tokens, options, and the chat template.
+
+`tokenizer.json` or `tokenizer.model` alone decide how text is split. `tokenizer_config.json` names
+a class too, which is not asked for: published files often name one that splits otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from jspec.errors import UserError
+from jspec.text_files import read_json_object, read_text
+
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+MARKS = ("{{", "{%", "{#")
+"""A text without any of these is no template."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in a text before the text is split.
+
+    Attributes:
+      id: None where the files do not give it.
+      takes_left, takes_right: whether white space beside it belongs to it.
+      is_word: it counts only between spaces.
+    """
+
+    text: str
+    id: int | None
+    is_special: bool
+    takes_left: bool = False
+    takes_right: bool = False
+    is_word: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFiles:
+    """The files of one checkpoint directory that may say something of its tokenizer."""
+
+    folder: Path
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        return self._json("tokenizer_config.json")
+
+    @functools.cached_property
+    def special(self) -> dict[str, str]:
+        """Special tokens by role, such as `bos_token`, as chat templates want them."""
+        older = self._json("special_tokens_map.json")
+        found = {}
+        for role in (f"{name}_token" for name in ROLES):
+            text = _content(self.config[role] if role in self.config else older.get(role))
+            if text:
+                found[role] = text
+        return found
+
+    @property
+    def model_ids(self) -> dict[str, int]:
+        """Ids of BOS and EOS by role as the model's own config says."""
+        model = self._json("config.json")
+        ids = {role: model.get(f"{role}_id") for role in ("bos_token", "eos_token")}
+        first = {role: i[0] if isinstance(i, list) and i else i for role, i in ids.items()}
+        return {role: i for role, i in first.items() if type(i) is int and i >= 0}
+
+    @functools.cached_property
+    def added(self) -> list[AddedToken]:
+        """Every token that the files name apart from the vocabulary, the ones with an id first."""
+        found = {}
+        decoder = self.config.get("added_tokens_decoder")
+        for token_id, entry in (decoder if isinstance(decoder, dict) else {}).items():
+            text = _content(entry)
+            if text and str(token_id).isdecimal():
+                found[text] = _added(text, int(token_id), entry)
+        for text, token_id in self._json("added_tokens.json").items():
+            if type(token_id) is int and text:
+                found.setdefault(text, AddedToken(text, token_id, is_special=False))
+        for text in (*self.special.values(), *self._additional()):
+            known = found.get(text) or AddedToken(text, None, is_special=True)
+            found[text] = dataclasses.replace(known, is_special=True)
+        return list(found.values())
+
+    def _additional(self) -> list[str]:
+        """Special tokens without a role."""
+        older = self._json("special_tokens_map.json")
+        found = []
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            entries = self.config.get(key, older.get(key)) or []
+            entries = entries.values() if isinstance(entries, dict) else entries
+            found += [_content(entry) for entry in entries]
+        return [text for text in found if text]
+
+    @functools.cached_property
+    def templates(self) -> dict[str, str]:
+        """Chat templates by name; the one that is used unless another is named is `default`."""
+        folder, found = self.folder / "additional_chat_templates", {}
+        if folder.is_dir():
+            found = {path.stem: read_text(path) for path in sorted(folder.glob("*.jinja"))}
+        if (self.folder / "chat_template.jinja").is_file():
+            return found | {"default": read_text(self.folder / "chat_template.jinja")}
+        given = self.config.get("chat_template")
+        if given is None:
+            given = self._json("chat_template.json").get("chat_template")
+        return found | self._named(given)
+
+    def _named(self, given: Any) -> dict[str, str]:
+        if isinstance(given, list):
+            pairs = [each for each in given if isinstance(each, dict)]
+            given = {str(each.get("name")): each.get("template") for each in pairs}
+        named = given if isinstance(given, dict) else {"default": given} if given else {}
+        if not all(isinstance(text, str) for text in named.values()):
+            raise UserError(
+                f"{self.folder}: chat_template: expected Jinja text, or a list of name and template"
+            )
+        return named
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return read_json_object(path) if path.is_file() else {}
+
+
+def chosen_template(given: str | None, templates: dict[str, str]) -> str | None:
+    """The chat template to use: the user's, or the tokenizer's.
+
+    Args:
+      given: Jinja text, a file of it, or the name of one of `templates`.
+
+    Raises:
+      UserError: a text that is none of these.
+    """
+    if given is None:
+        if "default" in templates or not templates:
+            return templates.get("default")
+        names = ", ".join(templates)
+        return f"{{{{ raise_exception('there are several ({names}); give chat_template') }}}}"
+    if given in templates:
+        return templates[given]
+    if any(mark in given for mark in MARKS):
+        return given
+    path = Path(given)
+    if not _is_file(path):
+        names = f", or one of {', '.join(templates)}" if templates else ""
+        raise UserError(
+            f"chat_template: expected Jinja with {{{{ or {{%, or a file of it{names}, given "
+            f"{given[:60]!r}"
+        )
+    text = read_text(path, "chat_template")
+    if not any(mark in text for mark in MARKS):
+        raise UserError(f"chat_template {path}: no Jinja in it; expected {{{{ or {{% somewhere")
+    return text
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return False
+
+
+def _content(entry: Any) -> str | None:
+    """A token is a text, or an object that has one."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
+
+
+def _added(text: str, token_id: int, entry: Any) -> AddedToken:
+    flags = entry if isinstance(entry, dict) else {}
+    return AddedToken(
+        text,
+        token_id,
+        is_special=flags.get("special") is True,
+        takes_left=flags.get("lstrip") is True,
+        takes_right=flags.get("rstrip") is True,
+        is_word=flags.get("single_word") is True,
+    )
