@@ -161,7 +161,7 @@ def load_text(
         raise UserError(f"two corpora are called {twice[0]!r}; rename one of the files")
     train, tests = {}, {}
     for source, name in zip(sources, names, strict=True):
-        key = _key(source, tokenizer_folder, length, held_out, loss_on, chat_template)
+        key = _key(source, tokenizer_folder, length, held_out, loss_on, tokenizer.template)
         packed = _cached(cache, name, key)
         if packed is None:
             logger.info("packing %s", source)

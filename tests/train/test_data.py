@@ -162,12 +162,15 @@ def test_the_cache_knows_text_tokenizer_and_settings(tmp_path, tokenizer_folder)
     load([path], folder, cache=cache, length=20)
     load([path], folder, cache=cache, held_out=0.3)
     load([path], folder, cache=cache, loss_on="assistant")
-    load([path], folder, cache=cache, chat_template="x")
+    own = tmp_path / "own.jinja"
+    for text in ("{{ 'x' }}", "{{ 'y' }}"):
+        own.write_text(text)
+        load([path], folder, cache=cache, chat_template=str(own))
     (folder / "chat_template.jinja").write_text("another")
     load([path], folder, cache=cache)
     os.utime(path, ns=(1, 1))
     load([path], folder, cache=cache)
-    assert len(list(cache.iterdir())) == 7
+    assert len(list(cache.iterdir())) == 8
 
 
 def test_mistakes_are_one_line(tmp_path, tokenizer_folder):
