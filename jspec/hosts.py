@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -148,6 +149,18 @@ def check_same(**given: Any) -> None:
                 f"host {others[0]} and host 0 differ in their {name.replace('_', ' ')}; give the "
                 "same command on all hosts, with the same files"
             )
+
+
+def from_first(value: T) -> T:
+    """What the first host has, on all of them. It must be plain JSON."""
+    if not are_joined():
+        return value
+    from jax.experimental import multihost_utils
+
+    data = json.dumps(value).encode() if is_first() else b""
+    size = int(_of_all_hosts(np.int64(len(data)).astype(np.int32))[0])
+    sent = np.frombuffer(data.ljust(size, b" ")[:size], np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))))
 
 
 def _of_all_hosts(value: np.generic | np.ndarray) -> np.ndarray:

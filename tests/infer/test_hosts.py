@@ -8,6 +8,11 @@ import json
 import numpy as np
 import pytest
 
+from jspec.infer.answers import Generation, Stats
+from jspec.infer.command.cli import make_config, make_parser, read_prompts
+from jspec.infer.command.kept import Kept
+from jspec.infer.command.log import Log
+from jspec.infer.command.session import make_plan
 from jspec.infer.engine import Engine
 from jspec.infer.programs import Programs
 from jspec.law import Mode
@@ -122,27 +127,34 @@ def untimed(answer: dict) -> dict:
     return answer | {"stats": stats}
 
 
-def test_the_command_says_on_the_first_host_what_one_process_says():
-    asked = (
-        *ASKED,
-        "--json",
-        "--drafter",
-        "prompt-lookup",
-        "--prompt",
-        "A taxi.",
-        "Hotels in Napa?",
-    )
-    alone = (*asked, "--set", "temperature=0.7")
-    first, second, one = run_together(
-        [*as_hosts(*alone, *MESH, "--hosts"), alone], environment=ENVIRONMENT
-    )
+def keep_one_answer(path, words: tuple[str, ...]) -> None:
+    """As an earlier start of this command would have, to the first of its prompts."""
+    args = make_parser().parse_args(words)
+    config = make_config(args)
+    plan = make_plan(config, read_prompts(args, config))
+    kept = Kept(path, plan, Log())
+    made_up = Generation(tokens=(5,), text="x", stop_reason="max_tokens", stats=Stats())
+    kept.add(plan.turns[0], made_up, None)
+    kept.close()
+
+
+def test_the_command_says_on_the_first_host_what_one_process_says(tmp_path):
+    asked = (*ASKED[2:], "--json", "--drafter", "prompt-lookup", "--set", "temperature=0.7")
+    asked = (*asked, "--prompt", "There before.", "A taxi.", "Hotels in Napa?")
+    keep_one_answer(tmp_path / "hosts.jsonl", asked)
+    keep_one_answer(tmp_path / "alone.jsonl", asked)
+    hosts = (*ASKED[:2], *asked, "--output", tmp_path / "hosts.jsonl", *MESH, "--hosts")
+    alone = (*ASKED[:2], *asked, "--output", tmp_path / "alone.jsonl")
+    first, second, one = run_together([*as_hosts(*hosts), alone], environment=ENVIRONMENT)
     assert (first.code, second.code, one.code) == (0, 0, 0), first.err + second.err
     answers, summary = records(first)
     wanted, of_one = records(one)
     assert [untimed(each) for each in answers] == [untimed(each) for each in wanted]
     assert summary["stats"]["new_tokens"] == of_one["stats"]["new_tokens"] == 24
     assert (summary["run"]["hosts"], summary["run"]["devices"]) == (HOSTS, HOSTS * DEVICES)
-    assert second.out == ""
+    assert second.out == "" and summary["answered_before"] == 1
+    kept = [json.loads(line) for line in (tmp_path / "hosts.jsonl").read_text().splitlines()]
+    assert [record["tokens"] for record in kept] == [[5], *(each["tokens"] for each in answers)]
 
 
 def test_hosts_that_were_not_asked_the_same_are_refused():

@@ -84,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="an object a line for every answer, and last a summary with the resolved config",
     )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="also keep every answer in FILE, an object a line, as soon as it ends; started again, "
+        "the same command answers only what is not there yet",
+    )
     for name, field in InferConfig.model_fields.items():
         if name not in _NO_FLAG:
             _add_flag(parser, name, field)
@@ -243,6 +249,6 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
         from jspec.infer.command.run import run
 
         with at_work(owns_process=owns_process):
-            return run(config, conversations, as_json=args.json)
+            return run(config, conversations, as_json=args.json, output=args.output)
 
     return exit_code(command)

@@ -10,10 +10,10 @@ from jspec.errors import UserError
 from jspec.infer.answers import Generation, Piece
 from jspec.infer.command.compare import Comparison, compare
 from jspec.infer.command.interrupts import interrupts, stop_wish
+from jspec.infer.command.kept import Kept
 from jspec.infer.command.log import Log
 from jspec.infer.command.output import InOrder, Printer
 from jspec.infer.command.progress import Progress
-from jspec.infer.command.prompts import Conversation
 from jspec.infer.command.report import Turn
 from jspec.infer.command.session import Session
 from jspec.infer.request import Request
@@ -44,6 +44,7 @@ class Outcome:
 def converse(
     session: Session,
     printer: Printer,
+    kept: Kept,
     outcome: Outcome,
     log: Log,
     progress: Progress,
@@ -53,31 +54,38 @@ def converse(
     All first turns are answered, then all second ones, so that batches are full.
 
     Args:
+      kept: has the answers of earlier starts, which are not given again, and takes the new ones.
       outcome: filled while answers come, so that an interrupted run keeps what it has.
       progress: told what every chunk and every answer took.
     """
     turns = list(session.plan.turns)
     said: list[list[str]] = [[] for _ in turns]
     while turns:
-        answers = _answer_turns(session, turns, printer, outcome, progress)
+        known = [kept.known(turn) for turn in turns]
+        asked = [turn for turn, answer in zip(turns, known, strict=True) if answer is None]
+        new = iter(_answer_turns(session, asked, printer, kept, outcome, progress))
+        answers = [next(new) if answer is None else answer for answer in known]
         next_turns, next_said = [], []
         for turn, texts, generation in zip(turns, said, answers, strict=True):
-            is_over = generation.stop_reason == StopReason.BAD_LOGITS.label or not generation.tokens
-            if is_over or turn.number >= turn.conversation.n_turns:
+            if is_last(turn, generation):
                 continue
             texts = [*texts, generation.text or ""]
-            following = _next_turn(session, turn.conversation, texts, log)
+            following = _next_turn(session, turn, texts, log)
             if following is not None:
                 next_turns.append(following)
                 next_said.append(texts)
         turns, said = next_turns, next_said
 
 
-def _next_turn(
-    session: Session, conversation: Conversation, said: Sequence[str], log: Log
-) -> Turn | None:
+def is_last(turn: Turn, generation: Generation) -> bool:
+    """Whether no turn follows this answer."""
+    is_over = generation.stop_reason == StopReason.BAD_LOGITS.label or not generation.tokens
+    return is_over or turn.number >= turn.conversation.n_turns
+
+
+def _next_turn(session: Session, turn: Turn, said: Sequence[str], log: Log) -> Turn | None:
     """The prompt after some answers; None where the chat template refuses them."""
-    number = len(said) + 1
+    conversation, number = turn.conversation, len(said) + 1
     try:
         tokens = session.plan.reader.next_tokens(conversation, said)
     except UserError as error:
@@ -88,13 +96,14 @@ def _next_turn(
             f"{conversation.where}: turn {number} has no room: its prompt has {len(tokens)} "
             f"tokens of {session.plan.reader.max_length}"
         )
-    return Turn(conversation=conversation, number=number, tokens=tokens)
+    return dataclasses.replace(turn, number=number, tokens=tokens)
 
 
 def _answer_turns(
     session: Session,
     turns: Sequence[Turn],
     printer: Printer,
+    kept: Kept,
     outcome: Outcome,
     progress: Progress,
 ) -> list[Generation]:
@@ -104,6 +113,7 @@ def _answer_turns(
 
     def end(place: int, generation: Generation, comparison: Comparison | None) -> None:
         answers[place] = generation
+        kept.add(turns[place], generation, comparison)
         outcome.add(turns[place], generation, comparison)
         in_order.end(place, generation, comparison)
         progress()

@@ -1,6 +1,7 @@
 """Ctrl-C as a fact: JAX may turn a KeyboardInterrupt that hits it inside into another error.
 
-On one host a Ctrl-C interrupts at once. Of several hosts none may leave alone, as the others would
+A termination signal, as `kill` and job schedulers send it, is taken as one. On one host it
+interrupts at once. Of several hosts none may leave alone, as the others would
 wait for it: there it is a wish, which all hear at the same place.
 """
 
@@ -18,6 +19,8 @@ from jspec.infer.command.compile_cache import keep_compiled_programs
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import say_error
 from jspec.infer.text import import_transformers_without_torch
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _is_asked = threading.Event()
 
@@ -39,8 +42,7 @@ def stop_wish() -> Callable[[], bool] | None:
 def interrupts() -> Iterator[None]:
     """Whatever error a Ctrl-C causes in here leaves as a KeyboardInterrupt.
 
-    Of several hosts the first one, or a termination signal, which JAX would only note there, is a
-    wish to stop; with the second this process is gone.
+    Of several hosts the first one is a wish to stop; with the second this process is gone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,8 +59,7 @@ def interrupts() -> Iterator[None]:
             os._exit(INTERRUPTED)
         ask_to_stop()
 
-    signals = (signal.SIGINT, signal.SIGTERM) if are_joined() else (signal.SIGINT,)
-    before = {number: signal.signal(number, press) for number in signals}
+    before = {number: signal.signal(number, press) for number in SIGNALS}
     try:
         yield
     except Exception as error:

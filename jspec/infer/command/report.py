@@ -27,11 +27,13 @@ class Turn:
     Attributes:
       conversation: it belongs to.
       number: 1 for the first turn.
+      position: of its conversation among all, from 1.
       tokens: its whole prompt, earlier turns included.
     """
 
     conversation: Conversation
     number: int
+    position: int
     tokens: tuple[int, ...]
 
     @property
@@ -110,6 +112,7 @@ def summary_record(
     total: Stats,
     n_prompts: int,
     n_answers: int,
+    n_before: int,
     is_complete: bool,
     comparison: Comparison | None = None,
 ) -> dict[str, Any]:
@@ -117,6 +120,7 @@ def summary_record(
     summary: dict[str, Any] = {
         "prompts": n_prompts,
         "answers": n_answers,
+        "answered_before": n_before,
         "complete": is_complete,
         "stats": stats_record(total),
     }

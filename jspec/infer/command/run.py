@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from logging import getLogger
+from pathlib import Path
 
 from jspec.config import InferConfig
 from jspec.hosts import agreed, check_same, is_first
+from jspec.infer.answers import Stats, total_stats
 from jspec.infer.command.compare import Comparison, total
-from jspec.infer.command.converse import Outcome, converse
+from jspec.infer.command.converse import Outcome, converse, is_last
 from jspec.infer.command.endings import INTERRUPTED
+from jspec.infer.command.kept import Kept
 from jspec.infer.command.log import Failure, Log
-from jspec.infer.command.output import JsonPrinter, Output, TextPrinter
+from jspec.infer.command.output import JsonPrinter, Output, Printer, TextPrinter
 from jspec.infer.command.prompts import Conversation, repeated_ids
 from jspec.infer.command.report import (
+    Turn,
     acceptance_line,
     comparison_line,
     compile_line,
@@ -21,11 +26,21 @@ from jspec.infer.command.report import (
     stats_line,
     summary_record,
 )
-from jspec.infer.command.session import Session, make_plan
+from jspec.infer.command.session import Plan, Session, make_plan
+from jspec.state import StopReason
 
 
-def run(config: InferConfig, conversations: Sequence[Conversation], *, as_json: bool) -> int:
+def run(
+    config: InferConfig,
+    conversations: Sequence[Conversation],
+    *,
+    as_json: bool,
+    output: str | None = None,
+) -> int:
     """Answer all prompts; returns the exit code.
+
+    Args:
+      output: a file that keeps the answers; those that it has already are not given again.
 
     Raises:
       UserError: found before anything has run.
@@ -34,46 +49,95 @@ def run(config: InferConfig, conversations: Sequence[Conversation], *, as_json: 
     log = Log()
     logger = getLogger("jspec")
     logger.addHandler(log)
+    kept = None
     try:
         plan = agreed(lambda: make_plan(config, conversations))
         check_same(**plan.essence)
+        kept = Kept(None if output is None else Path(output), plan, log)
         repeated = repeated_ids(conversations)
-        session = Session(plan, log)
+        broken, has_all = _earlier(plan, kept)
+        session = None if has_all else Session(plan, log)
         if repeated:
             log.warning(f"several prompts have the id {repeated[0]!r}; they keep their order")
-        return _answer_all(session, log, as_json)
+        return _answer_all(plan, session, kept, Outcome(broken=broken), log, as_json)
     finally:
+        if kept is not None:
+            kept.close()
         logger.removeHandler(log)
 
 
-def _answer_all(session: Session, log: Log, as_json: bool) -> int:
-    output, outcome = Output(), Outcome()
-    n_answers = sum(turn.conversation.n_turns for turn in session.plan.turns)
-    printer = (
-        JsonPrinter(output)
-        if as_json or not is_first()
-        else TextPrinter(output, log, session.plan.tokenizer, has_headings=n_answers > 1)
-    )
+def _earlier(plan: Plan, kept: Kept) -> tuple[list[Turn], bool]:
+    """Turns whose logits an earlier start found to be no numbers, and whether it answered all."""
+    broken, has_all = [], True
+    for turn in plan.turns:
+        while (generation := kept.known(turn)) is not None:
+            if generation.stop_reason == StopReason.BAD_LOGITS.label:
+                broken.append(turn)
+            if is_last(turn, generation):
+                break
+            turn = dataclasses.replace(turn, number=turn.number + 1)
+        has_all = has_all and generation is not None
+    return broken, has_all
+
+
+def _answer_all(
+    plan: Plan, session: Session | None, kept: Kept, outcome: Outcome, log: Log, as_json: bool
+) -> int:
+    output = Output()
+    n_answers = sum(turn.conversation.n_turns for turn in plan.turns)
     is_complete = True
-    streams_to_terminal = printer.in_pieces and output.is_terminal
-    with log.progress(n_answers, is_wanted=not streams_to_terminal) as progress:
-        try:
-            converse(session, printer, outcome, log, progress)
-        except KeyboardInterrupt:
-            is_complete = False
-    stats = session.answerer.stats([generation.stats for generation in outcome.generations])
-    comparison = _total_comparison(session, outcome)
+    if session is not None:
+        printer = _printer(plan, output, log, as_json, has_headings=n_answers > 1)
+        is_wanted = not (printer.in_pieces and output.is_terminal)
+        with log.progress(n_answers, is_wanted, done=len(kept)) as progress:
+            try:
+                converse(session, printer, kept, outcome, log, progress)
+            except KeyboardInterrupt:
+                is_complete = False
+    stats = _stats(plan, session, outcome)
+    comparison = total(outcome.comparisons, outcome.generations) if outcome.comparisons else None
     if as_json:
         record = summary_record(
-            config=session.plan.config,
+            config=plan.config,
             total=stats,
-            n_prompts=len(session.plan.turns),
+            n_prompts=len(plan.turns),
             n_answers=len(outcome.generations),
+            n_before=len(kept),
             is_complete=is_complete,
             comparison=comparison,
         )
         output.record(record)
-    if as_json or n_answers > 1:
+    if session is not None:
+        _tell(stats, comparison, log, is_total=as_json or n_answers > 1)
+    if len(kept):
+        log.note(f"{len(kept)} of {n_answers} answers were in {kept.path} before")
+    failure = output.failure or kept.failure
+    if failure is not None:
+        raise failure
+    if not is_complete:
+        done = f"{len(kept) + len(outcome.generations)} of {n_answers} answers"
+        goes_on = f", kept in {kept.path}; the same command goes on from there" if kept.path else ""
+        log.warning(f"interrupted after {done}{goes_on}")
+        return INTERRUPTED
+    _check(outcome.broken, kept.unexcused + (comparison.unexcused if comparison else 0), plan)
+    return 0
+
+
+def _printer(plan: Plan, output: Output, log: Log, as_json: bool, *, has_headings: bool) -> Printer:
+    if as_json or not is_first():
+        return JsonPrinter(output)
+    return TextPrinter(output, log, plan.tokenizer, has_headings=has_headings)
+
+
+def _stats(plan: Plan, session: Session | None, outcome: Outcome) -> Stats:
+    answers = [generation.stats for generation in outcome.generations]
+    if session is None:
+        return total_stats(answers, drafter=plan.config.drafter, rule=plan.config.rule)
+    return session.answerer.stats(answers)
+
+
+def _tell(stats: Stats, comparison: Comparison | None, log: Log, *, is_total: bool) -> None:
+    if is_total:
         log.note(f"total: {stats_line(stats)}")
         for line in (acceptance_line(stats), comparison and comparison_line(comparison)):
             if line:
@@ -82,31 +146,17 @@ def _answer_all(session: Session, log: Log, as_json: bool) -> int:
     warning = drafter_warning(stats)
     if warning:
         log.warning(warning)
-    if output.failure is not None:
-        raise output.failure
-    if not is_complete:
-        log.warning(f"interrupted after {len(outcome.generations)} of {n_answers} answers")
-        return INTERRUPTED
-    _check(outcome, comparison, session)
-    return 0
 
 
-def _total_comparison(session: Session, outcome: Outcome) -> Comparison | None:
-    if session.plain is None or not outcome.comparisons:
-        return None
-    return total(outcome.comparisons, outcome.generations)
-
-
-def _check(outcome: Outcome, comparison: Comparison | None, session: Session) -> None:
+def _check(broken: Sequence[Turn], n_unexcused: int, plan: Plan) -> None:
     """What makes a complete run a failure."""
-    if outcome.broken:
-        turn = outcome.broken[0]
-        more = f" (and {len(outcome.broken) - 1} more)" if len(outcome.broken) > 1 else ""
-        dtype = session.plan.config.dtype
-        hint = "; try --dtype float32" if dtype != "float32" else "; the weights may be damaged"
-        raise Failure(f"prompt {turn.name}{more}: the target's logits are not numbers{hint}")
-    if comparison is not None and comparison.unexcused:
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        is_exact = plan.config.dtype == "float32"
+        hint = "the weights may be damaged" if is_exact else "try --dtype float32"
+        raise Failure(f"prompt {broken[0].name}{more}: the target's logits are not numbers; {hint}")
+    if n_unexcused:
         raise Failure(
-            f"{comparison.unexcused} tokens differ from plain decoding by more than a near-tie; "
+            f"{n_unexcused} tokens differ from plain decoding by more than a near-tie; "
             "this is a fault of jspec, please report it"
         )

@@ -69,8 +69,8 @@ class Plan:
         return {
             "versions": (jspec.__version__, jax.__version__),
             "config": self.config.model_dump(exclude=paths),
-            "target": (self.decoder, _weight_files(self.directory)),
-            "drafter": self.drafter_directory and _weight_files(self.drafter_directory),
+            "target": (self.decoder, weight_files(self.directory)),
+            "drafter": self.drafter_directory and weight_files(self.drafter_directory),
             "prompts": [(turn.tokens, turn.conversation.settings) for turn in self.turns],
         }
 
@@ -140,7 +140,8 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
         vocab_size=decoder.vocab_size,
     )
     turns = tuple(
-        Turn(conversation=each, number=1, tokens=reader.tokens(each)) for each in conversations
+        Turn(conversation=each, number=1, position=position, tokens=reader.tokens(each))
+        for position, each in enumerate(conversations, start=1)
     )
     return Plan(
         config=config,
@@ -229,7 +230,7 @@ def _load(plan: Plan, mesh: Mesh) -> tuple[Target, LoadedDrafter]:
     return target, drafter
 
 
-def _weight_files(directory: Path) -> list[tuple[str, int]]:
+def weight_files(directory: Path) -> list[tuple[str, int]]:
     """Names and bytes of a checkpoint's weights."""
     files = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
     return sorted((file.name, file.stat().st_size) for file in files)

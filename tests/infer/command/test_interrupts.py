@@ -13,14 +13,15 @@ from jspec.infer.request import Request
 from jspec.testing.models import tiny_target
 
 
-def test_an_error_made_of_a_ctrl_c_leaves_as_one():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+def test_an_error_made_of_a_ctrl_c_leaves_as_one(number):
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), interrupts():
         try:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         except KeyboardInterrupt:
             raise ValueError("static arguments should be comparable") from None
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
 def test_an_error_without_a_ctrl_c_stays_what_it_is():

@@ -1,0 +1,256 @@
+"""`--output FILE`: answers are kept as they come, and a run that was cut off goes on from there.
+
+A line an answer, in the order in which they end: the record of `--json`, in front of it the
+`position` of its prompt among all of them, and behind it `prompt_digest` and `run`, which say what
+was answered and with what. A line is on the disk before the next answer is begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from jspec.config import Settings
+from jspec.errors import UserError
+from jspec.hosts import agreed, are_joined, from_first, is_first
+from jspec.infer.answers import Generation, Stats
+from jspec.infer.command.compare import Comparison
+from jspec.infer.command.interrupts import ask_to_stop
+from jspec.infer.command.log import Failure, Log
+from jspec.infer.command.report import Turn, answer_record
+from jspec.infer.command.session import Plan, weight_files
+from jspec.records import whole_records
+
+BEGINS = b'{"position": '
+"""The first bytes of every line, however little of it a cut has left."""
+
+PARTS: dict[str, type | UnionType] = {
+    "position": int,
+    "id": str | int,
+    "turn": int,
+    "tokens": list,
+    "text": str | None,
+    "stop_reason": str,
+    "settings": dict,
+    "prompt_digest": str,
+    "run": dict,
+}
+"""What every line has, and of which type."""
+
+EDGE = 2**16
+"""Bytes of a weight file's ends that tell it from others of its size."""
+
+_NO_MATTER = {"target", "target_digest", "drafter_path", "drafters", "batch_size", "mesh", "prompt"}
+"""Fields that may differ from start to start: no text depends on them, or a digest says more."""
+
+
+class Kept:
+    """The answers of a file; on several hosts the first one reads and writes it.
+
+    Args:
+      path: the file, made where it is not there; None keeps nothing.
+      plan: of this start.
+
+    Attributes:
+      unexcused: differences from plain decoding that earlier starts have found.
+      failure: why nothing more is kept, where several hosts have to stop together.
+
+    Raises:
+      UserError: a file of other prompts or models, of something else, or of a run that still goes.
+    """
+
+    def __init__(self, path: Path | None, plan: Plan, log: Log):
+        self.path, self.failure = path, None
+        self._descriptor: int | None = None
+        self._turns = plan.turns
+        self._made_with = made_with(plan) if path else {}
+        records = agreed(lambda: self._open(path, log) if path and is_first() else [])
+        records = from_first(records)
+        self.unexcused = sum(record.get("unexcused", 0) for record in records)
+        self._known = {(r["position"], r["turn"]): _generation(r) for r in records}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def known(self, turn: Turn) -> Generation | None:
+        """An answer of an earlier start."""
+        return self._known.get((turn.position, turn.number))
+
+    def add(self, turn: Turn, generation: Generation, comparison: Comparison | None) -> None:
+        """Write an answer; it is on the disk when this returns.
+
+        Raises:
+          Failure: it cannot be written; on several hosts that is kept, and all are asked to stop.
+        """
+        if self._descriptor is None or self.failure is not None:
+            return
+        record = {
+            "position": turn.position,
+            **answer_record(turn, generation, comparison),
+            "prompt_digest": _digest(self._turns[turn.position - 1]),
+            "run": self._made_with,
+        }
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            failure = Failure(
+                f"{self.path} cannot be written ({error.strerror}); the answers in it are safe, "
+                "and the same command goes on from there"
+            )
+            if not are_joined():
+                raise failure from None
+            self.failure = failure
+            ask_to_stop()
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self, path: Path, log: Log) -> list[dict[str, Any]]:
+        self._descriptor = _opened(path)
+        try:
+            records, end = _records(path)
+            for number, record in enumerate(records, start=1):
+                self._check(record, f"{path}, line {number}")
+        except UserError:
+            self.close()
+            raise
+        if end < os.fstat(self._descriptor).st_size:
+            os.ftruncate(self._descriptor, end)
+            log.warning(f"{path}: the last line was cut short; its prompt is answered again")
+        return records
+
+    def _check(self, record: dict[str, Any], where: str) -> None:
+        """Refuse an answer that this start would not give."""
+        ours = self._made_with
+        differ = [k for k in {**record["run"], **ours} if record["run"].get(k) != ours.get(k)]
+        position = record["position"]
+        turn = self._turns[position - 1] if 0 < position <= len(self._turns) else None
+        if turn is not None:
+            settings = _plain(turn.conversation.settings.model_dump())
+            differ += [key for key in settings if record["settings"].get(key) != settings[key]]
+        if differ:
+            raise UserError(
+                f"{where}: answered with other {', '.join(differ)}; give another --output, or the "
+                "command that it was made with"
+            )
+        if turn is None or record["prompt_digest"] != _digest(turn):
+            raise UserError(
+                f"{where}: prompt {position} (id {record['id']!r}) was another one when it was "
+                "answered; give another --output, or the same prompts, to which more may be added"
+            )
+
+
+def made_with(plan: Plan) -> dict[str, Any]:
+    """What texts depend on beside prompts and their settings: digests of weights, config fields.
+
+    Fields with their default value are left out, and long values are digests.
+    """
+    out = _NO_MATTER | set(Settings.model_fields)
+    given = plan.config.model_dump(mode="json", exclude=out, exclude_defaults=True)
+    given["drafter"] = plan.config.drafter
+    found = {"target": _weights_digest(plan.directory)}
+    if plan.drafter_directory:
+        found["drafter_path"] = _weights_digest(plan.drafter_directory)
+    return found | {name: _short(value) for name, value in given.items()}
+
+
+def _opened(path: Path) -> int:
+    """A file to append to, which no other run writes."""
+    try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"--output {path}: expected a file; it is something else")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--output {path}: cannot be written ({reason})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            f"--output {path}: another run is writing it; wait for its end, or give another file"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def _records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All answers of a file, and where they end; behind that there is at most a line cut short."""
+    known = list(whole_records(path))
+    found, end = [record for record, _ in known], known[-1][1] if known else 0
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read()
+    strange = next((i for i, each in enumerate(found) if not _is_answer(each)), len(found))
+    is_cut = b"\n" not in rest and (bool(found) or rest[: len(BEGINS)] == BEGINS[: len(rest)])
+    if strange < len(found) or not is_cut:
+        raise UserError(
+            f"{path}, line {strange + 1}: not an answer of jspec.infer; give another --output, or "
+            "take the line out"
+        )
+    return found, end
+
+
+def _is_answer(record: dict[str, Any]) -> bool:
+    return all(isinstance(record.get(name), kind) for name, kind in PARTS.items())
+
+
+def _generation(record: dict[str, Any]) -> Generation:
+    return Generation(
+        tokens=tuple(record["tokens"]),
+        text=record.get("text"),
+        stop_reason=record["stop_reason"],
+        stats=Stats(),
+    )
+
+
+# --- digests -------------------------------------------------------------------------------------
+
+
+def _digest(turn: Turn) -> str:
+    """Of a conversation as it was given, and of its first prompt's tokens."""
+    told = ("where", "settings")
+    each = turn.conversation
+    fields = {f.name: getattr(each, f.name) for f in dataclasses.fields(each) if f.name not in told}
+    return _hash(repr((fields, turn.tokens)).encode())
+
+
+def _weights_digest(directory: Path) -> str:
+    """Of a checkpoint: its configs, and the names, sizes and ends of its weight files."""
+    parts = []
+    for name in ("config.json", "generation_config.json"):
+        with contextlib.suppress(OSError):
+            parts.append((directory / name).read_bytes())
+    for name, size in weight_files(directory):
+        with (directory / name).open("rb") as file:
+            first = file.read(EDGE)
+            file.seek(max(size - EDGE, 0))
+            parts.append(repr((name, size, _hash(first + file.read()))).encode())
+    return _hash(b"\n".join(parts))
+
+
+def _short(value: Any) -> Any:
+    text = json.dumps(value)
+    return value if len(text) <= 80 else _hash(text.encode())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
