@@ -5,7 +5,7 @@
     for answer in jspec.generate(target, ["Once upon"], drafter=drafter, max_new_tokens=64):
         print(answer.text)
 
-Names are imported when they are first used, so that `import jspec` is quick.
+Names and modules are imported when they are first used, so that `import jspec` is quick.
 """
 
 from __future__ import annotations
@@ -14,8 +14,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jspec import versions
+from jspec.lazy import submodules
 
 if TYPE_CHECKING:
+    from jspec import aot as aot
+    from jspec import bench as bench
+    from jspec import certify as certify
+    from jspec import config as config
+    from jspec import drafters as drafters
+    from jspec import hosts as hosts
+    from jspec import infer as infer
+    from jspec import law as law
+    from jspec import models as models
+    from jspec import ops as ops
+    from jspec import plan as plan
+    from jspec import sharding as sharding
+    from jspec import state as state
+    from jspec import testing as testing
+    from jspec import train as train
+    from jspec import verify as verify
     from jspec.drafters import Drafter, LoadedDrafter, load_drafter
     from jspec.errors import UserError
     from jspec.infer.answers import Generation, Piece
@@ -29,6 +46,8 @@ if TYPE_CHECKING:
     from jspec.sharding import make_mesh
     from jspec.state import Draft, KVCache, Sampling, StopReason, Verdict
     from jspec.verify.replay import replay
+
+    __version__: str
 
 _HOMES = {
     "Draft": "jspec.state",
@@ -84,25 +103,18 @@ __all__ = [
 
 versions.check()
 
+if not TYPE_CHECKING:  # or a misspelt name would be right for every type checker
+    _load_module = submodules(__name__)
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return _version()
-    if name not in _HOMES:
-        raise AttributeError(f"module 'jspec' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return versions.installed("jspec").get("jspec", "unknown")
+        if name not in _HOMES:
+            return _load_module(name)
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__, "__version__"])
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("jspec")
-    except PackageNotFoundError:
-        return "unknown"

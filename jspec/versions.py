@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from importlib import metadata
 
+DISTRIBUTION = "jspec-decoding"
+"""What is installed to import jspec; `jspec` is another project's name on the package index."""
+
 _LAST_FLAX = (0, 12, 8)
 _FIRST_JAX = (0, 11, 1)
 """Flax up to `_LAST_FLAX` does not import with JAX from `_FIRST_JAX` on."""
@@ -40,7 +43,7 @@ def installed(*packages: str) -> dict[str, str]:
 
 def _installed(package: str) -> str | None:
     try:
-        return metadata.version(package)
+        return metadata.version(DISTRIBUTION if package == "jspec" else package)
     except metadata.PackageNotFoundError:
         return None
 

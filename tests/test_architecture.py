@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jspec"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 LEVELS = (
-    ("errors", "records", "text_files", "versions"),
+    ("errors", "lazy", "records", "text_files", "versions"),
     ("ops",),
     ("config", "hosts", "law", "sharding", "state"),
     ("models",),
@@ -26,6 +26,7 @@ LEVELS = (
     ("aot", "bench", "plan", "train"),
     ("testing",),
     ("certify",),
+    ("__main__",),
 )
 """From the ground up: a part imports from the levels below it, and from itself."""
 

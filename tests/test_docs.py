@@ -24,7 +24,7 @@ def texts(*suffixes: str) -> list[Path]:
 
 
 START = "python -m jspec"
-IN_PROSE = {"python -m jspec.infer --hosts"}
+IN_PROSE = {"python -m jspec", "python -m jspec.infer --hosts"}
 """Commands that are named without what they need."""
 
 PAGES = texts(".md")

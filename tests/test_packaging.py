@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -12,8 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from jspec import versions
+
 ROOT = Path(__file__).resolve().parents[1]
 LINKS = ("infer", "models", "train")
+TEXTS = (".md", ".py", ".yaml")
+LARGEST_WHEEL = 95_000_000
+"""The package index takes 100 MB."""
+
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
@@ -45,6 +52,23 @@ def test_wheel_holds_the_package_its_configs_and_weights(wheel):
     modules = {str(path.relative_to(ROOT)) for path in everything if path.suffix != ".pyc"}
     files = {f"jspec/{path.relative_to(ROOT)}" for path in shipped()}
     assert files and modules | files <= set(names)
+
+
+def test_wheel_is_small_enough_typed_and_has_the_command(wheel):
+    assert wheel.stat().st_size < LARGEST_WHEEL
+    assert wheel.name.startswith(versions.DISTRIBUTION.replace("-", "_"))
+    with zipfile.ZipFile(wheel) as archive:
+        assert "jspec/py.typed" in archive.namelist()
+        (scripts,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "jspec = jspec.__main__:main" in archive.read(scripts).decode()
+
+
+def test_messages_name_the_distribution_and_not_the_other_project():
+    """`pip install jspec` would install a validator of JSON documents."""
+    other = re.compile(r"(?<!un)install ['\"]?jspec(?!-decoding)\b")
+    files = [path for folder in ("jspec", "configs", "docs") for path in (ROOT / folder).rglob("*")]
+    texts = [path for path in (*files, ROOT / "README.md") if path.suffix in TEXTS]
+    assert not [path for path in texts if other.search(path.read_text(encoding="utf-8"))]
 
 
 def test_installed_wheel_finds_configs_by_name(wheel, tmp_path):

@@ -4,11 +4,14 @@
 only, `hlo` reads their programs and `report` says what they need.
 """
 
+from typing import TYPE_CHECKING
+
 from jspec.aot.compiling import Lowering, compile_step, inference_steps
 from jspec.aot.hlo import Collectives, Instruction, collectives, read
 from jspec.aot.report import Memory, Moved, StepReport
 from jspec.aot.topology import Topology, find_topology
 from jspec.aot.training import Recipe, find_recipe, training_steps
+from jspec.lazy import submodules
 
 __all__ = [
     "Collectives",
@@ -27,3 +30,6 @@ __all__ = [
     "read",
     "training_steps",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

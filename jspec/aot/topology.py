@@ -70,7 +70,8 @@ def find_topology(name: str) -> Topology:
     chip = check_name(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "compiling for a TPU needs libtpu, which is not installed; run pip install 'jspec[tpu]'"
+            "compiling for a TPU needs libtpu, which is not installed; run "
+            "pip install 'jspec-decoding[tpu]'"
         )
     from jax.experimental import topologies
 

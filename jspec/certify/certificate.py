@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax
 import jspec
 from jspec.certify.records import Record
 from jspec.infer.command.report import finite, provenance
+from jspec.versions import installed
 
 _PACKAGES = ("jspec", "jax", "jaxlib", "flax", "numpy", "transformers")
 
@@ -103,10 +103,10 @@ class Certificate:
 
 def facts_of_machine() -> dict[str, str]:
     """Versions, commit and device."""
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = installed(*_PACKAGES)
     said = provenance()
     return {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "python": platform.python_version(),
         "device": f"{said['devices']} x {said['device']} ({said['backend']})",
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "?"),
@@ -156,10 +156,3 @@ def by_tier(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records that passed, tier by tier, in the order of the page."""
     found = {tier: [r for r in records if r.tier == tier and r.has_passed] for tier in TIERS}
     return {tier: rows for tier, rows in found.items() if rows}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return jspec.__version__ if package == "jspec" else None

@@ -4,6 +4,8 @@
 find and read files, and `layers` turns a file, `--set` and flags into one checked value.
 """
 
+from typing import TYPE_CHECKING
+
 from jspec.config.fields import MAX_SEED, Config, count, digest_field, field, seed_field
 from jspec.config.folders import config_folders, config_names, find_config, runnable_names
 from jspec.config.layers import Layer, parse_mesh, parse_sets, parse_text, resolve
@@ -18,6 +20,7 @@ from jspec.config.schema import (
 )
 from jspec.config.words import nearest, shown
 from jspec.config.yaml_files import read_yaml
+from jspec.lazy import submodules
 
 __all__ = [
     "MAX_SEED",
@@ -46,3 +49,6 @@ __all__ = [
     "seed_field",
     "shown",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -6,11 +6,12 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jspec.drafters.base import Drafter, DraftSize, LoadedDrafter, chain_draft, chain_size
 from jspec.drafters.own import find, is_own, load_own
 from jspec.errors import UserError
+from jspec.lazy import submodules
 
 __all__ = [
     "NAMES",
@@ -37,6 +38,9 @@ NAMES = tuple(_MODULES)
 
 _GIVEN = ("path", "target")
 """What every load function takes beside its options."""
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)
 
 
 def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter:

@@ -3,3 +3,10 @@
 For a Falcon head, its tree; for EasySpec (`easyspec/`), how its layers are grouped and placed, and
 the width and depth of its tree.
 """
+
+from typing import TYPE_CHECKING
+
+from jspec.lazy import submodules
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -48,7 +48,8 @@ class HubDataset:
             import datasets
         except ImportError:
             raise UserError(
-                f"{self} needs the library datasets; run pip install 'jspec[data]', or give a file"
+                f"{self} needs the library datasets; run pip install 'jspec-decoding[data]', or "
+                "give a file"
             ) from None
         try:
             return datasets.load_dataset(self.path, self.subset, split=self.split)

@@ -1,5 +1,8 @@
 """Accept rules: the walk (default) and rejection; the law at rows of logits."""
 
+from typing import TYPE_CHECKING
+
+from jspec.lazy import submodules
 from jspec.verify.judge import Judgement, judge, judge_nodes
 from jspec.verify.rejection import reject, residual
 from jspec.verify.replay import BOUNDS, Difference, ReplayReport, replay
@@ -18,3 +21,6 @@ __all__ = [
     "residual",
     "walk",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -256,4 +256,4 @@ def test_without_libtpu_the_extra_is_named(config_file, capsys, monkeypatch):
     )
     assert cli.main(["--config", config_file(), *TOPOLOGY]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install 'jspec[tpu]'" in line
+    assert "pip install 'jspec-decoding[tpu]'" in line

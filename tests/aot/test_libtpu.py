@@ -16,7 +16,7 @@ from jspec.testing.models import tiny_target
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'jspec[tpu]'",
+    reason="libtpu is not installed: pip install 'jspec-decoding[tpu]'",
 )
 
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_loaded_is_one_line(library):
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'jspec\[data\]', or give a file"):
+    with pytest.raises(UserError, match=r"pip install 'jspec-decoding\[data\]', or give a file"):
         list(read_rows(HubDataset("org/name")))
 
 

@@ -11,8 +11,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import jspec
 from jspec.config import runnable_names
 from jspec.errors import UserError
 from jspec.hosts import are_joined
@@ -25,7 +26,12 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line, like every other mistake."""
+    """Wrong usage is one line, like every other mistake; `--version` tells jspec's."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        version = f"jspec {jspec.__version__}"
+        self.add_argument("--version", action="version", version=version)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")

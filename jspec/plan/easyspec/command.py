@@ -198,7 +198,7 @@ def _draw(job: Job, fit: Fit, log: Log) -> None:
     try:
         save_picture(fit.candidates, fit.best, _caption(fit), fit.pair.plain, file)
     except ImportError:
-        log.note("no picture: matplotlib is not installed; pip install 'jspec[plot]'")
+        log.note("no picture: matplotlib is not installed; pip install 'jspec-decoding[plot]'")
     else:
         log.note(f"the picture is in {file}")
 
