@@ -124,6 +124,12 @@ def on_mesh(engine: Engine) -> contextlib.AbstractContextManager:
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
+def n_parts(engines: Mapping[str, Engine], n_temperatures: int) -> int:
+    """How many parts `Costs` has, which are compiled one by one: drafts, rounds and forwards."""
+    sizes = {1, *(engine.program.max_nodes for engine in engines.values())}
+    return n_temperatures * (2 * len(engines) - 1) + len(sizes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One thing to be timed.
@@ -148,6 +154,7 @@ class Costs:
       capacity: of the rows; enough for `room_needed`.
       rounds: of every loop.
       n_nodes: numbers of nodes that forwards are timed for, beside those of the engines.
+      begin: told of every part before it is compiled.
     """
 
     def __init__(
@@ -157,7 +164,9 @@ class Costs:
         capacity: int,
         rounds: int,
         n_nodes: Sequence[int] = (),
+        begin: Callable[[str], None] = lambda part: None,
     ):
+        self._begin = begin
         self._n_nodes = {name: engine.program.max_nodes for name, engine in engines.items()}
         self._calls: dict[Part, Callable[[], object]] = {}
         self._n_rounds: dict[Part, int] = {}
@@ -191,6 +200,8 @@ class Costs:
 
     def _keep(self, part: Part, call: Callable[..., Any]) -> Any:
         """Compiles a part by running it once; returns its end."""
+        at = "" if part.temperature is None else f" at T={part.temperature:g}"
+        self._begin(f"{part.name}: {part.part}{at}" if at else f"forward of {part.name} nodes")
         self._calls[part] = functools.partial(call, rounds=self._rounds)
         self._n_rounds[part] = self._rounds
         with on_mesh(self._engine):

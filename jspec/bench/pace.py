@@ -16,10 +16,15 @@ class Pace:
 
     Args:
       missing: all blocks that are still to be measured.
+      n_done: blocks that earlier starts have measured.
+
+    Attributes:
+      n_all, n_done: blocks in all, and those that are measured.
     """
 
-    def __init__(self, missing: Iterable[Block]):
+    def __init__(self, missing: Iterable[Block], n_done: int = 0):
         self._missing = {block.name: block for block in missing}
+        self.n_all, self.n_done = n_done + len(self._missing), n_done
         self._kinds = {block.kind for block in self._missing.values()} & {"cost", "run"}
         self._seconds: dict[tuple[str, int], list[float]] = {}
         self._has_told = False
@@ -28,6 +33,7 @@ class Pace:
         """A block is done."""
         self._seconds.setdefault((block.kind, block.batch_size), []).append(seconds)
         del self._missing[block.name]
+        self.n_done += 1
 
     @property
     def left_s(self) -> float:

@@ -11,15 +11,17 @@ import hashlib
 import json
 import os
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from jspec.bench.contestants import Contestant, Ours, Ran, Theirs, sameness
-from jspec.bench.costs import Costs, room_needed, rounds_for
+from jspec.bench.costs import Costs, n_parts, room_needed, rounds_for
 from jspec.bench.peers import Peer
 from jspec.bench.plan import Loaded, Plan
 from jspec.bench.prompts import Prompt
 from jspec.bench.stages import MOST_PICTURES, PictureFailed, picture, split
 from jspec.bench.summary import PEERS, PLAIN, SKIPPED
+from jspec.infer.engine import Engine
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
 
@@ -132,14 +134,26 @@ class Race:
             self._contestants += [Theirs(way, peer, filters) for way in ways]
         self._rounds = 0
 
-    def warm_up(self, *, has_costs: bool) -> None:
-        """Compile, and let everyone decode a short text; with `has_costs`, run their parts too."""
+    def n_steps(self, *, has_costs: bool) -> int:
+        """How many steps `warm_up` tells of."""
+        bench = self._plan.bench
+        found = len(self._ours) + sum(len(self._takers(t)) for t in bench.temperatures)
+        lengths = [c for c in bench.contexts if self._capacity(c) is not None] if has_costs else []
+        return found + len(lengths) * n_parts(self._engines, len(bench.temperatures))
+
+    def warm_up(self, *, has_costs: bool, begin: Callable[[str], None] = lambda step: None) -> None:
+        """Compile, and let everyone decode a short text; with `has_costs`, run their parts too.
+
+        Args:
+          begin: told of every step before it is taken.
+        """
         bench = self._plan.bench
         some = {
             t: [each for c in self._plan.prompts.by_category for each in self.requests(c, t)]
             for t in bench.temperatures
         }
         for one in self._ours.values():
+            begin(f"{one.name}: prefill and rounds")
             for requests in some.values():
                 one.engine.warm_up(requests)
         for t, requests in some.items():
@@ -149,6 +163,7 @@ class Race:
                 for each in requests[: self._batch_size]
             ]
             for one in self._takers(t):
+                begin(f"{one.name}: a first text at T={t:g}")
                 ran = one.run(short)
                 if one.name == PLAIN:
                     self._rounds = rounds_of(ran)
@@ -156,7 +171,7 @@ class Race:
             for context in bench.contexts:
                 capacity = self._capacity(context)
                 if capacity is not None:
-                    self._costs(context, capacity)
+                    self._costs(context, capacity, begin)
 
     def prompts(self, category: str) -> list[Prompt]:
         """A category's, said again until the last batch is full too."""
@@ -243,14 +258,20 @@ class Race:
             found.append({"context": context, "capacity": capacity, **costs.measure()})
         return found
 
-    def _costs(self, context: int, capacity: int) -> Costs:
+    @property
+    def _engines(self) -> dict[str, Engine]:
+        return {name: one.engine for name, one in self._ours.items()}
+
+    def _costs(
+        self, context: int, capacity: int, begin: Callable[[str], None] = lambda part: None
+    ) -> Costs:
         """Made anew for every use: its caches take more memory than the models."""
-        engines = {name: one.engine for name, one in self._ours.items()}
         return Costs(
-            engines,
+            self._engines,
             texts_of_length(self._plan, self._ours[PLAIN], context, self._batch_size),
             capacity,
             self._rounds,
+            begin=begin,
         )
 
     def _needed(self, context: int) -> int:

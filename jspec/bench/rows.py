@@ -54,19 +54,22 @@ class Gathered:
     """Records sorted by what they are about.
 
     Attributes:
-      runs: of complete repeats, by temperature, batch size and contestant.
+      runs: of complete repeats, by temperature, batch size and contestant; of whatever is there
+        where none is complete.
+      is_complete: whether they are.
       costs: by batch size and context.
       splits: by contestant, temperature and batch size.
     """
 
     settings: Record
     runs: dict[tuple[float, int], dict[str, Runs]]
+    is_complete: bool
     costs: dict[tuple[int, int], list[Record]]
     splits: dict[tuple[str, float, int], Record]
 
 
 def gather(records: Iterable[Record]) -> Gathered:
-    """Sorts records; a repeat counts where all its categories are there."""
+    """Sorts records; a repeat counts where all its categories are there, if one has them all."""
     settings: Record = {}
     runs = collections.defaultdict(lambda: collections.defaultdict(dict))
     costs, splits = collections.defaultdict(list), {}
@@ -88,7 +91,14 @@ def gather(records: Iterable[Record]) -> Gathered:
         kept = {name: found for name, found in kept.items() if found}
         if PLAIN in kept:
             complete[where] = kept
-    return Gathered(settings=settings, runs=complete, costs=dict(costs), splits=splits)
+    some = {where: dict(each) for where, each in sorted(runs.items()) if {PLAIN} < set(each)}
+    return Gathered(
+        settings=settings,
+        runs=complete or some,
+        is_complete=bool(complete) or not some,
+        costs=dict(costs),
+        splits=splits,
+    )
 
 
 def _complete(runs: Runs, categories: set[str]) -> Runs:
@@ -377,5 +387,5 @@ def summary_of(records: Sequence[Record]) -> Summary:
         changed=_changed(gathered),
         skipped=tuple(dict.fromkeys(r["reason"] for r in records if r["kind"] == SKIPPED)),
         load=(min(loads, default=0.0), max(loads, default=0.0)),
-        n_repeats=min(repeats, default=0),
+        n_repeats=min(repeats, default=0) if gathered.is_complete else 0,
     )

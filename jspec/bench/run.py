@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from jspec.bench.pace import Pace
 from jspec.bench.peers import Peer
 from jspec.bench.plan import Loaded, Plan, make_plan
 from jspec.bench.race import Block, Race, blocks_of
+from jspec.bench.report.page import page
 from jspec.bench.results import Results
 from jspec.bench.summary import PLAIN, SKIPPED, Record, Summary, counted, summarise
 from jspec.bench.table import markdown, show
@@ -25,8 +25,12 @@ from jspec.config import InferConfig
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.prompts import Conversation
+from jspec.infer.command.report import finite
 
 RESULTS, TABLE, REPORT = "results.jsonl", "table.md", "report.html"
+
+KEEP_S = 60.0
+"""Seconds after which table and report are written anew while the run goes on."""
 
 WIDTH = 160
 """Columns that the table may need."""
@@ -55,16 +59,12 @@ def run(
         plan = make_plan(name, bench, config, labels, prompts)
         _say_what_is_left_out(plan, log)
         results = Results(out / RESULTS, plan.settings(), plan.provenance())
+        is_complete = True
         try:
-            _measure_all(plan, results, log)
+            _measure_all(plan, results, out, log)
         except KeyboardInterrupt:
-            done, count = _count(plan, results)
-            log.warning(
-                f"interrupted after {done} of {counted(count, 'block')}, kept in {out}; the same "
-                "command goes on from there"
-            )
-            return INTERRUPTED
-        return _tell(results.records, out, log, as_json)
+            is_complete = False
+        return _tell(plan, results, out, log, as_json, is_complete)
     finally:
         logger.removeHandler(log)
 
@@ -96,7 +96,7 @@ def _count(plan: Plan, results: Results) -> tuple[int, int]:
     return count - sum(len(_missing(plan, results, size)) for size in sizes), count
 
 
-def _measure_all(plan: Plan, results: Results, log: Log) -> None:
+def _measure_all(plan: Plan, results: Results, out: Path, log: Log) -> None:
     done, count = _count(plan, results)
     if done == count:
         return
@@ -105,7 +105,8 @@ def _measure_all(plan: Plan, results: Results, log: Log) -> None:
     with log.status(f"loading {plan.directory}"):
         loaded = Loaded(plan)
     sizes = plan.bench.batch_sizes
-    pace = Pace(block for size in sizes for block in _missing(plan, results, size))
+    written = time.monotonic()
+    pace = Pace((block for size in sizes for block in _missing(plan, results, size)), done)
     for batch_size in sizes:
         missing = _missing(plan, results, batch_size)
         if not missing:
@@ -114,10 +115,16 @@ def _measure_all(plan: Plan, results: Results, log: Log) -> None:
         peer = Peer("transformers", *loaded.peer_arguments()) if needs_peer else None
         try:
             race = Race(loaded, batch_size, peer)
-            log.note(f"batch {batch_size}: compiling")
-            race.warm_up(has_costs=any(block.kind == "cost" for block in missing))
+            has_costs = any(block.kind == "cost" for block in missing)
+            log.note(f"batch {batch_size}: compiling {', '.join(loaded.drafters)}")
+            steps = race.n_steps(has_costs=has_costs)
+            with log.progress(steps, unit=f"steps of compiling, batch {batch_size}") as progress:
+                race.warm_up(has_costs=has_costs, begin=progress.begin)
             for block in missing:
                 _measure(block, race, results, pace, log)
+                if time.monotonic() - written > KEEP_S:
+                    _write(results.records, out)
+                    written = time.monotonic()
         finally:
             if peer is not None:
                 peer.close()
@@ -130,7 +137,7 @@ def _measure(block: Block, race: Race, results: Results, pace: Pace, log: Log) -
     records = race.run(block)
     pace.took(block, time.monotonic() - began)
     results.add(block.name, records)
-    log.note(told(block, records) + pace.told())
+    log.note(f"{pace.n_done}/{pace.n_all} {told(block, records)}{pace.told()}")
     for record in records:
         if record["kind"] == SKIPPED and record["reason"] not in known:
             log.warning(record["reason"])
@@ -150,20 +157,37 @@ def told(block: Block, records: Sequence[Record]) -> str:
     )
 
 
-def _tell(records: list[dict[str, Any]], out: Path, log: Log, as_json: bool) -> int:
-    """Tables, report and exit code."""
+def _write(records: list[dict[str, Any]], out: Path) -> Summary:
+    """Table and report of what there is; a kill leaves those of before or these, nothing half."""
     summary = summarise(records)
-    (out / TABLE).write_text(markdown(summary), encoding="utf-8")
+    for name, text in ((TABLE, markdown(summary)), (REPORT, page(records))):
+        new = out / f"{name}.new"
+        new.write_text(text, encoding="utf-8")
+        new.replace(out / name)
+    return summary
+
+
+def _tell(
+    plan: Plan, results: Results, out: Path, log: Log, as_json: bool, is_complete: bool
+) -> int:
+    """Tables, report and exit code."""
+    summary = _write(results.records, out)
     if as_json:
-        print(json.dumps(dataclasses.asdict(summary)))
+        print(json.dumps(finite(dataclasses.asdict(summary) | {"complete": is_complete})))
     else:
         _show(summary)
-    _write_report(records, out, log)
+    log.note(f"records, tables and report are in {out}")
+    if not is_complete:
+        done, count = _count(plan, results)
+        log.warning(
+            f"interrupted after {done} of {counted(count, 'block')}, kept in {out}; the same "
+            "command goes on from there"
+        )
+        return INTERRUPTED
     if summary.unexcused:
-        wrong = counted(summary.unexcused, "difference")
         raise Failure(
-            f"{wrong} from plain decoding that no near-tie explains; this is a fault of jspec, "
-            "please report it"
+            f"{counted(summary.unexcused, 'difference')} from plain decoding that no near-tie "
+            "explains; this is a fault of jspec, please report it"
         )
     return 0
 
@@ -172,14 +196,3 @@ def _show(summary: Summary) -> None:
     """On stdout; lines may be longer than the terminal is wide, but nothing is cut off."""
     console = Console(highlight=False)
     show(summary, Console(highlight=False, width=max(console.width, WIDTH)))
-
-
-def _write_report(records: list[dict[str, Any]], out: Path, log: Log) -> None:
-    try:
-        report = importlib.import_module("jspec.bench.report")
-        write = report.write
-    except (ImportError, AttributeError) as error:
-        log.warning(f"no report is written: {error}")
-        return
-    write(records, out / REPORT)
-    log.note(f"records, tables and report are in {out}")

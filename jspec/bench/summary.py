@@ -217,7 +217,8 @@ class Summary:
       changed: contestants whose texts changed between repeats; there should be none.
       skipped: why something was not measured, a line each.
       load: smallest and largest load average.
-      n_repeats: complete ones, at the batch size that has fewest.
+      n_repeats: complete ones, at the batch size that has fewest; 0 where none is, and the rows are
+        of the categories that the first one has.
     """
 
     settings: Record
@@ -241,7 +242,7 @@ class Summary:
 
 
 def summarise(records: Iterable[Record]) -> Summary:
-    """Everything that a run's records say, incomplete repeats left out."""
+    """Everything that a run's records say, incomplete repeats left out where any is complete."""
     from jspec.bench.rows import summary_of
 
     return summary_of(list(records))

@@ -15,6 +15,8 @@ Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 NOTHING = "-"
 
+PRELIMINARY = "No repeat is complete: these are numbers of the categories measured so far."
+
 
 def drafters_table(summary: Summary) -> Cells:
     """Every contestant with the terms that explain its speed."""
@@ -56,7 +58,8 @@ def acceptance_table(summary: Summary) -> Cells:
 
 def remarks(summary: Summary) -> list[str]:
     """Where speculation turns into a loss, where not to speculate, what is missing or wrong."""
-    lines = [turn_line(turn) for turn in summary.turns]
+    lines = [PRELIMINARY] if summary.rows and not summary.n_repeats else []
+    lines += [turn_line(turn) for turn in summary.turns]
     lines += [advice.text for advice in summary.advice]
     lines += summary.skipped
     lines += [f"TEXTS CHANGED between repeats: {name}" for name in summary.changed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from jspec.bench import race
+from jspec.bench import run as command
 from jspec.bench.cli import main
 from jspec.models.hf import write_checkpoint
 from jspec.testing.models import tiny_target
@@ -80,17 +82,26 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     assert "prompts passed over: 1;" in said.err
     assert "lookup" in said.out
 
-    run, left = race.Race.run, iter(range(3))
+    run, left, was_written = race.Race.run, iter(range(3)), []
 
     def stops(self, block):
+        was_written.append((cut / "report.html").exists())
         if next(left, None) is None:
             raise KeyboardInterrupt
         return run(self, block)
 
     monkeypatch.setattr(race.Race, "run", stops)
-    assert bench(config, prompts, cut, *flags) == 130
-    (line,) = (x for x in capsys.readouterr().err.splitlines() if "interrupted" in x)
-    assert "after 3 of" in line and "goes on from there" in line
+    monkeypatch.setattr(command, "KEEP_S", -1.0)
+    assert bench(config, prompts, cut, *flags, "--json") == 130
+    said = capsys.readouterr()
+    (line,) = (x for x in said.err.splitlines() if "interrupted" in x)
+    assert "after 3 of 6 blocks" in line and "goes on from there" in line
+    assert was_written == [False, True, True, True], "a kill would leave that of the block before"
+    summary = json.loads(said.out)
+    assert summary["complete"] is False and summary["n_repeats"] == 1
+    assert {row["contestant"] for row in summary["rows"]} == {"plain", "lookup"}
+    assert "lookup" in (cut / "table.md").read_text() and not list(cut.glob("*.new"))
+    assert "3/6 batch 2, repeat 1, others" in said.err
     with (cut / "results.jsonl").open("a") as file:
         file.write('{"kind": "run", "blo')
     monkeypatch.setattr(race.Race, "run", run)
@@ -109,6 +120,23 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     before = (cut / "results.jsonl").read_text()
     assert bench(config, prompts, cut, *flags) == 0
     assert (cut / "results.jsonl").read_text() == before
+
+
+def test_what_is_compiled_is_told_with_how_much_is_left(
+    config, prompts, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("jspec.infer.command.progress.EVERY_S", 0.0)
+    monkeypatch.setattr(race.Race, "run", lambda *_: [][0])
+    few = ["--batch-sizes", "2", "--contexts", "8,4000"]
+    assert bench(config, prompts, tmp_path, *few) == 1  # measures nothing
+    err = capsys.readouterr().err
+    assert "batch 2: compiling plain, lookup" in err
+    steps = re.findall(r"^(\d+)/(\d+) steps of compiling, batch 2 \| (.*)$", err, flags=re.M)
+    n = len(steps)
+    assert [(int(done), int(total)) for done, total, _ in steps] == [(i, n) for i in range(n)]
+    told = [words for *_, words in steps]
+    assert told[0] == "plain: prefill and rounds" and told[1].endswith(" left")
+    assert any(words.startswith("lookup: draft at T=0 | about ") for words in told)
 
 
 def test_what_cannot_be_measured_is_said_once_and_not_tried_again(

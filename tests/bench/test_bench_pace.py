@@ -23,13 +23,13 @@ def test_what_is_left_is_the_sum_of_blocks_alike():
 
 
 def test_how_to_change_the_length_is_told_once_when_runs_and_costs_are_known():
-    pace = Pace([*COSTS[:2], *RUNS])
+    pace = Pace([*COSTS[:2], *RUNS], n_done=4)
     words = []
     for block in (COSTS[0], RUNS[0], RUNS[1], COSTS[1], RUNS[2]):
         pace.took(block, 1.0)
         words.append(pace.told())
     assert [SHORTER in each for each in words] == [False, True, False, False, False]
-    assert words[-1] == ""
+    assert words[-1] == "" and (pace.n_done, pace.n_all) == (9, 9)
 
 
 def test_slow_rounds_have_shorter_loops():

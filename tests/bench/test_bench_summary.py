@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from jspec.bench import terms
+from jspec.bench.report.page import page
 from jspec.bench.summary import summarise
-from jspec.bench.table import markdown, remarks
+from jspec.bench.table import PRELIMINARY, markdown, remarks
 
 PLACES = [(repeat, category) for repeat in range(3) for category in ("a", "b")]
 
@@ -114,6 +115,18 @@ def test_incomplete_repeats_and_missing_costs_are_left_out():
     assert row.terms is row.predicted is row.error is None
     assert summarise(made[:1]).rows == ()
     assert markdown(summarise(made[:2])) == "No repeat is complete yet.\n"
+
+
+def test_where_no_repeat_is_complete_what_is_there_counts_and_is_said_to_be_preliminary():
+    made = records({1: 5.0})[:3]
+    summary = summarise(made)
+    row = summary.row("chain", 0.0, 1)
+    assert row is not None and row.speedup is not None
+    assert row.speedup.n == 1 and row.by_category.keys() == {"a"} and summary.n_repeats == 0
+    assert remarks(summary)[0] == PRELIMINARY in markdown(summary)
+    assert PRELIMINARY in page(made)
+    whole = records({1: 5.0})
+    assert PRELIMINARY not in markdown(summarise(whole)) + page(whole)
 
 
 def test_batch_size_where_speculation_turns_is_interpolated_and_said_so():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from jspec.bench.report.colours import Mark
 from jspec.bench.report.markup import element, number, sentence, text
 from jspec.bench.summary import Advice, Row, Summary, Turn, counted
+from jspec.bench.table import PRELIMINARY
 
 SHOWN = 4
 """Lines of advice before the rest is folded."""
@@ -86,7 +87,7 @@ def advice_lines(turns: Sequence[Turn], advice: Sequence[Advice]) -> str:
 
 def warnings(summary: Summary) -> list[str]:
     """What makes the run less than it should be."""
-    found = []
+    found = [PRELIMINARY] if summary.rows and not summary.n_repeats else []
     if summary.unexcused:
         wrong = counted(summary.unexcused, "difference")
         found.append(
