@@ -173,7 +173,7 @@ class Models:
                 max_new_tokens=self.asked.max_new_tokens,
                 seed=(self.asked.config.seed + i) % 2**32,
                 sample=self.asked.config.sample,
-                stop_ids=() if self.asked.config.ignore_eos and i % 2 else stop_ids,
+                stop_ids=() if i % 2 else stop_ids,  # every other text goes on past its end
                 **SETTINGS[i % len(SETTINGS)],
             )
             for i, turn in enumerate(self.plan.turns)
