@@ -1,4 +1,4 @@
-"""Speculative decoding in JAX: several times faster, provably the same text.
+"""Speculative decoding in JAX: fewer passes of the model, provably the same text.
 
     target = jspec.load_target("path/to/llama")
     drafter = jspec.load_drafter("prompt-lookup", target=target)
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jspec import verify as verify
     from jspec.drafters import Drafter, LoadedDrafter, load_drafter
     from jspec.errors import UserError
-    from jspec.infer.answers import Generation, Piece
+    from jspec.infer.answers import Generation, Piece, Stats, total_stats
     from jspec.infer.engine import Engine
     from jspec.infer.generate import generate, stream
     from jspec.infer.loop import decode_loop
@@ -60,6 +60,7 @@ _HOMES = {
     "Program": "jspec.infer.state",
     "Request": "jspec.infer.request",
     "Sampling": "jspec.state",
+    "Stats": "jspec.infer.answers",
     "StopReason": "jspec.state",
     "Target": "jspec.models.target",
     "UserError": "jspec.errors",
@@ -73,6 +74,7 @@ _HOMES = {
     "replay": "jspec.verify.replay",
     "sampling_of": "jspec.infer.request",
     "stream": "jspec.infer.generate",
+    "total_stats": "jspec.infer.answers",
 }
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "Program",
     "Request",
     "Sampling",
+    "Stats",
     "StopReason",
     "Target",
     "UserError",
@@ -99,6 +102,7 @@ __all__ = [
     "replay",
     "sampling_of",
     "stream",
+    "total_stats",
 ]
 
 versions.check()

@@ -64,9 +64,9 @@ class Metrics:
       mean_acceptance_length: tokens a round, the target's own included; tau.
       draft_acceptance_rate: kept over proposed; None where nothing was proposed.
       per_position_acceptance_rate: share of rounds that kept position 1, 2, ...
-      output_token_throughput: new tokens a second of the whole batch, prompts included in the time.
-      mean_ttft_ms: until a text's first token.
-      mean_tpot_ms: for a token after the first.
+      output_token_throughput: all new tokens over wall time, prompts included; the median of runs.
+      mean_ttft_ms: reading a text's prompt, up to its first token.
+      mean_tpot_ms: for a token after the first, in its own row.
     """
 
     mean_acceptance_length: float

@@ -40,9 +40,9 @@ VLLM_COLUMNS = (
     ("batch", "", "texts decoded together"),
     ("kept / proposed", "draft acceptance rate", "drafted tokens kept, of those proposed"),
     ("kept by depth", "per-position acceptance rate", "rounds that kept depth 1, 2, ..., in %"),
-    ("tokens/s", "output token throughput", "new tokens a second of the whole batch"),
-    ("first token, ms", "mean TTFT", "from the call to a text's first token"),
-    ("next token, ms", "mean TPOT", "for each token after the first"),
+    ("tokens/s", "output token throughput", "all new tokens over wall time, prompts included"),
+    ("first token, ms", "mean TTFT", "reading a text's prompt, up to its first token"),
+    ("next token, ms", "mean TPOT", "for each token after the first, in its own row"),
 )
 
 RAW_COLUMNS = (

@@ -120,7 +120,7 @@ def _plain(default: Any) -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m jspec.infer",
-        description="Generate text; with a drafter faster, and word for word the same.",
+        description="Generate text; with a drafter in fewer passes, and word for word the same.",
         allow_abbrev=False,
     )
     add_arguments(parser)
