@@ -118,8 +118,9 @@ def test_incomplete_repeats_and_missing_costs_are_left_out():
 
 
 def test_where_no_repeat_is_complete_what_is_there_counts_and_is_said_to_be_preliminary():
-    made = records({1: 5.0})[:3]
+    made = records({1: 10.0})[:3]
     summary = summarise(made)
+    assert not summary.turns and not summary.advice
     row = summary.row("chain", 0.0, 1)
     assert row is not None and row.speedup is not None
     assert row.speedup.n == 1 and row.by_category.keys() == {"a"} and summary.n_repeats == 0
