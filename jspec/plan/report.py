@@ -65,7 +65,7 @@ def show(fit: Fit, console: Console) -> None:
         _print(console, *_candidates(fit.candidates, fit.best))
         console.print()
     console.print(verdict(fit.best), soft_wrap=True)
-    if fit.best is not None and pays(fit.best):
+    if fit.best is not None:
         console.print(f"  {notation(fit.best.tree)}", soft_wrap=True)
 
 
