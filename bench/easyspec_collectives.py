@@ -34,7 +34,7 @@ from jspec.models.blocks import causal_block
 from jspec.models.layer_parallel import Plan
 from jspec.models.target import Target
 from jspec.sharding import make_mesh
-from jspec.testing.light import LIGHT
+from jspec.testing.light import light
 
 RECORD, TABLE = "collectives.json", "collectives.md"
 DEVICES = 8
@@ -80,7 +80,7 @@ def of_pass(loaded: LoadedDrafter, *, is_exact: bool) -> Counter[str]:
     def one(params, cache):
         return run(params, cache, tokens, causal_block(zero, width))
 
-    compiled = jax.jit(one).lower(loaded.params, cache).compile(compiler_options=LIGHT)
+    compiled = jax.jit(one).lower(loaded.params, cache).compile(compiler_options=light())
     found = collective_instructions(read(compiled.as_text() or ""))
     return counted(found) - Counter({"all-reduce": 1})
 
@@ -101,7 +101,7 @@ def of_round(target: Target, loaded: LoadedDrafter) -> dict[str, Counter[str]]:
     tokens, length = jnp.zeros((1, PROMPT), jnp.int32), jnp.full((1,), PROMPT, jnp.int32)
     sampling = sampling_of([request], max_length=CAPACITY, max_stop_ids=1)
     shapes = programs.generation_shapes(tokens, length, sampling)
-    compiled = programs.lower_chunk(shapes, Mode.GREEDY).compile(compiler_options=LIGHT)
+    compiled = programs.lower_chunk(shapes, Mode.GREEDY).compile(compiler_options=light())
     found = collective_instructions(read(compiled.as_text() or ""))
     return {
         stage: counted(each for each in found if f"/{stage}/" in each.op_name) for stage in STAGES

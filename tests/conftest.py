@@ -16,10 +16,11 @@ import jax
 import pytest
 from hypothesis import settings
 
-from jspec.testing.light import LIGHT, xla_flags
+from jspec.testing.light import light_flags
 from jspec.testing.programs import forget_when_many
 
-os.environ.setdefault("XLA_FLAGS", xla_flags(LIGHT))
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = light_flags()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

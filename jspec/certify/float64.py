@@ -19,7 +19,7 @@ import jax
 
 from jspec.certify.records import Found
 from jspec.certify.roster import ROSTER
-from jspec.testing.light import LIGHT, xla_flags
+from jspec.testing.light import light, xla_flags
 
 DEVICES = 8
 _ALL = ",".join(entry.name for entry in ROSTER)
@@ -34,7 +34,7 @@ def strictly_equal(cases: Sequence[str] = CASES, *, is_light: bool = False) -> F
       is_light: compile fast.
     """
     command = [sys.executable, "-m", "jspec.certify.float64", *cases]
-    flags = [os.environ.get("XLA_FLAGS", ""), xla_flags(LIGHT) if is_light else ""]
+    flags = [os.environ.get("XLA_FLAGS", ""), xla_flags(light()) if is_light else ""]
     environment = os.environ | {"XLA_FLAGS": " ".join(flags).strip()}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

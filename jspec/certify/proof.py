@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,7 +28,7 @@ from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.models.target import Target
 from jspec.state import StopReason
-from jspec.testing.light import LIGHT
+from jspec.testing.light import jit_light
 from jspec.verify import replay
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -184,7 +183,7 @@ def exact_joint(target: Target, request: Request, n_new: int) -> np.ndarray:
     return joint
 
 
-_whole = jax.jit(forward, static_argnames="model", compiler_options=LIGHT)
+_whole = jit_light(forward, static_argnames="model")
 
 
 def sampled_joint(
@@ -213,7 +212,7 @@ def sampled_joint(
     return counts
 
 
-@functools.partial(jax.jit, static_argnames=("program", "limit"), compiler_options=LIGHT)
+@functools.partial(jit_light, static_argnames=("program", "limit"))
 def _draw(params, program: Program, tokens, sampling, limit: int):
     """Prompt and loop in one program: the new tokens of every row. What is tested is the law of
     what comes out, so it is compiled fast.

@@ -21,7 +21,7 @@ from jspec.certify.records import Found
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule
 from jspec.state import Context, Draft, StopReason
-from jspec.testing.light import LIGHT
+from jspec.testing.light import jit_light
 from jspec.testing.settings import settings
 from jspec.verify import judge_nodes, walk
 
@@ -156,9 +156,8 @@ def walked(case: Case, row: int) -> tuple[list[int], list[int], int, StopReason]
 
 
 @functools.partial(
-    jax.jit,
+    jit_light,
     static_argnames=("all_nodes", "may_exit_early", "depth"),
-    compiler_options=LIGHT,
 )
 def verdict_of(
     draft, logits, context, randomness, *, all_nodes=False, may_exit_early=True, depth=DEPTH

@@ -1,26 +1,96 @@
-"""Compiler options for programs that run a few times only, and the usual ones."""
+"""Compiler options for programs that run a few times only, and the usual ones.
+
+    python -m jspec.testing.light
+
+prints the first as `XLA_FLAGS`. Options come and go with the compiler's version, and one that it
+does not know ends the process. So the installed compiler is asked, and only what it knows is set.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
-LIGHT: dict[str, Any] = {
+import jax
+
+_LIGHT: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
-"""On CPU these compile three to five times as fast. For programs whose results are tested, not
-whose form: results may differ from the usual ones in their last bits.
-"""
 
-USUAL: dict[str, Any] = {
+_USUAL: dict[str, Any] = {
     "xla_backend_optimization_level": 3,
     "xla_cpu_use_fusion_emitters": True,
     "xla_cpu_parallel_codegen_split_count": 32,
 }
-"""What XLA does by itself: for programs whose form is tested."""
+
+
+@functools.cache
+def light() -> dict[str, Any]:
+    """Options under which programs compile two to five times as fast on CPU.
+
+    For programs whose results are tested, not whose form: results may differ from the usual ones in
+    their last bits.
+    """
+    return known(_LIGHT)
+
+
+@functools.cache
+def usual() -> dict[str, Any]:
+    """What XLA does by itself: for programs whose form is tested."""
+    return known(_USUAL)
+
+
+def known(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that the installed compiler knows; a trivial program with each tells."""
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return False
+    return True
+
+
+def jit_light(function: Callable, **options) -> Callable:
+    """`jax.jit` under `light()`. The compiler is asked at the first call, not on import."""
+
+    @functools.cache
+    def jitted() -> Callable:
+        return jax.jit(function, compiler_options=light(), **options)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return jitted()(*args, **kwargs)
+
+    return call
 
 
 def xla_flags(options: dict[str, Any]) -> str:
     """The same for all programs of a process, as `XLA_FLAGS` wants it."""
     return " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
+
+
+def light_flags() -> str:
+    """`XLA_FLAGS` of `light()`, from a process of its own.
+
+    For a process that sets them for itself: asking the compiler makes it read `XLA_FLAGS`, and it
+    reads them once.
+    """
+    command = [sys.executable, "-m", "jspec.testing.light"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    print(xla_flags(light()))

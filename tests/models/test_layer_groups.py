@@ -14,11 +14,11 @@ from jspec.certify import reference
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import Groups, aligned, check_groups, contiguous, singles, split
 from jspec.models.model import Model, build, empty_cache, forward, random_params
-from jspec.testing.light import LIGHT
+from jspec.testing.light import jit_light
 from jspec.testing.models import in_memory, tiny_config
 from jspec.testing.tolerances import tolerance
 
-run = jax.jit(forward, static_argnames=("model", "groups", "capture"), compiler_options=LIGHT)
+run = jit_light(forward, static_argnames=("model", "groups", "capture"))
 LAYERS, TOKENS = 8, 7
 CONFIG = tiny_config(n_layers=LAYERS, has_qkv_bias=True, has_qk_norm=True)
 

@@ -18,7 +18,7 @@ from jspec.models.layer_parallel import Passes, Plan, best_of, place
 from jspec.models.model import build, random_params
 from jspec.models.weights import fit_to_mesh
 from jspec.sharding import make_mesh
-from jspec.testing.light import LIGHT
+from jspec.testing.light import jit_light, light
 from jspec.testing.models import tiny_config
 from jspec.testing.tolerances import tolerance
 
@@ -82,7 +82,7 @@ def repeat_heads(params, times: int, width: int):
     return jax.tree.map_with_path(one, params)
 
 
-@functools.partial(jax.jit, static_argnames="passes", compiler_options=LIGHT)
+@functools.partial(jit_light, static_argnames="passes")
 def story(params, passes: Passes, tokens):
     """A text read exactly, new rows in groups on it, kept in part, and an exact pass again."""
     cache = passes.empty_cache(ROWS, SLOTS, jnp.float32)
@@ -136,7 +136,7 @@ def collectives(plan: Plan, is_exact: bool = False, **sizes) -> Counter[str]:
         return run(params, cache, tokens, causal_block(zero, NEW))
 
     with jax.set_mesh(over.mesh):
-        text = jax.jit(body, compiler_options=LIGHT).lower(placed, cache).compile().as_text()
+        text = jax.jit(body, compiler_options=light()).lower(placed, cache).compile().as_text()
     found = Counter(one.kind for one in instructions_of(text or "") if one.kind)
     return found - Counter({"all-reduce": 1})
 

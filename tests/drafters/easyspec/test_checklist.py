@@ -29,7 +29,7 @@ from jspec.models.model import empty_cache, forward
 from jspec.models.target import load_target
 from jspec.state import Context, Draft, StopReason
 from jspec.testing.decoding import greedy
-from jspec.testing.light import LIGHT
+from jspec.testing.light import jit_light
 from jspec.testing.settings import settings as sampling_of
 from jspec.testing.tolerances import tolerance
 from jspec.verify import reject, walk
@@ -56,7 +56,7 @@ PROGRAM = Program(target=TARGET.model, drafter=EASYSPEC)
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, 9)).astype(np.int32)
 LENGTH = np.asarray([1, 9, 4, 6], np.int32)
 
-drafted = jax.jit(propose, static_argnames="program", compiler_options=LIGHT)
+drafted = jit_light(propose, static_argnames="program")
 
 
 def begun(stop_ids=(-1,), max_length: int = CAPACITY - 1) -> DecodeState:
@@ -72,7 +72,7 @@ def finished(generation: DecodeState) -> DecodeState:
     raise AssertionError("rows do not end")
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=LIGHT)
+@functools.partial(jit_light, static_argnames="model")
 def read(params, model, tokens):
     """A fresh exact pass over whole texts: keys and values, and all logits."""
     cache = empty_cache(model.config, ROWS, CAPACITY, jnp.float32)

@@ -23,7 +23,7 @@ from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import contiguous, singles
 from jspec.models.layer_parallel import Passes
 from jspec.models.model import empty_cache, forward
-from jspec.testing.light import LIGHT
+from jspec.testing.light import jit_light
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
 from jspec.testing.tolerances import tolerance
@@ -44,11 +44,11 @@ def drafter(size: int = 3, *, width: int = 2, calibration=Calibration.ROUND) -> 
     return EasySpec(passes=passes, grower=grower, calibration=calibration)
 
 
-start = jax.jit(prefill, static_argnames=("program", "capacity"), compiler_options=LIGHT)
-advance = jax.jit(decode_round, static_argnames="program", compiler_options=LIGHT)
+start = jit_light(prefill, static_argnames=("program", "capacity"))
+advance = jit_light(decode_round, static_argnames="program")
 
 
-@functools.partial(jax.jit, static_argnames=("groups",), compiler_options=LIGHT)
+@functools.partial(jit_light, static_argnames=("groups",))
 def read(tokens, groups=None):
     """A fresh pass of the small model over whole texts: cache and all logits."""
     cache = empty_cache(SMALL.model.config, ROWS, CAPACITY, jnp.float32)
