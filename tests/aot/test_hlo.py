@@ -165,7 +165,8 @@ def test_a_weight_that_is_gathered_is_named():
     gathered = [m for m in moved if m.operation == "all-gather"]
     assert [(m.array, m.is_in_loop) for m in gathered] == [(f"f32[{WIDTH},{2 * WIDTH}]", False)]
     assert "up" in gathered[0].what
-    assert "jit(gathers)" in gathered[0].op_name
+    name = gathered[0].op_name  # compilers since jaxlib 0.11 or so name the argument alone
+    assert name == "up" or "jit(gathers)" in name
 
 
 def test_a_collective_in_a_loop_is_told_apart():
