@@ -70,5 +70,5 @@ $(LIBTPU)/.installed: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e ".[docs]"
+	$(VENV)/bin/python -m pip install -q -c $(CONSTRAINTS) $(PIP_ARGS) -e ".[docs]"
 	@touch $@
