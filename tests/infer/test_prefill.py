@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,7 @@ from jspec.infer.prefill import prefill, prompt_bucket, room_for, slots_for
 from jspec.infer.state import Program
 from jspec.law import Mode
 from jspec.testing.decoding import full_logits
-from jspec.testing.light import LIGHT
+from jspec.testing.light import jit_light
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
 from jspec.testing.tolerances import tolerance
@@ -39,7 +37,7 @@ CLOSE = tolerance("float32").logits
 def begun(rounds: int):
     """The state after the prompts and some rounds; traced anew, as `CHUNK` is read then."""
 
-    @functools.partial(jax.jit, compiler_options=LIGHT)
+    @jit_light
     def run(params, tokens, length):
         state = prefill(params, PROGRAM, tokens, length, SAMPLING, capacity=CAPACITY)
         return decode_loop(params, PROGRAM, state, rounds=rounds)
