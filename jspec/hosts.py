@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -170,6 +171,38 @@ def _of_all_hosts(value: np.generic | np.ndarray) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(value))
+
+
+def one_after_another(work: Callable[[], T]) -> T:
+    """What `work` returns: the first host does it alone, then all others at once.
+
+    For work whose result the others find done, in a file. It may take hours: hosts wait without
+    using their devices.
+
+    Raises:
+      Exception: what `work` raises, on that host; the others go on and find out for themselves.
+    """
+    if not are_joined():
+        return work()
+    if is_first():
+        try:
+            return work()
+        finally:
+            _meet()
+    _meet()
+    return work()
+
+
+_meetings = itertools.count()
+
+
+def _meet() -> None:
+    """Wait for all hosts, at the coordinator: a collective of devices would give up too soon."""
+    from jax._src import distributed  # there is no public name for it
+
+    client = distributed.global_state.client
+    assert client is not None
+    client.wait_at_barrier(f"jspec-{next(_meetings)}", timeout_in_ms=24 * 3600 * 1000)
 
 
 # --- arrays --------------------------------------------------------------------------------------

@@ -74,6 +74,18 @@ class DataConfig(Config):
     chat_template: str | None = field(
         None, "Jinja, where the tokenizer has none", "a Jinja template", is_text=True
     )
+    system: str | None = field(
+        None,
+        "begins conversations that have no system message, as system of an inference config does",
+        "a text",
+        is_text=True,
+    )
+    overlong: Literal["truncate", "pieces"] = field(
+        "pieces",
+        "texts longer than a sequence are truncated, or cut into pieces from position 0",
+        "truncate or pieces",
+        is_text=True,
+    )
 
     @field_validator("corpora", mode="before")
     @classmethod
@@ -81,6 +93,17 @@ class DataConfig(Config):
         if not isinstance(value, list):
             return value
         return [{"file": item} if isinstance(item, str) else item for item in value]
+
+
+class TruncatedDataConfig(DataConfig):
+    """Text of which every sequence begins where decoding begins."""
+
+    overlong: Literal["truncate", "pieces"] = field(
+        "truncate",
+        "texts longer than a sequence are truncated, or cut into pieces from position 0",
+        "truncate or pieces",
+        is_text=True,
+    )
 
 
 class OptimizerConfig(Config):
@@ -301,7 +324,7 @@ class FalconConfig(LoopConfig):
         0.9, "of the soft loss beside the hard one", "a number in [0, 1]", ge=0, le=1
     )
     has_loss_on_shown: bool = field(True, "learn positions that were shown", "true or false")
-    data: DataConfig = _needed("text", "a mapping")
+    data: TruncatedDataConfig = _needed("text", "a mapping")
 
 
 class NGramConfig(Config):

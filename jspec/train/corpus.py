@@ -55,6 +55,12 @@ class Row:
     messages: tuple[dict[str, str], ...] = ()
     tokens: tuple[int, ...] = ()
 
+    @property
+    def n_characters(self) -> int:
+        """About how much there is; a token counts as four."""
+        said = sum(len(message["content"]) for message in self.messages)
+        return len(self.text or "") + said + 4 * len(self.tokens)
+
 
 class Tally:
     """What was left out of a corpus or cut, by reason: how often, and where it was first."""

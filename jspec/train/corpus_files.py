@@ -41,9 +41,9 @@ def _pieces(path: Path, told: Told, size: int | None) -> Iterator[bytes]:
             for piece in file if size is None else iter(lambda: file.read(size), b""):
                 number += 1
                 piece = piece.removeprefix(codecs.BOM_UTF8) if number == 1 else piece
+                told(raw.tell(), total)
                 if piece:
                     yield piece
-                told(raw.tell(), total)
     except FileNotFoundError:
         raise UserError(f"{path} is not there; give data.folder, where the corpora are") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:

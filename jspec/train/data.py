@@ -1,7 +1,7 @@
-"""Batches of packed text through Grain: split, packed once, shuffled every epoch, resumable.
+"""Batches of packed text through Grain: split, encoded once, shuffled every epoch, resumable.
 
-In reading order: `TextData` and what it holds, `load_text`, which prepares it and keeps the result
-in a file, and the batches.
+In reading order: `TextData` and its batches, `load_text`, which encodes corpora into files and
+packs what is in them, and what names such a file.
 
 A sequence never mixes corpora, so that held-out losses are told by corpus.
 """
@@ -9,25 +9,28 @@ A sequence never mixes corpora, so that held-out losses are told by corpus.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-import logging
-import uuid
-import zipfile
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jspec.errors import UserError
+from jspec.hosts import one_after_another
 from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.train.corpus import Row, Source, corpus_name, is_held_out, read_rows
-from jspec.train.encode import encode_rows
+from jspec.train.corpus import Row, Source, Tally, corpus_name, is_held_out, read_rows
+from jspec.train.encode import ENCODING, Encoded, encode_rows
 from jspec.train.hub_dataset import HubDataset
 from jspec.train.packing import Packed, pack
+from jspec.train.token_file import TextFile, read_texts, write_texts
 
-logger = logging.getLogger(__name__)
+AT_ONCE = 1 << 20
+"""Characters that are encoded together; more would be more memory, and no sooner."""
 
 Batch = Mapping[str, np.ndarray]
 """Arrays `[sequences, ...]` by name; for text those of `Packed`."""
@@ -74,13 +77,13 @@ class TextData:
     @property
     def n_tokens(self) -> int:
         """Tokens of one epoch, padding not counted."""
-        counts = np.concatenate([(p.segments >= 0).sum(axis=1) for p in self.train.values()])
+        counts = np.concatenate([packed.n_tokens for packed in self.train.values()])
         return int(counts[self._order()].sum())
 
     def iterator(self, *, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> Any:
         import grain
 
-        order, joined = self._order(), _join(list(self.train.values()))
+        order = self._order()
         if batch_size > len(order):
             raise UserError(
                 f"batch_size {batch_size} is more than the {len(order)} sequences of an epoch; "
@@ -88,7 +91,7 @@ class TextData:
             )
 
         dataset = (
-            grain.MapDataset.source(_Sequences(joined, order))
+            grain.MapDataset.source(_Sequences(list(self.train.values()), order))
             .seed(seed)
             .shuffle()
             .repeat()[process::processes]
@@ -100,7 +103,7 @@ class TextData:
         return {name: packed.arrays() for name, packed in self.tests.items() if len(packed)}
 
     def _order(self) -> np.ndarray:
-        """Indices into the joined corpora that make up one epoch."""
+        """Numbers of sequences, counted through all corpora, that make up one epoch."""
         parts, start = [], 0
         for name, packed in self.train.items():
             n = len(packed)
@@ -114,20 +117,41 @@ class TextData:
 class _Sequences:
     """Random access for Grain."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], order: np.ndarray):
-        self._arrays, self._order = arrays, order
+    def __init__(self, parts: Sequence[Packed], order: np.ndarray):
+        self._parts, self._order = parts, order
+        self._ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
-        at = self._order[index]
-        return {name: array[at] for name, array in self._arrays.items()}
+        number = int(self._order[index])
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self._parts[part][number - int(self._ends[part]) + len(self._parts[part])]
 
 
-def _join(parts: Sequence[Packed]) -> dict[str, np.ndarray]:
-    tables = [part.arrays() for part in parts]
-    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+# --- corpora -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How texts become tokens; what it says is part of the name of a file of them.
+
+    Attributes:
+      held_out: share of rows kept out of training, by a hash of their ids.
+      loss_on: "all" or "assistant".
+      system: what conversations begin with that have no system message of their own.
+      chat_template: of conversations.
+    """
+
+    held_out: float
+    loss_on: str = "all"
+    system: str | None = None
+    chat_template: str | None = None
+
+
+Notes = Callable[[str], None]
+"""Takes one line for whoever waits."""
 
 
 def load_text(
@@ -137,17 +161,25 @@ def load_text(
     length: int,
     held_out: float,
     loss_on: str = "all",
+    system: str | None = None,
     chat_template: str | None = None,
+    is_truncating: bool = False,
     cache: Path | None = None,
+    note: Notes = lambda _: None,
 ) -> TextData:
     """Read, split, encode and pack corpora.
+
+    Tokens are in files, mapped into memory. Of several hosts the first encodes, and the others read
+    its file, or write one of their own where they do not see it.
 
     Args:
       sources: corpora, and how often an epoch repeats each.
       length: tokens of a sequence.
-      held_out: share of rows kept out of training, by a hash of their ids.
-      loss_on: "all" or "assistant".
-      cache: folder in which the packed arrays are kept, for the next start.
+      held_out, loss_on, system: as in `Encoding`.
+      chat_template: in place of the tokenizer's.
+      is_truncating: as in `pack`.
+      cache: folder in which the tokens are kept, for the next start; a temporary one if not given.
+      note: told what is found, and how far it is.
 
     Raises:
       UserError: bad files, rows or tokenizer; no text to train on.
@@ -155,84 +187,143 @@ def load_text(
     tokenizer = load_tokenizer(tokenizer_folder, chat_template)
     if tokenizer is None:
         raise UserError(f"{tokenizer_folder} has no tokenizer; expected tokenizer.json there")
+    how = Encoding(
+        held_out=held_out, loss_on=loss_on, system=system, chat_template=tokenizer.template
+    )
     names = [corpus_name(source) for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two corpora are called {twice[0]!r}; rename one of the files")
     train, tests = {}, {}
-    for source, name in zip(sources, names, strict=True):
-        key = _key(source, tokenizer_folder, length, held_out, loss_on, tokenizer.template)
-        packed = _cached(cache, name, key)
-        if packed is None:
-            logger.info("packing %s", source)
-            packed = _pack_corpus(source, tokenizer, length, held_out, loss_on)
-            _keep(cache, name, key, packed)
-        train[name], tests[name] = packed
+    with tempfile.TemporaryDirectory() as folder:
+        for source, name in zip(sources, names, strict=True):
+            path = (cache or Path(folder)) / f"{name}-{_key(source, tokenizer_folder, how)}.tokens"
+            work = functools.partial(_texts_of, path, source, tokenizer, how, note)
+            found = one_after_another(work)
+            for line in found.notes:
+                note(f"{name}: {line}")
+            train[name], tests[name] = (
+                pack(texts, length, is_truncating=is_truncating)
+                for texts in (found.train, found.test)
+            )
+            for line in _changes(found, train[name], tests[name], is_truncating):
+                note(f"{name}: {line}")
     if not any(len(packed) for packed in train.values()):
         raise UserError(f"no text to train on in {', '.join(map(str, sources))}")
     repeats = {name: repeat for name, repeat in zip(names, sources.values(), strict=True)}
     return TextData(train=train, repeats=repeats, tests=tests)
 
 
-def _pack_corpus(
-    source: Source, tokenizer: Tokenizer, length: int, held_out: float, loss_on: str
-) -> tuple[Packed, Packed]:
-    rows: tuple[list[Row], list[Row]] = ([], [])
-    for row in read_rows(source):
-        rows[is_held_out(row.id, held_out)].append(row)
-    train, test = (pack(encode_rows(part, tokenizer, loss_on=loss_on), length) for part in rows)
-    return train, test
+def _texts_of(
+    path: Path, source: Source, tokenizer: Tokenizer, how: Encoding, note: Notes
+) -> TextFile:
+    """The texts of a file, which is written where it is not there or not whole."""
+    found = read_texts(path)
+    if found is None:
+        notes: list[str] = []
+        write_texts(path, encoded_rows(source, tokenizer, how, note, notes), notes)
+        found = read_texts(path)
+    if found is None:
+        raise UserError(f"{path} cannot be read back; is the disk full?")
+    return found
 
 
-# --- packed arrays kept in files -----------------------------------------------------------------
+def encoded_rows(
+    source: Source, tokenizer: Tokenizer, how: Encoding, note: Notes, notes: list[str]
+) -> Iterator[tuple[Encoded, bool]]:
+    """Every text of a corpus, and whether it is held out; a batch of them is in memory.
+
+    Args:
+      note: told how far it is.
+      notes: gets what was left out, when all is read.
+    """
+    tally, progress = Tally(), Progress(corpus_name(source), note)
+    for rows in _batches(read_rows(source, tally=tally, told=progress.told)):
+        encoded = encode_rows(rows, tokenizer, loss_on=how.loss_on, system=how.system, tally=tally)
+        for row, text in zip(rows, encoded, strict=True):
+            progress.add(len(text.tokens))
+            yield text, is_held_out(row.id, how.held_out)
+    progress.finish()
+    notes += tally.lines()
 
 
-def _key(source: Source, tokenizer_folder: Path, *settings: Any) -> str:
-    """Names the packing: changes with the text, the tokenizer and the settings."""
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows in turn, so many at once as have about `AT_ONCE` characters."""
+    batch, size = [], 0
+    for row in rows:
+        batch.append(row)
+        size += row.n_characters
+        if size >= AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class Progress:
+    """Says now and then how far the encoding of a corpus is, and at its end what there is."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, name: str, note: Notes):
+        self._name, self._note = name, note
+        self._n_texts, self._n_tokens, self._share = 0, 0, ""
+        self._said = time.monotonic()
+
+    def told(self, done: int, total: int) -> None:
+        self._share = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, "
+
+    def add(self, n_tokens: int) -> None:
+        self._n_texts, self._n_tokens = self._n_texts + 1, self._n_tokens + n_tokens
+        if time.monotonic() - self._said >= self.EVERY_S:
+            self._said = time.monotonic()
+            self._note(f"encoding {self._name}: {self._share}{self._so_far()}")
+
+    def finish(self) -> None:
+        self._note(f"encoded {self._name}: {self._so_far()}")
+
+    def _so_far(self) -> str:
+        return f"{self._n_texts:,} texts, {self._n_tokens:,} tokens"
+
+
+def _changes(found: TextFile, train: Packed, test: Packed, is_truncating: bool) -> list[str]:
+    """What packing makes of texts that do not fit."""
+    lengths = np.concatenate([found.train.lengths, found.test.lengths])
+    firsts = np.concatenate([found.train.firsts, found.test.firsts])
+    n_long, length = int(np.sum(lengths > train.length)), train.length
+    told = []
+    if n_long:
+        what = "are truncated" if is_truncating else "are cut into pieces, each from position 0 on"
+        told.append(f"{n_long:,} of {len(lengths):,} texts have more than {length} tokens; {what}")
+    n_empty = int(np.sum((firsts < 0) | (firsts >= length))) if is_truncating else 0
+    if n_empty:
+        told.append(f"{n_empty:,} texts have nothing to learn in their first {length} tokens")
+    return told
+
+
+# --- what names a file of tokens -----------------------------------------------------------------
+
+
+def _key(source: Source, tokenizer_folder: Path, how: Encoding) -> str:
+    """Names an encoding: changes with the text, the tokenizer, the settings and the way it works.
+
+    Times and places of files do not matter, so that hosts with copies of a file agree.
+    """
     kinds = ("*.json", "*.jinja", "*.model")
     files = [file for kind in kinds for file in sorted(tokenizer_folder.glob(kind))]
     tokenizer = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    parts = [*_version(source), tokenizer, *settings]
+    parts = [ENCODING, _version(source), tokenizer, dataclasses.asdict(how)]
     return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
 
 
-def _version(source: Source) -> list[Any]:
+def _version(source: Source) -> str:
     """Changes with the content of a corpus."""
     if isinstance(source, HubDataset):
-        return [str(source), source.fingerprint()]
+        return f"{source} {source.fingerprint()}"
     try:
-        size, when = source.stat().st_size, source.stat().st_mtime_ns
-    except OSError:
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
         raise UserError(f"{source} is not there; give data.folder, where the corpora are") from None
-    return [str(source.resolve()), size, when]
-
-
-def _cached(cache: Path | None, name: str, key: str) -> tuple[Packed, Packed] | None:
-    file = None if cache is None else cache / f"{name}-{key}.npz"
-    if file is None or not file.is_file():
-        return None
-    try:
-        with np.load(file) as stored:
-            parts = [
-                Packed(**{f.name: stored[f"{part}.{f.name}"] for f in dataclasses.fields(Packed)})
-                for part in ("train", "test")
-            ]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # damaged: packed again
-        return None
-    return parts[0], parts[1]
-
-
-def _keep(cache: Path | None, name: str, key: str, packed: tuple[Packed, Packed]) -> None:
-    if cache is None:
-        return
-    cache.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {
-        f"{part}.{field}": array
-        for part, values in zip(("train", "test"), packed, strict=True)
-        for field, array in values.arrays().items()
-    }
-    # A name of its own, because other processes may be packing the same corpus.
-    unfinished = cache / f".{name}-{key}-{uuid.uuid4().hex}"
-    with open(unfinished, "wb") as file:
-        np.savez(file, **arrays)
-    unfinished.replace(cache / f"{name}-{key}.npz")
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror})") from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from jspec.errors import UserError
 from jspec.infer.text import Tokenizer
-from jspec.train.corpus import Row
+from jspec.train.corpus import Row, Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,25 @@ class Encoded:
     weights: np.ndarray
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, loss_on: str) -> list[Encoded]:
+ENCODING = 1
+"""Goes up when the tokens or weights of the same rows become others."""
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    loss_on: str,
+    system: str | None = None,
+    tally: Tally | None = None,
+) -> list[Encoded]:
     """Tokens and weights of rows, in order.
 
     Args:
       loss_on: "all", or "assistant": of a conversation only what the assistant says, its end of
         turn included. Plain text always counts whole.
+      system: what conversations begin with that have no system message of their own.
+      tally: counts answers that do not begin with a token of their own.
 
     Raises:
       UserError: a conversation for a tokenizer without a chat template, or a template that rewrites
@@ -43,7 +56,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, loss_on: str) -> l
         return []
     texts, spans = [], []
     for row in rows:
-        text, learnt = _render(row, tokenizer, loss_on)
+        text, learnt = _render(with_system(row, system), tokenizer, loss_on)
         texts.append(text)
         spans.append(learnt)
     parts = zip(rows, tokenizer.pieces(texts), spans, strict=True)
@@ -51,6 +64,14 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, loss_on: str) -> l
         _given(row, tokenizer) if row.tokens else _with_weights(pieces.ids, pieces.spans, learnt)
         for row, pieces, learnt in parts
     ]
+
+
+def with_system(row: Row, system: str | None) -> Row:
+    """A conversation that begins with a system message: its own, else the one that is given."""
+    if not system or not row.messages or row.messages[0]["role"] == "system":
+        return row
+    first = {"role": "system", "content": system}
+    return dataclasses.replace(row, messages=(first, *row.messages))
 
 
 def _render(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple[int, int]]]:

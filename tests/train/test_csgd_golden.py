@@ -91,6 +91,9 @@ def objective_of(options: Options, head, target) -> Csgd:
 def test_the_objective_is_numpys(case):
     step, options = CASES[case]
     target = tiny_target(scale=0.5)
+    # Three likely tokens, so that the head is right now and then, and the text seldom is.
+    few = target.params["head_weight"].at[:, :3].multiply(4)
+    frozen = dict(target.params) | {"head_weight": few}
     decoder = dataclasses.replace(target.model.config, n_layers=1, windows=())
     head = sar_head.build(SarConfig(decoder=decoder, block_size=options.k))
     # Larger than at the start of a training, so that no loss is near a constant.
@@ -102,12 +105,12 @@ def test_the_objective_is_numpys(case):
     def run(params, frozen, batch, key, step):
         return objective.loss(params, frozen, batch, key=key, step=step, rows_sharding=None)
 
-    found = run(params, target.params, batch, KEY, jnp.int32(step))
+    found = run(params, frozen, batch, KEY, jnp.int32(step))
     wanted = batch_loss(
         options,
         target.model.config,
         params,
-        target.params,
+        frozen,
         batch,
         key=KEY,
         step=step,
@@ -124,4 +127,11 @@ def test_the_objective_is_numpys(case):
         for name in ("feature_loss", "soft_loss", "hard_loss", "shown")
     )
     assert (wanted["shown"] > 0) == (options.schedule is not None)
+    assert 0 < wanted["agreement_1"] < wanted["agreement_1_of"]
     assert min(wanted[name] for name in ("feature_loss", "soft_loss", "hard_loss")) > 1
+
+
+def test_glances_are_as_released_by_default():
+    assert Glance() == Glance(schedule="code", epochs=20, align="block")
+    fields = {field.name: field.default for field in dataclasses.fields(Csgd)}
+    assert fields["glance"] == Glance()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from jspec.errors import UserError
 from jspec.testing.training import LENGTH, random_packed, random_text
+from jspec.train import corpus_files
 from jspec.train import data as data_module
 from jspec.train.data import TextData, load_text
 
@@ -135,14 +138,17 @@ def test_training_and_held_out_rows_are_apart_and_complete(tmp_path, tokenizer_f
     assert test and not train & test and train | test == set(range(40))
 
 
-def test_packed_arrays_are_read_from_the_cache_and_made_anew_when_it_is_damaged(
+def test_tokens_are_read_from_the_cache_and_made_anew_when_it_is_damaged(
     tmp_path, tokenizer_folder, monkeypatch
 ):
     path, cache = corpus(tmp_path), tmp_path / "cache"
     first = load([path], tokenizer_folder, cache=cache)
+    assert same(load([path], tokenizer_folder), first)
     [file] = cache.iterdir()
     whole = file.read_bytes()
+    assert len(whole) < 8 * first.n_tokens * 1.5
     for damaged in (b"", whole[:-30], whole[:100], b"x" * 50):
+        file.unlink()
         file.write_bytes(damaged)
         assert same(load([path], tokenizer_folder, cache=cache), first)
         assert list(cache.iterdir()) == [file]
@@ -151,26 +157,101 @@ def test_packed_arrays_are_read_from_the_cache_and_made_anew_when_it_is_damaged(
     assert same(load([path], tokenizer_folder, cache=cache), first)
 
 
+def test_a_file_that_was_not_finished_is_no_file(tmp_path, tokenizer_folder):
+    """A row of the corpus is bad, or the run is killed: nothing is left that could be read."""
+    path, cache = corpus(tmp_path), tmp_path / "cache"
+    path.write_text(path.read_text() + '\n{"text": 5}')
+    with pytest.raises(UserError, match="line 41: text must be a string"):
+        load([path], tokenizer_folder, cache=cache)
+    assert list(cache.iterdir()) == []
+
+
 def test_the_cache_knows_text_tokenizer_and_settings(tmp_path, tokenizer_folder):
     path, folder, cache = corpus(tmp_path), tmp_path / "tokenizer", tmp_path / "cache"
     folder.mkdir()
     for file in tokenizer_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    load([path], folder, cache=cache)
-    load([path], folder, cache=cache)
-    assert len(list(cache.iterdir())) == 1
-    load([path], folder, cache=cache, length=20)
-    load([path], folder, cache=cache, held_out=0.3)
-    load([path], folder, cache=cache, loss_on="assistant")
-    own = tmp_path / "own.jinja"
-    for text in ("{{ 'x' }}", "{{ 'y' }}"):
-        own.write_text(text)
-        load([path], folder, cache=cache, chat_template=str(own))
-    (folder / "chat_template.jinja").write_text("another")
-    load([path], folder, cache=cache)
+
+    def n_files(**changes) -> int:
+        load([path], folder, cache=cache, **changes)
+        return len(list(cache.iterdir()))
+
+    assert n_files() == n_files(length=20) == n_files(is_truncating=True) == 1
     os.utime(path, ns=(1, 1))
-    load([path], folder, cache=cache)
-    assert len(list(cache.iterdir())) == 8
+    assert n_files() == 1
+    assert n_files(held_out=0.3) == 2
+    assert n_files(loss_on="assistant") == 3
+    assert n_files(system="be kind") == 4
+    own = tmp_path / "own.jinja"
+    for n, text in enumerate(("{{ 'x' }}", "{{ 'y' }}"), 5):
+        own.write_text(text)
+        assert n_files(chat_template=str(own)) == n
+    (folder / "chat_template.jinja").write_text("another")
+    assert n_files() == 7
+    path.write_text(path.read_text().replace("cat", "dog"))
+    assert n_files() == 8
+
+
+def talks(path: Path, n: int) -> Path:
+    """A list of conversations as ShareGPT has them."""
+    turns = [("human", "the cat?"), ("gpt", "sat on the mat. " * 8)] * 2
+    row = [{"from": who, "value": what} for who, what in turns]
+    path.write_text(json.dumps([{"id": f"t{i}", "conversations": row} for i in range(n)]))
+    return path
+
+
+def test_memory_does_not_grow_with_a_corpus(tmp_path, tokenizer_folder, monkeypatch):
+    """Ten times the text is a few numbers a text more, and none a token."""
+    monkeypatch.setattr(data_module, "AT_ONCE", 4096)
+    monkeypatch.setattr(corpus_files, "BLOCK", 1 << 13)
+    load([talks(tmp_path / "warm.json", 5)], tokenizer_folder, length=64)
+    peaks, tokens, rows = [], [], (40, 400)
+    for n in rows:
+        path = talks(tmp_path / f"{n}.json", n)
+        tracemalloc.start()
+        text = load([path], tokenizer_folder, length=64, cache=tmp_path / "cache")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        tokens.append(text.n_tokens)
+    assert tokens[1] - tokens[0] > 20_000
+    grown = peaks[1] - peaks[0]
+    assert grown < 500 * (rows[1] - rows[0]) and grown < 8 * (tokens[1] - tokens[0])
+
+
+def test_what_is_left_out_and_cut_is_told_at_every_start(tmp_path, tokenizer_folder):
+    path = talks(tmp_path / "talks.json", 20)
+    rows = json.loads(path.read_text())
+    rows[3]["conversations"][0]["from"] = "nobody"
+    rows[5]["conversations"][1]["value"] = ""
+    path.write_text(json.dumps(rows))
+    told: list[list[str]] = []
+    for _ in range(2):
+        told.append([])
+        load(
+            [path],
+            tokenizer_folder,
+            length=64,
+            cache=tmp_path / "cache",
+            loss_on="assistant",
+            is_truncating=True,
+            note=told[-1].append,
+        )
+    assert told[0][0].startswith("encoded talks: 19 texts, ")
+    assert told[0][1:] == told[1]
+    said = "\n".join(told[1])
+    assert "talks: 1 conversations end before a turn by 'nobody'" in said
+    assert "talks: 1 conversations end before a turn without text" in said
+    assert "talks: 18 of 19 texts have more than 64 tokens; are truncated" in said
+    assert "talks: 1 texts have nothing to learn in their first 64 tokens" in said
+
+
+def test_long_encodings_say_how_far_they_are(tmp_path, tokenizer_folder, monkeypatch):
+    monkeypatch.setattr(data_module, "AT_ONCE", 1)
+    monkeypatch.setattr(data_module.Progress, "EVERY_S", 0.0)
+    told: list[str] = []
+    load([talks(tmp_path / "talks.json", 4)], tokenizer_folder, note=told.append)
+    assert re.match(r"encoding talks: 0 of 0 MB, 1 texts, \d+ tokens", told[0])
+    assert len([line for line in told if line.startswith("encoding")]) == 4
 
 
 def test_mistakes_are_one_line(tmp_path, tokenizer_folder):

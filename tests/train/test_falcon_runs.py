@@ -16,7 +16,7 @@ from jspec.errors import UserError
 from jspec.models import sar_head
 from jspec.sharding import make_training_mesh
 from jspec.testing.training import kill_at, loop_config, run_training, told
-from jspec.train.config import CorpusConfig, DataConfig, FalconConfig
+from jspec.train.config import CorpusConfig, FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import initial_params, start_of, trainable_of
 
 STEPS = 5
@@ -85,7 +85,7 @@ def test_a_mesh_trains_as_one_device_does(whole, tmp_path, mesh):
 
 
 def recipe(**fields) -> FalconConfig:
-    data = DataConfig(corpora=[CorpusConfig(file="unused")], length=16)
+    data = TruncatedDataConfig(corpora=[CorpusConfig(file="unused")], length=16)
     return FalconConfig(out="unused", target="unused", steps=1, data=data, **fields)
 
 

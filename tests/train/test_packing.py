@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +46,29 @@ def test_every_token_appears_once_and_no_text_that_fits_is_cut(lengths, length):
     packed = pack(rows, length)
     assert sorted(pieces_of(packed)) == sorted(wanted)
     assert packed.tokens.shape[1] == length
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=LENGTHS, length=st.integers(2, 17))
+def test_truncated_texts_begin_at_their_beginning_and_have_something_to_learn(lengths, length):
+    rows = rows_of(lengths)
+    heads = [(row.tokens[:length], row.weights[:length]) for row in rows]
+    wanted = [tuple(tokens) for tokens, weights in heads if weights[1:].any()]
+    packed = pack(rows, length, is_truncating=True)
+    assert sorted(pieces_of(packed)) == sorted(wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=LENGTHS, length=st.integers(2, 17), is_truncating=st.booleans())
+def test_a_sequence_is_a_row_of_all_of_them(lengths, length, is_truncating):
+    packed = pack(rows_of(lengths), length, is_truncating=is_truncating)
+    for index, sequence in enumerate(packed):
+        for name, array in packed.arrays().items():
+            np.testing.assert_array_equal(sequence[name], array[index])
+            assert sequence[name].dtype == array.dtype
+    assert packed.n_tokens.tolist() == (packed.segments != PADDING).sum(axis=1).tolist()
+    with pytest.raises(IndexError):
+        packed[len(packed)]
 
 
 @settings(max_examples=80, deadline=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jspec.train.config import CorpusConfig, DataConfig
@@ -24,7 +24,13 @@ def _source(folder: str, corpus: CorpusConfig) -> Source:
     return Path(corpus.file) if corpus.file.startswith(("./", "/")) else Path(folder) / corpus.file
 
 
-def load_corpora(data: DataConfig, tokenizer_folder: Path, *, cache: Path | None) -> TextData:
+def load_corpora(
+    data: DataConfig,
+    tokenizer_folder: Path,
+    *,
+    cache: Path | None,
+    note: Callable[[str], None] = lambda _: None,
+) -> TextData:
     """The corpora packed as the config says; see `load_text`."""
     return load_text(
         corpus_sources(data),
@@ -32,8 +38,11 @@ def load_corpora(data: DataConfig, tokenizer_folder: Path, *, cache: Path | None
         length=data.length,
         held_out=data.held_out,
         loss_on=data.loss_on,
+        system=data.system,
         chat_template=data.chat_template,
+        is_truncating=data.overlong == "truncate",
         cache=cache,
+        note=note,
     )
 
 

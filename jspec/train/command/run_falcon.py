@@ -42,8 +42,8 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     trainable = trainable_of(head, target.params, start=start, embedding_gain=gain)
     directory = Path(config.out)
     check_same_run(config, directory, resume)
-    with log.status("reading and packing text"):
-        data = load_corpora(config.data, target_folder, cache=directory.parent / "packed")
+    cache = directory.parent / "packed"
+    data = load_corpora(config.data, target_folder, cache=cache, note=log.note)
     steps = planned_steps(config, data)
     log.note(plan_line(config, trainable, data))
     outcome = train_in(
@@ -93,5 +93,6 @@ def write_counts(directory: Path, data: TextData, vocab_size: int) -> None:
 
     counts = np.zeros(vocab_size, np.float64)
     for packed in data.train.values():
-        counts += np.bincount(packed.tokens[packed.weights > 0], minlength=vocab_size)
+        for one in packed:
+            counts += np.bincount(one["tokens"][one["weights"] > 0], minlength=vocab_size)
     save_file({"counts": counts}, directory / COUNTS_FILE)

@@ -74,8 +74,8 @@ def train_language_model(
     """Train whatever learns from text, and export it with its tokenizer."""
     tokenizer_folder, directory = local_directory(config.tokenizer), Path(config.out)
     check_same_run(config, directory, resume)
-    with log.status("reading and packing text"):
-        data = load_corpora(config.data, tokenizer_folder, cache=directory.parent / "packed")
+    cache = directory.parent / "packed"
+    data = load_corpora(config.data, tokenizer_folder, cache=cache, note=log.note)
     log.note(plan_line(config, trainable, data))
     outcome = train_in(
         directory,

@@ -1,0 +1,72 @@
+"""Texts come back from their file as they went in, and half a file is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jspec.testing.training import random_rows
+from jspec.train.token_file import Texts, read_texts, write_texts
+
+ROWS = random_rows(12, seed=0, vocab_size=150_000)
+for i, row in enumerate(ROWS):
+    row.weights[: i % 5] = 0
+HELD_OUT = [i % 3 == 1 for i in range(len(ROWS))]
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.tokens"
+    write_texts(path, zip(ROWS, HELD_OUT, strict=True), ["süß"])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    return path
+
+
+def check(texts: Texts, rows) -> None:
+    assert len(texts) == len(rows)
+    assert texts.lengths.tolist() == [len(row.tokens) for row in rows]
+    for text, row, first in zip(texts, rows, texts.firsts, strict=True):
+        np.testing.assert_array_equal(text.tokens, row.tokens)
+        np.testing.assert_array_equal(text.weights, row.weights)
+        assert (text.tokens.dtype, text.weights.dtype) == (np.int32, np.float32)
+        learnt = [i for i in range(1, len(row.weights)) if row.weights[i]]
+        assert first == (learnt[0] if learnt else -1)
+
+
+def test_texts_come_back_in_their_two_parts(path):
+    found = read_texts(path)
+    assert found is not None and found.notes == ("süß",)
+    for texts, is_held_out in ((found.train, False), (found.test, True)):
+        rows = [row for row, held in zip(ROWS, HELD_OUT, strict=True) if held == is_held_out]
+        check(texts, rows)
+        check(Texts.of(rows), rows)
+
+
+def test_a_token_is_four_bytes(path):
+    n_tokens = sum(len(row.tokens) for row in ROWS)
+    assert path.stat().st_size <= 4 * n_tokens + 16 * len(ROWS) + 64
+
+
+def test_a_file_that_is_not_whole_is_none(path):
+    whole = path.read_bytes()
+    path.unlink()
+    for damaged in (b"", whole[:-1], whole[1:], whole + b"x", whole[:40], b"x" * 100):
+        path.write_bytes(damaged)
+        assert read_texts(path) is None
+    assert read_texts(path.parent / "not there") is None
+
+
+def test_no_texts_are_a_file_too(tmp_path):
+    write_texts(tmp_path / "none", [])
+    found = read_texts(tmp_path / "none")
+    assert found is not None and len(found.train) == len(found.test) == 0
+
+
+def test_what_stops_in_the_middle_leaves_nothing(tmp_path):
+    def rows():
+        yield ROWS[0], False
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_texts(tmp_path / "half", rows())
+    assert list(tmp_path.iterdir()) == []
