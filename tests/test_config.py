@@ -16,12 +16,17 @@ from jspec.config import (
     read_yaml,
     resolve,
 )
+from jspec.config.folders import recipe_of
 from jspec.errors import UserError
+from jspec.models.hub import local_directory
+from jspec.train.config import KINDS
 
 READY = (
     *("llama2_chat_7b", "llama3_70b", "llama3_8b"),
     *("llama3_70b_easyspec", "qwen2_72b_easyspec"),
     *("qwen2_5_32b_dream", "qwen2_5_7b", "vicuna"),
+    *("vicuna_7b_falcon", "vicuna_13b_falcon", "llama2_chat_7b_falcon"),
+    *(f"qwen2_5_{size}_falcon" for size in ("7b", "14b", "32b", "72b")),
 )
 
 
@@ -32,6 +37,42 @@ def test_ready_configs_are_found_and_valid(name, tmp_path, monkeypatch):
     config = resolve(InferConfig, [(name, read_yaml(find_config(name)))])
     assert config.target and config.dtype == "bfloat16"
     assert find_config(f"{name}.yaml") == find_config(name)
+
+
+def test_every_config_that_comes_with_jspec_is_valid():
+    for name in config_names():
+        values = read_yaml(find_config(name))
+        kind = KINDS[values["kind"]] if "kind" in values else InferConfig
+        resolve(kind, [(name, values)])
+    listed = (find_config("demo").parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in listed for name in config_names() if "/" not in name)
+
+
+@pytest.mark.parametrize("name", [name for name in READY if name.endswith("falcon")])
+def test_a_ready_falcon_has_a_head_that_is_published_or_that_a_recipe_makes(name):
+    config = resolve(InferConfig, [(name, read_yaml(find_config(name)))])
+    assert config.drafter == "falcon" and config.drafter_path and config.target
+    if config.drafter_path.startswith("Bestpay-inc/Falcon-"):
+        size = name.split("_")[2]
+        assert config.drafter_path.lower().endswith(f"qwen2.5-{size}")
+        assert config.target.lower().endswith(f"qwen2.5-{size}-instruct")
+    else:
+        assert recipe_of(config.drafter_path)
+
+
+def test_a_head_that_is_not_trained_yet_is_one_line_that_says_how(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (
+        "runs/falcon_vicuna/model",
+        "runs/falcon_vicuna_13b/model",
+        "runs/falcon_llama2/model",
+        "runs/demo/falcon/model",
+    ):
+        name = path.split("/")[1] if "demo" not in path else "demo/falcon"
+        with pytest.raises(UserError, match=f"not there yet: train it with .* --config {name},"):
+            local_directory(path)
+    with pytest.raises(UserError, match="no such directory, and not a hub id"):
+        local_directory("runs/nobody_makes_this/model")
 
 
 def test_a_file_of_the_same_name_wins_over_a_ready_config(tmp_path, monkeypatch):

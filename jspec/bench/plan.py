@@ -140,12 +140,13 @@ def make_plan(
     """
     assert config.target is not None
     drafters = _drafters(config, labels)
-    directory = local_directory(config.target)
+    # Drafters first, since they are the smaller downloads where something is missing.
     directories = {
         label: local_directory(each.drafter_path)
         for label, each in drafters.items()
         if each.drafter_path
     }
+    directory = local_directory(config.target)
     check_digest(directory, config.target_digest)
     decoder = read_config(directory)
     limit = min(config.max_length or decoder.max_length, decoder.max_length)

@@ -51,3 +51,12 @@ def find_config(name_or_path: str) -> Path:
     raise UserError(
         f"config {name_or_path!r} is neither a file nor a known name; {hint(name, config_names())}"
     )
+
+
+def recipe_of(path: str) -> str | None:
+    """The name of the ready recipe that makes a directory or file; None where there is none."""
+    for name in runnable_names(is_training=True):
+        out = re.search(r"^out:\s*(\S+)", find_config(name).read_text("utf-8"), re.MULTILINE)
+        if out is not None and (path == out[1] or path.startswith(f"{out[1]}/")):
+            return name
+    return None

@@ -92,7 +92,7 @@ class Tokenizer:
         Raises:
           UserError: no template, or one that refuses these messages.
         """
-        return tuple(self.chat_pieces(self.chat_text(messages)).ids)
+        return tuple(self.chat_pieces([self.chat_text(messages)])[0].ids)
 
     def chat_text(self, messages: Messages, *, is_asking: bool = True) -> str:
         """A conversation as the chat template writes it.
@@ -115,13 +115,16 @@ class Tokenizer:
                 f"the chat template cannot be filled in: {_first_line(error)}"
             ) from None
 
-    def chat_pieces(self, text: str) -> Pieces:
-        """The tokens of what `chat_text` wrote.
+    def chat_pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        """The tokens of what `chat_text` wrote, in decoding and in training.
 
         The tokenizer's template writes BOS itself where its model wants one. One that the user
         gave may leave it out, and then gets what any text gets.
         """
-        pieces, before = self.pieces([text])[0], self.vocabulary.before
+        return [self._begun(pieces) for pieces in self.pieces(texts)]
+
+    def _begun(self, pieces: Pieces) -> Pieces:
+        before = self.vocabulary.before
         if self.is_own_template and tuple(pieces.ids[: len(before)]) != before:
             pieces = Pieces([*before, *pieces.ids], [(0, 0)] * len(before) + pieces.spans)
         return self._with_one_bos(pieces)

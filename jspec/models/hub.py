@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from jspec.config.folders import recipe_of
 from jspec.errors import UserError
 from jspec.models.other_kinds import what_file
 from jspec.models.shipped import shipped
@@ -32,6 +33,12 @@ def local_directory(path_or_id: str | Path) -> Path:
     found = shipped(text)
     if found is not None:
         return found
+    recipe = recipe_of(path.as_posix())
+    if recipe is not None:
+        raise UserError(
+            f"{path} is not there yet: train it with python -m jspec.train --config {recipe}, or "
+            "give another directory or a hub id"
+        )
     if not _HUB_ID.fullmatch(text) or text.startswith((".", "~")):
         raise UserError(f"{path}: no such directory, and not a hub id of the form owner/name")
     return _snapshot(text)

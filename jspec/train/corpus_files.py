@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.text_files import without_mark
 
 Told = Callable[[int, int], None]
 """Called with the bytes that were read so far, and those of the whole file, as it is stored."""
@@ -40,7 +41,7 @@ def _pieces(path: Path, told: Told, size: int | None) -> Iterator[bytes]:
             file = unpack(raw)
             for piece in file if size is None else iter(lambda: file.read(size), b""):
                 number += 1
-                piece = piece.removeprefix(codecs.BOM_UTF8) if number == 1 else piece
+                piece = without_mark(piece, str(path)) if number == 1 else piece
                 told(raw.tell(), total)
                 if piece:
                     yield piece

@@ -1,5 +1,8 @@
 """Rows to tokens: plain text between BOS and EOS, conversations through the chat template.
 
+Both begin as decoding begins them: up to what the assistant says, the tokens of a conversation are
+those of the prompt that asks for it.
+
 Every token carries a weight: 1 where the model learns to predict it, 0 where it only reads it.
 """
 
@@ -12,6 +15,7 @@ import numpy as np
 
 from jspec.errors import UserError
 from jspec.infer.text import Tokenizer
+from jspec.infer.vocabulary import Pieces
 from jspec.train.corpus import Row, Tally
 
 
@@ -52,18 +56,22 @@ def encode_rows(
       UserError: a conversation for a tokenizer without a chat template, or a template that rewrites
         earlier turns when later ones come.
     """
-    if not rows:
-        return []
-    texts, spans = [], []
-    for row in rows:
-        text, learnt = _render(with_system(row, system), tokenizer, loss_on)
-        texts.append(text)
-        spans.append(learnt)
-    parts = zip(rows, tokenizer.pieces(texts), spans, strict=True)
-    return [
-        _given(row, tokenizer) if row.tokens else _with_weights(pieces.ids, pieces.spans, learnt)
-        for row, pieces, learnt in parts
-    ]
+    rows = [with_system(row, system) for row in rows]
+    chats = {i: _chat(row, tokenizer, loss_on) for i, row in enumerate(rows) if row.messages}
+    texts = {i: row.text for i, row in enumerate(rows) if row.text is not None}
+    pieces = dict(
+        zip(chats, tokenizer.chat_pieces([text for text, _ in chats.values()]), strict=True)
+    )
+    pieces |= dict(zip(texts, tokenizer.pieces(list(texts.values())), strict=True))
+    encoded = []
+    for i, row in enumerate(rows):
+        if row.tokens:
+            encoded.append(_given(row, tokenizer))
+        elif i in texts:
+            encoded.append(_plain(pieces[i].ids, tokenizer))
+        else:
+            encoded.append(_learnt(row, pieces[i], chats[i][1], tally or Tally()))
+    return encoded
 
 
 def with_system(row: Row, system: str | None) -> Row:
@@ -74,13 +82,19 @@ def with_system(row: Row, system: str | None) -> Row:
     return dataclasses.replace(row, messages=(first, *row.messages))
 
 
-def _render(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a row, and which of its characters are learnt."""
-    if row.tokens:
-        return "", []
-    if row.text is not None:
-        text = f"{tokenizer.bos_token or ''}{row.text}{tokenizer.eos_token or ''}"
-        return text, [(0, len(text))]
+def _plain(ids: Sequence[int], tokenizer: Tokenizer) -> Encoded:
+    """A text as decoding begins it, and its end. All of it is learnt."""
+    begin = tokenizer.vocabulary.before or _one(tokenizer.bos_id)
+    tokens = np.asarray([*begin, *ids, *_one(tokenizer.eos_id)], np.int32)
+    return Encoded(tokens, np.ones(len(tokens), np.float32))
+
+
+def _one(token_id: int | None) -> tuple[int, ...]:
+    return () if token_id is None else (token_id,)
+
+
+def _chat(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and which of its characters are learnt."""
     if not tokenizer.has_chat_template:
         raise UserError(
             f"row {row.id} is a conversation, and the tokenizer has no chat template; give "
@@ -105,15 +119,11 @@ def _render(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tup
 
 
 def _fill_in(row: Row, n: int, tokenizer: Tokenizer, *, is_asking: bool = False) -> str:
-    """The first `n` turns as the chat template writes them, with BOS as in decoding."""
+    """The first `n` turns as the chat template writes them."""
     try:
-        text = tokenizer.chat_text(row.messages[:n], is_asking=is_asking)
+        return tokenizer.chat_text(row.messages[:n], is_asking=is_asking)
     except UserError as error:
         raise UserError(f"row {row.id}: {error}; change the row or the template") from None
-    bos = tokenizer.bos_token
-    if tokenizer.is_own_template and bos is not None and not text.startswith(bos):
-        return bos + text
-    return text
 
 
 def _given(row: Row, tokenizer: Tokenizer) -> Encoded:
@@ -125,12 +135,17 @@ def _given(row: Row, tokenizer: Tokenizer) -> Encoded:
     return Encoded(np.asarray(row.tokens, np.int32), np.ones(len(row.tokens), np.float32))
 
 
-def _with_weights(ids, offsets, learnt: list[tuple[int, int]]) -> Encoded:
-    tokens = np.asarray(ids, np.int32)
-    if not len(tokens):
-        return Encoded(tokens, np.zeros(0, np.float32))
-    starts = np.asarray(offsets)[:, 0]
+def _learnt(row: Row, pieces: Pieces, learnt: list[tuple[int, int]], tally: Tally) -> Encoded:
+    """Tokens with a weight where they begin in what is learnt.
+
+    A token that begins before what the assistant says and ends in it is not learnt, and tells that
+    here decoding has another prompt.
+    """
+    tokens = np.asarray(pieces.ids, np.int32)
+    starts, ends = np.asarray(pieces.spans, np.int64).reshape(-1, 2).T
     weights = np.zeros(len(tokens), np.float32)
     for low, high in learnt:
         weights[(starts >= low) & (starts < high)] = 1
+        if np.any((starts < low) & (ends > low)):
+            tally.add("answers begin within a token of their prompt, which decoding cuts", row.id)
     return Encoded(tokens, weights)

@@ -23,7 +23,7 @@ from jspec.train.config import FalconConfig
 from jspec.train.falcon import head_of, objective_of
 from jspec.train.optimizer import make_optimizer, make_schedule
 
-RECIPES = ("falcon_vicuna", "falcon_llama2")
+RECIPES = ("falcon_vicuna", "falcon_vicuna_13b", "falcon_llama2")
 DIALOGUES = 16
 
 

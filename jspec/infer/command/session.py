@@ -111,8 +111,9 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
     """
     assert config.target is not None
     check_drafter(config.drafter, config.drafter_options)
-    directory = local_directory(config.target)
+    # The drafter first, since it is the smaller download where something is missing.
     drafter_directory = local_directory(config.drafter_path) if config.drafter_path else None
+    directory = local_directory(config.target)
     check_digest(directory, config.target_digest)
     decoder = read_config(directory)
     check_causal(decoder, directory)
