@@ -92,7 +92,7 @@ def check(tokenizer: Tokenizer, turns: list[str], system: str | None, loss_on="a
         assert row.weights[len(prompt)] == 1 and not row.weights[len(prompt) - 1]
         learnt[len(prompt) : upto] = True
     assert not row.weights[~learnt].any()
-    spoken, said = tokenizer.decode(row.tokens[row.weights > 0]), " ".join(turns[1::2])
+    spoken, said = tokenizer.decode(row.tokens[row.weights > 0].tolist()), " ".join(turns[1::2])
     # Special tokens that are spoken of have no text, with tokenizers whose they are.
     spoken, said = (re.sub(r"</?s>|\s", "", text) for text in (spoken, said))
     assert spoken == said
