@@ -27,10 +27,10 @@ demo: $(VENV)/.installed  ## text from the models that come with jspec, with and
 	$(VENV)/bin/python -m jspec.infer
 
 test: $(VENV)/.installed  ## the default suite: CPU, offline, without torch
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 proof: $(VENV)/.installed  ## compiled as users have it: chains bit for bit, a quick certificate
-	$(AS_USED) $(VENV)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS) tests/proof/test_strict.py
+	$(AS_USED) $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/proof/test_strict.py
 	$(VENV)/bin/python -m jspec.certify --quick
 
 test-parity: $(PARITY)/.installed  ## live comparison with transformers and torch

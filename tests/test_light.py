@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from jspec.testing.light import jit_light, known, light, usual, xla_flags
+from jspec.testing.light import jit_light, known, light, usual_form, xla_flags
 
 LEVEL = "xla_backend_optimization_level"
 
@@ -19,10 +20,25 @@ def test_other_errors_are_not_taken_for_it():
         known({LEVEL: "not a number"})
 
 
-def test_fast_and_usual_options_name_the_same():
-    assert light().keys() == usual().keys() >= {LEVEL}
-    assert light()[LEVEL] < usual()[LEVEL]
+def test_options_are_those_of_a_process_too():
     assert xla_flags({LEVEL: 0, "xla_yes": True}) == f"--{LEVEL}=0 --xla_yes=true"
+    assert light()[LEVEL] == 0
+
+
+def test_the_usual_form_is_that_of_full_optimisation():
+    """Instructions and memory are the same; `light()` may give others."""
+
+    def rows(x, y):
+        top, _ = jax.lax.top_k(jnp.tanh(x @ y) + jnp.cumsum(y, axis=0), 3)
+        return jax.lax.fori_loop(0, 3, lambda i, kept: kept.at[i].set(jnp.sort(kept[i])), top)
+
+    lowered = jax.jit(rows).lower(*[jax.ShapeDtypeStruct((8, 8), jnp.float32)] * 2)
+    full = usual_form() | {LEVEL: 3, "xla_cpu_parallel_codegen_split_count": 32}
+    forms = [lowered.compile(options) for options in (usual_form(), full)]
+    texts = [form.as_text() for form in forms]
+    assert texts[0] and texts[0] == texts[1]
+    sizes = [form.memory_analysis() for form in forms]
+    assert sizes[0].temp_size_in_bytes == sizes[1].temp_size_in_bytes
 
 
 def test_light_programs_keep_their_static_arguments():

@@ -1,4 +1,4 @@
-"""Compiler options for programs that run a few times only, and the usual ones.
+"""Compiler options for programs that run a few times only, or not at all.
 
     python -m jspec.testing.light
 
@@ -23,11 +23,7 @@ _LIGHT: dict[str, Any] = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 
-_USUAL: dict[str, Any] = {
-    "xla_backend_optimization_level": 3,
-    "xla_cpu_use_fusion_emitters": True,
-    "xla_cpu_parallel_codegen_split_count": 32,
-}
+_USUAL_FORM = _LIGHT | {"xla_cpu_use_fusion_emitters": True}
 
 
 @functools.cache
@@ -41,9 +37,12 @@ def light() -> dict[str, Any]:
 
 
 @functools.cache
-def usual() -> dict[str, Any]:
-    """What XLA does by itself: for programs whose form is tested."""
-    return known(_USUAL)
+def usual_form() -> dict[str, Any]:
+    """Options that give the instructions and buffers that XLA gives by itself, for tests of these.
+
+    Only the machine code that is made of them is compiled fast.
+    """
+    return known(_USUAL_FORM)
 
 
 def known(options: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jspec.ops import cache as cache_ops
 from jspec.state import Sampling
 from jspec.testing.compiled import makers, n_bytes
 from jspec.testing.drafters import Oracle, RandomTrees
-from jspec.testing.light import usual
+from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config
 
 SLOTS = 4096
@@ -72,7 +72,7 @@ class Case:
             return decode_loop(params, self.program, generation, rounds=rounds)
 
         jitted = jax.jit(entry, donate_argnums=(1,) if donates else ())
-        return jitted.lower(self.params, self.generation).compile(usual())
+        return jitted.lower(self.params, self.generation).compile(usual_form())
 
     @property
     def layer_keys(self):

@@ -26,7 +26,7 @@ from jspec.models.model import build, random_params
 from jspec.state import Context, Sampling
 from jspec.testing.compiled import makers
 from jspec.testing.diffusion import CONFIGS, MASK, in_llama_names, tensors_of, write_tiny
-from jspec.testing.light import usual
+from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config, tiny_target
 from jspec.testing.tolerances import tolerance
 
@@ -278,7 +278,7 @@ def test_no_round_traces_anew_and_no_cache_is_copied():
         return predict(params, model, prefix, state, context, SLOTS)
 
     step = jax.jit(counted, donate_argnums=0)
-    compiled = step.lower(state, context_of(tokens, length)).compile(usual())
+    compiled = step.lower(state, context_of(tokens, length)).compile(usual_form())
     assert state.cache is not None
     leaf = state.cache.keys[0]
     assert leaf.shape[2] > prefix.widths(CAPACITY, 3)[-1]

@@ -24,7 +24,7 @@ from jspec.models.model import (
     random_params,
 )
 from jspec.state import Block
-from jspec.testing.light import usual
+from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config
 from jspec.testing.tolerances import tolerance
 
@@ -224,7 +224,7 @@ def test_a_donated_step_copies_neither_cache_nor_weight(tokens):
     def step(params, cache, new, start):
         return forward(params, model, cache, new, causal_block(start, tokens))
 
-    compiled = jax.jit(step, donate_argnums=1).lower(*arguments).compile(usual())
+    compiled = jax.jit(step, donate_argnums=1).lower(*arguments).compile(usual_form())
     analysis, program = compiled.memory_analysis(), compiled.as_text()
     assert analysis is not None and program is not None
     cache_bytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(arguments[1]))

@@ -9,7 +9,7 @@ import pytest
 
 from jspec.ops.branches import switch_in_place
 from jspec.testing.compiled import makers
-from jspec.testing.light import usual
+from jspec.testing.light import usual_form
 
 CACHE = jnp.arange(6000.0).reshape(300, 20)
 WEIGHT = jnp.asarray(np.random.default_rng(0).standard_normal((20, 20)), jnp.float32)
@@ -46,7 +46,7 @@ def test_the_branch_that_is_taken_is_the_one_asked_for(index):
 
 def compiled(run):
     index = jax.ShapeDtypeStruct((), jnp.int32)
-    return jax.jit(run, donate_argnums=1).lower(index, CACHE, X).compile(usual())
+    return jax.jit(run, donate_argnums=1).lower(index, CACHE, X).compile(usual_form())
 
 
 def test_nothing_large_is_copied():

@@ -26,7 +26,7 @@ from jspec.models.target import abstract_target
 from jspec.models.weights import sharded_shapes
 from jspec.sharding import make_mesh
 from jspec.testing.compiled import makers
-from jspec.testing.light import usual
+from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config
 
 SLOTS, DEPTH, WIDTH, LAYERS = 4096, 3, 2, 6
@@ -73,7 +73,7 @@ def compiled_chunk(plan: Plan, calibration: Calibration, sizes: dict[str, int]):
         [Request(tokens=(0,), max_new_tokens=1)], max_length=SLOTS - 32, max_stop_ids=2
     )
     generation = programs.generation_shapes(*rows, sampling)
-    return programs.lower_chunk(generation, Mode.GREEDY).compile(usual()), generation, params
+    return programs.lower_chunk(generation, Mode.GREEDY).compile(usual_form()), generation, params
 
 
 def on_one(leaf) -> int:
