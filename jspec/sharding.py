@@ -106,6 +106,12 @@ def axis_size(mesh: Mesh, table: Table, axis: str) -> int:
     return math.prod(mesh.shape[name] for name in mesh_axes(table, axis))
 
 
+def split_axes(mesh: Mesh, table: Table, axis: str, size: int) -> tuple[str, ...]:
+    """Mesh axes over which a dimension of this size lies; none where they do not divide it."""
+    names = tuple(name for name in mesh_axes(table, axis) if mesh.shape[name] > 1)
+    return () if size % math.prod(mesh.shape[name] for name in names) else names
+
+
 def sharding(
     mesh: Mesh, table: Table, axes: tuple[str, ...], shape: tuple[int, ...]
 ) -> NamedSharding:

@@ -1,5 +1,7 @@
 """What one device does of a pass that several share: inside `shard_map`, its collectives written.
 
+In reading order: `LocalCache`, `Share`, and `best_of_all`, the best of scores that are split.
+
 Source: Wu et al. 2025 (arXiv 2502.02493), section 3. See `layer_parallel.py` for the
 plans, and who calls this.
 """
@@ -11,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jspec.models.decoder import Decoder, Layer, Rows
@@ -146,6 +149,53 @@ def share_of_biases(params: Params, heads: Axes, mlp: Axes) -> Params:
         return leaf / lax.axis_size(axes) if axes else leaf
 
     return jax.tree.map_with_path(one, params)
+
+
+def best_of_all(
+    local: Float[Array, "*B V"], k: int, axes: Axes, beside: Float[Array, "*B X"] | None = None
+) -> tuple[Float[Array, "*B k"], Int[Array, "*B k"], Float[Array, "N *B X"]]:
+    """The k best of scores that lie over devices, with their ids, in one collective.
+
+    Every device gathers the best of all, of ties the lowest ids. One collective, and not one each,
+    also because devices that are simulated may wait for one another where several that do not
+    depend on each other are under way.
+
+    Args:
+      local: this device's scores.
+      axes: of the mesh, over which the last dimension is split.
+      beside: more numbers of each row, which are gathered with them.
+
+    Returns:
+      Scores, ids, and what was beside them on each of the N devices.
+    """
+    count = min(k, local.shape[-1])
+    values, ids = lax.top_k(local, count)
+    ids += (lax.axis_index(axes) * local.shape[-1]).astype(ids.dtype)
+    # Ids are exact in any float of 24 bits: there are fewer tokens.
+    parts = [values, ids.astype(values.dtype)] + ([] if beside is None else [beside])
+    found = lax.all_gather(jnp.concatenate(parts, axis=-1), axes)
+    values, ids = (
+        jnp.moveaxis(part, 0, -2).reshape(*local.shape[:-1], -1)
+        for part in (found[..., :count], found[..., count : 2 * count])
+    )
+    values, place = lax.top_k(values, k)
+    ids = jnp.take_along_axis(ids, place, axis=-1).astype(jnp.int32)
+    return values, ids, found[..., 2 * count :]
+
+
+def split_top_k(
+    scores: Float[Array, "B T V"], k: int, mesh: Mesh, axes: Axes
+) -> tuple[Float[Array, "B T k"], Int[Array, "B T k"]]:
+    """`lax.top_k` of scores whose last dimension lies over mesh axes, none of it gathered whole."""
+    rows = "data" if scores.shape[0] % mesh.shape["data"] == 0 else None
+    whole = PartitionSpec(rows, None, None)
+    return jax.shard_map(
+        lambda local: best_of_all(local, k, axes)[:2],
+        mesh=mesh,
+        in_specs=PartitionSpec(rows, None, axes),
+        out_specs=(whole, whole),
+        check_vma=False,
+    )(scores)
 
 
 def _with(items: tuple, place: int, item) -> tuple:

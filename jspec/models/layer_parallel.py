@@ -26,7 +26,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +33,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jspec.models.device_share import Axes, LocalCache, Share, share_of_biases
+from jspec.models.device_share import Axes, LocalCache, Share, best_of_all, share_of_biases
 from jspec.models.layer_groups import Groups, check_groups, singles, split
 from jspec.models.model import Model, empty_cache, forward, merged, through
 from jspec.models.weights import AXES, leaf_name
 from jspec.ops import cache as cache_ops
-from jspec.sharding import HEAD_SPLIT, LAYER_PARALLEL, TARGET, Table, mesh_axes, sharding
+from jspec.sharding import HEAD_SPLIT, LAYER_PARALLEL, TARGET, Table, sharding, split_axes
 from jspec.state import Block, KVCache, Laid, Params, replace, state
 
 _OWN = "own"
@@ -178,29 +177,15 @@ class Passes:
     def best_of(
         self, scores: Float[Array, "R V"], k: int, spread: float
     ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
-        """`best_of` scores that lie over the vocabulary, in one collective.
-
-        One, and not one each, also because devices that are simulated may wait for one another
-        where several that do not depend on each other are under way.
-        """
+        """`best_of` scores that lie over the vocabulary, in one collective."""
         axes = self._axes_of("vocab", scores.shape[-1])
         if not axes or self.mesh is None:
             return best_of(scores, k, spread)
-        count = min(k, scores.shape[-1] // math.prod(self.mesh.shape[name] for name in axes))
 
         def best(local):
-            values, ids, total = best_of(local, count, spread)
-            ids += (lax.axis_index(axes) * local.shape[-1]).astype(ids.dtype)
-            # Ids are exact in any float of 24 bits: there are fewer tokens.
-            mine = jnp.concatenate([values, ids.astype(values.dtype), total], axis=1)
-            found = lax.all_gather(mine, axes)
-            values, ids = (
-                jnp.moveaxis(part, 0, 1).reshape(local.shape[0], -1)
-                for part in (found[..., :count], found[..., count : 2 * count])
-            )
-            values, place = lax.top_k(values, k)
-            ids = jnp.take_along_axis(ids, place, axis=1).astype(jnp.int32)
-            return values, ids, jax.nn.logsumexp(found[..., 2 * count :], axis=0)
+            total = jax.nn.logsumexp(local / spread, axis=-1, keepdims=True)
+            values, ids, totals = best_of_all(local, k, axes, total)
+            return values, ids, jax.nn.logsumexp(totals, axis=0)
 
         rows = self._rows(scores.shape[0])
         given = PartitionSpec(*rows, axes)
@@ -273,9 +258,7 @@ class Passes:
 
     def _axes_of(self, axis: str, size: int) -> Axes:
         """The axes over which a dimension of weights is split; none where they do not divide it."""
-        shape = {} if self.mesh is None else self.mesh.shape
-        found = tuple(n for n in mesh_axes(self.plan.table, axis) if shape.get(n, 1) > 1)
-        return () if size % math.prod(shape[name] for name in found) else found
+        return () if self.mesh is None else split_axes(self.mesh, self.plan.table, axis, size)
 
     @property
     def _heads(self) -> Axes | None:

@@ -17,6 +17,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jspec.drafters.base import DraftSize, chain_draft, chain_size
@@ -35,6 +36,7 @@ from jspec.drafters.diffuspec.search import EosRule, Paths, search
 from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
 from jspec.law import Randomness, Rule
 from jspec.models import ngram
+from jspec.models.device_share import Axes, split_top_k
 from jspec.models.diffusion import DiffusionModel, Slots, check_slots
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, PrefixState, predict, start_prefix
 from jspec.models.diffusion_steps import ONE_PASS, Refinement
@@ -123,6 +125,7 @@ class DiffuSpec:
       refinement: passes that fill the slots.
       choices: what becomes of them.
       has_extra: draft the slot that a shifted model's last mask predicts as well.
+      mesh, vocab_axes: the mesh, and its axes over which the model's vocabulary is split.
     """
 
     model: DiffusionModel
@@ -132,6 +135,8 @@ class DiffuSpec:
     refinement: Refinement = ONE_PASS
     choices: Choices = Choices()
     has_extra: bool = False
+    mesh: Mesh | None = None
+    vocab_axes: Axes = ()
 
     captures = ()
     needs_picks = False
@@ -264,19 +269,27 @@ class DiffuSpec:
         limits = {"cap": choices.cap, "mass": choices.mass, "always": always}
         if randomness.rule is not Rule.WALK:
             # A draft that noise did not choose is a point mass, which the rejection rule knows.
-            return candidates(logprobs, **limits)
-        wide = everything(logprobs)
+            return candidates(logprobs, **limits, top_k=self._top_k)
+        wide, top_k = everything(logprobs), self._top_k
         if 0 < choices.wide < logprobs.shape[2]:
             cap = max(choices.wide, choices.cap)
-            wide = candidates(logprobs, cap=cap, mass=jnp.inf, always=always)
+            wide = candidates(logprobs, cap=cap, mass=jnp.inf, always=always, top_k=top_k)
+            top_k = jax.lax.top_k
         noise = [
             randomness.draft_noise(depth, logprobs.shape[2], ids=wide.ids[:, depth])
             for depth in range(logprobs.shape[1])
         ]
         drawn = [one for one in noise if one is not None]
         if not drawn:
-            return candidates(logprobs, **limits)
-        return perturbed(wide, jnp.stack(drawn, axis=1), sampling.temperature, **limits)
+            return candidates(logprobs, **limits, top_k=self._top_k)
+        noise = jnp.stack(drawn, axis=1)
+        return perturbed(wide, noise, sampling.temperature, **limits, top_k=top_k)
+
+    def _top_k(self, scores: Float[Array, "B R V"], k: int):
+        """`lax.top_k` over the vocabulary, which may be split over devices."""
+        if self.mesh is None or not self.vocab_axes:
+            return jax.lax.top_k(scores, k)
+        return split_top_k(scores, k, self.mesh, self.vocab_axes)
 
     def _n_read(self, table: ngram.NGramTable) -> int:
         """Tokens before a slot that the proxy reads."""

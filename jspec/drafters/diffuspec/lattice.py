@@ -36,6 +36,10 @@ Proxy = Callable[[Array, Array], Array]
 """Log-probability of each token of `[..., A]` after the tokens `[..., C]`: `[..., A]`, nats."""
 
 
+TopK = Callable[[Array, int], tuple[Array, Array]]
+"""`lax.top_k`, or one for a vocabulary that is split over devices."""
+
+
 @state
 class Lattice:
     """The candidates of every slot, the best first.
@@ -88,6 +92,7 @@ def candidates(
     cap: int = 15,
     mass: float = 0.8,
     always: Int[Array, "B E"] | None = None,
+    top_k: TopK = lax.top_k,
 ) -> Lattice:
     """The `cap` likeliest tokens of every slot, cut where their mass reaches `mass` (Eq. 7).
 
@@ -99,9 +104,10 @@ def candidates(
       cap: M_max in the paper.
       mass: tau in the paper; above 1 it cuts nothing.
       always: ids that stay whatever their mass, padded with -1; the lattice is wider by E.
+      top_k: of the vocabulary.
     """
     logprobs = logprobs.astype(jnp.float32)
-    best, ids = lax.top_k(logprobs, min(cap, logprobs.shape[2]))
+    best, ids = top_k(logprobs, min(cap, logprobs.shape[2]))
     ids = ids.astype(jnp.int32)
     if always is not None:
         more = jnp.broadcast_to(always[:, None, :], (*ids.shape[:2], always.shape[1]))
@@ -127,6 +133,7 @@ def perturbed(
     cap: int = 15,
     mass: float = 0.8,
     always: Int[Array, "B E"] | None = None,
+    top_k: TopK = lax.top_k,
 ) -> Lattice:
     """The `cap` candidates of every slot that the law is likeliest to pick, given its noise.
 
@@ -137,17 +144,24 @@ def perturbed(
     Args:
       noise: standard Gumbel noise of the candidates at their positions.
       mass: of the softmax of log q / T + g over the wide lattice.
+      top_k: of the wide lattice.
     """
     lattice = replace(lattice, noise=noise.astype(jnp.float32), temperature=temperature)
-    return _pruned(lattice, cap, mass, always)
+    return _pruned(lattice, cap, mass, always, top_k)
 
 
-def _pruned(lattice: Lattice, cap: int, mass: float, always: Int[Array, "B E"] | None) -> Lattice:
+def _pruned(
+    lattice: Lattice,
+    cap: int,
+    mass: float,
+    always: Int[Array, "B E"] | None,
+    top_k: TopK = lax.top_k,
+) -> Lattice:
     """Candidates in the order of their scores, as few as Eq. 7 asks for."""
     width = lattice.ids.shape[2]
     score = step_scores(lattice.logprobs, lattice.noise, lattice.temperature, EQUATION_8)
     # What must always stay may stand anywhere, the others among the first.
-    score, order = lax.top_k(score, min(cap, width) if always is None else width)
+    score, order = top_k(score, min(cap, width) if always is None else width)
     probability = jnp.exp(score)
     before = jnp.cumsum(probability, axis=2) - probability
     rank = jnp.arange(score.shape[2], dtype=jnp.int32)[None, None, :]

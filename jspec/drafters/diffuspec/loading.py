@@ -26,7 +26,7 @@ from jspec.models.ngram import place_ngram, table_shapes, uniform_table
 from jspec.models.ngram_files import read_ngram, read_sizes
 from jspec.models.ngram_model import NGramModel, NGramSizes
 from jspec.models.target import Target, directory_beside
-from jspec.sharding import REPLICATED, SPLIT
+from jspec.sharding import REPLICATED, SPLIT, split_axes
 from jspec.state import Params
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,8 @@ def load(
                 static_share=static_share,
             ),
             has_extra=extra_slot,
+            mesh=target.mesh,
+            vocab_axes=split_axes(target.mesh, PLACEMENTS[placement], "vocab", model.vocab_size),
         )
     except ValueError as error:
         raise UserError(f"diffuspec: {error}") from None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from jspec.aot.hlo import read as instructions_of
 from jspec.drafters import load_drafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec, Shape
 from jspec.drafters.diffuspec.length import AdaptiveLength, SurvivalLength
@@ -26,8 +27,9 @@ from jspec.models.known import KNOWN
 from jspec.models.ngram_files import write_ngram
 from jspec.models.target import abstract_target, load_target
 from jspec.sharding import make_mesh
-from jspec.state import Context
+from jspec.state import Context, Prompt
 from jspec.testing.diffusion import write_tiny
+from jspec.testing.light import LIGHT
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.train.ngram import estimate
@@ -185,6 +187,41 @@ def test_large_weights_may_be_split_over_the_targets_devices(directory):
         for one in (split, whole)
     )
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mode,options,n_best",
+    [(Mode.GREEDY, {}, 5), (Mode.FULL, {}, 5), (Mode.FULL, {"wide": 20}, 20)],
+    ids=["greedy", "noise of all", "noise of 20"],
+)
+def test_of_a_split_vocabulary_each_device_gathers_its_best_only(directory, mode, options, n_best):
+    """One gather of the best scores and ids of every slot; nothing is as wide as the vocabulary."""
+    mesh, rows, slots = make_mesh(tensor=2), 4, 3
+    target = abstract_target(TARGET.model.config, dtype="float32", mesh=mesh)
+    options = options | dict(shortest=slots, longest=slots, cap=5, prefix="recompute")
+    loaded = load_drafter("diffuspec", directory, target=target, placement="split", **options)
+
+    def propose(params, context):
+        asked = Randomness(
+            sampling=context.sampling, length=context.length, mode=mode, rule=Rule.WALK
+        )
+        prompt = Prompt(context=context, features={}, width=8, slots=64)
+        state = loaded.drafter.init(params, prompt)
+        return loaded.drafter.propose(params, state, context, asked, 0)
+
+    length = jnp.full((rows,), 5, jnp.int32)
+    context = Context(
+        tokens=jnp.zeros((rows, 28), jnp.int32),
+        length=length,
+        is_active=length > 0,
+        sampling=settings(rows, temperature=1.0),
+    )
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(propose, compiler_options=LIGHT).lower(loaded.params, context)
+    found = [one for one in instructions_of(lowered.compile().as_text() or "") if one.kind]
+    shapes = [(one.kind, tuple(array.dims)) for one in found for array in one.results]
+    assert shapes.count(("all-gather", (2, rows, slots, 2 * n_best))) == 1
+    assert not [dims for _, dims in shapes if TARGET.vocab_size in dims]
 
 
 def test_split_weights_draft_as_whole_ones(directory, tmp_path):
