@@ -164,7 +164,7 @@ def proxy() -> Part:
                 label=f"no table, {share} text, lambda = {weight}",
                 variant=variant(has_table=False, static_share=1 - share, weight=weight),
             )
-            for share, weight in ((0.5, 0.5), (0.5, 0.7), (0.5, 0.9), (0.1, 0.7))
+            for share, weight in ((0.5, 0.5), (0.5, 0.7), (0.5, 0.9))
         ),
     )
     return Part(title="Proxy", lines=lines, baseline=variant())

@@ -19,7 +19,7 @@ from jspec.config import (
 from jspec.config.folders import recipe_of
 from jspec.errors import UserError
 from jspec.models.hub import local_directory
-from jspec.train.config import KINDS
+from jspec.train.config import KINDS, NGramConfig
 
 READY = (
     *("llama2_chat_7b", "llama3_70b", "llama3_8b"),
@@ -73,6 +73,15 @@ def test_a_head_that_is_not_trained_yet_is_one_line_that_says_how(tmp_path, monk
             local_directory(path)
     with pytest.raises(UserError, match="no such directory, and not a hub id"):
         local_directory("runs/nobody_makes_this/model")
+
+
+def test_dreams_config_has_a_proxy_and_its_recipe_writes_what_the_pages_name():
+    options = read_yaml(find_config("qwen2_5_32b_dream"))["drafter_options"]
+    assert options["static_share"] < 1
+    recipe = resolve(NGramConfig, [("ngram_qwen2_5", read_yaml(find_config("ngram_qwen2_5")))])
+    assert recipe.tokenizer == read_yaml(find_config("qwen2_5_32b_dream"))["target"]
+    text = find_config("ngram_qwen2_5").read_text(encoding="utf-8")
+    assert f"drafter_options.ngram={recipe.out}/model" in text
 
 
 def test_a_file_of_the_same_name_wins_over_a_ready_config(tmp_path, monkeypatch):

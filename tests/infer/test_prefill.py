@@ -63,13 +63,16 @@ def test_a_prompt_in_chunks_leaves_what_one_forward_leaves(states):
 
 
 def test_the_first_token_is_that_of_the_prompts_own_last_row(states):
+    """Which no draft had: depth 0, rank -1."""
     _, (chunked, _) = states
     for row, length in enumerate(LENGTHS.tolist()):
+        trace = chunked.trace
+        assert (int(trace.depth[row, length]), int(trace.rank[row, length])) == (0, -1)
         logits = full_logits(TARGET, PROMPTS[row, :length].tolist())[-1]
         if not SAMPLING.temperature[row]:
             assert int(chunked.context.tokens[row, length]) == int(logits.argmax())
             top = np.sort(logits)
-            gap = float(chunked.trace.gap[row, length])
+            gap = float(trace.gap[row, length])
             assert gap == pytest.approx(float(top[-1] - top[-2]), abs=CLOSE)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.ops.linear import project, wide, wide_dtype, wide_project
+from jspec.ops.linear import project, wide, wide_dtype, wide_einsum, wide_project
 from jspec.ops.norms import rms_norm
 from jspec.testing.tolerances import tolerance
 
@@ -43,6 +43,15 @@ def test_products_accumulate_wide_and_round_once(dtype, rows):
     rounded = jax.jit(project, static_argnums=0)("BTD,DF->BTF", x, weight)
     assert rounded.dtype == x.dtype
     np.testing.assert_array_equal(rounded, unrounded.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype,asked", [("float32", "HIGHEST"), ("bfloat16", "None")])
+def test_no_backend_may_round_what_a_float32_product_reads(dtype, asked):
+    """A CPU never does; that a GPU or TPU must not is said in the program."""
+    x, weight = jnp.zeros((1, 2, 8), dtype), jnp.zeros((8, 4), dtype)
+    (product,) = jax.make_jaxpr(lambda x, w: wide_einsum("BTD,DF->BTF", x, w))(x, weight).eqns
+    precision = product.params["precision"]
+    assert {str(one) for one in precision or (None,)} == {asked}
 
 
 def test_wide_is_at_least_float32():

@@ -87,3 +87,12 @@ def test_of_ties_at_an_edge_those_that_are_not_all_needed_are_uncertain():
     assert certain(np.log([0.4, 0.25, 0.25, 0.1]), top_p=0.6) == [0]
     assert certain(np.log([0.4, 0.25, 0.25, 0.1]), top_p=0.8) == [0, 1, 2]
     assert certain([3.0, 3.0, 1.0], top_k=1) == []
+
+
+def test_at_a_top_p_near_1_masses_are_believed_to_their_rounding_only():
+    """The edge is 5e-7 of mass away, more than float32 tells of a sum near 1."""
+    rest = VOCABULARY - 3
+    logits = np.tile(np.log([1 - 1.5e-6, 1e-6, 5e-7, *[1e-12] * rest]), (ROWS, 1))
+    assert kept(logits, {"top_p": 1 - 1e-6})[0].sum() == 2
+    certain, possible = bounds_of(logits, {"top_p": 1 - 1e-6}, 2e-4)
+    assert certain[0, :3].tolist() == [True, False, False] and possible[0, :3].all()

@@ -226,6 +226,35 @@ def test_a_limit_bad_logits_and_idleness_end_rows_in_mid_draft():
     jax.tree.map(np.testing.assert_array_equal, rest, theirs)
 
 
+def test_the_trace_tells_the_targets_own_log_probability_and_gap():
+    tokens, verdict = decode(temperature=1.0)
+    trace = verdict.trace
+    assert trace is not None
+    for depth in range(DEPTH + 1):
+        probs = np.log(probs_of(depth, temperature=1.0))
+        is_said = verdict.n_emitted > depth
+        said = verdict.tokens[is_said, depth]
+        np.testing.assert_allclose(trace.logprob[is_said, depth], probs[said], atol=1e-5)
+        top = np.sort(probs)
+        np.testing.assert_allclose(trace.gap[is_said, depth], top[-1] - top[-2], atol=1e-5)
+        assert len(set(said)) > 2
+
+
+def test_a_node_that_is_only_scored_is_not_kept():
+    """The target wants just this token, and says it itself."""
+    sampling, length = settings(1), jnp.asarray([2], jnp.int32)
+    context = Context(
+        tokens=jnp.ones((1, 4), jnp.int32), length=length, is_active=length > 0, sampling=sampling
+    )
+    draft = chain_draft(jnp.asarray([[1, 3]], jnp.int32), jnp.ones((1, 2), bool))
+    asked = Randomness(sampling=sampling, length=length, mode=Mode.GREEDY, rule=Rule.REJECTION)
+    logits = jnp.zeros((1, 2, VOCABULARY)).at[:, :, 3].set(5.0)
+    for is_acceptable, n_accepted in ((True, 1), (False, 0)):
+        rider = replace(draft, is_acceptable=draft.is_acceptable.at[:, 1].set(is_acceptable))
+        verdict = reject(rider, logits, context, asked, max_depth=1)
+        assert (int(verdict.n_accepted[0]), int(verdict.tokens[0, 0])) == (n_accepted, 3)
+
+
 def test_draws_come_from_streams_of_their_own():
     """The law's noise, shared with a drafter, would bias the residual."""
     _, verdict = decode(temperature=1.0, valid=np.tile(np.arange(DEPTH + 1) < 1, (ROWS, 1)))
