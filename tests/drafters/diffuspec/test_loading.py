@@ -29,7 +29,7 @@ from jspec.models.target import abstract_target, load_target
 from jspec.sharding import make_mesh
 from jspec.state import Context, Prompt
 from jspec.testing.diffusion import write_tiny
-from jspec.testing.light import LIGHT
+from jspec.testing.light import light
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.train.ngram import estimate
@@ -217,7 +217,7 @@ def test_of_a_split_vocabulary_each_device_gathers_its_best_only(directory, mode
         sampling=settings(rows, temperature=1.0),
     )
     with jax.set_mesh(mesh):
-        lowered = jax.jit(propose, compiler_options=LIGHT).lower(loaded.params, context)
+        lowered = jax.jit(propose, compiler_options=light()).lower(loaded.params, context)
     found = [one for one in instructions_of(lowered.compile().as_text() or "") if one.kind]
     shapes = [(one.kind, tuple(array.dims)) for one in found for array in one.results]
     assert shapes.count(("all-gather", (2, rows, slots, 2 * n_best))) == 1
