@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import jspec
-from jspec.config import find_config
+from jspec.config import find_config, read_yaml
+from jspec.drafters import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -123,5 +124,8 @@ def test_commands_are_understood(command):
     if config is None or config == "NAME" or config.endswith(".yaml"):
         return
     assert find_config(config).is_file()
+    given = getattr(args, "drafters", None) or getattr(args, "drafter", None) or "none"
+    known = {*NAMES, *(read_yaml(find_config(config)).get("drafters") or {})}
+    assert all(name in known or ":" in name for name in given.split(","))  # package.module:load
     if module in ("jspec.infer", "jspec.train"):
         cli.make_config(args)  # fields after --set are there, and take such values
