@@ -82,6 +82,8 @@ def commands() -> list[str]:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         text = re.sub(r"\n#     +", " ", text) if path.suffix == ".yaml" else text
         lines = [line for line in text.splitlines() if "`" not in line]
+        if path.suffix == ".yaml":
+            lines = [line for line in lines if line.startswith("#   python ")]
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
         found += [line[line.index(START) :] for line in (*lines, *spans) if START in line]
