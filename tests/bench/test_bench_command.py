@@ -111,6 +111,9 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     runs = [record for record in records_of(whole) if record["kind"] == "run"]
     assert {record["category"] for record in runs} == {"short", "others"}
     assert all(record["texts"] == 2 and record["new_tokens"] == 12 for record in runs)
+    for record in runs:
+        assert record["seconds"] == pytest.approx(record["prefill_s"] + record["decode_s"])
+        assert max(text["decode_s"] for text in record["per_prompt"]) <= record["seconds"]
     drafted = [record for record in runs if record["contestant"] == "lookup"]
     assert all(record["same"]["unexcused"] == 0 for record in drafted)
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from jspec.infer.command.cli import make_config, make_parser
+from jspec.infer.command.output import Output
 from jspec.infer.text import load_tokenizer
 
 SAMPLED = ("--temperature", "0.8", "--top-k", "40", "--seed", "5")
@@ -78,6 +79,19 @@ def test_text_goes_to_stdout_and_numbers_to_stderr(checkpoints, infer):
         "compiled",
     ):
         assert said in run.err
+
+
+def test_how_far_it_is_goes_to_stderr_unless_text_streams_to_a_terminal(
+    checkpoints, infer, monkeypatch
+):
+    monkeypatch.setattr("jspec.infer.command.progress.EVERY_S", 0.0)
+    asked = ("--target", checkpoints.chat, "--prompt", "the cat", "the dog", *SHORT)
+    run = infer(*asked, "--compare", "--drafter", "prompt-lookup")
+    lines = [line for line in run.err.splitlines() if line.startswith("1/2 answers | ")]
+    assert any(" tokens/s | about " in line for line in lines) and "/2 answers" not in run.out
+    monkeypatch.setattr(Output, "is_terminal", True)
+    assert "/2 answers" not in infer(*asked).err
+    assert "1/2 answers" in infer(*asked, "--json").err
 
 
 def test_every_drafter_gives_the_text_of_plain_decoding(checkpoints, infer, tmp_path):

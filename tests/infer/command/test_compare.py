@@ -9,7 +9,7 @@ import pytest
 
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command import compare as module
-from jspec.infer.command.compare import Comparison, FirstDifference, compare
+from jspec.infer.command.compare import Comparison, FirstDifference, compare, total
 from jspec.law import Rule
 from jspec.verify.replay import Difference, ReplayReport
 
@@ -42,6 +42,27 @@ def test_equal_tokens_are_identical_and_need_no_replay(monkeypatch):
     found = compared(monkeypatch, generation(1, 2, row_tokens_per_s=150), generation(1, 2))
     assert found.is_identical is True and found.first_difference is None
     assert found.speedup == pytest.approx(1.5)
+
+
+def test_all_answers_together_are_compared_by_throughput():
+    """Both rows of a batch are active for 2 seconds with the drafter, and for 3 without."""
+
+    def took(seconds: float) -> Generation:
+        stats = Stats(new_tokens=6, wall_s=seconds, spans=((0.0, seconds),), drafter="copy")
+        return Generation(tokens=(1,) * 6, text=None, stop_reason="max_tokens", stats=stats)
+
+    ours, plain = [took(2.0), took(1.5)], [took(3.0), took(3.0)]
+    near = FirstDifference(position=1, gap=1e-5)
+    comparisons = [
+        Comparison(baseline=plain[0].stats, is_identical=True, speedup=1.5),
+        Comparison(baseline=plain[1].stats, is_identical=False, near_ties=2, first_difference=near),
+    ]
+    found = total(comparisons, ours)
+    assert found.speedup == pytest.approx((12 / 2.0) / (12 / 3.0))
+    assert found.baseline.tokens_per_s == pytest.approx(12 / 3.0)
+    assert (found.is_identical, found.near_ties, found.first_difference) == (False, 2, near)
+    unknown = Comparison(baseline=plain[0].stats, is_identical=None)
+    assert total([*comparisons, unknown], [*ours, took(1.0)]).is_identical is None
 
 
 def test_a_near_tie_is_counted_and_excused(monkeypatch):

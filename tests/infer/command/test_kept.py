@@ -286,6 +286,7 @@ def untimed(record: dict) -> dict:
 
 
 def test_a_run_that_was_cut_off_goes_on(asked, path, infer, monkeypatch):
+    monkeypatch.setattr("jspec.infer.command.progress.EVERY_S", 0.0)
     run = infer(*asked, "--json")
     *printed, last = run.records
     whole = records_of(path)
@@ -306,6 +307,7 @@ def test_a_run_that_was_cut_off_goes_on(asked, path, infer, monkeypatch):
     again = sorted(records_of(path), key=lambda r: (r["turn"], r["position"]))
     assert [untimed(r) for r in again] == [untimed(r) for r in in_order]
     assert "1 of 4 answers were in" in run.err
+    assert "0/4 answers" not in run.err and "1/4 answers | " in run.err and "4/4" in run.err
 
     monkeypatch.setattr(run_module, "Session", None)  # nothing is left to be answered
     run = infer(*asked, "--json")
