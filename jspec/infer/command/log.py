@@ -32,6 +32,7 @@ class Log(logging.Handler):
         super().__init__(level=logging.WARNING)
         quiet = not is_first()
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._has_bar = False
 
     def note(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False)
@@ -54,6 +55,9 @@ class Log(logging.Handler):
 
         Elsewhere it is told where it takes long, and from time to time that it still goes on.
         """
+        if self._has_bar:  # of two live displays, an older rich refuses the second
+            yield
+            return
         if self._console.is_terminal:
             with self._console.status(text):
                 yield
@@ -98,7 +102,11 @@ class Log(logging.Handler):
                     said = f"{unit} | {words}" if words else unit
                     bar.update(task, completed=done, description=said.replace("[", "\\["))
 
-                yield Progress(total, unit, done=done, show=draw)
+                self._has_bar = True
+                try:
+                    yield Progress(total, unit, done=done, show=draw)
+                finally:
+                    self._has_bar = False
 
     @contextlib.contextmanager
     def unless_refused(self, note: str, warning: str | None) -> Iterator[None]:

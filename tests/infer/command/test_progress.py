@@ -76,10 +76,16 @@ def test_progress_is_a_line_where_there_is_no_terminal(monkeypatch, capsys):
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
+    def refuse(*_):
+        raise RuntimeError("only one live display may be active at once")
+
     for name, value in {"TERM": "xterm", "TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}.items():
         monkeypatch.setenv(name, value)
-    with Log().progress(3, unit="[parts]", done=1) as progress:
-        progress.took(1.0, tokens=8)
+    log = Log()
+    monkeypatch.setattr(log._console, "status", refuse)
+    with log.progress(3, unit="[parts]", done=1) as progress:
+        with log.status("compiling"):
+            progress.took(1.0, tokens=8)
     shown = capsys.readouterr().err
     assert "1/3" in shown and "[parts] | 8.0 tokens/s" in shown
 
