@@ -161,3 +161,83 @@ def test_a_broken_tree_of_the_directory_is_refused(directory):
     (directory / "tree.yaml").write_text("paths: [[1, 0]]")
     refused(r"tree.yaml: path \[1, 0\] has no parent", directory)
     load(directory, tree="chain-2")
+
+
+RELEASED = {
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "initializer_range": 0.02,
+    "intermediate_size": 24,
+    "k_mask": 2,
+    "max_position_embeddings": 128,
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "pretraining_tp": 1,
+    "qkv_bias": True,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.36.2",
+    "use_cache": True,
+    "vocab_size": V,
+}
+"""A config as the released code reads it, for a Qwen2.5 that is small."""
+
+RELEASED_SHAPES = {
+    "embed_tokens.weight": (V, 16),
+    "layers.0.self_attn.q_proj.weight": (16, 16),
+    "layers.0.self_attn.q_proj.bias": (16,),
+    "layers.0.self_attn.k_proj.weight": (8, 16),
+    "layers.0.self_attn.k_proj.bias": (8,),
+    "layers.0.self_attn.v_proj.weight": (8, 16),
+    "layers.0.self_attn.v_proj.bias": (8,),
+    "layers.0.self_attn.o_proj.weight": (16, 16),
+    "layers.0.mlp.gate_proj.weight": (24, 16),
+    "layers.0.mlp.up_proj.weight": (24, 16),
+    "layers.0.mlp.down_proj.weight": (16, 24),
+    "layers.0.post_attention_layernorm.weight": (16,),
+    "lstm.weight_ih_l0": (64, 32),
+    "lstm.weight_hh_l0": (64, 16),
+    "lstm.bias_ih_l0": (64,),
+    "lstm.bias_hh_l0": (64,),
+    "lstm.weight_ih_l1": (64, 16),
+    "lstm.weight_hh_l1": (64, 16),
+    "lstm.bias_ih_l1": (64,),
+    "lstm.bias_hh_l1": (64,),
+}
+"""Every tensor of a released head with biases, by the names of the released modules."""
+
+
+def test_a_released_head_for_qwen_is_read_by_its_names(tmp_path):
+    """In bfloat16, beside a target with biases, as Qwen2.5 has them."""
+    target = tiny_target(
+        **SMALL | dict(n_heads=4, n_kv_heads=2, head_dim=4, mlp_width=24), has_qkv_bias=True
+    )
+    random = np.random.default_rng(0)
+    tensors = {
+        name: random.normal(size=shape).astype(jnp.bfloat16)
+        for name, shape in RELEASED_SHAPES.items()
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED))
+    drafter, params = load(tmp_path, target, tree="chain-2")
+    decoder = drafter.model.config.decoder
+    assert (decoder.has_qkv_bias, decoder.rope.theta, drafter.block_size) == (True, 1e6, 2)
+    assert (decoder.n_heads, decoder.n_kv_heads, decoder.norm_eps) == (4, 2, 1e-6)
+    attention = params["head"]["layers"][0]["attention"]
+    for ours, theirs in (("q", "q_proj.weight"), ("k_bias", "k_proj.bias"), ("o", "o_proj.weight")):
+        stored = tensors[f"layers.0.self_attn.{theirs}"].astype(np.float32)
+        np.testing.assert_array_equal(attention[ours], stored.T)
+    for missing in ("layers.0.self_attn.v_proj.bias", "lstm.bias_hh_l1"):
+        rest = {name: tensor for name, tensor in tensors.items() if name != missing}
+        save_file(rest, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=missing):
+            load(tmp_path, target, tree="chain-2")
