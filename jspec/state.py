@@ -37,7 +37,10 @@ def state(cls):
 
 
 class StopReason(enum.IntEnum):
-    """Why a row ended. On the device `LENGTH` and `MAX_TOKENS` are one limit."""
+    """Why a row ended. On the device `LENGTH` and `MAX_TOKENS` are one limit.
+
+    `WRONG_MODE`: its settings were traced, and its program's mode does not serve them.
+    """
 
     NONE = 0
     STOP_TOKEN = 1
@@ -45,6 +48,7 @@ class StopReason(enum.IntEnum):
     MAX_TOKENS = 3
     LENGTH = 4
     BAD_LOGITS = 5
+    WRONG_MODE = 6
 
     @property
     def label(self) -> str:

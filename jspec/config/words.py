@@ -27,4 +27,5 @@ def shown(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from jspec.config import shown
 from jspec.drafters.base import Drafter, DraftSize, LoadedDrafter, chain_draft, chain_size
 from jspec.drafters.own import find, is_own, load_own
 from jspec.errors import UserError
@@ -56,6 +58,10 @@ def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter
     Raises:
       UserError: an unknown name or option, or a drafter that does not fit the target.
     """
+    for what, given in (("name", name), ("target", target)):
+        if isinstance(given, str | os.PathLike) is (what == "target"):
+            expected = "a drafter's name" if what == "name" else "what jspec.load_target returns"
+            raise UserError(f"load_drafter: {what} must be {expected}, given {shown(given)}")
     check_drafter(name, options)
     load = _load(name)
     if is_own(name):

@@ -112,6 +112,16 @@ class LoadedDrafter:
     drafter: Drafter
     params: Params
 
+    def __repr__(self) -> str:
+        return f"LoadedDrafter({self.name!r}, {described(self.drafter)})"
+
+
+def described(drafter: Drafter) -> str:
+    """A static drafter in a few words: its class and its largest draft."""
+    sizes = drafter.sizes
+    nodes, depth = max(s.n_nodes for s in sizes), max(s.max_depth for s in sizes)
+    return f"{type(drafter).__name__} of up to {nodes} nodes, {depth} deep"
+
 
 def refuse_path(name: str, path) -> None:
     """For drafters without weights: a path that could change nothing is a mistake.

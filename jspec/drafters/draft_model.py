@@ -140,7 +140,8 @@ def load(
     """
     if path is None:
         raise UserError(
-            "draft-model needs the small model's checkpoint: pass --drafter-path DIR or a hub id"
+            "draft-model needs the small model's checkpoint: give its path (drafter_path), a "
+            "directory or a hub id"
         )
     small = load_beside(target, path, must_be_causal=True)
     check_same_tokenizer(target, small)

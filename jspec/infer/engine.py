@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
+from jspec.config import shown
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
 from jspec.hosts import fetch
@@ -50,6 +51,23 @@ class Row:
     started: float = 0.0
 
 
+def check_models(target: Target, drafter: LoadedDrafter | None) -> None:
+    """Refuse what is no target or no drafter, such as the path of one.
+
+    Raises:
+      UserError: what was given, and what makes one of it.
+    """
+    if not isinstance(target, Target):
+        raise UserError(
+            f"target: expected what jspec.load_target returns, given {shown(target)}; load it first"
+        )
+    if drafter is not None and not isinstance(drafter, LoadedDrafter):
+        raise UserError(
+            f"drafter: expected what jspec.load_drafter returns, given {shown(drafter)}; load it "
+            "first"
+        )
+
+
 class Engine:
     """Decodes requests with one compiled program per mode of the law.
 
@@ -82,6 +100,7 @@ class Engine:
         loop: str | None = None,
         rounds_per_chunk: int = 8,
     ):
+        check_models(target, drafter)
         self.target = target
         self.drafter = drafter or load_drafter("none", target=target)
         self.batch_size = _positive("batch_size", batch_size)
@@ -105,6 +124,12 @@ class Engine:
             rounds=_positive("rounds_per_chunk", rounds_per_chunk),
         )
         self._started = compile_counts()
+
+    def __repr__(self) -> str:
+        return (
+            f"Engine({self.target}, {self.drafter}, batch_size={self.batch_size}, "
+            f"max_length={self.max_length})"
+        )
 
     @property
     def compile_counts(self) -> CompileCounts:

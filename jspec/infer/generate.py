@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jspec.config import Settings, resolve, shown
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer, Generation, Piece, whole_answers
-from jspec.infer.engine import Engine
+from jspec.infer.engine import Engine, check_models
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
 from jspec.infer.text import Tokenizer, load_tokenizer
@@ -103,13 +105,10 @@ def _prepare(
     **settings: Any,
 ) -> tuple[Answerer, list[Request]]:
     """Checks everything, compiles nothing."""
+    check_models(target, drafter)
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Sequence):
         raise UserError(
             f"prompts: expected a list of prompts, given {shown(prompts)}; wrap it: [x]"
-        )
-    if drafter is not None and not isinstance(drafter, LoadedDrafter):
-        raise UserError(
-            f"drafter: expected what jspec.load_drafter returns, given {shown(drafter)}"
         )
     if rule not in [each.value for each in Rule]:
         known = " or ".join(each.value for each in Rule)
@@ -157,6 +156,11 @@ def _tokens(prompt: Any, index: int, tokenizer: Tokenizer | None) -> tuple[int, 
         if not prompt:
             raise UserError(f"{where}: the text is empty; give some, or token ids such as BOS")
         return tokenizer.encode(prompt)
+    if isinstance(prompt, int | np.integer):
+        raise UserError(
+            f"{where}: expected a text, token ids or a list of messages, given {shown(prompt)}; a "
+            "single prompt of token ids is [ids]"
+        )
     try:
         items = list(prompt)
         if items and all(isinstance(item, Mapping) for item in items):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
+from jspec.errors import UserError
+from jspec.infer.pure import check_loop
 from jspec.infer.round import RoundParams, decode_round
 from jspec.infer.state import DecodeState, Program
 
@@ -32,12 +34,14 @@ def decode_loop(
       rounds: None runs to the end, which needs a program that exits early.
 
     Raises:
-      ValueError: no `rounds` for a program with static trip counts.
+      UserError: no `rounds` for a program with static trip counts; a state of another program, or
+        whose settings, where they are known, the program's mode does not serve.
     """
+    check_loop(params, program, generation, rounds)
     if program.exits_early:
         return _while(params, program, generation, rounds)
     if rounds is None:
-        raise ValueError(
+        raise UserError(
             "a loop of static trip count needs a number of rounds; "
             "pass rounds=, or a program with exits_early=True"
         )

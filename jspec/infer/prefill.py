@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jspec.infer.pure import check_prefill, end_unserved, is_known
 from jspec.infer.round import RoundParams
 from jspec.infer.state import Counters, DecodeState, Program, append
-from jspec.law import Randomness
+from jspec.law import Mode, Randomness
 from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.state import (
@@ -70,13 +71,36 @@ def prefill(
     """The state after the prompts, with the first token of every row chosen and pending.
 
     Pure: call it inside your own `jit`; `program`, `capacity` and the shape of `tokens` are static.
+    There a row whose settings the program's mode does not serve ends at once, without a token, and
+    its `stop_reason` is `WRONG_MODE`.
 
     Args:
       tokens: prompts, right-padded to a common length, at most `capacity`.
-      length: tokens in each prompt, at least 1.
+      length: tokens in each prompt, at least 1 and below `capacity`.
+      sampling: from `sampling_of`; its `max_length` is at most `capacity`.
       capacity: the longest text a row may reach; the cache is sized after it.
       dtype: of the cache; the parameters' own where None.
+
+    Raises:
+      UserError: shapes or types that do not fit, and, where values are known, lengths and settings.
     """
+    check_prefill(params, program, tokens, length, sampling, capacity)
+    state = start(params, program, tokens, length, sampling, capacity=capacity, dtype=dtype)
+    is_checked = program.mode is Mode.FULL or is_known(sampling.temperature)
+    return state if is_checked else end_unserved(state, length, program)
+
+
+def start(
+    params: RoundParams,
+    program: Program,
+    tokens: Int[Array, "B T"],
+    length: Int[Array, " B"],
+    sampling: Sampling,
+    *,
+    capacity: int,
+    dtype=None,
+) -> DecodeState:
+    """`prefill` of what is known to fit; here prompts may be padded beyond `capacity`."""
     target_params, drafter_params = params
     rows, width = tokens.shape
     slots = slots_for(program, capacity)

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Int
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.loop import decode_loop
-from jspec.infer.prefill import prefill
+from jspec.infer.prefill import start
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
 from jspec.models.target import Target
@@ -66,7 +66,7 @@ def prefill_row(
     params, program: Program, tokens, length, sampling, *, capacity: int
 ) -> DecodeState:
     """`prefill`, its result laid out as a batch is."""
-    return place_rows(prefill(params, program, tokens, length, sampling, capacity=capacity))
+    return place_rows(start(params, program, tokens, length, sampling, capacity=capacity))
 
 
 def decode_chunk(params, program: Program, generation: DecodeState, *, rounds: int) -> DecodeState:
@@ -213,7 +213,7 @@ class Programs:
         program = self.program(Mode.FULL)
 
         def batch(params, tokens, length, sampling) -> DecodeState:
-            row = prefill(params, program, tokens, length, sampling, capacity=self.capacity)
+            row = start(params, program, tokens, length, sampling, capacity=self.capacity)
             return empty_batch(row, self.batch_size)
 
         shapes = jax.eval_shape(batch, self.params, tokens, length, sampling)

@@ -84,7 +84,19 @@ def check_settings(request) -> None:
 
 
 def sampling_of(requests, *, max_length: int, max_stop_ids: int) -> Sampling:
-    """The settings of some requests as arrays, a row each."""
+    """The settings of some requests as arrays, a row each.
+
+    Raises:
+      UserError: no list of requests, or one with a prompt or stop ids that have no room.
+    """
+    if isinstance(requests, Request):
+        raise UserError("requests: expected a list of them, given one; wrap it: [request]")
+    for row, request in enumerate(requests):
+        if len(request.stop_ids) > max_stop_ids:
+            raise UserError(
+                f"request {row} has {len(request.stop_ids)} stop ids, more than max_stop_ids "
+                f"{max_stop_ids}; raise it"
+            )
     stop_ids: Any = np.full((len(requests), max_stop_ids), -1, np.int32)
     for row, request in enumerate(requests):
         stop_ids[row, : len(request.stop_ids)] = request.stop_ids

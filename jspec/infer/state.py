@@ -8,7 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jspec.drafters.base import Drafter
+from jspec.config import shown
+from jspec.drafters.base import Drafter, described
+from jspec.errors import UserError
 from jspec.law import Mode, Rule
 from jspec.models.model import Model
 from jspec.state import Context, KVCache, TokenTrace, Verdict, state
@@ -38,11 +40,25 @@ class Program:
     judges_all_nodes: bool = False
 
     def __post_init__(self):
+        for name, expected, remedy in (
+            ("target", Model, "target.model"),
+            ("drafter", None, "the .drafter of what jspec.load_drafter returns"),
+            ("mode", Mode, "one of jspec.law.Mode"),
+            ("rule", Rule, "one of jspec.law.Rule"),
+        ):
+            given = getattr(self, name)
+            is_drafter = hasattr(given, "sizes") and hasattr(given, "propose")
+            if not (is_drafter if expected is None else isinstance(given, expected)):
+                raise UserError(f"Program: {name} must be {remedy}, given {shown(given)}")
         if self.rule is Rule.REJECTION and not all(size.is_chain for size in self.drafter.sizes):
             raise ValueError(
                 "the rejection rule takes chains, but this drafter draws trees; "
                 "choose a chain (width 1) or rule walk"
             )
+
+    def __repr__(self) -> str:
+        parts = (self.target, described(self.drafter), f"mode={self.mode.value}")
+        return f"Program({', '.join(map(str, parts))}, rule={self.rule.value})"
 
     @property
     def max_depth(self) -> int:

@@ -106,7 +106,7 @@ class Tokenizer:
         if self.template is None:
             raise UserError(
                 "the tokenizer has no chat template: expected a single turn; give one turn a line, "
-                "or a template with --set chat_template=..."
+                "or a template as chat_template=..."
             )
         try:
             return _filled(self.template, messages, is_asking=is_asking, names=self.names)

@@ -200,6 +200,12 @@ class DecoderConfig:
             raise ValueError(f"{len(factors)} longrope factors for head_dim {self.head_dim}")
 
     @property
+    def summary(self) -> str:
+        """What matters of a model in a few words, for people."""
+        shape = f"{self.n_layers} layers of width {self.width}"
+        return f"{self.family}, {shape}, vocabulary {self.vocab_size:,}"
+
+    @property
     def max_length(self) -> int:
         """Longest text the model serves, tokens: what its rope scaling stretches positions to.
 

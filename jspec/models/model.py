@@ -40,6 +40,9 @@ class Model:
     config: DecoderConfig
     definition: Any = dataclasses.field(compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Model({self.config.summary})"
+
 
 @state
 class ModelOutput:

@@ -179,6 +179,9 @@ class SarModel:
     config: SarConfig
     definition: Any = dataclasses.field(compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"SarModel({self.config.decoder.summary}, blocks of {self.config.block_size})"
+
 
 def build(config: SarConfig) -> SarModel:
     """The head of a config; allocates nothing."""

@@ -55,6 +55,14 @@ class Target:
     def vocab_size(self) -> int:
         return self.model.config.vocab_size
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        n_weights = f"{sum(leaf.size for leaf in leaves):,} weights"
+        parts = [str(self.path or "in memory"), self.model.config.summary, n_weights, self.dtype]
+        if self.mesh.size > 1:
+            parts.append("mesh " + " x ".join(f"{k}={n}" for k, n in self.mesh.shape.items()))
+        return f"Target({', '.join(parts)}{', shapes only' if self.is_abstract else ''})"
+
     @property
     def is_abstract(self) -> bool:
         """Whether only shapes are known: such a target is for planning, and computes nothing."""

@@ -115,7 +115,7 @@ def test_a_static_trip_count_gives_the_same_and_finished_rows_stand_still(begun,
 
 def test_a_static_loop_without_a_number_of_rounds_is_refused(begun):
     with pytest.raises(ValueError, match="pass rounds="):
-        decode_loop(PARAMS, program_of(exits_early=False), begun)
+        decode_loop(PARAMS, program_of(trace=True, exits_early=False), begun)
 
 
 def test_a_chunk_moves_nothing_between_host_and_device(begun):

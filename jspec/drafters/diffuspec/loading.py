@@ -106,7 +106,8 @@ def load(
     """
     if path is None:
         raise UserError(
-            "diffuspec needs a diffusion model: pass --drafter-path DIR or a hub id, such as "
+            "diffuspec needs a diffusion model: give its path (drafter_path), a directory or a "
+            "hub id, such as "
             "Dream-org/Dream-v0-Instruct-7B for a target of the Qwen2.5 series"
         )
     if placement not in PLACEMENTS:

@@ -56,7 +56,9 @@ def load(
       UserError: no path, options out of range, or a head of another target.
     """
     if path is None:
-        raise UserError("falcon needs a trained head: pass --drafter-path DIR or a hub id")
+        raise UserError(
+            "falcon needs a trained head: give its path (drafter_path), a directory or a hub id"
+        )
     directory = directory_beside(target, path)
     config = checkpoint.read_config(directory)
     _check_target(directory, config, target)

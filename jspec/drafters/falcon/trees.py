@@ -44,6 +44,9 @@ class Tree:
 
     paths: tuple[Path, ...]
 
+    def __repr__(self) -> str:
+        return f"Tree({len(self.paths) + 1} nodes, {max(map(len, self.paths))} deep)"
+
     def __post_init__(self):
         paths = sorted({_checked(path) for path in self.paths}, key=lambda path: (len(path), path))
         if not paths:
