@@ -36,6 +36,9 @@ def with_field(name: str, value) -> jspec.Sampling:
     return dataclasses.replace(settings(), **{name: value})
 
 
+API: Any = jspec
+"""Without types, so that type checkers let the mistakes through."""
+
 GOOD: dict[str, Any] = dict(
     params=PARAMS, program=PROGRAM, tokens=TOKENS, length=LENGTH, sampling=settings(), capacity=20
 )
@@ -102,7 +105,7 @@ def mixed() -> jspec.Sampling:
 def generation() -> DecodeState:
     """Of three rows that were prefilled with the mode that serves all of them."""
     tokens, length = np.array([[1, 2, 1]] * 3, np.int32), np.full(3, 3, np.int32)
-    return jspec.prefill(PARAMS, mode(Mode.FULL), tokens, length, mixed(), capacity=20)
+    return API.prefill(PARAMS, mode(Mode.FULL), tokens, length, mixed(), capacity=20)
 
 
 @pytest.mark.parametrize("of, n_served", [(Mode.GREEDY, 1), (Mode.PLAIN, 2)])
@@ -118,7 +121,7 @@ def test_rows_of_another_mode_end_at_once_where_settings_are_traced(of, n_served
 
 def test_prefill_in_a_jit_ends_the_rows_that_its_mode_does_not_serve():
     tokens, length = np.array([[1, 2, 1]] * 3, np.int32), np.full(3, 3, np.int32)
-    somebodys = jax.jit(lambda s: jspec.prefill(PARAMS, PROGRAM, tokens, length, s, capacity=20))
+    somebodys = jax.jit(lambda s: API.prefill(PARAMS, PROGRAM, tokens, length, s, capacity=20))
     reasons = somebodys(mixed()).stop_reason.tolist()
     assert reasons == [StopReason.NONE, StopReason.WRONG_MODE, StopReason.WRONG_MODE]
 
@@ -141,7 +144,7 @@ def test_the_loop_refuses_what_another_program_made(program, rounds, told, gener
 
 def test_the_loop_wants_a_generation():
     with pytest.raises(UserError, match="generation: expected what prefill returns"):
-        jspec.decode_loop(PARAMS, PROGRAM, TOKENS)  # pyright: ignore[reportArgumentType]
+        API.decode_loop(PARAMS, PROGRAM, TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -163,21 +166,21 @@ def test_a_program_refuses_what_is_loaded(changes, told):
 @pytest.mark.parametrize(
     "call, told",
     [
-        (lambda: jspec.generate("path", ["a"], max_new_tokens=1), "jspec.load_target returns.*'pa"),
-        (lambda: jspec.generate(TARGET, "a", max_new_tokens=1), r"a list of prompts.*wrap it: \[x"),
-        (lambda: jspec.generate(TARGET, [1, 2], max_new_tokens=1), r"prompts\[0\].*is \[ids\]"),
+        (lambda: API.generate("path", ["a"], max_new_tokens=1), "jspec.load_target returns.*'pa"),
+        (lambda: API.generate(TARGET, "a", max_new_tokens=1), r"a list of prompts.*wrap it: \[x"),
+        (lambda: API.generate(TARGET, [1, 2], max_new_tokens=1), r"prompts\[0\].*is \[ids\]"),
         (
-            lambda: jspec.generate(TARGET, [[1]], drafter=LOADED.drafter, max_new_tokens=1),
+            lambda: API.generate(TARGET, [[1]], drafter=LOADED.drafter, max_new_tokens=1),
             r"jspec.load_drafter returns, given PromptLookup\(",
         ),
-        (lambda: jspec.generate(TARGET, [[1]], drafter="x", max_new_tokens=1), "load it first"),
-        (lambda: next(jspec.stream("path", ["a"], max_new_tokens=1)), "jspec.load_target returns"),
-        (lambda: jspec.Engine("path"), "jspec.load_target returns"),
-        (lambda: jspec.Engine(TARGET, "falcon"), "jspec.load_drafter returns"),
-        (lambda: jspec.load_drafter("none", target="path"), "target must be what jspec.load_targ"),
-        (lambda: jspec.load_drafter(TARGET, target=TARGET), "name must be a drafter's name"),
-        (lambda: jspec.sampling_of(REQUEST, max_length=9, max_stop_ids=1), r"wrap it: \[request\]"),
-        (lambda: jspec.sampling_of([REQUEST], max_length=9, max_stop_ids=1), "has 2 stop ids"),
+        (lambda: API.generate(TARGET, [[1]], drafter="x", max_new_tokens=1), "load it first"),
+        (lambda: next(API.stream("path", ["a"], max_new_tokens=1)), "jspec.load_target returns"),
+        (lambda: API.Engine("path"), "jspec.load_target returns"),
+        (lambda: API.Engine(TARGET, "falcon"), "jspec.load_drafter returns"),
+        (lambda: API.load_drafter("none", target="path"), "target must be what jspec.load_targ"),
+        (lambda: API.load_drafter(TARGET, target=TARGET), "name must be a drafter's name"),
+        (lambda: API.sampling_of(REQUEST, max_length=9, max_stop_ids=1), r"wrap it: \[request\]"),
+        (lambda: API.sampling_of([REQUEST], max_length=9, max_stop_ids=1), "has 2 stop ids"),
     ],
 )
 def test_calls_from_python_are_refused_in_pythons_words(call: Any, told):
@@ -192,12 +195,12 @@ REQUEST = jspec.Request(tokens=(1,), max_new_tokens=1, stop_ids=(1, 2))
 @pytest.mark.parametrize("name", ["falcon", "easyspec", "diffuspec", "draft-model"])
 def test_a_drafter_without_its_path_speaks_python(name):
     with pytest.raises(UserError, match="path") as error:
-        jspec.load_drafter(name, target=TARGET)
+        API.load_drafter(name, target=TARGET)
     assert "--" not in str(error.value)
 
 
 def test_every_value_that_users_hold_is_one_short_line():
-    engine = jspec.Engine(TARGET, LOADED)
+    engine = API.Engine(TARGET, LOADED)
     for value in (TARGET, TARGET.model, LOADED, PROGRAM, engine):
         assert "\n" not in repr(value) and len(repr(value)) < 300
         assert repr(value).startswith(f"{type(value).__name__}(")

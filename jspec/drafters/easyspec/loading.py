@@ -53,8 +53,8 @@ def load(
     """
     if path is None:
         raise UserError(
-            "easyspec needs a smaller model of the target's series: give its path (drafter_path), a "
-            "directory or a hub id, such as meta-llama/Llama-3.1-8B-Instruct for the 70B"
+            "easyspec needs a smaller model of the target's series: give its path (drafter_path), "
+            "a directory or a hub id, such as meta-llama/Llama-3.1-8B-Instruct for the 70B"
         )
     try:
         chosen = plan_for(plan, target.mesh)

@@ -274,7 +274,7 @@ def test_mistakes_are_told_in_one_line(directory, options, told):
 
 
 def test_what_does_not_fit_the_target_is_refused(directory, tmp_path):
-    with pytest.raises(UserError, match="diffuspec needs a diffusion model: pass --drafter-path"):
+    with pytest.raises(UserError, match="diffuspec needs a diffusion model: give its path"):
         load(None)
     extra = write_tiny(tmp_path / "llada", "llada")
     with pytest.raises(UserError, match="only a shifted model predicts a slot more"):

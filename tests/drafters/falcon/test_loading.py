@@ -127,7 +127,7 @@ def test_options_out_of_range_are_refused(directory, options, message):
 
 
 def test_a_head_needs_a_directory_that_is_there(tmp_path):
-    refused("falcon needs a trained head: pass --drafter-path DIR", None)
+    refused("falcon needs a trained head: give its path", None)
     refused("nowhere", tmp_path / "nowhere")
     refused("config.json", tmp_path)
 
