@@ -22,7 +22,8 @@ from jspec.config import InferConfig, Settings, find_config, read_yaml, resolve
 from jspec.infer.command.prompts import Conversation, Reader
 from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.shipped import shipped
-from jspec.train.config import FalconConfig
+from jspec.train.command.corpora import training_rows
+from jspec.train.config import CorpusConfig, DataConfig, FalconConfig
 from jspec.train.corpus import Row, Tally
 from jspec.train.encode import encode_rows
 
@@ -188,6 +189,14 @@ def test_a_conversations_own_system_message_wins(tokenizer):
     texts = [tokenizer.decode(row.tokens) for row in found]
     assert ["own" in text for text in texts] == [True, False, False]
     assert ["given" in text for text in texts] == [False, True, False]
+
+
+def test_texts_that_a_model_continues_have_the_system_message_too(tmp_path):
+    message = {"role": "user", "content": "cat"}
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": [message]}))
+    data = DataConfig(corpora=[CorpusConfig(file="unused")], held_out=0, system="given")
+    [row] = training_rows(tmp_path / "talks.jsonl", data)
+    assert row.messages == ({"role": "system", "content": "given"}, message)
 
 
 @pytest.mark.parametrize("is_legacy", [False, True])

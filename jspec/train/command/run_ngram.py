@@ -117,7 +117,8 @@ def _texts(
         rows[is_held_out(row.id, config.data.held_out)].append(row)
     train = rows[0][: math.ceil(len(rows[0]) * share)]
     encoded, test = (
-        encode_rows(p, tokenizer, loss_on=config.data.loss_on) for p in (train, rows[1])
+        encode_rows(p, tokenizer, loss_on=config.data.loss_on, system=config.data.system)
+        for p in (train, rows[1])
     )
     return encoded, test
 
