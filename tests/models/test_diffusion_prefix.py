@@ -25,7 +25,8 @@ def chosen(length, n_read, age, *, idle=(), refresh_every: int | None = 3) -> tu
         cache=None, n_read=jnp.asarray(n_read, jnp.int32), age=jnp.asarray(age, jnp.int32)
     )
     prefix = Prefix(windows=WINDOWS, refresh_every=refresh_every)
-    return tuple(int(one) for one in _choose(prefix, state, context, WIDTHS, MASKS))
+    window, width = _choose(prefix, state, context, WIDTHS, MASKS)
+    return int(window), int(width)
 
 
 FULL = len(WINDOWS)
