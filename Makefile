@@ -30,7 +30,8 @@ test: $(VENV)/.installed  ## the default suite: CPU, offline, without torch
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 proof: $(VENV)/.installed  ## compiled as users have it: chains bit for bit, a quick certificate
-	$(AS_USED) $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/proof/test_strict.py
+	$(AS_USED) $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not slow' $(PYTEST_ARGS) tests/proof/test_strict.py
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m grid $(PYTEST_ARGS) --ignore tests/proof/test_strict.py tests
 	$(VENV)/bin/python -m jspec.certify --quick
 
 test-parity: $(PARITY)/.installed  ## live comparison with transformers and torch

@@ -10,17 +10,17 @@ import pytest
 from jspec.certify import proof, tiny
 from jspec.certify.roster import ROSTER, entry
 from jspec.state import StopReason
+from tests.proof.conftest import alone_and_together
 
 JUDGED = [entry for entry in ROSTER if not entry.is_chain or entry.method == "none"]
 
 
-@pytest.mark.parametrize("entry", JUDGED, ids=lambda e: e.name)
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_drafter_says_what_the_target_says(case, entry, batch_size):
-    found = tiny.replayed(case, entry.name, batch_size)
+@pytest.mark.parametrize("name, batch_size", alone_and_together(JUDGED))
+def test_drafter_says_what_the_target_says(case, name, batch_size):
+    found = tiny.replayed(case, name, batch_size)
     assert found.problems == ()
     assert found.n_tokens > 200
-    print(f"{entry.name}: {found.n_tokens} tokens, near-ties {found.near_ties}")
+    print(f"{name}: {found.n_tokens} tokens, near-ties {found.near_ties}")
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["greedy", "temperature"])
