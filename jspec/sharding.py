@@ -15,6 +15,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jspec.config import whole_number
 from jspec.errors import UserError
 
 MESH_AXES = ("data", "layer", "tensor")
@@ -84,6 +85,7 @@ def make_training_mesh(
 
 
 def _mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None) -> Mesh:
+    sizes = {axis: whole_number(axis, size) for axis, size in sizes.items()}
     said = ",".join(f"{axis}={size}" for axis, size in sizes.items())
     if min(sizes.values()) < 1:
         raise UserError(f"mesh sizes must be at least 1, got {said}")

@@ -152,8 +152,6 @@ def make_plan(
     limit = min(config.max_length or decoder.max_length, decoder.max_length)
     reader = Reader(
         tokenizer=load_tokenizer(directory, config.chat_template),
-        system=config.system,
-        is_raw=config.raw,
         max_length=limit,
         vocab_size=decoder.vocab_size,
     )

@@ -1,7 +1,8 @@
 """Prompts by category, all checked before anything runs.
 
 A line of a prompts file is one of `jspec.infer`'s, with a `category` where wanted; the category of
-a line without one is the file's name. Only first turns are used, and no settings of a line.
+a line without one is the file's name. Only first turns are used, and of a line's settings those
+that belong to its prompt: `system` and `raw`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jspec.config import InferConfig, shown
+from jspec.config import InferConfig, Settings, shown
 from jspec.errors import UserError
-from jspec.infer.command.prompts import Conversation, Reader, from_lines, from_texts
+from jspec.infer.command.prompts import (
+    Conversation,
+    Reader,
+    from_lines,
+    from_texts,
+    told_passed_over,
+)
+from jspec.text_files import without_mark
 
 OURS = {
     "requests": (
@@ -30,6 +38,7 @@ OURS = {
 """By category; used where no file is given, after the config's own prompts."""
 
 _NO_LIMIT = 2**31 - 1
+_UNUSED = (*Settings.model_fields, "ignore_eos")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,10 +63,12 @@ class Prompts:
     Attributes:
       by_category: in the order in which categories were met.
       n_passed_over: prompts that leave no room for the new tokens.
+      not_obeyed: what lines ask for and do not get, a text each.
     """
 
     by_category: dict[str, tuple[Prompt, ...]]
     n_passed_over: int
+    not_obeyed: tuple[str, ...] = ()
 
 
 def read_prompts(paths: Sequence[str], config: InferConfig) -> list[tuple[str, Conversation]]:
@@ -90,13 +101,18 @@ def _from_file(path: str, config: InferConfig) -> list[tuple[str, Conversation]]
             f"prompts {path}: cannot be read ({error.strerror}); expected a JSONL file"
         ) from None
     conversations = from_lines(data, path, config)
-    lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
+    lines = [line for line in without_mark(data, path).split(b"\n") if line.strip()]
     found = []
     for line, each in zip(lines, conversations, strict=True):
-        category = json.loads(line).get("category") or Path(path).stem
+        record = json.loads(line)
+        category = record.get("category") or Path(path).stem
         if not isinstance(category, str):
             raise UserError(f"{each.where}: category: expected a text, given {shown(category)}")
-        found.append((category, dataclasses.replace(each, turns=each.turns[:1])))
+        unused = tuple(key for key in _UNUSED if key in record)
+        each = dataclasses.replace(
+            each, turns=each.turns[:1], passed_over=(*each.passed_over, *unused)
+        )
+        found.append((category, each))
     return found
 
 
@@ -135,7 +151,11 @@ def fitting(
             f"no prompt fits: the shortest has {shortest} tokens, and texts of {max_new_tokens} "
             f"new ones have {reader.max_length} in all; lower --max-new-tokens"
         )
-    return Prompts(by_category=by_category, n_passed_over=n_passed_over)
+    return Prompts(
+        by_category=by_category,
+        n_passed_over=n_passed_over,
+        not_obeyed=tuple(told_passed_over(each for _, each in given)),
+    )
 
 
 def _unused(name: str, category: str, seen: set[tuple[str, str]]) -> str:

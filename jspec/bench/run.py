@@ -76,6 +76,8 @@ def _say_what_is_left_out(plan: Plan, log: Log) -> None:
             f"prompts passed over: {prompts.n_passed_over}; with {plan.bench.max_new_tokens} new "
             f"tokens their texts would outgrow {plan.limit}"
         )
+    for line in prompts.not_obeyed:
+        log.warning(line)
     if plan.bench.has_peers and not plan.peers:
         log.note(
             "transformers is left out: it needs torch, a batch size of 1, stop tokens ignored, "

@@ -6,29 +6,32 @@ find and read files, and `layers` turns a file, `--set` and flags into one check
 
 from typing import TYPE_CHECKING
 
-from jspec.config.fields import MAX_SEED, Config, count, digest_field, field, seed_field
+from jspec.config.fields import MAX_SEED, MAX_TOKENS, Config, count, digest_field, field, seed_field
 from jspec.config.folders import config_folders, config_names, find_config, runnable_names
 from jspec.config.layers import Layer, parse_mesh, parse_sets, parse_text, resolve
 from jspec.config.schema import (
     DrafterConfig,
     Filters,
     InferConfig,
+    LineConfig,
     MeshConfig,
     Settings,
     TargetConfig,
     drafters_of,
 )
-from jspec.config.words import nearest, shown
+from jspec.config.words import nearest, number, plain, shown, whole_number
 from jspec.config.yaml_files import read_yaml
 from jspec.lazy import submodules
 
 __all__ = [
     "MAX_SEED",
+    "MAX_TOKENS",
     "Config",
     "DrafterConfig",
     "Filters",
     "InferConfig",
     "Layer",
+    "LineConfig",
     "MeshConfig",
     "Settings",
     "TargetConfig",
@@ -40,14 +43,17 @@ __all__ = [
     "field",
     "find_config",
     "nearest",
+    "number",
     "parse_mesh",
     "parse_sets",
     "parse_text",
+    "plain",
     "read_yaml",
     "resolve",
     "runnable_names",
     "seed_field",
     "shown",
+    "whole_number",
 ]
 
 if not TYPE_CHECKING:

@@ -24,7 +24,7 @@ def field(default: Any, help_: str, expected: str, *, is_text: bool = False, **l
 
 
 def count(default: int | None, help_: str, low: int = 1) -> Any:
-    expected = f"a whole number of at least {low}"
+    expected = f"a whole number from {low} to {MAX_TOKENS}"
     return field(default, help_, expected, ge=low, le=MAX_TOKENS)
 
 

@@ -12,7 +12,7 @@ import pydantic
 from pydantic import BaseModel
 
 from jspec.config.schema import InferConfig, MeshConfig
-from jspec.config.words import hint, shown
+from jspec.config.words import hint, plain, shown
 from jspec.config.yaml_files import parse_yaml
 from jspec.errors import UserError
 
@@ -71,12 +71,15 @@ def resolve(model: type[Model], layers: Iterable[Layer]) -> Model:
 
 
 def _expanded(key: str, value: Any) -> Any:
-    """The mesh may be written as one text, and one stop text or prompt without a list."""
+    """The mesh may be written as one text, and one stop text, stop id or prompt without a list."""
+    value = plain(value)
     if key == "mesh" and isinstance(value, str):
         return parse_mesh(value)
     if key in ("stop", "prompt") and isinstance(value, str):
         return [value]
-    return value
+    if key in ("stop", "stop_ids") and isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return [value] if key == "stop_ids" and type(value) is int else value
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What may be asked, and of which models: the configs that commands share.
 
-In reading order: what one prompt asks (`Filters`, `Settings`), a target and the drafters that go
-with it (`TargetConfig`, `DrafterConfig`), one run of `python -m jspec.infer` (`InferConfig`).
+In reading order: what one prompt asks (`Filters`, `Settings`) and how it is read (`Reading`), which
+a line of a prompts file may both say (`LineConfig`); a target and the drafters that go with it
+(`TargetConfig`, `DrafterConfig`); one run of `python -m jspec.infer` (`InferConfig`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from jspec.config.fields import Config, count, digest_field, field, seed_field
+from jspec.config.fields import MAX_TOKENS, Config, count, digest_field, field, seed_field
 from jspec.law import MIN_TEMPERATURE
 
 
@@ -37,7 +38,7 @@ class Filters(Config):
 
 
 class Settings(Filters):
-    """What one prompt asks; a line of a prompts file may carry any of these."""
+    """What one prompt asks."""
 
     max_new_tokens: int = count(256, "new tokens at most, the stop token included")
     temperature: float = field(
@@ -45,6 +46,21 @@ class Settings(Filters):
     )
     seed: int = seed_field("names the noise; one prompt, seed and sample are one text")
     sample: int = seed_field("number of the request, for several texts of one seed")
+    stop: list[Annotated[str, Field(min_length=1)]] = field(
+        [],
+        "texts that end the output; they are left out of it, and may be special tokens",
+        "a list of non-empty texts",
+    )
+    stop_ids: list[Annotated[int, Field(ge=0, le=MAX_TOKENS)]] = field(
+        [],
+        "tokens that end the output, beside the target's own",
+        f"a list of token ids, each from 0 to {MAX_TOKENS}",
+    )
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """All but the stops, by name."""
+        return self.model_dump(include=set(Settings.model_fields) - {"stop", "stop_ids"})
 
     @field_validator("temperature")
     @classmethod
@@ -52,6 +68,20 @@ class Settings(Filters):
         if value != 0 and value < MIN_TEMPERATURE:
             raise ValueError("out of range")
         return value
+
+
+class Reading(Config):
+    """How a prompt becomes tokens, and whether its answer goes on past the target's end."""
+
+    system: str | None = field(
+        None, "system message, for targets with a chat template", "a text", is_text=True
+    )
+    raw: bool = field(False, "give prompts as they are, without the chat template", "true or false")
+    ignore_eos: bool = field(False, "go on past the target's stop tokens", "true or false")
+
+
+class LineConfig(Settings, Reading):
+    """What a line of a prompts file may carry, where it wins over the run's config."""
 
 
 class MeshConfig(Config):
@@ -76,7 +106,7 @@ class DrafterConfig(Config):
     drafter_options: dict[str, Any] = field({}, "options of the drafter", "a mapping")
 
 
-class TargetConfig(Config):
+class TargetConfig(Reading):
     """A target and what goes with it, for every command that runs one."""
 
     target: str | None = field(
@@ -98,18 +128,13 @@ class TargetConfig(Config):
     max_length: int | None = count(
         None, "most tokens of a text, prompt included; the target's context if not given", low=2
     )
-    system: str | None = field(
-        None, "system message, for targets with a chat template", "a text", is_text=True
-    )
-    raw: bool = field(False, "give prompts as they are, without the chat template", "true or false")
     chat_template: str | None = field(
         None,
-        "Jinja chat template, where the tokenizer has none or another is wanted",
+        "Jinja chat template or a file of it, where the tokenizer has none or another is wanted",
         "a Jinja template",
         is_text=True,
         min_length=1,
     )
-    ignore_eos: bool = field(False, "go on past the target's stop tokens", "true or false")
     drafters: dict[str, DrafterConfig] = field(
         {},
         "drafters that go with the target, by a name that `drafter` may take",
@@ -123,9 +148,6 @@ class InferConfig(Settings, DrafterConfig, TargetConfig):
     batch_size: int = count(1, "rows decoded together")
     rule: Literal["walk", "rejection"] = field(
         "walk", "how a draft is accepted", "walk or rejection", is_text=True
-    )
-    stop: list[Annotated[str, Field(min_length=1)]] = field(
-        [], "texts that end the output; they are left out of it", "a list of non-empty texts"
     )
     prompt: list[Annotated[str, Field(min_length=1)]] = field(
         [], "prompts, where no others are given", "a list of non-empty texts"

@@ -1,4 +1,4 @@
-"""What errors say: the word that was likely meant, and a value on one short line."""
+"""Values as people write and read them: the word that was meant, a number without its array."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
+
+from jspec.errors import UserError
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -29,3 +31,32 @@ def shown(value: Any) -> str:
     text = repr(value) if not isinstance(value, bool) else str(value).lower()
     text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def plain(value: Any) -> Any:
+    """Arrays and their scalars, of NumPy or JAX, as lists and numbers; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def whole_number(name: str, given: Any) -> int:
+    """A whole number of Python, NumPy or JAX, as Python's.
+
+    Raises:
+      UserError: anything else, a truth value too.
+    """
+    value = plain(given)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{name}: expected a whole number, given {shown(given)}")
+    return value
+
+
+def number(name: str, given: Any) -> float:
+    """A number of Python, NumPy or JAX, as Python's.
+
+    Raises:
+      UserError: anything else, a truth value too.
+    """
+    value = plain(given)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name}: expected a number, given {shown(given)}")
+    return value

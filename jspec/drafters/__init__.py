@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from jspec.config import shown
+from jspec.config import plain, shown
 from jspec.drafters.base import Drafter, DraftSize, LoadedDrafter, chain_draft, chain_size
 from jspec.drafters.own import find, is_own, load_own
 from jspec.errors import UserError
@@ -62,6 +62,7 @@ def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter
         if isinstance(given, str | os.PathLike) is (what == "target"):
             expected = "a drafter's name" if what == "name" else "what jspec.load_target returns"
             raise UserError(f"load_drafter: {what} must be {expected}, given {shown(given)}")
+    options = {key: plain(value) for key, value in options.items()}
     check_drafter(name, options)
     load = _load(name)
     if is_own(name):

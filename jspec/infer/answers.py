@@ -178,16 +178,12 @@ class Answerer:
 
     Args:
       tokenizer: without one there is no text, and there can be no stop strings.
-      stops: texts that end an answer.
     """
 
-    def __init__(
-        self, engine: Engine, tokenizer: Tokenizer | None = None, stops: Sequence[str] = ()
-    ):
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None = None):
         self.engine = engine
         self.compiled = CompileCounts()
         self._tokenizer = tokenizer
-        self._stops = tuple(stops)
 
     def warm_up(self, requests: Sequence[Request]) -> None:
         """Compile what these requests need, so that no time of theirs contains it."""
@@ -220,7 +216,7 @@ class Answerer:
             stream = streams[index]
             return stream.advance(tokens) if stream else None
 
-        watched = watch if self._stops else None
+        watched = watch if any(request.stops for request in requests) else None
         for event in self.engine.run(requests, watch=watched, should_stop=should_stop):
             stream = streams[event.index]
             if isinstance(event, Tokens):
@@ -263,7 +259,7 @@ class Answerer:
     def _stream(self, request: Request) -> TextStream | None:
         if self._tokenizer is None:
             return None
-        return TextStream(self._tokenizer, stop_ids=request.stop_ids, stops=self._stops)
+        return TextStream(self._tokenizer, stop_ids=request.stop_ids, stops=request.stops)
 
     def _generation(self, result: Result, stream: TextStream | None) -> Generation:
         return Generation(

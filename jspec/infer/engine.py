@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from jspec.config import shown
+from jspec.config import shown, whole_number
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
 from jspec.hosts import fetch
@@ -111,7 +111,7 @@ class Engine:
                 f"max_length {self.max_length} is more than the {target.max_length} tokens "
                 "this model was made for; lower it"
             )
-        self.max_stop_ids = max_stop_ids
+        self.max_stop_ids = whole_number("max_stop_ids", max_stop_ids)
         self.rule = Rule(rule)
         self._programs = Programs(
             target=target,
@@ -339,7 +339,8 @@ def _row_stats(row: Row, counters, place: int, now: float) -> RowStats:
     )
 
 
-def _positive(name: str, value: int) -> int:
+def _positive(name: str, given: int) -> int:
+    value = whole_number(name, given)
     if value < 1:
         raise UserError(f"{name} must be at least 1, not {value}")
-    return int(value)
+    return value

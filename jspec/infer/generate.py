@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jspec.config import Settings, resolve, shown
+from jspec.config import Settings, plain, resolve, shown, whole_number
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer, Generation, Piece, whole_answers
 from jspec.infer.engine import Engine, check_models
+from jspec.infer.messages import check_messages
 from jspec.infer.prefill import room_for
-from jspec.infer.request import Request
+from jspec.infer.request import Request, cut_short
+from jspec.infer.stops import find_stops
 from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.law import Rule
 from jspec.models.target import Target
@@ -25,6 +25,7 @@ Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 """A text, token ids, or a conversation of `{"role": ..., "content": ...}`."""
 
 _DEFAULT_STOP_IDS = 8
+_logger = logging.getLogger(__name__)
 
 
 def generate(
@@ -40,6 +41,7 @@ def generate(
     seed: int = 0,
     sample: int = 0,
     stop: str | Sequence[str] = (),
+    stop_ids: int | Sequence[int] = (),
     ignore_eos: bool = False,
     max_length: int | None = None,
     batch_size: int = 1,
@@ -61,13 +63,15 @@ def generate(
       min_p: keep tokens of at least this share of the likeliest one's probability; 0 is off.
       seed: with `sample`, names the noise: one prompt, seed and sample are one text.
       sample: number of the request under this seed.
-      stop: texts that end an answer and are left out of it.
+      stop: texts that end an answer and are left out of it; special tokens too, by their names.
+      stop_ids: tokens that end an answer, beside the target's own.
       ignore_eos: go on past the target's stop tokens.
-      max_length: most tokens of a text, prompt included; the target's context where None.
+      max_length: most tokens of a text, prompt included; the target's context where None. A text
+        that reaches it ends there, however many new tokens were asked for.
       batch_size: rows decoded together.
       rule: "walk", or "rejection", under which the text depends on the drafter.
       trace: keep where every token came from.
-      chat_template: Jinja, where the tokenizer has none or another is wanted.
+      chat_template: Jinja or a file of it, where the tokenizer has none or another is wanted.
 
     Raises:
       UserError: anything that cannot be done, before anything runs.
@@ -95,7 +99,6 @@ def _prepare(
     prompts: Sequence[Prompt],
     *,
     drafter: LoadedDrafter | None = None,
-    stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     max_length: int | None = None,
     batch_size: int = 1,
@@ -106,6 +109,7 @@ def _prepare(
 ) -> tuple[Answerer, list[Request]]:
     """Checks everything, compiles nothing."""
     check_models(target, drafter)
+    prompts = plain(prompts)
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Sequence):
         raise UserError(
             f"prompts: expected a list of prompts, given {shown(prompts)}; wrap it: [x]"
@@ -113,19 +117,20 @@ def _prepare(
     if rule not in [each.value for each in Rule]:
         known = " or ".join(each.value for each in Rule)
         raise UserError(f"rule: expected {known}, given {shown(rule)}")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(text, str) and text for text in stops):
-        raise UserError(f"stop: expected texts that are not empty, given {shown(stop)}")
-    checked = resolve(Settings, [("", settings)]).model_dump()
+    asked = resolve(Settings, [("", settings)])
     tokenizer = cached_tokenizer(target.path, chat_template)
-    if stops and tokenizer is None:
-        raise UserError("stop strings need a tokenizer; the target's directory has none")
-    stop_ids = () if ignore_eos else target.stop_ids
+    stops = find_stops(asked.stop, asked.stop_ids, tokenizer, target.vocab_size)
+    stop_ids = stops.all_ids(() if ignore_eos else target.stop_ids)
     requests = [
-        Request(tokens=_tokens(prompt, i, tokenizer), stop_ids=stop_ids, **checked)
+        Request(
+            tokens=_tokens(prompt, i, tokenizer),
+            stop_ids=stop_ids,
+            stops=stops.texts,
+            **asked.sampling,
+        )
         for i, prompt in enumerate(prompts)
     ]
-    limit = target.max_length if max_length is None else max_length
+    limit = target.max_length if max_length is None else whole_number("max_length", max_length)
     longest = max((len(r.tokens) + r.max_new_tokens for r in requests), default=1)
     engine = Engine(
         target,
@@ -138,7 +143,10 @@ def _prepare(
     )
     for request in requests:
         engine.check(request)
-    return Answerer(engine, tokenizer, stops), requests
+    cut = cut_short(requests, engine.max_length)
+    if cut:
+        _logger.warning(f"max_new_tokens is more than there is room for: {cut}")
+    return Answerer(engine, tokenizer), requests
 
 
 @functools.lru_cache(maxsize=4)
@@ -149,35 +157,37 @@ def cached_tokenizer(folder: Path | None, chat_template: str | None) -> Tokenize
 
 def _tokens(prompt: Any, index: int, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """A prompt of any kind as tokens."""
-    where = f"prompts[{index}]"
+    where, prompt = f"prompts[{index}]", plain(prompt)
     if isinstance(prompt, str):
-        if tokenizer is None:
-            raise UserError(f"{where}: the target's directory has no tokenizer; give token ids")
-        if not prompt:
-            raise UserError(f"{where}: the text is empty; give some, or token ids such as BOS")
-        return tokenizer.encode(prompt)
-    if isinstance(prompt, int | np.integer):
+        return _text_tokens(prompt, where, tokenizer)
+    if isinstance(prompt, int):
         raise UserError(
             f"{where}: expected a text, token ids or a list of messages, given {shown(prompt)}; a "
             "single prompt of token ids is [ids]"
         )
-    try:
-        items = list(prompt)
-        if items and all(isinstance(item, Mapping) for item in items):
-            return _chat_tokens(items, where, tokenizer)
-        return tuple(operator.index(item) for item in items)
-    except TypeError:
+    items = list(prompt) if isinstance(prompt, Iterable) else [None]
+    if items and all(isinstance(item, Mapping) for item in items):
+        return _chat_tokens(items, where, tokenizer)
+    items = [plain(item) for item in items]
+    if not all(type(item) is int for item in items):
         raise UserError(
             f"{where}: expected a text, token ids or a list of messages, given {shown(prompt)}"
-        ) from None
+        )
+    return tuple(items)
+
+
+def _text_tokens(text: str, where: str, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    if tokenizer is None:
+        raise UserError(f"{where}: the target's directory has no tokenizer; give token ids")
+    if not text:
+        raise UserError(f"{where}: the text is empty; give some, or token ids such as BOS")
+    try:
+        return tokenizer.encode(text)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _chat_tokens(messages: list, where: str, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     if tokenizer is None:
         raise UserError(f"{where}: the target's directory has no tokenizer; give token ids")
-    for message in messages:
-        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise UserError(
-                f'{where}: expected {{"role": ..., "content": ...}}, given {shown(message)}'
-            )
-    return tokenizer.encode_chat(messages)
+    return tokenizer.encode_chat(check_messages(messages, where))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jspec.config import MAX_SEED, MAX_TOKENS, number, plain, shown, whole_number
 from jspec.errors import UserError
 from jspec.law import MIN_TEMPERATURE, Mode, mode_of
 from jspec.state import Sampling, StopReason
-
-_LARGEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,12 @@ class Request:
       seed: with `sample`, names the noise: one prompt, seed and sample are one text.
       sample: number of the request under this seed.
       stop_ids: tokens that end the text.
+      stops: texts that end it; they matter to who reads the tokens as text, not to the engine.
+
+    NumPy's and JAX's numbers are taken as Python's.
 
     Raises:
-      UserError: a value out of its range.
+      UserError: a value that is no number, or out of its range.
     """
 
     tokens: tuple[int, ...]
@@ -43,12 +46,21 @@ class Request:
     seed: int = 0
     sample: int = 0
     stop_ids: tuple[int, ...] = ()
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self):
+        for name in ("temperature", "top_p", "min_p"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        for name in ("max_new_tokens", "top_k", "seed", "sample"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        for name in ("tokens", "stop_ids"):
+            object.__setattr__(self, name, token_ids(name, getattr(self, name)))
         if not self.tokens:
             raise UserError("the prompt is empty: expected at least one token; give it some text")
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if not 1 <= self.max_new_tokens <= MAX_TOKENS:
+            raise UserError(
+                f"max_new_tokens must be from 1 to {MAX_TOKENS}, not {self.max_new_tokens}"
+            )
         check_settings(self)
 
     @property
@@ -71,16 +83,43 @@ def check_settings(request) -> None:
             f"temperature {temperature} is too close to 0: "
             f"give 0 for greedy decoding, or at least {MIN_TEMPERATURE}"
         )
-    if request.top_k < 0:
-        raise UserError(f"top_k must be 0 (off) or more, not {request.top_k}")
+    if not 0 <= request.top_k <= MAX_TOKENS:
+        raise UserError(f"top_k must be from 0 (off) to {MAX_TOKENS}, not {request.top_k}")
     if not 0 < request.top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1 (off), not {request.top_p}")
     if not 0 <= request.min_p < 1:
         raise UserError(f"min_p must be at least 0 (off) and below 1, not {request.min_p}")
     for name in ("seed", "sample"):
         value = getattr(request, name)
-        if not 0 <= value <= _LARGEST_SEED:
-            raise UserError(f"{name} must be from 0 to {_LARGEST_SEED}, not {value}")
+        if not 0 <= value <= MAX_SEED:
+            raise UserError(f"{name} must be from 0 to {MAX_SEED}, not {value}")
+
+
+def token_ids(name: str, given: Any) -> tuple[int, ...]:
+    """Ids as a tuple, from a sequence or a one-dimensional array.
+
+    Raises:
+      UserError: anything else.
+    """
+    ids = plain(given)
+    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+        raise UserError(f"{name}: expected token ids, given {shown(given)}")
+    return tuple(whole_number(name, i) for i in ids)
+
+
+def cut_short(requests: Sequence[Request], max_length: int) -> str | None:
+    """One line on the texts that end before all of their new tokens; None where none can."""
+    longest = [len(r.tokens) + r.max_new_tokens for r in requests]
+    n_cut = sum(length > max_length for length in longest)
+    if not n_cut:
+        return None
+    least = max_length - max(len(r.tokens) for r in requests)
+    if len(requests) == 1:
+        return f"the text ends at {max_length} tokens, prompt included, after {least} new ones"
+    return (
+        f"{n_cut} of {len(requests)} texts end at {max_length} tokens, prompt included, which "
+        f"leaves each at least {least} new ones"
+    )
 
 
 def sampling_of(requests, *, max_length: int, max_stop_ids: int) -> Sampling:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -67,6 +68,11 @@ class Tokenizer:
     @property
     def eos_id(self) -> int | None:
         return self.id_of(self.eos_token) if self.eos_token else None
+
+    @functools.cached_property
+    def special_names(self) -> tuple[str, ...]:
+        """Names of the tokens that have no text."""
+        return tuple(self.token(i) for i in sorted(self.special_ids))
 
     @property
     def n_ids(self) -> int:

@@ -35,6 +35,7 @@ DEMO = "demo"
 _OF_THE_DRAFTER = ("drafter_path", "drafter_options")
 _OF_THE_TARGET = ("target_digest",)
 _NO_FLAG = ("drafters", "drafter_options", "chat_template", "target_digest", "prompt")
+_FLAGS = {"stop_ids": "--stop-id"}
 _METAVARS = {
     "target": "PATH|ID",
     "drafter": "NAME",
@@ -50,6 +51,7 @@ _METAVARS = {
     "max_length": "N",
     "batch_size": "B",
     "stop": "TEXT",
+    "stop_ids": "ID",
     "system": "TEXT",
 }
 
@@ -69,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts",
         metavar="FILE.jsonl",
-        help='prompts, a JSON object a line: {"id", "turns" | "prompt" | "prompt_tokens"}; its own '
-        "settings win over flags; - is standard input",
+        help="prompts, a JSON object a line: "
+        '{"id", "turns" | "prompt" | "messages" | "prompt_tokens"}; '
+        "its own settings win over flags; - is standard input",
     )
     add_config_flags(
         parser,
@@ -96,13 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
-    flag = f"--{name.replace('_', '-')}"
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
     default = "" if field.default in (None, []) else f" (default: {_plain(field.default)})"
     options: dict[str, Any] = {"dest": name, "help": f"{field.description}{default}"}
     if field.annotation is bool:
         options |= {"action": argparse.BooleanOptionalAction}
-    elif name == "stop":
-        options |= {"nargs": "+", "action": "extend", "metavar": "TEXT"}
+    elif name in ("stop", "stop_ids"):
+        options |= {"nargs": "+", "action": "extend", "metavar": _METAVARS[name]}
     elif name in _METAVARS:
         options |= {"metavar": _METAVARS[name]}
     else:
@@ -193,6 +196,8 @@ def _with_its_drafter(file: Layer, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _value(name: str, given: Any) -> Any:
+    if name == "stop_ids":
+        return [parse_text(InferConfig, name, text) for text in given]
     return parse_text(InferConfig, name, given) if isinstance(given, str) else given
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from jspec.config import Settings
+from jspec.config import LineConfig
 from jspec.errors import UserError
 from jspec.hosts import agreed, are_joined, from_first, is_first
 from jspec.infer.answers import Generation, Stats
@@ -158,7 +158,7 @@ def made_with(plan: Plan) -> dict[str, Any]:
 
     Fields with their default value are left out, and long values are digests.
     """
-    out = _NO_MATTER | set(Settings.model_fields)
+    out = _NO_MATTER | set(LineConfig.model_fields)
     given = plan.config.model_dump(mode="json", exclude=out, exclude_defaults=True)
     given["drafter"] = plan.config.drafter
     found = {"target": _weights_digest(plan.directory)}

@@ -8,9 +8,9 @@ A line of a prompts file is a JSON object with one of
     "turns": ["...", "..."]      user messages; every answer feeds the next turn
     "prompt": "..."              the same with one turn
     "prompt_tokens": [1, 2, 3]   token ids; needs no tokenizer
+    "messages": [{"role": "user", "content": "..."}]   a conversation whose next turn is the answer
 
-and, where wanted, `id` and any field of `Settings`. Other keys belong to the data set and are left
-alone, unless they look like a setting that was misspelt.
+and, where wanted, `id` and any field of `LineConfig`; `line_keys` has what becomes of other keys.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jspec.config import InferConfig, Settings, nearest, resolve, shown
+from jspec.config import InferConfig, LineConfig, resolve, shown
 from jspec.errors import UserError
+from jspec.infer.command.line_keys import KINDS, OBEYED, check_keys
+from jspec.infer.messages import check_messages
+from jspec.infer.stops import Stops, find_stops
 from jspec.infer.text import Tokenizer
-
-_KINDS = ("turns", "prompt", "prompt_tokens")
-_SETTINGS = tuple(Settings.model_fields)
-_LIKELY_MISSPELT = 0.8
+from jspec.text_files import decode_text, without_mark
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,20 @@ class Conversation:
     Attributes:
       id: from the file, else the number of the line or prompt.
       where: file and line, for errors.
+      history: messages before the first turn.
       turns: the user's messages; none where tokens are given.
       tokens: of a prompt given as tokens.
       settings: of every turn.
+      passed_over: keys of its line that ask for what is not done.
     """
 
     id: str | int
     where: str
+    history: tuple[dict[str, str], ...] = ()
     turns: tuple[str, ...] = ()
     tokens: tuple[int, ...] | None = None
-    settings: Settings
+    settings: LineConfig
+    passed_over: tuple[str, ...] = ()
 
     @property
     def n_turns(self) -> int:
@@ -75,11 +79,11 @@ def from_file(path: str, config: InferConfig) -> list[Conversation]:
 
 def from_standard_input(config: InferConfig) -> list[Conversation]:
     """Standard input: lines of JSON objects if it starts with `{`, else one text."""
-    data = _read("-")
+    data = without_mark(_read("-"), "standard input")
     if data.lstrip().startswith(b"{"):
         return from_lines(data, "standard input", config)
     where = "standard input"
-    text = _decode(data, where)
+    text = decode_text(data, where)
     text = text.removesuffix("\n").removesuffix("\r")
     _check_text(text, where, "prompt")
     return [Conversation(id=1, where=where, turns=(text,), settings=_settings(config, {}, where))]
@@ -88,7 +92,7 @@ def from_standard_input(config: InferConfig) -> list[Conversation]:
 def from_lines(data: bytes, name: str, config: InferConfig) -> list[Conversation]:
     """Lines of JSON; every bad one is counted, the first is told."""
     found, problems = [], []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(without_mark(data, name).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -109,6 +113,19 @@ def repeated_ids(conversations: Iterable[Conversation]) -> list[str | int]:
     return list(dict.fromkeys(i for i in ids if ids.count(i) > 1)) if _has_repeats(ids) else []
 
 
+def told_passed_over(conversations: Iterable[Conversation]) -> list[str]:
+    """A warning for each key that lines have and nothing obeys."""
+    places: dict[str, list[str]] = {}
+    for conversation in conversations:
+        for key in conversation.passed_over:
+            places.setdefault(key, []).append(conversation.where)
+    return [
+        f"{where[0]}: {key!r} is not obeyed"
+        + (f", nor in {len(where) - 1} more lines" if len(where) > 1 else "")
+        for key, where in places.items()
+    ]
+
+
 def _has_repeats(ids: Sequence[str | int]) -> bool:
     return len(set(ids)) < len(ids)
 
@@ -117,28 +134,58 @@ def _has_repeats(ids: Sequence[str | int]) -> bool:
 
 
 def _from_line(line: bytes, where: str, number: int, config: InferConfig) -> Conversation:
-    record = _parse(_decode(line, where), where)
-    kinds = [kind for kind in _KINDS if kind in record]
+    record = _parse(decode_text(line, where), where)
+    kinds = [kind for kind in KINDS if kind in record]
     if len(kinds) != 1:
         given = " and ".join(kinds) if kinds else f"keys {shown(list(record))}"
-        raise UserError(f"{where}: expected one of {', '.join(_KINDS)}, given {given}")
-    _check_keys(record, where)
+        raise UserError(f"{where}: expected one of {', '.join(KINDS)}, given {given}")
     name = record.get("id")
     if name is None:
         name = number
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise UserError(f"{where}: id: expected a text or a whole number, given {shown(name)}")
-    given = {key: record[key] for key in _SETTINGS if key in record}
-    settings = _settings(config, given, where)
-    if "prompt_tokens" in record:
-        tokens = _token_ids(record["prompt_tokens"], where)
-        return Conversation(id=name, where=where, tokens=tokens, settings=settings)
-    turns = [record["prompt"]] if "prompt" in record else record["turns"]
+    passed_over = check_keys(record, config, where)
+    settings = _settings(config, {key: record[key] for key in OBEYED if key in record}, where)
+    found = _prompt_of(kinds[0], record[kinds[0]], where)
+    conversation = Conversation(
+        id=name, where=where, settings=settings, passed_over=passed_over, **found
+    )
+    return _with_its_system(conversation, record)
+
+
+def _prompt_of(kind: str, value: Any, where: str) -> dict[str, Any]:
+    """History and turns, or tokens, of what a line asks."""
+    if kind == "prompt_tokens":
+        return {"tokens": _token_ids(value, where)}
+    if kind == "messages":
+        messages = check_messages(value, where)
+        while messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]  # of a data set, where it is what was answered
+        if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"]:
+            raise UserError(f"{where}: messages: expected some text of the user to be answered")
+        return {"history": messages[:-1], "turns": (messages[-1]["content"],)}
+    turns = [value] if kind == "prompt" else value
     if not isinstance(turns, list) or not turns:
         raise UserError(f"{where}: turns: expected a list of texts, given {shown(turns)}")
     for i, turn in enumerate(turns, start=1):
-        _check_text(turn, where, kinds[0] if len(turns) == 1 else f"turn {i}")
-    return Conversation(id=name, where=where, turns=tuple(turns), settings=settings)
+        _check_text(turn, where, kind if len(turns) == 1 else f"turn {i}")
+    return {"turns": tuple(turns)}
+
+
+def _with_its_system(conversation: Conversation, record: dict[str, Any]) -> Conversation:
+    """A system message among the messages wins over the run's, and is refused beside the line's."""
+    where, settings = conversation.where, conversation.settings
+    if record.get("system"):
+        if conversation.tokens is not None or settings.raw:
+            raise UserError(
+                f"{where}: system is part of the chat template, which "
+                f"{'raw' if settings.raw else 'prompt_tokens'} leaves out; drop one"
+            )
+        if any(message["role"] == "system" for message in conversation.history):
+            raise UserError(f"{where}: system is given twice, also among messages; drop one")
+    if any(message["role"] == "system" for message in conversation.history):
+        settings = settings.model_copy(update={"system": None})
+    return dataclasses.replace(conversation, settings=settings)
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -155,17 +202,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _check_keys(record: dict[str, Any], where: str) -> None:
-    known = (*_SETTINGS, *_KINDS, "id")
-    for key in record:
-        near = nearest(key, _SETTINGS, _LIKELY_MISSPELT) if key not in known else None
-        if near:
-            raise UserError(f"{where}: unknown key {key!r}; did you mean {near!r}?")
-
-
-def _settings(config: InferConfig, given: dict[str, Any], where: str) -> Settings:
-    base = {key: getattr(config, key) for key in _SETTINGS}
-    return resolve(Settings, [("", base), (where, given)])
+def _settings(config: InferConfig, given: dict[str, Any], where: str) -> LineConfig:
+    base = {key: getattr(config, key) for key in OBEYED}
+    return resolve(LineConfig, [("", base), (where, given)])
 
 
 def _token_ids(value: Any, where: str) -> tuple[int, ...]:
@@ -198,13 +237,6 @@ def _read(path: str) -> bytes:
         ) from None
 
 
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}; save it as UTF-8") from None
-
-
 # --- tokens --------------------------------------------------------------------------------------
 
 
@@ -214,15 +246,11 @@ class Reader:
 
     Attributes:
       tokenizer: None where the checkpoint has none.
-      system: a system message for the chat template.
-      is_raw: texts go in as they are.
       max_length: longest text in tokens, one new token included.
       vocab_size: of the target.
     """
 
     tokenizer: Tokenizer | None
-    system: str | None = None
-    is_raw: bool = False
     max_length: int
     vocab_size: int
 
@@ -253,11 +281,18 @@ class Reader:
                 "the target's directory has no tokenizer files; add them, or give prompt_tokens "
                 "in a --prompts file"
             )
-        if conversation.n_turns > 1 and self.is_raw:
+        settings, history = conversation.settings, list(conversation.history)
+        is_single = conversation.n_turns == 1 and not history
+        if not is_single and settings.raw:
             raise UserError("several turns need the chat template; leave out --raw")
-        if self.is_raw or (conversation.n_turns == 1 and not self.tokenizer.has_chat_template):
+        if settings.system and not settings.raw and not self.tokenizer.has_chat_template:
+            raise UserError(
+                "a system message needs a chat template, and the tokenizer has none; drop it"
+            )
+        if is_single and (settings.raw or not self.tokenizer.has_chat_template):
             return self.tokenizer.encode(conversation.turns[0])
-        messages = [{"role": "system", "content": self.system}] if self.system else []
+        system = [{"role": "system", "content": settings.system}] if settings.system else []
+        messages = [*system, *history]
         for i, turn in enumerate(conversation.turns[: len(answers) + 1]):
             messages.append({"role": "user", "content": turn})
             if i < len(answers):
@@ -279,6 +314,18 @@ class Reader:
                 f"{self.max_length}, at least one of them new; shorten it, or raise --max-length "
                 "as far as the model goes"
             )
+
+    def stops(self, conversation: Conversation) -> Stops:
+        """What ends its answers, beside the target's own stop tokens.
+
+        Raises:
+          UserError: naming file and line.
+        """
+        settings = conversation.settings
+        try:
+            return find_stops(settings.stop, settings.stop_ids, self.tokenizer, self.vocab_size)
+        except UserError as error:
+            raise UserError(f"{conversation.where}: {error}") from None
 
     def count(self, text: str) -> int:
         """Tokens of a text by itself."""

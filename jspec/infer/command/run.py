@@ -16,7 +16,7 @@ from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.kept import Kept
 from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.output import JsonPrinter, Output, Printer, TextPrinter
-from jspec.infer.command.prompts import Conversation, repeated_ids
+from jspec.infer.command.prompts import Conversation, repeated_ids, told_passed_over
 from jspec.infer.command.report import (
     Turn,
     acceptance_line,
@@ -54,6 +54,8 @@ def run(
         plan = agreed(lambda: make_plan(config, conversations))
         check_same(**plan.essence)
         kept = Kept(None if output is None else Path(output), plan, log)
+        for line in told_passed_over(conversations):
+            log.warning(line)
         repeated = repeated_ids(conversations)
         broken, has_all = _earlier(plan, kept)
         session = None if has_all else Session(plan, log)

@@ -28,7 +28,7 @@ from jspec.infer.command.report import Turn
 from jspec.infer.engine import Engine
 from jspec.infer.memory import Memory, memory_of
 from jspec.infer.prefill import SMALLEST_BUCKET, room_for
-from jspec.infer.request import Request
+from jspec.infer.request import Request, cut_short
 from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.config import DecoderConfig
 from jspec.models.hf import read_config
@@ -124,22 +124,9 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
             "was made for; lower it"
         )
     tokenizer = load_tokenizer(directory, config.chat_template)
-    if config.stop and tokenizer is None:
-        raise UserError(
-            f"stop strings need a tokenizer, and {directory} has none; leave out --stop"
-        )
-    has_template = tokenizer is not None and tokenizer.has_chat_template
-    if config.system and not config.raw and not has_template:
-        raise UserError(
-            f"a system message needs a chat template, and {directory} has none; drop it"
-        )
-    reader = Reader(
-        tokenizer=tokenizer,
-        system=config.system,
-        is_raw=config.raw,
-        max_length=limit,
-        vocab_size=decoder.vocab_size,
-    )
+    reader = Reader(tokenizer=tokenizer, max_length=limit, vocab_size=decoder.vocab_size)
+    for each in conversations:
+        reader.stops(each)
     turns = tuple(
         Turn(conversation=each, number=1, position=position, tokens=reader.tokens(each))
         for position, each in enumerate(conversations, start=1)
@@ -173,6 +160,7 @@ class Session:
         warning = memory_warning(memory, config, available)
         self.plan = plan
         self._log = log
+        self._has_told_cut = False
         with log.status(f"loading {plan.directory}"), log.unless_refused(line, warning):
             self._target, self._drafter = agreed(lambda: _load(plan, mesh))
             self.answerer = self._answerer(self._drafter, capacity)
@@ -180,14 +168,11 @@ class Session:
 
     def requests(self, turns: Sequence[Turn]) -> list[Request]:
         """What the engines are asked; afterwards they have the room and are compiled for it."""
-        requests = [
-            Request(
-                tokens=turn.tokens,
-                stop_ids=self._stop_ids,
-                **turn.conversation.settings.model_dump(),
-            )
-            for turn in turns
-        ]
+        requests = [self._request(turn) for turn in turns]
+        cut = cut_short(requests, self.plan.reader.max_length)
+        if cut and not self._has_told_cut:
+            self._log.note(f"max_new_tokens is more than there is room for: {cut}")
+            self._has_told_cut = True
         check_same(prompts=requests)
         capacity = self.plan.capacity(turns)
         for answerer, drafter in ((self.answerer, self._drafter), (self.plain, None)):
@@ -201,22 +186,30 @@ class Session:
                     _run_once(answerer.engine, requests)
         return requests
 
-    @property
-    def _stop_ids(self) -> tuple[int, ...]:
-        return () if self.plan.config.ignore_eos else self._target.stop_ids
+    def _request(self, turn: Turn) -> Request:
+        stops, settings = self.plan.reader.stops(turn.conversation), turn.conversation.settings
+        return Request(
+            tokens=turn.tokens,
+            stop_ids=stops.all_ids(() if settings.ignore_eos else self._target.stop_ids),
+            stops=stops.texts,
+            **settings.sampling,
+        )
 
     def _answerer(self, drafter: LoadedDrafter | None, capacity: int) -> Answerer:
         engine = self._engine(drafter, capacity)
-        return Answerer(engine, self.plan.tokenizer, self.plan.config.stop)
+        return Answerer(engine, self.plan.tokenizer)
 
     def _engine(self, drafter: LoadedDrafter | None, capacity: int) -> Engine:
-        config = self.plan.config
+        config, turns = self.plan.config, self.plan.turns
+        most = max(
+            (len(self.plan.reader.stops(turn.conversation).ids) for turn in turns), default=0
+        )
         return Engine(
             self._target,
             drafter,
             batch_size=config.batch_size,
             max_length=capacity,
-            max_stop_ids=max(len(self._stop_ids), _DEFAULT_STOP_IDS),
+            max_stop_ids=max(len(self._target.stop_ids) + most, _DEFAULT_STOP_IDS),
             rule=config.rule,
             trace=config.trace,
         )

@@ -130,8 +130,8 @@ MISTAKES: dict[str, Mistake] = {
     "seed negative": flag("--seed -1", "seed", "4294967295"),
     "seed too large": flag("--seed 4294967296", "given 4294967296"),
     "sample too large": flag("--sample 4294967296", "sample"),
-    "no new tokens": flag("--max-new-tokens 0", "max_new_tokens", "at least 1"),
-    "no rows": flag("--batch-size 0", "batch_size", "at least 1"),
+    "no new tokens": flag("--max-new-tokens 0", "max_new_tokens", "from 1 to 2147483647"),
+    "no rows": flag("--batch-size 0", "batch_size", "from 1 to 2147483647"),
     "max-length above the context": flag("--max-length 9999", "9999", "192"),
     "unknown dtype": flag("--dtype int8", "dtype", "float32 or bfloat16", "'int8'"),
     "unknown rule": flag("--rule never", "walk or rejection"),
@@ -168,7 +168,7 @@ MISTAKES: dict[str, Mistake] = {
     "system with raw": flag("--system kind --raw", "--system", "--raw"),
     "stop without tokenizer": Mistake(
         "--target {bare} --prompts {tmp}/p.jsonl --stop x",
-        ("--stop", "tokenizer"),
+        ("stop", "tokenizer"),
         files=(("p.jsonl", b'{"prompt_tokens": [1]}'),),
     ),
     "broken chat template": Mistake(

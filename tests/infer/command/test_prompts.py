@@ -62,7 +62,7 @@ def test_blank_lines_a_byte_order_mark_and_windows_line_ends_are_fine():
     [
         (b'{"prompt": "x"', "broken JSON at column"),
         (b"[1, 2]", "expected a JSON object, given [1, 2]"),
-        (b"{}", "expected one of turns, prompt, prompt_tokens"),
+        (b"{}", "expected one of turns, prompt, prompt_tokens, messages"),
         (b'{"text": "x"}', "given keys ['text']"),
         (b'{"prompt": "x", "turns": ["y"]}', "given turns and prompt"),
         (b'{"prompt": ""}', "prompt is empty"),
@@ -78,7 +78,7 @@ def test_blank_lines_a_byte_order_mark_and_windows_line_ends_are_fine():
         (b'{"prompt": "x", "temperature": -1}', "temperature: expected 0 (greedy)"),
         (b'{"prompt": "x", "temperature": NaN}', "given nan"),
         (b'{"prompt": "x", "temprature": 1}', "did you mean 'temperature'?"),
-        (b'{"prompt": "x", "max_tokens": 1}', "did you mean 'max_new_tokens'?"),
+        (b'{"prompt": "x", "max_tokens": 1}', "'max_tokens' is called 'max_new_tokens'"),
         (b'{"prompt": "x", "seed": 1e20}', "seed: expected a whole number"),
         (b'{"prompt": "x", "id": [1]}', "id: expected a text or a whole number"),
         (b'{"prompt": "\xff"}', "not UTF-8 at byte 13"),
@@ -140,7 +140,7 @@ def test_texts_are_numbered_and_repeated_ids_found():
 @pytest.fixture(scope="module")
 def reader(checkpoints):
     tokenizer = load_tokenizer(checkpoints.chat)
-    return Reader(tokenizer=tokenizer, system="be kind", max_length=60, vocab_size=320)
+    return Reader(tokenizer=tokenizer, max_length=60, vocab_size=320)
 
 
 def one(record, config=CONFIG):
@@ -148,7 +148,8 @@ def one(record, config=CONFIG):
 
 
 def test_each_answer_feeds_the_next_turn(reader):
-    conversation = one({"turns": ["hi", "and then?"]})
+    config = CONFIG.model_copy(update={"system": "be kind"})
+    conversation = one({"turns": ["hi", "and then?"]}, config)
     first, second = reader.tokens(conversation), reader.next_tokens(conversation, ["hello"])
     messages = [
         {"role": "system", "content": "be kind"},
@@ -167,11 +168,25 @@ def test_token_ids_are_taken_as_they_are(reader):
 
 def test_raw_leaves_the_template_out(checkpoints):
     tokenizer = load_tokenizer(checkpoints.chat)
-    raw = Reader(tokenizer=tokenizer, is_raw=True, max_length=60, vocab_size=320)
+    reader, raw = Reader(tokenizer=tokenizer, max_length=60, vocab_size=320), {"raw": True}
     assert tokenizer is not None
-    assert raw.tokens(one({"prompt": "hi"})) == tokenizer.encode("hi")
+    assert reader.tokens(one({"prompt": "hi"} | raw)) == tokenizer.encode("hi")
+    one_message = {"messages": [{"role": "user", "content": "hi"}]}
+    assert reader.tokens(one(one_message | raw)) == tokenizer.encode("hi")
     with pytest.raises(UserError, match="f, line 1: several turns need the chat template"):
-        raw.tokens(one({"turns": ["a", "b"]}))
+        reader.tokens(one({"turns": ["a", "b"]} | raw))
+
+
+@pytest.mark.parametrize("text", ["hi", "<s>hi", "<s><s>hi"])
+def test_a_prompt_has_one_bos(reader, checkpoints, text):
+    tokens = reader.tokenizer.encode("hi")
+    assert reader.tokens(one({"prompt": text, "raw": True})) == tokens == (0, *tokens[1:])
+    plain = Reader(tokenizer=load_tokenizer(checkpoints.plain), max_length=60, vocab_size=320)
+    assert plain.tokens(one({"prompt": text})) == tokens
+    for template in ("{{ messages[0].content }}", "{{ bos_token }}{{ messages[0].content }}"):
+        tokenizer = load_tokenizer(checkpoints.chat, template)
+        own = Reader(tokenizer=tokenizer, max_length=60, vocab_size=320)
+        assert own.tokens(one({"prompt": text})) == tokens
 
 
 def test_prompts_that_do_not_fit_are_refused_with_their_line(reader, checkpoints):

@@ -105,7 +105,7 @@ MISTAKES = {
     ),
     "no file": ("data.corpora=[x.jsonl]", "x.jsonl is not there"),
     "tokenizer": ("tokenizer=FOLDER", "no tokenizer"),
-    "order": ("order=0", "order: expected a whole number of at least 1"),
+    "order": ("order=0", "order: expected a whole number from 1 to"),
     "prune": ("prune=-1", "prune: expected a whole number"),
     "precision": ("precision=float16", "float32 or fixed16"),
 }
