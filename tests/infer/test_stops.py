@@ -38,6 +38,15 @@ def answer(target):
     return found.tokens
 
 
+def ask(**given: Any) -> Request:
+    return Request(**({"tokens": (1,), "max_new_tokens": 4} | given))
+
+
+def any_number(value: Any) -> Any:
+    """A number whose type is not checked before the test runs."""
+    return value
+
+
 def first_new(answer: tuple[int, ...]) -> tuple[int, int]:
     """A token that is not among those before it, and how many tokens there are with it."""
     n = next(n for n in range(3, len(answer)) if answer[n - 1] not in answer[: n - 1])
@@ -67,7 +76,9 @@ def test_stops_that_never_come_are_refused(tokenizer, texts, ids, said):
 def test_generate_stops_at_ids_of_any_kind(target, answer):
     stop, n = first_new(answer)
     for given in (stop, [stop], np.asarray([stop]), (np.int32(stop),), jnp.asarray([stop])):
-        (found,) = jspec.generate(target, [PROMPT], stop_ids=given, ignore_eos=True, **SHORT)
+        (found,) = jspec.generate(
+            target, [PROMPT], stop_ids=any_number(given), ignore_eos=True, **SHORT
+        )
         assert (found.tokens, found.stop_reason) == (answer[:n], "stop_token")
     many = [i for i in range(320) if i not in answer][:20]
     (found,) = jspec.generate(target, [PROMPT], stop_ids=[*many, stop], **SHORT)
@@ -117,7 +128,7 @@ def test_flags_and_lines_stop_and_a_line_wins(
 
 
 def test_numbers_of_any_library_are_numbers(target, answer):
-    given = {
+    given: dict[str, Any] = {
         "max_new_tokens": np.int64(16),
         "max_length": np.int32(128),
         "batch_size": np.uint8(1),
@@ -129,19 +140,15 @@ def test_numbers_of_any_library_are_numbers(target, answer):
         "sample": np.int8(0),
     }
     for prompt in (np.asarray(PROMPT), list(np.asarray(PROMPT)), jnp.asarray(PROMPT)):
-        assert jspec.generate(target, [prompt], **given)[0].tokens == answer
-    assert jspec.generate(target, np.asarray([PROMPT]), **given)[0].tokens == answer
-    request = Request(
-        tokens=np.asarray(PROMPT),
-        **{  # type: ignore[arg-type]
-            key: value for key, value in given.items() if key not in ("max_length", "batch_size")
-        },
-    )
+        assert jspec.generate(target, [any_number(prompt)], **given)[0].tokens == answer
+    assert jspec.generate(target, any_number(np.asarray([PROMPT])), **given)[0].tokens == answer
+    asked = {key: given[key] for key in given if key not in ("max_length", "batch_size")}
+    request = ask(tokens=np.asarray(PROMPT), **asked)
     assert request == Request(tokens=PROMPT, max_new_tokens=16, seed=7)
     assert all(type(token) is int for token in request.tokens) and type(request.top_k) is int
-    engine = Engine(target, batch_size=np.int64(1), max_length=np.int64(64))
+    engine = Engine(target, batch_size=any_number(np.int64(1)), max_length=any_number(np.int64(64)))
     assert type(engine.max_length) is int
-    assert jspec.make_mesh(data=np.int64(1)).size == 1
+    assert jspec.make_mesh(data=any_number(np.int64(1))).size == 1
     drafter = jspec.load_drafter("prompt-lookup", target=target, depth=np.int64(3))
     assert drafter == jspec.load_drafter("prompt-lookup", target=target, depth=3)
 
@@ -163,7 +170,7 @@ def test_numbers_of_any_library_are_numbers(target, answer):
 )
 def test_truth_values_and_texts_are_no_numbers(given):
     with pytest.raises(UserError, match="expected"):
-        Request(**({"tokens": (1,), "max_new_tokens": 4} | given))
+        ask(**given)
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "seed", "sample"])
@@ -172,7 +179,7 @@ def test_both_bounds_are_told(name):
     high = 2**32 - 1 if name in ("seed", "sample") else 2**31 - 1
     for value in (low - 1, high + 1, 10**20):
         with pytest.raises(UserError, match=rf"{name} must be from {low}.* to {high}, not {value}"):
-            Request(**({"tokens": (1,), "max_new_tokens": 4} | {name: value}))
+            ask(**{name: value})
 
 
 # --- room ----------------------------------------------------------------------------------------
