@@ -9,7 +9,6 @@ Source: Salmon et al. 2011 (Threefry-2x32, 20 rounds); Touvron et al. 2023 (the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from jspec.models.config import DecoderConfig, RopeKind
 from jspec.models.target import Target
+from jspec.text_files import read_json_object
 
 Weights = dict[str, np.ndarray]
 """By their Hugging Face names, matrices with the output axis first."""
@@ -214,7 +214,7 @@ def weights_on_disk(directory: Path) -> Weights | None:
 
 def is_stored_as(directory: Path) -> str:
     """The checkpoint's own type, for the note."""
-    return str(json.loads((directory / "config.json").read_text()).get("dtype", "unknown"))
+    return str(read_json_object(directory / "config.json").get("dtype", "unknown"))
 
 
 def _wide(value: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import yaml
 
 from jspec.config.words import shown
 from jspec.errors import UserError
+from jspec.text_files import read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,12 +35,7 @@ _Loader.add_implicit_resolver(
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds one mapping with text keys."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"config {path}: not UTF-8 at byte {error.start}; expected YAML") from None
-    except OSError as error:
-        raise UserError(f"config {path}: cannot be read ({error.strerror})") from None
+    text = read_text(path, "config")
     try:
         data = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:

@@ -26,6 +26,7 @@ import numpy as np
 
 from jspec.errors import UserError
 from jspec.models.ngram_model import ABSENT, Grams, NGramModel
+from jspec.text_files import without_mark
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 
@@ -282,6 +283,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                line = without_mark(line, str(path)) if number == 1 else line
                 text = line.decode("utf-8").strip(" \t\r\n")
                 if text:
                     yield number, text

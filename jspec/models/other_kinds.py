@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jspec.text_files import read_text
+
 _CONVERT = "give the original in safetensors, or convert it"
 
 _KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -133,7 +135,7 @@ def _listed(names: list[str]) -> str:
 
 def _base(directory: Path) -> str:
     try:
-        values = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        values = json.loads(read_text(directory / "adapter_config.json"))
         return f" of {values['base_model_name_or_path']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -24,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from jspec.errors import UserError
+from jspec.text_files import read_json_object
 
 Tensors = dict[str, Callable[[], np.ndarray]]
 """By name, a function that returns the tensor, best a view of the file."""
@@ -168,19 +169,10 @@ def _from_torch(path: Path, name: str, tensor: Any) -> np.ndarray:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        check_not_pointer(path)
-        value = json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"{path}: {missing_file(path)}") from None
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    if not path.exists():
+        raise UserError(f"{path}: {missing_file(path)}")
+    check_not_pointer(path)
+    return read_json_object(path)
 
 
 def missing_file(path: Path) -> str:
