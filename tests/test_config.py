@@ -178,7 +178,7 @@ def test_several_refusals_are_told_together_and_counted():
         (b"- a\n- b\n", "expected keys such as"),
         (b"a: [1, 2\nb: 3\n", "broken YAML, line 2"),
         (b"a: 1\na: 2\n", "key 'a' is given twice"),
-        (b"a: \xff\n", "not UTF-8 at byte 3"),
+        (b"a: \xff\n", "not UTF-8 at byte 4"),
         (b"1: 2\n", "expected keys such as"),
         (b"? [a]\n: 1\n", "broken YAML"),
     ],

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jspec.config import InferConfig, Settings, find_config, read_yaml, resolve
+from jspec.config import InferConfig, LineConfig, find_config, read_yaml, resolve
 from jspec.infer.command.prompts import Conversation, Reader
 from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.shipped import shipped
@@ -80,8 +80,9 @@ def check(tokenizer: Tokenizer, turns: list[str], system: str | None, loss_on="a
     rows = [Row(id="row", messages=messages)]
     [row] = encode_rows(rows, tokenizer, loss_on=loss_on, system=system, tally=tally)
     assert tally.lines() == []
-    reader = Reader(tokenizer=tokenizer, system=system, max_length=10**6, vocab_size=10**6)
-    asked = Conversation(id=1, where="", turns=tuple(turns[::2]), settings=Settings())
+    reader = Reader(tokenizer=tokenizer, max_length=10**6, vocab_size=10**6)
+    line = LineConfig(system=system)
+    asked = Conversation(id=1, where="", turns=tuple(turns[::2]), settings=line)
     learnt = np.zeros(len(row.tokens), bool)
     for i in range(len(turns) // 2):
         prompt = reader.next_tokens(asked, turns[1 : 2 * i : 2])
