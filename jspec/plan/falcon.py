@@ -133,7 +133,7 @@ def _fit(job: Job, loaded: Loaded, probe: Tree | None, known: Costs | None, log:
     if timer is not None:
         log.note("timing target forwards")
         free = Costs(r=timer.forwards(), prime=0.0, further_pass=0.0, overhead=0.0)
-        log.note(f"timing drafts of 1 to {counted(n_passes, 'pass')}")
+        log.note(f"timing drafts of up to {n_passes} passes")
         trees = {m: timed_tree(weighted, free, k, m, n_nodes) for m in range(1, n_passes + 1)}
         known = _drafts_timed(loaded, timer, head, trees, free.r, job.settings.shares)
     assert known is not None
