@@ -112,6 +112,16 @@ def test_training_reads_what_decoding_does_with_llama2s_tokenizer(llama2, name, 
         check(tokenizer, turns, None)
 
 
+def test_vicunas_conversations_begin_with_one_bos_and_a_whole_word(llama2):
+    """`<s>`, then "▁A chat between a curious user", as FastChat's Vicuna was trained."""
+    data = recipe("falcon_vicuna").data
+    tokenizer = load_tokenizer(llama2, data.chat_template)
+    assert tokenizer is not None
+    row = Row(id="a", messages=({"role": "user", "content": "Hi"},))
+    [row] = encode_rows([row], tokenizer, loss_on="assistant", system=data.system)
+    assert row.tokens[:7].tolist() == [1, 319, 13563, 1546, 263, 12758, 1404]
+
+
 @pytest.mark.parametrize("turns", TURNS, ids=range(len(TURNS)))
 def test_training_reads_what_decoding_does_with_the_demos_tokenizer(turns):
     turns = [turn.lstrip("\n") for turn in turns]  # joined to the prompt, see below
