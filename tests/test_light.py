@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -33,12 +35,12 @@ def test_the_usual_form_is_that_of_full_optimisation():
         return jax.lax.fori_loop(0, 3, lambda i, kept: kept.at[i].set(jnp.sort(kept[i])), top)
 
     lowered = jax.jit(rows).lower(*[jax.ShapeDtypeStruct((8, 8), jnp.float32)] * 2)
-    full = usual_form() | {LEVEL: 3, "xla_cpu_parallel_codegen_split_count": 32}
-    forms = [lowered.compile(options) for options in (usual_form(), full)]
+    full: dict[str, Any] = {LEVEL: 3, "xla_cpu_parallel_codegen_split_count": 32}
+    forms = [lowered.compile(options) for options in (usual_form(), usual_form() | full)]
     texts = [form.as_text() for form in forms]
     assert texts[0] and texts[0] == texts[1]
-    sizes = [form.memory_analysis() for form in forms]
-    assert sizes[0].temp_size_in_bytes == sizes[1].temp_size_in_bytes
+    fast, slow = (form.memory_analysis() for form in forms)
+    assert fast and slow and fast.temp_size_in_bytes == slow.temp_size_in_bytes
 
 
 def test_light_programs_keep_their_static_arguments():
