@@ -89,6 +89,7 @@ class TokenizerFiles:
         found = []
         for key in ("additional_special_tokens", "extra_special_tokens"):
             entries = self.config.get(key, older.get(key)) or []
+            entries = [entries] if isinstance(entries, str) else entries
             entries = entries.values() if isinstance(entries, dict) else entries
             found += [_content(entry) for entry in entries]
         return [text for text in found if text]

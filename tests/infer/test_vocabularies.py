@@ -118,7 +118,10 @@ def test_a_prompt_is_never_cut_or_padded(folder):
 
 def test_special_tokens_come_from_the_config(folder):
     cat = reference(folder).encode("the", add_special_tokens=False).ids
-    changed(folder, additional_special_tokens=["the"], eos_token={"content": "the"})
+    for named in (["the"], "the", {"end": "the"}, [{"content": "the"}]):
+        changed(folder, additional_special_tokens=named, eos_token=None)
+        assert loaded(folder).special_ids == {*cat, *range(5)}
+    changed(folder, eos_token={"content": "the"})
     tokenizer = loaded(folder)
     assert [tokenizer.eos_id] == cat and tokenizer.special_ids >= {*cat, 0}
     assert tokenizer.decode([*cat, *tokenizer.encode("x")]) == "x"
