@@ -18,7 +18,7 @@ from jspec.models.target import abstract_target
 from jspec.sharding import make_mesh
 from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import tiny_config, tiny_target
-from jspec.train.config import DataConfig, FalconConfig
+from jspec.train.config import FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import head_of, trainable_of
 
 TOPOLOGY = ["--topology", "v5e:2x4"]
@@ -186,7 +186,7 @@ def test_a_drafters_recipe_is_compiled_beside_its_target(eight_devices, tmp_path
 
 def head_beside(target):
     """The head of the recipe above."""
-    data = DataConfig.model_validate({"corpora": ["a.jsonl"], "length": 16})
+    data = TruncatedDataConfig.model_validate({"corpora": ["a.jsonl"], "length": 16})
     return head_of(FalconConfig(out="run", target="t", steps=4, data=data), target.model)
 
 

@@ -19,7 +19,7 @@ from jspec.testing.training import random_text
 from jspec.train import acceptance
 from jspec.train.acceptance import Acceptance, openings
 from jspec.train.command.run_falcon import acceptance_of
-from jspec.train.config import DataConfig, FalconConfig
+from jspec.train.config import FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import head_of
 
 ROUNDS = 6
@@ -27,7 +27,7 @@ FALCON = FalconConfig(
     out="run",
     target="target",
     steps=1,
-    data=DataConfig.model_validate({"corpora": ["a.jsonl"], "length": 16}),
+    data=TruncatedDataConfig.model_validate({"corpora": ["a.jsonl"], "length": 16}),
 )
 
 
