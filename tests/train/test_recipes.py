@@ -20,7 +20,7 @@ from jspec.models.model import build
 from jspec.testing.models import tiny_config
 from jspec.train.command.cli import make_config, make_parser
 from jspec.train.config import FalconConfig
-from jspec.train.falcon import head_of, objective_of
+from jspec.train.falcon import head_of, initial_params, objective_of
 from jspec.train.optimizer import make_optimizer, make_schedule
 
 RECIPES = ("falcon_vicuna", "falcon_vicuna_13b", "falcon_llama2")
@@ -116,3 +116,17 @@ def test_a_recipe_writes_every_value_of_the_paper_itself(name):
     for field in ("block_size", "n_layers", "noise", "dropout", "token_weight", "soft_share"):
         assert written[field] == getattr(recipe(name), field)
     assert written["glance"] == recipe(name).glance.model_dump()
+
+
+def test_a_head_has_the_width_and_the_first_weights_that_it_is_told():
+    """Within 1 / sqrt(inputs) for projections, within 1 / sqrt(width) for the LSTM."""
+    changed = recipe("falcon_vicuna").model_copy(update={"mlp_width": 100})
+    head = head_of(changed, build(tiny_config(max_positions=2048)))
+    width = head.config.decoder.width
+    assert head.config.decoder.mlp_width == 100
+    params = initial_params(head, jax.random.key(0))
+    [layer] = params["layers"]
+    bounds = [(one["input"], width) for one in params["lstm"]]
+    bounds += [(layer["mlp"]["down"], 100), (layer["mlp"]["up"], width)]
+    for weights, n in bounds:
+        assert 0.95 < float(jnp.abs(weights).max()) * n**0.5 <= 1
