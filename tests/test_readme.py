@@ -46,7 +46,8 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != RUN_ELSEWHERE])
-def test_python_blocks_run_in_order(page, models, capsys):
+def test_python_blocks_run_in_order(page, models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     code = blocks(page, "python")
     assert code
     names: dict = {}
