@@ -6,7 +6,14 @@ the best by held-out loss.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
+import json
 import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +33,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of its work
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and repeats what it raises
+        _check_metrics(directory)
         policies: Any = ocp.training.preservation_policies
         place: Any = directory.resolve()
         self._directory = directory
@@ -90,24 +99,88 @@ class Checkpoints:
         """A checkpoint on the shardings of `like`, and where its data was.
 
         Raises:
-          UserError: a checkpoint of another model or optimizer.
+          UserError: a checkpoint of another model or optimizer, or one that cannot be read.
         """
         self._orbax.wait()
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
         )
+        wanted = _plain(abstract)
         try:
-            found = self._orbax.load_checkpointables(
-                step, {"state": _plain(abstract), "data": None}
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            with _quiet():
+                found = self._orbax.load_checkpointables(step, {"state": wanted, "data": None})
+        except (ValueError, KeyError, TypeError, OSError):
+            with _quiet():
+                is_damaged = self._has_state_like(wanted, step)
+            if is_damaged:
+                raise _damaged(self._directory, step, self._steps) from None
             raise UserError(
-                f"{self._directory}: checkpoint {step} does not fit this config ({first}); go on "
-                "with the config that began the run, or give another directory"
+                f"{self._directory}: checkpoint {step} does not fit this config: its weights or "
+                "its optimizer are others; go on with the config that began the run, or give "
+                "another directory"
             ) from None
         leaves = jax.tree.leaves(found["state"])
         return jax.tree.unflatten(jax.tree.structure(like), leaves), found["data"]
+
+    @property
+    def _steps(self) -> list[int]:
+        return [found.step for found in self._orbax.checkpoints]
+
+    def _has_state_like(self, wanted: dict[str, Any], step: int) -> bool:
+        """Whether a checkpoint, as far as it can be read, is of such weights and moments."""
+        try:
+            found = self._orbax.checkpointables_metadata(step).metadata.get("state")
+        except (ValueError, KeyError, TypeError, OSError):
+            found = None
+        if found is None:
+            return True
+        return {name: leaf.shape for name, leaf in found.items()} == {
+            name: leaf.shape for name, leaf in wanted.items()
+        }
+
+
+def _check_metrics(directory: Path) -> None:
+    """Orbax reads the metrics of all checkpoints before anything else.
+
+    Raises:
+      UserError: of one they cannot be read.
+    """
+    folders = [path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir()]
+    for folder in folders:
+        path = folder / "metrics" / "metrics"
+        try:
+            if path.is_file():
+                json.loads(path.read_bytes())
+        except ValueError:
+            raise _damaged(directory, int(folder.name), [int(f.name) for f in folders]) from None
+
+
+def _damaged(directory: Path, step: int, steps: Sequence[int]) -> UserError:
+    """The mistake of a checkpoint that cannot be read, and the way on."""
+    others = [other for other in steps if other != step]
+    way_on = (
+        f"remove it (rm -r {directory / str(step)}), and --resume goes on from step {max(others)}"
+        if others
+        else f"no other is left: remove {directory.parent}, or give another out, to begin anew"
+    )
+    return UserError(f"{directory}: checkpoint {step} is damaged; {way_on}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what Orbax's abandoned tasks print to standard error after one of them has failed."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            finally:
+                if sys.exc_info()[0] is not None:
+                    gc.collect()
+    finally:
+        sys.unraisablehook = before
 
 
 class _Always:

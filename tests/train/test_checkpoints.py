@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,9 +23,9 @@ def state_of(value: float, **weights) -> TrainState:
     return TrainState(params=params, moments=(params, {}), step=jnp.asarray(int(value), jnp.int32))
 
 
-def save(checkpoints: Checkpoints, step: int, held_out: float | None) -> None:
+def save(checkpoints: Checkpoints, step: int, held_out: float | None, **weights) -> None:
     where = {"iterator": {"next_index": step, "nested": {"x": [1, "y"]}}}
-    checkpoints.save(state_of(step), step=step, data=where, held_out=held_out)
+    checkpoints.save(state_of(step, **weights), step=step, data=where, held_out=held_out)
 
 
 def steps_in(directory: Path) -> set[int]:
@@ -95,3 +98,81 @@ def test_an_unfinished_checkpoint_is_none(tmp_path):
         save(checkpoints, 2, 0.5)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest == checkpoints.best == 2
+
+
+def cut(pattern: str) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        for path in checkpoint.glob(pattern):
+            os.truncate(path, path.stat().st_size // 2)
+
+    return damage
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        path = checkpoint / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def empty(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "weights cut short": cut("state/ocdbt.process_0/d/*"),
+    "an index cut short": cut("state/d/*"),
+    "metadata gone": drop("state/_METADATA"),
+    "metadata of arrays cut short": cut("state/array_metadatas/*"),
+    "place in the data gone": drop("data/_METADATA"),
+    "metrics cut short": cut("metrics/metrics"),
+    "no files": empty,
+}
+
+
+LARGE = {"a": jnp.linspace(0.0, 1.0, 20_000).reshape(200, 100)}
+"""Weights in files of their own; smaller ones are kept in an index."""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """Checkpoint 4, the best, and 6, the latest."""
+    directory = tmp_path_factory.mktemp("saved") / "checkpoints"
+    with Checkpoints(directory) as checkpoints:
+        save(checkpoints, 4, 1.0, **LARGE)
+        save(checkpoints, 6, 2.0, **LARGE)
+    return directory
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_told_with_the_way_on(saved, tmp_path, name, capfd):
+    """And what is told works: without it, the one before it is the latest."""
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(saved, directory)
+    DAMAGES[name](directory / "6")
+    with pytest.raises(UserError) as caught:
+        with Checkpoints(directory) as checkpoints:
+            assert checkpoints.latest == 6
+            checkpoints.load(state_of(0, **LARGE), 6)
+    assert str(caught.value) == (
+        f"{directory}: checkpoint 6 is damaged; remove it (rm -r {directory / '6'}), and --resume "
+        "goes on from step 4"
+    )
+    assert capfd.readouterr().err == ""  # nothing of what Orbax has to say
+    shutil.rmtree(directory / "6")
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.latest == 4
+        found, _ = checkpoints.load(state_of(0, **LARGE), 4)
+    assert int(found.step) == 4
+
+
+def test_where_the_only_checkpoint_is_damaged_the_run_begins_anew(saved, tmp_path):
+    directory = tmp_path / "run" / "checkpoints"
+    shutil.copytree(saved, directory)
+    shutil.rmtree(directory / "4")
+    empty(directory / "6")
+    with Checkpoints(directory) as checkpoints:
+        with pytest.raises(UserError, match=f"no other is left: remove {directory.parent}, or"):
+            checkpoints.load(state_of(0, **LARGE), 6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -18,11 +19,14 @@ from jspec.config import runnable_names
 from jspec.errors import UserError
 from jspec.hosts import are_joined
 from jspec.infer.command.log import Failure, say_error
+from jspec.infer.command.streams import safe_streams
 
 SHOW_TRACE = "JSPEC_TRACEBACK"
 """With this in the environment, failures that are nobody's mistake show where they happened."""
 
 INTERRUPTED = 130
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,11 +74,20 @@ def add_hosts_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Runs a command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Runs a command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Notes that cannot be written are dropped; results that cannot are a failure.
+    """
+    with safe_streams():
+        return _exit_code(command)
+
+
+def _exit_code(command: Callable[[], int]) -> int:
     try:
-        return command()
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
+        code = _finished(command)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except UserError as error:
         say_error(error)
         return 2
@@ -90,12 +103,26 @@ def exit_code(command: Callable[[], int]) -> int:
     except Exception as error:  # a fault of ours or of the machine; one line, and how to see more
         if os.environ.get(SHOW_TRACE):
             raise
-        lines = str(error).strip().splitlines()
-        what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        say_error(f"{what} ({SHOW_TRACE}=1 shows where)")
+        say_error(_line_of(error))
         if are_joined():
             _leave_the_others(1)
         return 1
+
+
+def _finished(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+
+
+def _line_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; make room and start again"
+    lines = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{what} ({SHOW_TRACE}=1 shows where)"
 
 
 def _leave_the_others(code: int) -> NoReturn:

@@ -26,6 +26,7 @@ from jspec.infer.command.report import (
     stats_line,
     trace_rows,
 )
+from jspec.infer.command.streams import write_result
 from jspec.infer.text import Tokenizer
 
 TRACE_COLUMNS = ("#", "id", "token", "from", "logprob", "gap")
@@ -36,8 +37,10 @@ def reserve_stdout() -> None:
 
     For a process of our own. Those that connect hosts (gloo, NCCL) print without being asked.
     """
+    if sys.stdout is None:
+        return
     sys.stdout.flush()
-    stdout, stderr = sys.stdout.fileno(), sys.stderr.fileno()
+    stdout, stderr = sys.stdout.fileno(), 2 if sys.stderr is None else sys.stderr.fileno()
     encoding, errors = sys.stdout.encoding, sys.stdout.errors
     sys.stdout = os.fdopen(os.dup(stdout), "w", encoding=encoding, errors=errors)
     os.dup2(stderr, stdout)
@@ -71,44 +74,16 @@ class Output:
         if not self._is_shown or self.failure is not None:
             return
         try:
-            self._write(text)
+            write_result(text)
         except Failure as failure:
             if not are_joined():
                 raise
             self.failure = failure
             ask_to_stop()
 
-    def _write(self, text: str) -> None:
-        if sys.stdout is None:
-            raise Failure("standard output is closed")
-        try:
-            try:
-                sys.stdout.write(text)
-            except UnicodeEncodeError:
-                encoding = sys.stdout.encoding or "ascii"
-                sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            sys.stdout.flush()
-        except BrokenPipeError:
-            self._give_up()
-            raise Failure("nobody reads standard output", is_quiet=True) from None
-        except (OSError, ValueError) as error:
-            self._give_up()
-            reason = getattr(error, "strerror", None) or error
-            raise Failure(f"standard output cannot be written ({reason})") from None
-
     def record(self, record: dict[str, Any]) -> None:
         """One line of JSON."""
         self.write(json.dumps(record, allow_nan=False) + "\n")
-
-    def _give_up(self) -> None:
-        """What is still buffered has nowhere to go; without this Python complains at exit."""
-        try:
-            descriptor = sys.stdout.fileno()
-        except (OSError, ValueError, AttributeError):
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
 
 
 class Printer(Protocol):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jspec.config import (
@@ -24,6 +25,7 @@ from jspec.infer.command.compile_cache import keep_compiled_programs
 from jspec.infer.command.endings import Parser, add_config_flags, add_hosts_flag, exit_code
 from jspec.infer.command.log import Log
 from jspec.infer.text import import_transformers_without_torch
+from jspec.train.command.lock import only_run
 from jspec.train.config import KINDS
 
 
@@ -83,7 +85,9 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
             keep_compiled_programs()
             import_transformers_without_torch()
         join_hosts(args.hosts)
-        return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
+        values = config.model_dump()
+        with only_run(Path(values["out"]), is_file=values["kind"] == "texts"):
+            return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
 
     return exit_code(command)
 
