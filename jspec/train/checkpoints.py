@@ -22,6 +22,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from jspec.errors import UserError
+from jspec.train.files import disk_error
 from jspec.train.step import TrainState
 
 BEST = "held_out"
@@ -32,8 +33,8 @@ class Checkpoints:
     """The checkpoints of one directory; a context manager that waits for unfinished writes."""
 
     def __init__(self, directory: Path):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of its work
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and repeats what it raises
+        for name in ("absl", "asyncio"):  # Orbax tells every step of its work, and all it raises
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         _check_metrics(directory)
         policies: Any = ocp.training.preservation_policies
         place: Any = directory.resolve()
@@ -61,7 +62,12 @@ class Checkpoints:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._orbax.close()
+        try:
+            with self._writing():
+                self._orbax.close()
+        except OSError:
+            if error is None:
+                raise
 
     @property
     def latest(self) -> int | None:
@@ -89,11 +95,16 @@ class Checkpoints:
     def save(
         self, train_state: TrainState, *, step: int, data: dict[str, Any], held_out: float | None
     ) -> None:
-        """Start writing a checkpoint; the state may be used, and donated, at once."""
+        """Start writing a checkpoint; the state may be used, and donated, at once.
+
+        Raises:
+          OSError: no room on the disk, for this checkpoint or for the one before it.
+        """
         metrics = None if held_out is None else {BEST: held_out}
-        self._orbax.save_checkpointables_async(
-            step, {"state": _plain(train_state), "data": data}, metrics=metrics, overwrite=True
-        )
+        with self._writing():
+            self._orbax.save_checkpointables_async(
+                step, {"state": _plain(train_state), "data": data}, metrics=metrics, overwrite=True
+            )
 
     def load(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """A checkpoint on the shardings of `like`, and where its data was.
@@ -101,7 +112,8 @@ class Checkpoints:
         Raises:
           UserError: a checkpoint of another model or optimizer, or one that cannot be read.
         """
-        self._orbax.wait()
+        with self._writing():
+            self._orbax.wait()
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
         )
@@ -121,6 +133,14 @@ class Checkpoints:
             ) from None
         leaves = jax.tree.leaves(found["state"])
         return jax.tree.unflatten(jax.tree.structure(like), leaves), found["data"]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Orbax's own error of a full disk becomes Python's."""
+        try:
+            yield
+        except Exception as error:
+            raise (disk_error(error, self._directory) or error) from None
 
     @property
     def _steps(self) -> list[int]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jspec.records import whole_records
+from jspec.train.files import write_whole
 
 FILE = "metrics.jsonl"
 
@@ -26,18 +26,25 @@ class Journal:
         self._file = None
         if not is_writing:
             return
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / FILE
         kept = [record for record in read_journal(directory) if record["step"] <= step]
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(map(_line, kept)), encoding="utf-8")
-        os.replace(unfinished, path)
-        self._file = path.open("a", encoding="utf-8")
+        write_whole(path, "".join(map(_line, kept)))
+        self._file = path.open("ab", buffering=0)  # nothing waits for the next line, or for the end
 
     def write(self, record: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(_line(record))
-            self._file.flush()
+        """Append a line.
+
+        Raises:
+          OSError: it cannot be written, with the file's name.
+        """
+        if self._file is None:
+            return
+        left = _line(record).encode()
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def close(self) -> None:
         if self._file is not None:

@@ -27,6 +27,7 @@ from jspec.state import Params
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.config import LoopConfig
 from jspec.train.data import Batch, Data
+from jspec.train.files import written_whole
 from jspec.train.journal import Journal
 from jspec.train.objective import Objective
 from jspec.train.optimizer import make_schedule
@@ -70,6 +71,7 @@ def train(
     directory: Path,
     resume: bool = False,
     report: Report = lambda record: None,
+    announce: Callable[[str], None] = lambda text: None,
     should_stop: Callable[[], bool] = lambda: False,
     probe: Probe | None = None,
 ) -> Outcome:
@@ -81,6 +83,7 @@ def train(
     Args:
       directory: of the run.
       resume: go on from the latest checkpoint, if there is one.
+      announce: called with what is about to take a while.
       should_stop: asked between steps (with several processes: between steps that are logged, and
         one that is told to stop stops all); the loop then saves and returns.
       probe: asked at every evaluation, and written to the journal as "acceptance"; one process
@@ -91,7 +94,7 @@ def train(
         fit the devices.
       FloatingPointError: a loss or gradient is no longer a number; what was saved before stays.
     """
-    run = _Run(objective, data, model, config, directory, probe)
+    run = _Run(objective, data, model, config, directory, probe, announce)
     with Checkpoints(directory / "checkpoints") as checkpoints:
         if checkpoints.latest is not None and not resume:
             raise UserError(
@@ -129,7 +132,9 @@ class _Run:
         config: LoopConfig,
         path: Path,
         probe: Probe | None,
+        announce: Callable[[str], None],
     ):
+        self.announce = announce
         self.config, self.path, self.model = config, path, model
         self.probe = probe if jax.process_count() == 1 else None
         self.mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -149,7 +154,7 @@ class _Run:
             for name, batch in data.held_out().items()
         }
         self.frozen = _on_mesh(model.frozen, self.mesh)
-        self.step = 0
+        self.step, self.is_first_evaluation = 0, True
         self.train_state: TrainState
 
     def begin(self, checkpoints: Checkpoints) -> None:
@@ -172,6 +177,8 @@ class _Run:
         waiting: list[tuple[int, dict[str, jax.Array]]] = []
         since = time.perf_counter()
         try:
+            if self.step < self.planned:
+                self.announce(f"compiling the training step; {self.planned - self.step} to do")
             while self.step < self.planned:
                 metrics = self._one_step()
                 waiting.append((self.step, metrics))
@@ -187,6 +194,9 @@ class _Run:
                     # Before anything is saved: weights that are no numbers never are, and no line
                     # of the journal is missing after a kill.
                     self._tell(waiting, since, tell)
+                if is_evaluating and self.is_first_evaluation:
+                    self.announce("compiling the evaluation")
+                    self.is_first_evaluation = False
                 held_out = self._evaluate(tell) if is_evaluating else None
                 if is_saving:
                     self._save(checkpoints, held_out)
@@ -200,10 +210,12 @@ class _Run:
 
     def export(self, checkpoints: Checkpoints, step: int) -> float | None:
         """Write the weights of a checkpoint to `model/`; returns their held-out loss."""
+        self.announce(f"writing the weights of step {step}")
         found, _ = checkpoints.load(self.train_state, step)
         params = jax.tree.map(fetch, found.params)
         if jax.process_index() == 0:
-            self.model.export(params, self.path / "model")
+            with written_whole(self.path / "model", last="config.json") as folder:
+                self.model.export(params, folder)
         _wait_for_all()
         return checkpoints.held_out(step)
 

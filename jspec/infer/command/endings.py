@@ -117,9 +117,11 @@ def _finished(command: Callable[[], int]) -> int:
 
 
 def _line_of(error: Exception) -> str:
+    """What went wrong; of a full disk also which file, and what to do, which a note may tell."""
     if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; make room and start again"
+        notes = getattr(error, "__notes__", ["make room, and start again"])
+        return f"{where}{error.strerror}; {'; '.join(notes)}"
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return f"{what} ({SHOW_TRACE}=1 shows where)"

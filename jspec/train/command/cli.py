@@ -87,7 +87,11 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
         join_hosts(args.hosts)
         values = config.model_dump()
         with only_run(Path(values["out"]), is_file=values["kind"] == "texts"):
-            return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
+            try:
+                return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
+            except OSError as error:
+                error.add_note("make room, and --resume goes on from what was saved")
+                raise
 
     return exit_code(command)
 

@@ -51,15 +51,14 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
         steps,
         log,
         as_json,
-        lambda report, should_stop: train(
+        lambda **watching: train(
             objective_of(config, head, target.model, steps),
             data,
             trainable,
             config=config,
             directory=directory,
             resume=resume,
-            report=report,
-            should_stop=should_stop,
+            **watching,
             probe=acceptance_of(config, head, target, data) if mesh.size == 1 else None,
         ),
     )

@@ -9,15 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jspec.errors import UserError
 from jspec.infer.command.endings import INTERRUPTED
@@ -30,10 +27,12 @@ from jspec.models.shipped import check_digest
 from jspec.models.target import Target, load_target
 from jspec.train.command.corpora import load_corpora
 from jspec.train.command.interrupts import stop_requests
+from jspec.train.command.progress import TrainingProgress
 from jspec.train.config import FalconConfig, LanguageModelConfig, LoopConfig, ModelConfig
 from jspec.train.data import TextData
+from jspec.train.files import write_whole
 from jspec.train.journal import read_journal
-from jspec.train.loop import Outcome, Report, planned_steps, train
+from jspec.train.loop import Outcome, planned_steps, train
 from jspec.train.objective import Distil, NextToken, Objective
 from jspec.train.picture import save_picture
 from jspec.train.setup import model_of
@@ -82,22 +81,17 @@ def train_language_model(
         planned_steps(config, data),
         log,
         as_json,
-        lambda report, should_stop: train(
+        lambda **watching: train(
             objective,
             data,
-            trainable,
+            with_companions(trainable, tokenizer_folder, special_ids(tokenizer)),
             config=config,
             directory=directory,
             resume=resume,
-            report=report,
-            should_stop=should_stop,
+            **watching,
         ),
     )
-    if not outcome.is_complete:
-        return INTERRUPTED
-    if jax.process_index() == 0:
-        add_companions(directory / "model", tokenizer_folder, special_ids(tokenizer))
-    return 0
+    return 0 if outcome.is_complete else INTERRUPTED
 
 
 # --- what is trained -----------------------------------------------------------------------------
@@ -180,12 +174,26 @@ def teacher_of(
     return teacher
 
 
-def add_companions(directory: Path, tokenizer_folder: Path, ids: Mapping[str, Any]) -> None:
-    """What a checkpoint needs beside weights: tokenizer files and the ids that end a text."""
-    for pattern in _TOKENIZER_FILES:
-        for file in tokenizer_folder.glob(pattern):
-            shutil.copyfile(file, directory / file.name)
-    (directory / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+def with_companions(model: Trainable, tokenizer_folder: Path, ids: Mapping[str, Any]) -> Trainable:
+    """Export what a checkpoint needs beside weights: tokenizer files, ids that end a text."""
+
+    def add(directory: Path) -> None:
+        for pattern in _TOKENIZER_FILES:
+            for file in tokenizer_folder.glob(pattern):
+                shutil.copyfile(file, directory / file.name)
+        (directory / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+
+    return exporting_too(model, add)
+
+
+def exporting_too(model: Trainable, add: Callable[[Path], None]) -> Trainable:
+    """What is trained, with more files beside its exported weights."""
+
+    def export(params: Any, directory: Path) -> None:
+        model.export(params, directory)
+        add(directory)
+
+    return dataclasses.replace(model, export=export)
 
 
 # --- runs of any kind of model -------------------------------------------------------------------
@@ -196,7 +204,7 @@ def check_same_run(config: LoopConfig, directory: Path, resume: bool) -> None:
     path = directory / CONFIG_FILE
     values = config.model_dump(mode="json")
     if resume and path.is_file():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = _read_config(path)
         changed = sorted(
             key
             for key in set(before) | set(values)
@@ -208,8 +216,17 @@ def check_same_run(config: LoopConfig, directory: Path, resume: bool) -> None:
                 "give another out"
             )
     if jax.process_index() == 0 and (resume or not path.is_file()):
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        write_whole(path, yaml.safe_dump(values, sort_keys=False))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged; remove it to resume with the config that is given")
+    return values
 
 
 def train_in(
@@ -217,20 +234,41 @@ def train_in(
     planned: int,
     log: Log,
     as_json: bool,
-    training: Callable[[Report, Callable[[], bool]], Outcome],
+    training: Callable[..., Outcome],
+    *,
+    next_command: str | None = None,
 ) -> Outcome:
-    """Run a training with its progress on stderr, and say how it ended."""
-    with stop_requests(log.warning) as should_stop, _Progress(planned, log, as_json) as progress:
-        outcome = training(progress.report, should_stop)
+    """Run a training with its progress on stderr, and say how it ended.
+
+    Args:
+      training: takes the `report`, `announce` and `should_stop` of `train`.
+      next_command: what to do with the weights.
+
+    Raises:
+      Failure: records were asked for and cannot be written; what was learnt is saved.
+    """
+    with (
+        stop_requests(log.warning) as is_asked,
+        TrainingProgress(planned, log, as_json) as progress,
+    ):
+        outcome = training(
+            report=progress.report,
+            announce=progress.announce,
+            should_stop=lambda: is_asked() or progress.failure is not None,
+        )
     if jax.process_index() == 0:
         _draw(directory, log)
-        _say_outcome(outcome, directory, log, as_json)
+        _say_outcome(outcome, directory, log)
+        if outcome.is_complete and next_command is not None:
+            log.note(next_command)
+        if as_json:
+            progress.print({"summary": dataclasses.asdict(outcome)})
+        if progress.failure is not None:
+            raise progress.failure
     return outcome
 
 
-def _say_outcome(outcome: Outcome, directory: Path, log: Log, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"summary": dataclasses.asdict(outcome)}), flush=True)
+def _say_outcome(outcome: Outcome, directory: Path, log: Log) -> None:
     if not outcome.is_complete:
         log.warning(f"stopped after step {outcome.steps} of {outcome.planned}; --resume goes on")
         return
@@ -248,64 +286,11 @@ def plan_line(config: LanguageModelConfig | FalconConfig, model: Trainable, data
     )
 
 
-class _Progress:
-    """A bar on a terminal, else a line now and then; JSON lines where asked for."""
-
-    EVERY_S = 30.0
-
-    def __init__(self, planned: int, log: Log, as_json: bool):
-        self._log, self._as_json, self._is_first = log, as_json, jax.process_index() == 0
-        console = Console(stderr=True)
-        self._bar: Progress | None = None
-        if self._is_first and console.is_terminal:
-            columns = (
-                TextColumn("step"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("", total=planned)
-        self._said = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def report(self, record: Mapping[str, Any]) -> None:
-        if not self._is_first:
-            return
-        if self._as_json:
-            print(json.dumps(record), flush=True)
-        is_evaluation = "held_out" in record
-        if is_evaluation:
-            corpora = ", ".join(f"{k} {v:.3f}" for k, v in record["held_out_by_corpus"].items())
-            self._log.note(
-                f"step {record['step']}: held-out loss {record['held_out']:.4f} ({corpora})"
-            )
-            if "acceptance" in record:
-                tau = record["acceptance"]["tokens_per_call"]
-                self._log.note(
-                    f"step {record['step']}: {tau:.2f} tokens a target call on held-out openings"
-                )
-            return
-        said = f"loss {record['loss']:.3f}, {record['seconds']:.2f} s a step"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record["step"], description=said)
-        elif not self._as_json and time.monotonic() - self._said >= self.EVERY_S:
-            self._said = time.monotonic()
-            self._log.note(f"step {record['step']}: {said}")
-
-
 def _draw(directory: Path, log: Log) -> None:
     """The picture of the run, where matplotlib is installed."""
     try:
         save_picture(read_journal(directory), directory / PICTURE_FILE)
     except ImportError:
         log.note("no picture: install the extra `plot`")
+    except OSError as error:
+        log.warning(f"no picture: {error.strerror}")

@@ -25,6 +25,7 @@ from jspec.train.command.corpora import corpus_sources
 from jspec.train.config import NGramConfig
 from jspec.train.corpus import Row, Source, corpus_name, is_held_out, read_rows
 from jspec.train.encode import Encoded, encode_rows
+from jspec.train.files import write_whole, written_whole
 from jspec.train.ngram import estimate
 
 MODEL_FOLDER = "model"
@@ -64,17 +65,19 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
             begin=begin_of(tokenizer),
             prune=config.prune,
         )
-    n_bytes = write_ngram(
-        directory / MODEL_FOLDER,
-        model,
-        precision=config.precision,
-        tokenizer=folder,
-        facts={"prune": config.prune},
-    )
-    if config.arpa:
-        write_arpa(directory / ARPA_FILE, model, end=tokenizer.eos_id)
     recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    (directory / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+    write_whole(directory / RECIPE_FILE, recipe)
+    if config.arpa:
+        with written_whole(directory) as unfinished:
+            write_arpa(unfinished / ARPA_FILE, model, end=tokenizer.eos_id)
+    with written_whole(directory / MODEL_FOLDER, last=CONFIG_FILE) as unfinished:
+        n_bytes = write_ngram(
+            unfinished,
+            model,
+            precision=config.precision,
+            tokenizer=folder,
+            facts={"prune": config.prune},
+        )
     lengths = ", ".join(f"{len(grams):,} {n}-grams" for n, grams in enumerate(model.grams, 1))
     log.note(f"{lengths}; {n_bytes / 1e6:.2f} MB in {directory / MODEL_FOLDER}")
 

@@ -11,6 +11,7 @@ from jspec.errors import UserError
 from jspec.infer.command.log import Log
 from jspec.train.command.corpora import corpus_sources, training_rows
 from jspec.train.config import TokenizerConfig
+from jspec.train.files import written_whole
 from jspec.train.tokenizer import train_tokenizer
 
 
@@ -37,10 +38,11 @@ def run(config: TokenizerConfig, *, log: Log, resume: bool, as_json: bool) -> in
                 counts["characters"] += len(text)
                 yield text
 
-    with log.status("training the tokenizer"):
+    log.note("training the tokenizer")
+    with written_whole(directory, last="tokenizer.json") as unfinished:
         tokenizer = train_tokenizer(
             texts(),
-            directory,
+            unfinished,
             vocab_size=config.vocab_size,
             bos=config.bos,
             eos=config.eos,

@@ -126,5 +126,5 @@ def test_a_full_disk_is_one_line_that_names_the_file(capsys):
         raise OSError(28, "No space left on device", "runs/mine/metrics.jsonl")
 
     assert exit_code(command) == 1
-    expected = "error: runs/mine/metrics.jsonl: No space left on device; make room and start again"
+    expected = "error: runs/mine/metrics.jsonl: No space left on device; make room, and start again"
     assert capsys.readouterr().err.strip() == expected

@@ -1,0 +1,133 @@
+"""How far a training is: a bar on a terminal, else a line now and then; JSON lines if asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jspec.hosts import is_first
+from jspec.infer.command.log import Failure, Log
+from jspec.infer.command.streams import write_result
+
+EVERY_S = 30.0
+"""Seconds between lines where there is no terminal."""
+
+
+class TrainingProgress:
+    """Tells the records of a run; a context manager. Of several hosts the first one speaks.
+
+    Attributes:
+      failure: why records are no longer printed. The run is then to save and stop.
+    """
+
+    def __init__(
+        self,
+        planned: int,
+        log: Log,
+        as_json: bool,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.failure: Failure | None = None
+        self._planned, self._log, self._as_json, self._clock = planned, log, as_json, clock
+        self._pace = Pace(planned, clock)
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if is_first() and console.is_terminal:
+            columns = (
+                TextColumn("step"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("", total=planned)
+        self._said = clock()
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def announce(self, text: str) -> None:
+        """Tell what may take a while before the next record."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        else:
+            self._log.note(text)
+            self._said = self._clock()
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        """Tell a line of the journal."""
+        if not is_first():
+            return
+        if self._as_json:
+            self.print(record)
+        if "held_out" in record:
+            self._tell_evaluation(record)
+            return
+        left = self._pace.left(record["step"])
+        said = f"loss {record['loss']:.3f}, {record['seconds']:.2f} s a step"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["step"], description=said)
+        elif self._clock() - self._said >= EVERY_S:
+            self._said = self._clock()
+            self._log.note(f"step {record['step']} of {self._planned}: {said}{left}")
+
+    def print(self, record: Mapping[str, Any]) -> None:
+        """A line of JSON; where it cannot be written, that is kept for the run to stop in order."""
+        if self.failure is not None:
+            return
+        try:
+            write_result(json.dumps(record) + "\n")
+        except Failure as failure:
+            self.failure = failure
+
+    def _tell_evaluation(self, record: Mapping[str, Any]) -> None:
+        corpora = ", ".join(f"{k} {v:.3f}" for k, v in record["held_out_by_corpus"].items())
+        self._log.note(f"step {record['step']}: held-out loss {record['held_out']:.4f} ({corpora})")
+        if "acceptance" in record:
+            tau = record["acceptance"]["tokens_per_call"]
+            self._log.note(
+                f"step {record['step']}: {tau:.2f} tokens a target call on held-out openings"
+            )
+
+
+class Pace:
+    """How long the rest takes, by the time since the first count that was told.
+
+    What comes before it (loading, compiling) does not come again.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):
+        self._total, self._clock = total, clock
+        self._first: tuple[int, float] | None = None
+
+    def left(self, done: int) -> str:
+        """`, about 5 min left`; nothing until there is something to tell by."""
+        now = self._clock()
+        if self._first is None:
+            self._first = done, now
+        first, since = self._first
+        if done <= first or done >= self._total:
+            return ""
+        return f", about {duration((now - since) / (done - first) * (self._total - done))} left"
+
+
+def duration(seconds: float) -> str:
+    """Two digits are enough of a time that nobody knows."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
