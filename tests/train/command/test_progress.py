@@ -1,0 +1,85 @@
+"""How far a training is, and what happens where nobody can be told."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+
+from jspec.infer.command.log import Failure, Log
+from jspec.train.command.progress import EVERY_S, Pace, TrainingProgress, duration
+from jspec.train.command.run_model import train_in
+from jspec.train.loop import Outcome
+
+
+def step(number: int) -> dict:
+    return {"step": number, "loss": 2.0, "seconds": 0.5}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_tell_how_far_it_is_and_how_long_the_rest_takes(capsys):
+    clock = Clock()
+    with TrainingProgress(100, Log(), as_json=False, clock=clock) as progress:
+        progress.announce("compiling the step")
+        clock.now = 200.0  # which does not come again
+        progress.report(step(20))
+        clock.now += EVERY_S - 1  # too soon for another line
+        progress.report(step(30))
+        clock.now += 11
+        progress.report(step(40))
+    compiling, first, second = capsys.readouterr().err.splitlines()
+    assert compiling == "compiling the step"
+    assert first == "step 20 of 100: loss 2.000, 0.50 s a step"
+    assert second == "step 40 of 100: loss 2.000, 0.50 s a step, about 2 min left"
+
+
+def test_the_pace_is_that_of_the_steps_after_the_first():
+    clock = Clock()
+    pace = Pace(10, clock)
+    assert pace.left(2) == ""
+    clock.now = 30.0
+    assert pace.left(4) == ", about 90 s left"
+    assert pace.left(10) == ""
+
+
+def test_times_have_no_more_digits_than_are_known():
+    assert [duration(s) for s in (4.4, 150, 3 * 3600)] == ["4 s", "2 min", "3 h"]
+
+
+def test_records_that_cannot_be_written_stop_the_run_in_order(tmp_path, monkeypatch):
+    """It is asked to stop, saves, and then ends as a failure."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
+    asked = []
+
+    def training(*, report, announce, should_stop) -> Outcome:
+        asked.append(should_stop())
+        report(step(1))
+        asked.append(should_stop())
+        report(step(2))
+        return Outcome(steps=2, planned=9, held_out=None, best_step=2, is_complete=False)
+
+    with pytest.raises(Failure, match="nobody reads standard output"):
+        train_in(tmp_path, 9, Log(), True, training)
+    assert asked == [False, True]
+
+
+def test_records_are_lines_and_the_summary_is_the_last(tmp_path, capsys):
+    def training(*, report, announce, should_stop) -> Outcome:
+        report(step(1))
+        return Outcome(steps=1, planned=1, held_out=None, best_step=1, is_complete=True)
+
+    train_in(tmp_path, 1, Log(), True, training, next_command="and now: do this")
+    said = capsys.readouterr()
+    first, last = map(json.loads, said.out.splitlines())
+    assert first["step"] == 1 and last["summary"]["is_complete"]
+    assert said.err.splitlines()[-1] == "and now: do this"
