@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jspec.aot.compiling import Lowering
 from jspec.errors import UserError
 from jspec.models.found import Found, find_shapes
-from jspec.models.model import abstract_params, build
+from jspec.models.model import build
 from jspec.models.target import abstract_target, check_causal
 from jspec.sharding import TRAINING
 from jspec.train.config import FalconConfig, ModelConfig
@@ -75,12 +75,11 @@ def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
     if config.teacher is None:
         objective = NextToken(model, remat=config.remat)
         return Recipe(objective=objective, trainable=language_model(model), found=found)
-    teacher = build(find_shapes(config.teacher).config)
-    objective = Distil(model, teacher, share=config.teacher_share, remat=config.remat)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    weights = abstract_params(teacher, jnp.dtype(config.compute_dtype))
-    frozen = jax.tree.map(lambda leaf: _place(leaf, everywhere), weights)
-    trainable = dataclasses.replace(language_model(model), frozen=frozen)
+    teacher = abstract_target(
+        find_shapes(config.teacher).config, dtype=config.compute_dtype, mesh=mesh, table=TRAINING
+    )
+    objective = Distil(model, teacher.model, share=config.teacher_share, remat=config.remat)
+    trainable = dataclasses.replace(language_model(model), frozen=teacher.params)
     return Recipe(objective=objective, trainable=trainable, found=found)
 
 
@@ -121,7 +120,7 @@ def training_steps(config: RecipeConfig, recipe: Recipe, mesh: Mesh) -> Iterator
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=setup.rows)
         for name, dtype in _BATCH.items()
     }
-    state = jax.tree.map(_place, jax.eval_shape(setup.fresh), setup.shardings)
+    state = jax.tree.map(_place, jax.eval_shape(setup.fresh, None), setup.shardings)
     frozen = recipe.trainable.frozen
     micro = config.micro_batch_size or config.batch_size
     note = f"{config.batch_size} x {config.data.length} tokens, {micro} sequences at once"

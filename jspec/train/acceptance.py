@@ -6,12 +6,14 @@ nothing is estimated. Texts are short and few: it is a curve to watch, not a ben
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jspec.drafters.base import Drafter
 from jspec.infer.loop import decode_loop
@@ -54,12 +56,13 @@ class Acceptance:
         prompts: np.ndarray,
     ):
         self._target, self._params_of, self._prompts = target, params_of, prompts
+        # On a mesh weights are gathered where they are used, as in the training step.
         program = Program(target=target.model, drafter=drafter, exits_early=False)
         capacity = prompts.shape[1] + 1 + ROUNDS * (program.max_depth + 1)
         request = Request(tokens=(0,), max_new_tokens=capacity)
         self._sampling = sampling_of([request] * len(prompts), max_length=capacity, max_stop_ids=1)
 
-        @jax.jit
+        @functools.partial(jax.jit, out_shardings=NamedSharding(target.mesh, PartitionSpec()))
         def run(params, tokens, sampling):
             length = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
             start = prefill(params, program, tokens, length, sampling, capacity=capacity)
@@ -70,7 +73,7 @@ class Acceptance:
     def __call__(self, params: Params) -> dict[str, Any]:
         """Tokens a target call, and the share of rounds in which each depth was kept."""
         both = self._target.params, self._params_of(params)
-        counters = jax.device_get(self._run(both, jnp.asarray(self._prompts), self._sampling))
+        counters = jax.device_get(self._run(both, self._prompts, self._sampling))
         rounds = max(int(counters.rounds.sum()), 1)
         kept = np.asarray(counters.accepted).sum(axis=0)
         at_least = kept[::-1].cumsum()[::-1]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, field_validator
 
-from jspec.config import Config, count, digest_field, field, seed_field
+from jspec.config import Config, MeshConfig, count, digest_field, field, seed_field
 from jspec.law import MIN_TEMPERATURE
 
 
@@ -364,7 +364,8 @@ class TextsConfig(Config):
     temperatures: list[float] = field(
         [0.0, 0.7, 1.0], "taken in turn", f"a list of 0 or numbers of at least {MIN_TEMPERATURE}"
     )
-    batch_size: int = count(16, "texts written together")
+    batch_size: int = count(16, "texts written together; a multiple of mesh.data")
+    mesh: MeshConfig = field(MeshConfig(), "devices along each axis", "axes")
     seed: int = seed_field("names the noise and the choice of openings")
 
     @field_validator("temperatures")

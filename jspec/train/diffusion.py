@@ -6,6 +6,7 @@ In reading order: the model (`diffusion_model`), how it leaves (`trainable_of`),
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,8 @@ def diffusion_model(
         is_causal=False,
     )
     if start is not None:
-        if has_bias and not decoder.has_qkv_bias:
-            start = _with_biases(start)
-        start = _with_rows(start, changed.vocab_size)
+        lacks_biases = has_bias and not decoder.has_qkv_bias
+        start = _adapted(start, changed.vocab_size, has_new_biases=lacks_biases)
     how = MaskConfig(
         mask_id=mask_id,
         is_shifted=config.is_shifted,
@@ -77,6 +77,12 @@ def trainable_of(
 
     decoder = language_model(model.model, start=start)
     return dataclasses.replace(decoder, export=export, frozen=frozen)
+
+
+@functools.partial(jax.jit, static_argnames=("vocab_size", "has_new_biases"))
+def _adapted(params: Params, vocab_size: int, *, has_new_biases: bool) -> Params:
+    """Weights with what a diffusion model has more; one program, since hosts do it together."""
+    return _with_rows(_with_biases(params) if has_new_biases else params, vocab_size)
 
 
 def _with_biases(params: Params) -> Params:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jspec.drafters.falcon.checkpoint import (
     HEAD_AXES,
@@ -26,7 +27,6 @@ from jspec.models.hub import local_directory
 from jspec.models.model import Model
 from jspec.models.sar_head import LstmMode, SarModel
 from jspec.models.weights import leaf_name
-from jspec.sharding import make_mesh
 from jspec.state import Params
 from jspec.train.config import FalconConfig
 from jspec.train.csgd import Csgd, Glance
@@ -79,8 +79,8 @@ def objective_of(config: FalconConfig, head: SarModel, target: Model, steps: int
     )
 
 
-def start_of(config: FalconConfig, head: SarModel) -> Params | None:
-    """The weights of `init_from`, in float32; None where there is none.
+def start_of(config: FalconConfig, head: SarModel, mesh: Mesh) -> Params | None:
+    """The weights of `init_from`, in float32 on all of a mesh; None where there is none.
 
     Raises:
       UserError: a head of other sizes.
@@ -94,7 +94,7 @@ def start_of(config: FalconConfig, head: SarModel) -> Params | None:
     if differing:
         told = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in differing)
         raise UserError(f"init_from: the head in {directory} has {told}; give one of these sizes")
-    return read_params(directory, found, head, dtype=jnp.float32, mesh=make_mesh())
+    return read_params(directory, found, head, dtype=jnp.float32, mesh=mesh)
 
 
 def trainable_of(
@@ -107,20 +107,16 @@ def trainable_of(
       embedding_gain: of random weights, see `initial_params`.
     """
 
-    def init(key) -> Params:
-        if start is not None:
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
-        return initial_params(head, key, embedding_gain=embedding_gain)
-
     def export(params: Params, directory: Path) -> None:
         narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
         write_checkpoint(directory, narrow, head.config)
 
     return Trainable(
-        init=init,
+        init=lambda key: initial_params(head, key, embedding_gain=embedding_gain),
         axes=lambda path: HEAD_AXES[leaf_name(path)],
         export=export,
         frozen=frozen,
+        start=start,
     )
 
 

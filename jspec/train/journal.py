@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jspec.records import whole_records
-from jspec.train.files import write_whole
+from jspec.train.files import append_line, write_whole
 
 FILE = "metrics.jsonl"
 
@@ -37,14 +37,8 @@ class Journal:
         Raises:
           OSError: it cannot be written, with the file's name.
         """
-        if self._file is None:
-            return
-        left = _line(record).encode()
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._file.name) from None
+        if self._file is not None:
+            append_line(self._file, record)
 
     def close(self) -> None:
         if self._file is not None:

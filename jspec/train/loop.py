@@ -86,8 +86,8 @@ def train(
       announce: called with what is about to take a while.
       should_stop: asked between steps (with several processes: between steps that are logged, and
         one that is told to stop stops all); the loop then saves and returns.
-      probe: asked at every evaluation, and written to the journal as "acceptance"; one process
-        only.
+      probe: asked at every evaluation, and written to the journal as "acceptance"; every process
+        asks it.
 
     Raises:
       UserError: a directory that has a run already and `resume` is not set; a batch that does not
@@ -136,7 +136,7 @@ class _Run:
     ):
         self.announce = announce
         self.config, self.path, self.model = config, path, model
-        self.probe = probe if jax.process_count() == 1 else None
+        self.probe = probe
         self.mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
         check_all_devices(self.mesh)
         self.planned = planned_steps(config, data)
@@ -159,7 +159,9 @@ class _Run:
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Fresh weights, or those of the latest checkpoint."""
-        self.train_state = jax.jit(self.setup.fresh, out_shardings=self.setup.shardings)()
+        start = _on_mesh(self.model.start, self.mesh)
+        fresh = jax.jit(self.setup.fresh, out_shardings=self.setup.shardings)
+        self.train_state = fresh(start)
         if checkpoints.latest is not None:
             self.step = checkpoints.latest
             self.train_state, where = checkpoints.load(self.train_state, self.step)

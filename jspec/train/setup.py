@@ -16,6 +16,7 @@ from jspec.errors import UserError
 from jspec.models.config import DecoderConfig, Rope, RopeKind
 from jspec.models.model import Model, build
 from jspec.sharding import TRAINING, sharding
+from jspec.state import Params
 from jspec.train.config import LoopConfig
 from jspec.train.objective import Objective
 from jspec.train.optimizer import make_optimizer
@@ -51,7 +52,8 @@ class Setup:
     """Functions of one training, and where their arrays are.
 
     Attributes:
-      fresh: makes the state that training begins with; to be jitted.
+      fresh: makes the state that training begins with, of the weights it starts from (None: random
+        ones); to be jitted.
       shardings: of that state.
       rows: sharding of a batch.
       everywhere: sharding of what every device has whole.
@@ -59,7 +61,7 @@ class Setup:
       evaluate: jitted; of weights, frozen weights and batch.
     """
 
-    fresh: Callable[[], TrainState]
+    fresh: Callable[[Params], TrainState]
     shardings: TrainState
     rows: NamedSharding
     everywhere: NamedSharding
@@ -95,10 +97,10 @@ def set_up(
         rows_sharding=rows if mesh.size > 1 else None,
     )
 
-    def fresh() -> TrainState:
-        return step.init(model.init(jax.random.key(config.seed)))
+    def fresh(start: Params) -> TrainState:
+        return step.init(model.begin(jax.random.key(config.seed), start))
 
-    shardings = model.shardings(mesh, jax.eval_shape(fresh))
+    shardings = model.shardings(mesh, jax.eval_shape(fresh, model.start))
     return Setup(
         fresh=fresh,
         shardings=shardings,

@@ -27,17 +27,25 @@ class Trainable:
     """Weights to be trained.
 
     Attributes:
-      init: makes the float32 weights of a key; traced.
+      init: makes random float32 weights of a key; traced.
       axes: logical axes of a weight, from its path.
       export: writes weights to a directory that others load.
       frozen: weights that the objective uses beside them; the loop puts them on every device of its
         mesh, if they are not spread over it.
+      start: weights to begin with in place of random ones, of any type; spread as `frozen` is.
     """
 
     init: Callable[[Any], Params]
     axes: Callable[[Any], tuple[str, ...]]
     export: Callable[[Params, Path], None]
     frozen: Params = None
+    start: Params = None
+
+    def begin(self, key: Any, start: Params) -> Params:
+        """The float32 weights that training begins with; traced, `start` being an argument."""
+        if start is None:
+            return self.init(key)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
 
     @property
     def n_weights(self) -> int:
@@ -77,16 +85,16 @@ def language_model(
       extra_config: more entries of `config.json`.
     """
 
-    def init(key) -> Params:
-        if start is not None:
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
-        return initial_params(model, key)
-
     def export(params: Params, directory: Path) -> None:
         narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
         write_checkpoint(directory, narrow, model.config, extra_config=extra_config)
 
-    return Trainable(init=init, axes=lambda path: AXES[leaf_name(path)], export=export)
+    return Trainable(
+        init=lambda key: initial_params(model, key),
+        axes=lambda path: AXES[leaf_name(path)],
+        export=export,
+        start=start,
+    )
 
 
 def initial_params(model: Model, key) -> Params:

@@ -94,16 +94,15 @@ def test_a_run_begins_with_the_head_it_is_given(whole):
     directory, _ = whole
     config = read_config(directory / "model")
     head = sar_head.build(config)
-    start = start_of(recipe(init_from=str(directory / "model")), head)
-    begun = trainable_of(head, None, start=start).init(jax.random.key(3))
-    left = read_params(
-        directory / "model", config, head, dtype=jnp.bfloat16, mesh=make_training_mesh()
-    )
+    mesh = make_training_mesh()
+    start = start_of(recipe(init_from=str(directory / "model")), head, mesh)
+    begun = trainable_of(head, None, start=start).begin(jax.random.key(3), start)
+    left = read_params(directory / "model", config, head, dtype=jnp.bfloat16, mesh=mesh)
     pairs = list(zip(jax.tree.leaves(begun), jax.tree.leaves(left), strict=True))
     assert all(np.array_equal(ours, theirs.astype(ours.dtype)) for ours, theirs in pairs)
     wider = sar_head.build(dataclasses.replace(config, block_size=3))
     with pytest.raises(UserError, match="k_mask 2, not 3; give one of these sizes"):
-        start_of(recipe(init_from=str(directory / "model")), wider)
+        start_of(recipe(init_from=str(directory / "model")), wider, mesh)
 
 
 def test_the_gain_is_on_weights_from_embeddings_alone(whole):

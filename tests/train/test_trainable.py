@@ -65,7 +65,7 @@ def test_exported_weights_are_a_checkpoint_that_loads(tmp_path):
     model = training_model()
     params = jax.jit(functools.partial(initial_params, model))(jax.random.key(0))
     trainable = language_model(model, start=params, extra_config={"bos_token_id": 7})
-    begun = jax.jit(trainable.init)(jax.random.key(1))
+    begun = jax.jit(trainable.begin)(jax.random.key(1), trainable.start)
     for one, other in zip(*map(jax.tree.leaves, (begun, params)), strict=True):
         np.testing.assert_array_equal(one, other)
     trainable.export(params, tmp_path)

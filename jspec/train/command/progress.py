@@ -12,10 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jspec.hosts import is_first
 from jspec.infer.command.log import Failure, Log
+from jspec.infer.command.progress import EVERY_S, duration
 from jspec.infer.command.streams import write_result
-
-EVERY_S = 30.0
-"""Seconds between lines where there is no terminal."""
 
 
 class TrainingProgress:
@@ -122,12 +120,3 @@ class Pace:
         if done <= first or done >= self._total:
             return ""
         return f", about {duration((now - since) / (done - first) * (self._total - done))} left"
-
-
-def duration(seconds: float) -> str:
-    """Two digits are enough of a time that nobody knows."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h"

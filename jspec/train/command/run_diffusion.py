@@ -7,6 +7,7 @@ from jspec.infer.command.log import Log
 from jspec.infer.text import Tokenizer
 from jspec.models.target import load_model
 from jspec.train.command.run_model import (
+    mesh_of,
     special_ids,
     starting_model,
     teacher_of,
@@ -19,10 +20,11 @@ from jspec.train.diffusion import diffusion_model, objective_of, trainable_of
 
 def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
+    mesh = mesh_of(config)
     tokenizer = tokenizer_of(config)
-    causal, start = starting_model(config, tokenizer, load_model)
+    causal, start = starting_model(config, tokenizer, mesh, load_model)
     mask_id = mask_id_of(config, tokenizer)
-    teacher = teacher_of(config, causal.config.vocab_size, mask_id=mask_id)
+    teacher = teacher_of(config, causal.config.vocab_size, mesh, mask_id=mask_id)
     model, start = diffusion_model(config, causal, start, mask_id=mask_id, n_ids=tokenizer.n_ids)
     trainable = trainable_of(
         model,

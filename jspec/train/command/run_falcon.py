@@ -17,10 +17,16 @@ from jspec.models.hub import local_directory
 from jspec.models.sar_head import SarModel
 from jspec.models.shipped import check_digest
 from jspec.models.target import Target, load_target
-from jspec.sharding import TRAINING, make_training_mesh
+from jspec.sharding import TRAINING
 from jspec.train.acceptance import Acceptance, openings
 from jspec.train.command.corpora import load_corpora
-from jspec.train.command.run_model import check_same_run, plan_line, train_in
+from jspec.train.command.run_model import (
+    check_same_run,
+    exporting_too,
+    mesh_of,
+    plan_line,
+    train_in,
+)
 from jspec.train.config import FalconConfig
 from jspec.train.data import TextData
 from jspec.train.falcon import head_of, objective_of, start_of, trainable_of
@@ -34,17 +40,17 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
     target_folder = local_directory(config.target)
     check_digest(target_folder, config.target_digest)
-    mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    mesh = mesh_of(config)
     target = load_target(target_folder, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     head = head_of(config, target.model)
-    start = start_of(config, head)
+    start = start_of(config, head, mesh)
     gain = config.embedding_gain
     trainable = trainable_of(head, target.params, start=start, embedding_gain=gain)
     directory = Path(config.out)
     check_same_run(config, directory, resume)
     cache = directory.parent / "packed"
     data = load_corpora(config.data, target_folder, cache=cache, note=log.note)
-    steps = planned_steps(config, data)
+    steps, vocab_size = planned_steps(config, data), target.vocab_size
     log.note(plan_line(config, trainable, data))
     outcome = train_in(
         directory,
@@ -54,16 +60,14 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
         lambda **watching: train(
             objective_of(config, head, target.model, steps),
             data,
-            trainable,
+            exporting_too(trainable, lambda folder: write_counts(folder, data, vocab_size)),
             config=config,
             directory=directory,
             resume=resume,
             **watching,
-            probe=acceptance_of(config, head, target, data) if mesh.size == 1 else None,
+            probe=acceptance_of(config, head, target, data),
         ),
     )
-    if outcome.is_complete and jax.process_index() == 0:
-        write_counts(directory / "model", data, target.vocab_size)
     return 0 if outcome.is_complete else INTERRUPTED
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import yaml
+from jax.sharding import Mesh
 
 from jspec.errors import UserError
+from jspec.hosts import check_all_devices
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Log
 from jspec.infer.text import Tokenizer, load_tokenizer
@@ -25,6 +27,7 @@ from jspec.models.hub import local_directory
 from jspec.models.model import Model
 from jspec.models.shipped import check_digest
 from jspec.models.target import Target, load_target
+from jspec.sharding import TRAINING, make_training_mesh
 from jspec.train.command.corpora import load_corpora
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.command.progress import TrainingProgress
@@ -49,9 +52,10 @@ _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "
 
 def run(config: ModelConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
+    mesh = mesh_of(config)
     tokenizer = tokenizer_of(config)
-    model, start = starting_model(config, tokenizer)
-    objective, frozen = _objective(config, model)
+    model, start = starting_model(config, tokenizer, mesh)
+    objective, frozen = _objective(config, model, mesh)
     trainable = dataclasses.replace(
         language_model(model, start=start, extra_config=special_ids(tokenizer)), frozen=frozen
     )
@@ -97,6 +101,17 @@ def train_language_model(
 # --- what is trained -----------------------------------------------------------------------------
 
 
+def mesh_of(config: LoopConfig) -> Mesh:
+    """The mesh of a config, before anything is loaded onto it.
+
+    Raises:
+      UserError: more devices than there are, or devices of some process left out.
+    """
+    mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    check_all_devices(mesh)
+    return mesh
+
+
 def tokenizer_of(config: LanguageModelConfig) -> Tokenizer:
     """The tokenizer of a config, which must have one."""
     tokenizer = load_tokenizer(local_directory(config.tokenizer), config.data.chat_template)
@@ -111,7 +126,10 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def starting_model(
-    config: LanguageModelConfig, tokenizer: Tokenizer, load: Callable[..., Target] = load_target
+    config: LanguageModelConfig,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    load: Callable[..., Target] = load_target,
 ) -> tuple[Model, Any]:
     """The model, and the weights it starts from (None: random ones).
 
@@ -121,7 +139,7 @@ def starting_model(
     if (config.init_from is None) == (not config.model):
         raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
     if config.init_from is not None:
-        target = load(config.init_from)
+        target = load(config.init_from, mesh=mesh, table=TRAINING)
         _check_vocabulary(target.model.config, tokenizer)
         return target.model, target.params
     model = model_of(config.model, vocab_size=tokenizer.n_ids)
@@ -143,9 +161,9 @@ def _check_vocabulary(decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:
+def _objective(config: ModelConfig, model: Model, mesh: Mesh) -> tuple[Objective, Any]:
     """What is minimised, and the teacher's weights if there is one."""
-    teacher = teacher_of(config, model.config.vocab_size)
+    teacher = teacher_of(config, model.config.vocab_size, mesh)
     if teacher is None:
         return NextToken(model, remat=config.remat), None
     objective = Distil(model, teacher.model, share=config.teacher_share, remat=config.remat)
@@ -153,7 +171,7 @@ def _objective(config: ModelConfig, model: Model) -> tuple[Objective, Any]:
 
 
 def teacher_of(
-    config: LanguageModelConfig, vocab_size: int, *, mask_id: int | None = None
+    config: LanguageModelConfig, vocab_size: int, mesh: Mesh, *, mask_id: int | None = None
 ) -> Target | None:
     """The teacher of a config, if it has one; of the learner's vocabulary.
 
@@ -164,7 +182,7 @@ def teacher_of(
         return None
     directory = local_directory(config.teacher)
     check_digest(directory, config.teacher_digest)
-    teacher = load_target(directory, dtype=config.compute_dtype)
+    teacher = load_target(directory, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     is_without_mask = teacher.vocab_size == vocab_size - 1 == mask_id
     if teacher.vocab_size != vocab_size and not is_without_mask:
         raise UserError(

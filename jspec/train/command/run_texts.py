@@ -6,19 +6,21 @@ with.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jspec.errors import UserError
+from jspec.hosts import agreed, any_host, check_all_devices, check_same, from_first, is_first
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Log
+from jspec.infer.command.progress import Progress, now_and_then
 from jspec.infer.engine import Engine
 from jspec.infer.generate import cached_tokenizer
 from jspec.infer.prefill import room_for
@@ -28,10 +30,12 @@ from jspec.models.hub import local_directory
 from jspec.models.shipped import check_digest
 from jspec.models.target import Target, load_target
 from jspec.records import whole_records
+from jspec.sharding import make_mesh
 from jspec.train.command.corpora import corpus_sources, training_rows
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.config import TextsConfig
 from jspec.train.corpus import Row, corpus_name
+from jspec.train.files import append_line
 
 _STOP_IDS = 8
 
@@ -54,46 +58,72 @@ class Opening:
 
 
 def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
-    """Write the file; every line has `id`, `tokens`, and how they came about."""
-    if jax.process_count() > 1:
-        raise UserError("texts are written on one host; leave out --hosts")
+    """Write the file; every line has `id`, `tokens`, and how they came about.
+
+    Several hosts decode together, and the first one writes.
+    """
     path = Path(config.out)
-    done = _written(path)
-    if done and not resume:
-        raise UserError(f"{path} has {len(done)} texts; go on with --resume, or give another out")
+    mesh = make_mesh(**config.mesh.model_dump())
+    check_all_devices(mesh)
+    done = agreed(lambda: _done(path, resume) if is_first() else set())
     directory = local_directory(config.target)
     check_digest(directory, config.target_digest)
     tokenizer = cached_tokenizer(directory, config.data.chat_template)
     if tokenizer is None:
         raise UserError(f"{config.target} has no tokenizer; expected tokenizer.json there")
-    target = load_target(directory, dtype=config.dtype)
-    openings = choose_openings(config, tokenizer)
-    left = [opening for opening in openings if opening.id not in done]
-    log.note(f"{len(openings)} texts, {len(done)} of them written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    n_tokens, is_complete = 0, True
-    with path.open("a", encoding="utf-8") as file, stop_requests(log.warning) as should_stop:
-        with log.progress(len(left), is_wanted=True) as advance:
-            for opening, tokens in write_texts(target, left, config):
-                record = {
-                    "id": opening.id,
-                    "tokens": [*opening.tokens, *tokens],
-                    "prompt_tokens": len(opening.tokens),
-                    "temperature": opening.temperature,
-                    "seed": opening.seed,
-                }
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                n_tokens += len(tokens)
-                advance()
-                if should_stop():
-                    is_complete = False
-                    break
-    summary = {"out": str(path), "texts": len(openings), "new_tokens": n_tokens}
-    log.note(f"{n_tokens:,} new tokens in {path}")
-    if as_json:
-        print(json.dumps({"summary": summary | {"is_complete": is_complete}}))
+    openings = agreed(lambda: choose_openings(config, tokenizer))
+    check_same(config=config.model_dump(mode="json"), openings=openings)
+    is_done = from_first(np.array([opening.id in done for opening in openings], np.uint8))
+    left = [opening for opening, is_there in zip(openings, is_done, strict=True) if not is_there]
+    log.note(f"{len(openings)} texts, {len(openings) - len(left)} of them written")
+    target = load_target(directory, dtype=config.dtype, mesh=mesh)
+    with stop_requests(log.warning) as should_stop:
+        texts = write_texts(target, left, config)
+        n_tokens, is_complete = _write(path, texts, len(left), should_stop, log)
+    if is_first():
+        log.note(f"{n_tokens:,} new tokens in {path}")
+        if as_json:
+            summary = {"out": str(path), "texts": len(openings), "new_tokens": n_tokens}
+            print(json.dumps({"summary": summary | {"is_complete": is_complete}}))
     return 0 if is_complete else INTERRUPTED
+
+
+def _done(path: Path, resume: bool) -> set[str]:
+    done = _written(path)
+    if done and not resume:
+        raise UserError(f"{path} has {len(done)} texts; go on with --resume, or give another out")
+    return done
+
+
+def _write(
+    path: Path,
+    texts: Iterator[tuple[Opening, tuple[int, ...]]],
+    total: int,
+    should_stop: Callable[[], bool],
+    log: Log,
+) -> tuple[int, bool]:
+    """Append the texts as they come; returns their new tokens, and whether that was all of them."""
+    n_tokens = 0
+    progress = Progress(total, "texts", show=now_and_then(log.note, total, "texts"))
+    if is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Nothing waits in a buffer: on a full disk all lines but the last one are whole.
+    with path.open("ab", buffering=0) if is_first() else contextlib.nullcontext() as file:
+        for opening, tokens in texts:
+            record = {
+                "id": opening.id,
+                "tokens": [*opening.tokens, *tokens],
+                "prompt_tokens": len(opening.tokens),
+                "temperature": opening.temperature,
+                "seed": opening.seed,
+            }
+            if file is not None:
+                append_line(file, record)
+            n_tokens += len(tokens)
+            progress()
+            if any_host(should_stop()):
+                return n_tokens, False
+    return n_tokens, True
 
 
 def write_texts(
