@@ -131,11 +131,6 @@ def agreed(check: Callable[[], T]) -> T:
     return found  # type: ignore[return-value]  # there is no mistake
 
 
-def from_first(value: np.ndarray) -> np.ndarray:
-    """A small array as the first host has it; that of every host has the same shape."""
-    return _of_all_hosts(value)[0]
-
-
 def check_same(**given: Any) -> None:
     """Refuse to go on where hosts were given different things, by what is compared.
 

@@ -26,6 +26,7 @@ from jspec.infer.command.endings import Parser, add_config_flags, add_hosts_flag
 from jspec.infer.command.log import Log
 from jspec.infer.text import import_transformers_without_torch
 from jspec.train.command.lock import only_run
+from jspec.train.command.recipes import check_made
 from jspec.train.config import KINDS
 
 
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
         if owns_process:
             keep_compiled_programs()
             import_transformers_without_torch()
+        check_made(config, args.config)
         join_hosts(args.hosts)
         values = config.model_dump()
         with only_run(Path(values["out"]), is_file=values["kind"] == "texts"):

@@ -34,7 +34,14 @@ def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> in
     )
     objective = objective_of(config, model, None if teacher is None else teacher.model)
     return train_language_model(
-        config, objective, trainable, tokenizer, log=log, resume=resume, as_json=as_json
+        config,
+        objective,
+        trainable,
+        tokenizer,
+        log=log,
+        resume=resume,
+        as_json=as_json,
+        drafter="diffuspec",
     )
 
 

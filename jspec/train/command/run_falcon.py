@@ -11,8 +11,10 @@ import numpy as np
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.loading import COUNTS_FILE
 from jspec.drafters.falcon.trees import chain
+from jspec.errors import UserError
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Log
+from jspec.infer.text import load_tokenizer
 from jspec.models.hub import local_directory
 from jspec.models.sar_head import SarModel
 from jspec.models.shipped import check_digest
@@ -20,6 +22,7 @@ from jspec.models.target import Target, load_target
 from jspec.sharding import TRAINING
 from jspec.train.acceptance import Acceptance, openings
 from jspec.train.command.corpora import load_corpora
+from jspec.train.command.recipes import after_falcon
 from jspec.train.command.run_model import (
     check_same_run,
     exporting_too,
@@ -42,6 +45,7 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     check_digest(target_folder, config.target_digest)
     mesh = mesh_of(config)
     target = load_target(target_folder, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
+    check_tokenizer(config, target)
     head = head_of(config, target.model)
     start = start_of(config, head, mesh)
     gain = config.embedding_gain
@@ -67,8 +71,26 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
             **watching,
             probe=acceptance_of(config, head, target, data),
         ),
+        next_commands=after_falcon(config),
     )
     return 0 if outcome.is_complete else INTERRUPTED
+
+
+def check_tokenizer(config: FalconConfig, target: Target) -> None:
+    """Refuse a target without a tokenizer, and one whose tokenizer has more ids than it knows.
+
+    Raises:
+      UserError: what does not fit.
+    """
+    assert target.path is not None
+    tokenizer = load_tokenizer(target.path, config.data.chat_template)
+    if tokenizer is None:
+        raise UserError(f"{config.target} has no tokenizer; put its tokenizer.json there")
+    if tokenizer.n_ids > target.vocab_size:
+        raise UserError(
+            f"the tokenizer of {config.target} has {tokenizer.n_ids} entries, the model only "
+            f"{target.vocab_size}; give the tokenizer that the model was trained with"
+        )
 
 
 def acceptance_of(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from jspec.sharding import TRAINING, make_training_mesh
 from jspec.train.command.corpora import load_corpora
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.command.progress import TrainingProgress
+from jspec.train.command.recipes import after_model
 from jspec.train.config import FalconConfig, LanguageModelConfig, LoopConfig, ModelConfig
 from jspec.train.data import TextData
 from jspec.train.files import write_whole
@@ -73,8 +74,13 @@ def train_language_model(
     log: Log,
     resume: bool,
     as_json: bool,
+    drafter: str = "draft-model",
 ) -> int:
-    """Train whatever learns from text, and export it with its tokenizer."""
+    """Train whatever learns from text, and export it with its tokenizer.
+
+    Args:
+      drafter: what drafts with such a model.
+    """
     tokenizer_folder, directory = local_directory(config.tokenizer), Path(config.out)
     check_same_run(config, directory, resume)
     cache = directory.parent / "packed"
@@ -94,6 +100,7 @@ def train_language_model(
             resume=resume,
             **watching,
         ),
+        next_commands=after_model(config, drafter),
     )
     return 0 if outcome.is_complete else INTERRUPTED
 
@@ -254,13 +261,13 @@ def train_in(
     as_json: bool,
     training: Callable[..., Outcome],
     *,
-    next_command: str | None = None,
+    next_commands: Sequence[str] = (),
 ) -> Outcome:
     """Run a training with its progress on stderr, and say how it ended.
 
     Args:
       training: takes the `report`, `announce` and `should_stop` of `train`.
-      next_command: what to do with the weights.
+      next_commands: what to do with the weights, told at the end.
 
     Raises:
       Failure: records were asked for and cannot be written; what was learnt is saved.
@@ -277,8 +284,8 @@ def train_in(
     if jax.process_index() == 0:
         _draw(directory, log)
         _say_outcome(outcome, directory, log)
-        if outcome.is_complete and next_command is not None:
-            log.note(next_command)
+        for line in next_commands if outcome.is_complete else ():
+            log.note(line)
         if as_json:
             progress.print({"summary": dataclasses.asdict(outcome)})
         if progress.failure is not None:

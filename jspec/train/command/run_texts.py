@@ -73,7 +73,7 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
         raise UserError(f"{config.target} has no tokenizer; expected tokenizer.json there")
     openings = agreed(lambda: choose_openings(config, tokenizer))
     check_same(config=config.model_dump(mode="json"), openings=openings)
-    is_done = from_first(np.array([opening.id in done for opening in openings], np.uint8))
+    is_done = from_first([opening.id in done for opening in openings])
     left = [opening for opening, is_there in zip(openings, is_done, strict=True) if not is_there]
     log.note(f"{len(openings)} texts, {len(openings) - len(left)} of them written")
     target = load_target(directory, dtype=config.dtype, mesh=mesh)

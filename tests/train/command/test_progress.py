@@ -75,7 +75,7 @@ def test_records_are_lines_and_the_summary_is_the_last(tmp_path, capsys):
         report(step(1))
         return Outcome(steps=1, planned=1, held_out=None, best_step=1, is_complete=True)
 
-    train_in(tmp_path, 1, Log(), True, training, next_command="and now: do this")
+    train_in(tmp_path, 1, Log(), True, training, next_commands=["and now: do this"])
     said = capsys.readouterr()
     first, last = map(json.loads, said.out.splitlines())
     assert first["step"] == 1 and last["summary"]["is_complete"]

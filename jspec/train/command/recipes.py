@@ -1,0 +1,104 @@
+"""Which command makes a file that a config needs, and which one comes after a training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jspec.config import Config, find_config, read_yaml, runnable_names
+from jspec.errors import UserError
+from jspec.train.config import FalconConfig
+
+_MODELS = ("tokenizer", "target", "teacher", "init_from")
+
+
+def check_made(config: Config, given: str) -> None:
+    """Refuse a config that needs what another recipe would have made, and name that one.
+
+    What no recipe makes is left to those who read it.
+
+    Args:
+      given: the config's name or path; recipes beside it are looked at too.
+
+    Raises:
+      UserError: what is missing, and the command that makes it.
+    """
+    missing = [(name, path) for name, path in _needed(config) if not Path(path).exists()]
+    if not missing:
+        return
+    commands = dict(_commands(find_config(given)))
+    for name, path in missing:
+        for out, command in commands.items():
+            if Path(path).resolve().is_relative_to(out):
+                raise UserError(f"{name}: {path} is not there; make it with {command}")
+
+
+def _needed(config: Config) -> Iterator[tuple[str, str]]:
+    """Files and directories that a config names, by the field."""
+    for name in _MODELS:
+        path = getattr(config, name, None)
+        if path is not None:
+            yield name, path
+    data: Any = getattr(config, "data")  # noqa: B009  # every kind has it
+    for corpus in data.corpora:
+        if corpus.file is not None:
+            is_own = corpus.file.startswith(("./", "/"))
+            yield "data.corpora", corpus.file if is_own else str(Path(data.folder) / corpus.file)
+
+
+def _commands(config: Path) -> Iterator[tuple[Path, str]]:
+    """What the ready recipes and those beside a config write, and how each is started.
+
+    A recipe's first lines may tell a variant of another one: `--config demo/texts --set out=...`.
+    """
+    named = {name: find_config(name) for name in runnable_names(is_training=True)}
+    beside = {str(path): path for path in config.parent.glob("*.y*ml")}
+    for name, path in (named | beside).items():
+        try:
+            values: Mapping[str, Any] = read_yaml(path)
+            text = path.read_text(encoding="utf-8")
+        except (UserError, OSError, ValueError):
+            continue
+        for line in re.findall(r"^# +(python -m jspec\.train .*\bout=.*)$", text, re.MULTILINE):
+            yield Path(re.search(r"\bout=(\S+)", line)[1]).resolve(), line  # type: ignore[index]
+        if isinstance(values.get("out"), str) and "kind" in values:
+            yield Path(values["out"]).resolve(), f"python -m jspec.train --config {name}"
+
+
+def after_falcon(config: FalconConfig) -> tuple[str, ...]:
+    """What to do with a trained head: fit its tree, then decode."""
+    head = Path(config.out) / "model"
+    name = config_of(config.target)
+    drafter = f"--drafter falcon --drafter-path {head}"
+    target = f"--config {name}" if name else f"--set target={config.target}"
+    asked = f"--config {name}" if name else f"--target {config.target}"
+    return (
+        "next, fit its tree to what it has learnt and to this machine (the default tree is for "
+        "heads that were trained for long, and slow with others):",
+        f"  python -m jspec.plan {target} {drafter} --out {head / 'tree.yaml'}",
+        "then decode with it:",
+        f"  python -m jspec.infer {asked} {drafter} --compare",
+    )
+
+
+def after_model(config: Any, drafter: str) -> tuple[str, ...]:
+    """How to decode with a trained model, or to draft with it for its teacher."""
+    model = Path(config.out) / "model"
+    if config.teacher is None and drafter == "draft-model":
+        return (f"next: python -m jspec.infer --target {model} --raw --prompt TEXT",)
+    target = config.teacher or "TARGET"
+    name = config_of(target)
+    asked = f"--config {name}" if name else f"--target {target}"
+    return (
+        f"next: python -m jspec.infer {asked} --drafter {drafter} --drafter-path {model} --compare",
+    )
+
+
+def config_of(target: str) -> str | None:
+    """The first ready config that decodes with a target; it has the template and the dtype."""
+    for name in runnable_names(is_training=False):
+        if read_yaml(find_config(name)).get("target") == target:
+            return name
+    return None
