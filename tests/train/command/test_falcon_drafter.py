@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,7 +48,7 @@ def test_a_run_leaves_a_drafter_with_its_counts_and_says_how_to_use_it(
 
     target = jspec.load_target(target_folder)
     drafter = jspec.load_drafter("falcon", out / "model", target=target)
-    options = dict(max_new_tokens=6, temperature=0.0)
+    options: dict[str, Any] = dict(max_new_tokens=6)
     drafted = jspec.generate(target, ["the cat"], drafter=drafter, **options)
     plain = jspec.generate(target, ["the cat"], **options)
     assert drafted[0].tokens == plain[0].tokens

@@ -113,6 +113,7 @@ def test_every_kind_runs_under_the_lock_of_its_out(kind, tmp_path, monkeypatch):
         seen.append(options["resume"])
         return 0
 
+    monkeypatch.setattr(cli, "check_made", lambda config, given: None)
     monkeypatch.setattr(cli, "make_config", lambda args: config)
     monkeypatch.setattr(cli, "_runner", lambda config: run)
     assert cli.main([]) == cli.main(["--resume"]) == 0
