@@ -19,6 +19,7 @@ from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
 from jspec.infer.command.log import Failure, Log
+from jspec.infer.command.progress import Progress
 from jspec.testing.programs import forget_when_many
 
 
@@ -86,6 +87,7 @@ def _facts(asked: Asked, models: Models, machine: dict[str, str], is_quick: bool
 
 def do_all(checks: Sequence[Check], journal: Journal, log: Log) -> None:
     """Do what the journal has not; an interrupt loses the check in progress, nothing else."""
+    pace = Progress(len(checks), "checks", done=sum(c.name in journal.done for c in checks))
     for number, check in enumerate(checks, start=1):
         if check.name in journal.done:
             continue
@@ -93,7 +95,9 @@ def do_all(checks: Sequence[Check], journal: Journal, log: Log) -> None:
             record = do(check)
         journal.add(record)
         said = "passed" if record.has_passed else f"FAILED: {record.problems[0]}"
-        log.note(f"{number} of {len(checks)}, {record.seconds:.1f} s: {check.name} {said}")
+        pace()
+        left = f" | {pace.words}" if pace.words else ""
+        log.note(f"{number} of {len(checks)}, {record.seconds:.1f} s: {check.name} {said}{left}")
         forget_when_many()
 
 
