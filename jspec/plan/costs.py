@@ -26,7 +26,8 @@ class Costs:
       prime: a draft of one pass.
       further_pass: what each pass after it adds.
       overhead: what is left of a round: accepting, committing, the head's run over new text, and
-        where the parts do not add up. May be a little negative.
+        where the parts do not add up. Below 0 the parts were timed on a busy machine, and it counts
+        as 0.
     """
 
     r: Mapping[int, float]
@@ -47,7 +48,18 @@ class Costs:
             n_nodes=1 + n_nodes,
             r=r,
             c_d=self.prime + (passes - 1) * self.further_pass,
-            overhead=self.overhead,
+            overhead=max(self.overhead, 0.0),
+        )
+
+    @property
+    def doubt(self) -> str | None:
+        """Why predictions from these costs are not to be trusted."""
+        if self.overhead >= 0:
+            return None
+        return (
+            f"the overhead of a round came out below 0 ({self.overhead:.2f}) and is taken as 0: "
+            "the machine was too busy while it was timed, and the predicted speed is not to be "
+            "trusted; plan again when it is idle"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -137,6 +137,8 @@ def _fit(job: Job, loaded: Loaded, probe: Tree | None, known: Costs | None, log:
         trees = {m: timed_tree(weighted, free, k, m, n_nodes) for m in range(1, n_passes + 1)}
         known = _drafts_timed(loaded, timer, head, trees, free.r, job.settings.shares)
     assert known is not None
+    if known.doubt is not None:
+        log.warning(known.doubt)
     found = candidates(weighted, known, block_size=k, n_nodes=n_nodes)
     return Fit(
         block_size=k,

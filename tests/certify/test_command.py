@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -10,6 +11,7 @@ from jspec.certify import checks, cli, faults, run
 from jspec.certify.models import SETTINGS, Models
 from jspec.certify.records import Check, Found
 from jspec.certify.roster import ROSTER
+from jspec.infer.command import log
 
 ISSUE = {
     "wrong_q",
@@ -146,6 +148,27 @@ def test_a_fault_in_the_library_is_1_and_its_check_is_named(
         assert cli.main(["--quick", "--out", str(tmp_path / "wrong")]) == 1
     told = capsys.readouterr().out
     assert "FAILED: 1 of 1" in told and name in told
+
+
+def test_a_long_check_says_that_it_is_at_work(monkeypatch, tmp_path, capsys):
+    told = threading.Event()
+    note = log.Log.note
+
+    def spy(self, text: str) -> None:
+        note(self, text)
+        if "so far" in text:
+            told.set()
+
+    def last() -> Found:
+        assert told.wait(60)
+        return Found()
+
+    checks_ = [Check(name="the long one", tier="E2", covers="something", run=last)]
+    monkeypatch.setattr(run, "all_checks", lambda models, is_quick: checks_)
+    monkeypatch.setattr(log, "EVERY_S", 0.001)
+    monkeypatch.setattr(log.Log, "note", spy)
+    assert cli.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert "1 of 1: the long one (for 0 s so far)" in capsys.readouterr().err
 
 
 def test_an_interrupt_loses_the_check_in_progress_only(certify, capsys):

@@ -290,6 +290,13 @@ def test_terms_of_timed_trees_become_a_table():
     assert found.terms(3, 2).r == pytest.approx(1.25)
 
 
+def test_an_overhead_below_0_counts_as_0_and_is_doubted():
+    """Else a busy machine makes every tree look fast."""
+    busy, idle = costs(H100_LIKE | {"overhead": -0.43}), costs(H100_LIKE | {"overhead": 0.0})
+    assert busy.terms(2, 8) == idle.terms(2, 8)
+    assert idle.doubt is None and busy.doubt is not None and "(-0.43)" in busy.doubt
+
+
 def test_costs_come_back_from_their_file(tmp_path):
     path = tmp_path / "costs.yaml"
     for values in (H100_LIKE, {"paths": [[0]], "costs": H100_LIKE}):

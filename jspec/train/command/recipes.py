@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ def check_made(config: Config, given: str) -> None:
     missing = [(name, path) for name, path in _needed(config) if not Path(path).exists()]
     if not missing:
         return
+    data: Any = getattr(config, "data")  # noqa: B009  # every kind has it
+    folder = shlex.quote(data.folder) if "folder" in data.model_fields_set else "DIR"
     commands = dict(_commands(find_config(given)))
     for name, path in missing:
         for out, command in commands.items():
             if Path(path).resolve().is_relative_to(out):
+                command = command.replace("data.folder=DIR", f"data.folder={folder}")
                 raise UserError(f"{name}: {path} is not there; make it with {command}")
 
 
@@ -53,9 +57,10 @@ def _commands(config: Path) -> Iterator[tuple[Path, str]]:
 
     A recipe's first lines may tell a variant of another one: `--config demo/texts --set out=...`.
     """
-    named = {name: find_config(name) for name in runnable_names(is_training=True)}
-    beside = {str(path): path for path in config.parent.glob("*.y*ml")}
-    for name, path in (named | beside).items():
+    named = {find_config(name).resolve(): name for name in runnable_names(is_training=True)}
+    beside = {path.resolve(): str(path) for path in config.parent.glob("*.y*ml")}
+    # Those beside win where both write the same; one that is both goes by its name.
+    for path, name in (named | beside | named).items():
         try:
             values: Mapping[str, Any] = read_yaml(path)
             text = path.read_text(encoding="utf-8")
@@ -64,7 +69,9 @@ def _commands(config: Path) -> Iterator[tuple[Path, str]]:
         for line in re.findall(r"^# +(python -m jspec\.train .*\bout=.*)$", text, re.MULTILINE):
             yield Path(re.search(r"\bout=(\S+)", line)[1]).resolve(), line  # type: ignore[index]
         if isinstance(values.get("out"), str) and "kind" in values:
-            yield Path(values["out"]).resolve(), f"python -m jspec.train --config {name}"
+            has_folder = "folder" in (values.get("data") or {})
+            more = "" if has_folder else " --set data.folder=DIR"
+            yield Path(values["out"]).resolve(), f"python -m jspec.train --config {name}{more}"
 
 
 def after_falcon(config: FalconConfig) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import pytest
-import yaml
 
 from jspec.models.hf import write_checkpoint
 from jspec.models.model import random_params
@@ -43,31 +42,3 @@ def corpus_folder(tmp_path_factory) -> Path:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "stories.jsonl").write_text(lines, encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def falcon_config(target_folder, corpus_folder, tmp_path):
-    """Writes a Falcon recipe of two steps with changes; returns the command's arguments."""
-
-    def write(**changes) -> list[str]:
-        values = {
-            "kind": "falcon",
-            "out": str(tmp_path / "head"),
-            "target": str(target_folder),
-            "steps": 2,
-            "batch_size": 4,
-            "log_every": 1,
-            "eval_every": 2,
-            "compute_dtype": "float32",
-            "data": {
-                "folder": str(corpus_folder),
-                "corpora": ["stories.jsonl"],
-                "length": 32,
-                "held_out": 0.1,
-            },
-        }
-        path = tmp_path / "falcon.yaml"
-        path.write_text(yaml.safe_dump(values | changes), encoding="utf-8")
-        return ["--config", str(path)]
-
-    return write
