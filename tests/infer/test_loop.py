@@ -216,3 +216,14 @@ def test_captured_features_and_picks_are_those_of_the_drafted_nodes(end):
                     ours = features[name][row, node]
                     np.testing.assert_allclose(ours, fresh[name][row, at], atol=close)
     assert accepted > 6
+
+
+def test_every_node_but_the_root_counts_as_proposed_in_rounds_that_a_row_had(end):
+    """Rows end at different rounds; an oracle's nodes are all valid, also in rows that ended."""
+    oracle = Oracle(vocab_size=31, depth=2, width=2)
+    program, params = program_of(oracle), (TARGET.params, end.context.tokens)
+    state = go_on(params, program, begin(params, program), jnp.int32(CAPACITY))
+    rounds = np.asarray(state.counters.rounds)
+    assert len(set(rounds.tolist())) > 1 and not state.context.is_active.any()
+    np.testing.assert_array_equal(state.counters.proposed, rounds * oracle.depth * oracle.width)
+    np.testing.assert_array_equal(np.asarray(state.counters.accepted).sum(axis=1), rounds)

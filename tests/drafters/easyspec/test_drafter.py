@@ -146,6 +146,20 @@ def test_rows_that_are_fully_accepted_are_not_calibrated_at_once():
     assert accepted[:, :DEPTH].sum() == 0  # a drafter that is the target is always right
 
 
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("calibration", Calibration)
+def test_the_cache_has_room_for_a_calibration_of_the_longest_text(calibration, width):
+    """A pass begins at the pending token at the latest; what does not fit would overwrite keys."""
+    of = drafter(calibration=calibration, width=width)
+    program, prompts = Program(target=TARGET.model, drafter=of), jnp.zeros((ROWS, 4), jnp.int32)
+    longest = 32 - program.max_nodes  # the target's slots are all in use
+    begin = functools.partial(prefill, PARAMS, program, capacity=longest)
+    length, sampling = jnp.full((ROWS,), 4, jnp.int32), settings(ROWS, max_length=longest)
+    cache = jax.eval_shape(begin, prompts, length, sampling).drafter.cache
+    for keys in cache.every.arrays.keys:
+        assert keys.shape[2] >= longest - 1 + of.window
+
+
 @pytest.mark.parametrize("calibration", Calibration)
 def test_groups_of_one_draft_as_a_draft_model_does(calibration):
     exact = DraftModel(model=SMALL.model, vocab_size=VOCABULARY, depth=DEPTH, width=2)
