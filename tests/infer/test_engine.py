@@ -104,6 +104,19 @@ def test_streamed_pieces_make_the_result(events, results):
     assert [streamed[i] for i in range(len(REQUESTS))] == [result.tokens for result in results]
 
 
+def test_what_is_counted_of_a_row_adds_up(results):
+    """The first token is the prefill's, each round adds the target's own; lookups draft 3 or 0."""
+    for result in results:
+        stats, depths = result.stats, result.stats.accepted_by_depth
+        assert stats.new_tokens == len(result.tokens)
+        assert stats.new_tokens == 1 + stats.target_calls + stats.draft_tokens_accepted
+        assert stats.draft_tokens_accepted == sum(depths) and len(depths) == 3
+        assert list(depths) == sorted(depths, reverse=True) and depths[0] <= stats.target_calls
+        assert stats.draft_tokens_proposed % 3 == 0
+        assert 3 * depths[0] <= stats.draft_tokens_proposed <= 3 * stats.target_calls
+    assert sum(result.stats.draft_tokens_accepted for result in results) > 3
+
+
 def test_a_text_does_not_depend_on_its_batch_nor_on_its_place(results):
     for request, result in zip(REQUESTS, results, strict=True):
         lone = alone(request)

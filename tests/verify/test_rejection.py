@@ -255,6 +255,20 @@ def test_a_node_that_is_only_scored_is_not_kept():
         assert (int(verdict.n_accepted[0]), int(verdict.tokens[0, 0])) == (n_accepted, 3)
 
 
+def test_a_token_that_neither_distribution_has_is_refused():
+    """A drafter may name a token that its own row rules out; 0 < 0 keeps nothing."""
+    sampling, length = settings(1, temperature=1.0), jnp.asarray([2], jnp.int32)
+    context = Context(
+        tokens=jnp.ones((1, 4), jnp.int32), length=length, is_active=length > 0, sampling=sampling
+    )
+    never = jnp.zeros((1, 2, VOCABULARY)).at[:, :, 3].set(-jnp.inf)
+    row = jax.nn.log_softmax(never, axis=-1)
+    draft = chain_draft(jnp.asarray([[1, 3]], jnp.int32), jnp.ones((1, 2), bool), row)
+    asked = Randomness(sampling=sampling, length=length, mode=Mode.PLAIN, rule=Rule.REJECTION)
+    verdict = reject(draft, never, context, asked, max_depth=1)
+    assert int(verdict.n_accepted[0]) == 0 and int(verdict.tokens[0, 0]) != 3
+
+
 def test_draws_come_from_streams_of_their_own():
     """The law's noise, shared with a drafter, would bias the residual."""
     _, verdict = decode(temperature=1.0, valid=np.tile(np.arange(DEPTH + 1) < 1, (ROWS, 1)))

@@ -19,7 +19,7 @@ from jspec.certify.walk_tier import (
     walk_by_its_words,
     walked,
 )
-from jspec.state import StopReason
+from jspec.state import StopReason, replace
 from jspec.testing.settings import settings
 from jspec.verify import reason_to_stop
 
@@ -78,6 +78,14 @@ def test_random_trees_hold_traps(case, verdicts):
     assert (carries & is_child & ~np.asarray(draft.is_valid) & is_open).sum() > 10
     assert (carries & is_child & draft.is_valid & ~draft.is_acceptable & is_open).sum() > 10
     assert (carries & ~is_child & draft.is_acceptable & is_open).sum() > 10
+
+
+def test_a_node_that_is_not_there_is_not_accepted_whatever_it_says(case, verdicts):
+    draft = case.draft
+    claims = replace(draft, is_acceptable=draft.is_acceptable | ~draft.is_valid)
+    found = verdict_of(claims, jnp.asarray(case.logits), case.context, case.randomness)
+    np.testing.assert_array_equal(found.path, verdicts(False, True).path)
+    np.testing.assert_array_equal(found.n_emitted, verdicts(False, True).n_emitted)
 
 
 def test_inactive_rows_emit_nothing(case, verdicts):
