@@ -33,14 +33,20 @@ _ROWS = 4096
 
 _NAMES_SHOWN = 3
 
+_BY_TOKEN = ("embed_tokens.weight", "lm_head.weight")
+"""Weights with a row a token."""
+
 _HINTS = (
-    (r"\.lora_[AB]\.", "an adapter's weights: merge them into the base model"),
+    (r"\.(lora_[AB]|base_layer)\.", "an adapter's weights: merge them into the base model"),
     (
         r"\.(qweight|qzeros|weight_packed|weight_scale\w*|absmax|quant_map)$|\.SCB$",
         "quantised weights: give the original, in float32, float16 or bfloat16",
     ),
     (r"experts\.", "a mixture of experts, which is not supported"),
-    (r"(visual|vision_\w+|audio_tower)\.", "a multimodal model: give its text decoder"),
+    (
+        r"(visual|vision_\w+|audio_tower|language_model)\.",
+        "a multimodal model: give its text decoder",
+    ),
     (r"^(score|classifier|v_head)\.", "a model that scores texts: give a language model"),
 )
 """Names that give away what a file holds, and what to do."""
@@ -87,6 +93,7 @@ def has_other_head(tensors: Tensors, layout: Layout) -> bool:
         np.array_equal(
             one[start : start + _ROWS].astype(np.float32),
             other[start : start + _ROWS].astype(np.float32),
+            equal_nan=True,
         )
         for start in range(0, len(one), _ROWS)
     )
@@ -134,21 +141,24 @@ def check_tensors(
     unexpected = [name for name in tensors if name not in shapes and not is_harmless(name)]
     if unexpected:
         faults.append(f"unexpected {_some(unexpected)}")
-    wrong = [
-        f"{name} {list(tensors[name]().shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and tensors[name]().shape != shape
-    ]
+    given = {name: tensors[name]().shape for name in shapes if name in tensors}
+    wrong = {name: shape for name, shape in given.items() if shape != shapes[name]}
     if wrong:
-        faults.append(f"wrong shapes: {_some(wrong)}")
+        told = [f"{name} {list(wrong[name])} instead of {list(shapes[name])}" for name in wrong]
+        faults.append(f"wrong shapes: {_some(told)}")
     if faults:
         raise UserError(
             f"{directory}: the tensors do not fit config.json: {'; '.join(faults)}; "
-            f"{_remedy(missing, unexpected)}"
+            f"{_remedy(list(shapes), missing, unexpected, wrong)}"
         )
 
 
-def _remedy(missing: list[str], unexpected: list[str]) -> str:
+def _remedy(
+    expected: list[str],
+    missing: list[str],
+    unexpected: list[str],
+    wrong: dict[str, tuple[int, ...]],
+) -> str:
     for pattern, what in _HINTS:
         if any(re.search(pattern, name) for name in unexpected):
             return f"these look like {what}"
@@ -157,7 +167,32 @@ def _remedy(missing: list[str], unexpected: list[str]) -> str:
             "give a checkpoint with its language-model head, or set tie_word_embeddings to true "
             "where the head is the embedding"
         )
+    if any(0 in shape for shape in wrong.values()):
+        return "it was saved without its values, as shards of a training are: gather and save again"
+    if wrong and not missing and all(name.endswith(_BY_TOKEN) for name in wrong):
+        rows = next(iter(wrong.values()))[0] if all(map(len, wrong.values())) else 0
+        return (
+            f"set vocab_size to {rows} if the vocabulary was changed, or give its own config.json"
+        )
+    if missing and unexpected and missing == expected:
+        return (
+            "these are another library's names: write it with save_pretrained of transformers, "
+            "and give that directory"
+        )
+    n_layers = min(map(_layer_of, missing), default=0)
+    if n_layers > 0 and len(missing) == sum(_layer_of(name) >= n_layers for name in expected):
+        return (
+            f"the weights have {n_layers} layers: give the complete checkpoint, or set "
+            f"num_hidden_layers to {n_layers}"
+        )
+    if unexpected and not missing and not wrong:
+        return "this model has no such tensors: remove them, or give the config.json they belong to"
     return "give the complete checkpoint of this config"
+
+
+def _layer_of(name: str) -> int:
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def _some(names: list[str]) -> str:

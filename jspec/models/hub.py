@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+from jspec.config import shown
 from jspec.config.folders import recipe_of
 from jspec.errors import UserError
 from jspec.models.other_kinds import what_file
@@ -14,6 +16,7 @@ from jspec.models.shipped import shipped
 _TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _IGNORED = ("original/*", "consolidated*", "onnx/*", "*.pth")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 
 
 def local_directory(path_or_id: str | Path) -> Path:
@@ -24,12 +27,11 @@ def local_directory(path_or_id: str | Path) -> Path:
     Raises:
       UserError: neither a directory nor an id that can be fetched.
     """
-    path = Path(path_or_id).expanduser()
+    path, text = _path(path_or_id), os.fspath(path_or_id)
     if path.is_dir():
         return _of_cache(path)
     if path.exists():
         raise UserError(f"{path} is {what_file(path)}")
-    text = os.fspath(path_or_id)
     found = shipped(text)
     if found is not None:
         return found
@@ -39,8 +41,11 @@ def local_directory(path_or_id: str | Path) -> Path:
             f"{path} is not there yet: train it with python -m jspec.train --config {recipe}, or "
             "give another directory or a hub id"
         )
+    page = _HUB_PAGE.match(text)
+    if page:
+        raise UserError(f"{text}: expected a directory or a hub id, not an address; give {page[1]}")
     if not _HUB_ID.fullmatch(text) or text.startswith((".", "~")):
-        raise UserError(f"{path}: no such directory, and not a hub id of the form owner/name")
+        raise UserError(f"{text}: no such directory, and not a hub id of the form owner/name")
     return _snapshot(text)
 
 
@@ -49,8 +54,26 @@ def find_directory(path_or_id: str | Path) -> Path | None:
 
     Of a hub's model whose `config.json` is in its cache, weights may be missing.
     """
-    path, name = Path(path_or_id).expanduser(), os.fspath(path_or_id)
+    path, name = _path(path_or_id), os.fspath(path_or_id)
     return _of_cache(path) if path.is_dir() else shipped(name) or _cached(name)
+
+
+def _path(path_or_id: Any) -> Path:
+    """A path or hub id as a path that can be looked at.
+
+    Raises:
+      UserError: neither, or a path that cannot be followed.
+    """
+    if not isinstance(path_or_id, str | os.PathLike) or not os.fspath(path_or_id):
+        raise UserError(f"expected a model's directory or hub id, given {shown(path_or_id)}")
+    try:
+        path = Path(path_or_id).expanduser()
+        if path.is_dir():
+            next(path.iterdir(), None)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{shown(os.fspath(path_or_id))} cannot be looked at ({reason})") from None
+    return path
 
 
 def _of_cache(path: Path) -> Path:

@@ -131,7 +131,7 @@ HUGGING_FACE = Layout(
     | {name: f"self_attn.{name}_proj.weight" for name in "qkvo"}
     | {f"{name}_bias": f"self_attn.{name}_proj.bias" for name in "qkvo"},
     prefix="model.layers.{}.",
-    harmless=("rotary_emb.inv_freq",),
+    harmless=("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"),
 )
 
 LLADA = Layout(

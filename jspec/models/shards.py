@@ -51,7 +51,9 @@ def open_checkpoint(directory: Path) -> Tensors:
             return _indexed(directory / index, open_shard)
     for pattern, open_shard in _UNINDEXED:
         files = sorted(
-            path for path in directory.glob(pattern) if not _NOT_WEIGHTS.match(path.name)
+            path
+            for path in directory.glob(pattern)
+            if (path.is_file() or path.is_symlink()) and not _NOT_WEIGHTS.match(path.name)
         )
         if files:
             _check_numbers(directory, files)
@@ -64,9 +66,10 @@ def open_checkpoint(directory: Path) -> Tensors:
 
 def _indexed(index: Path, open_shard: Open) -> Tensors:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    is_map = isinstance(weight_map, dict) and weight_map
+    if not is_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: no weight_map: the file is incomplete or corrupt")
-    names = [str(name) for name in dict.fromkeys(weight_map.values())]
+    names = list(dict.fromkeys(weight_map.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
@@ -78,7 +81,9 @@ def _indexed(index: Path, open_shard: Open) -> Tensors:
     for shard in shards.values():
         tensors |= shard
     for name, where in weight_map.items():
-        shard = shards[str(where)]
+        shard = shards[where]
+        if name not in tensors:
+            continue  # whoever needs it is told that it is missing; most often nobody does
         if name not in shard:
             raise UserError(
                 f"{index}: {name} should be in {where}, which does not have it; index and shards "

@@ -242,8 +242,12 @@ def read_stop_ids(directory: Path) -> tuple[int, ...]:
         ids = values.get(name)
         if ids is not None:
             ids = ids if isinstance(ids, list) else [ids]
-            if not all(isinstance(token, int) and token >= 0 for token in ids):
-                raise UserError(f"{directory}: {name} must be token ids, got {values[name]!r}")
+            if not all(type(token) is int and token >= 0 for token in ids):
+                file = GENERATION_FILE if values is generation else "config.json"
+                raise UserError(
+                    f"{directory / file}: {name} must be a token id, a list of them or null, got "
+                    f"{values[name]!r}; correct it"
+                )
             return tuple(dict.fromkeys(ids))
     return ()
 

@@ -52,11 +52,20 @@ def open_safetensors(path: Path) -> Tensors:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
     tensors: Tensors = {}
+    spans = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         tensors[name] = functools.partial(_view, path, data, start, name, entry)
-        _check_entry(path, len(data) - start, name, entry)
+        spans.append(_check_entry(path, len(data) - start, name, entry))
+    at = 0
+    for begin, end in sorted(spans):
+        if begin != at:
+            what = "overlap" if begin < at else "leave bytes between them"
+            raise UserError(f"{path}: tensors {what} at byte {begin} of the data: {_AGAIN}")
+        at = end
+    if at != len(data) - start:
+        raise UserError(f"{path}: {len(data) - start - at} bytes after the last tensor: {_AGAIN}")
     return tensors
 
 
@@ -68,25 +77,30 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         text = file.read(length) if 0 < length <= path.stat().st_size - 8 else b""
     try:
         header = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path}: no safetensors header: {_AGAIN}")
     return header, 8 + length
 
 
-def _check_entry(path: Path, available: int, name: str, entry: Any) -> None:
+def _check_entry(path: Path, available: int, name: str, entry: Any) -> tuple[int, int]:
+    """Where a tensor's bytes begin and end."""
     try:
         begin, end = entry["data_offsets"]
-        count, dtype = math.prod(entry["shape"]), entry["dtype"]
+        sizes, dtype = list(entry["shape"]), entry["dtype"]
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: tensor {name} has no valid header entry: {_AGAIN}") from None
+        sizes, dtype, begin, end = [None], None, 0, 0
+    if not isinstance(dtype, str) or not all(type(n) is int for n in (begin, end, *sizes)):
+        raise UserError(f"{path}: tensor {name} has no valid header entry: {_AGAIN}")
     if not 0 <= begin <= end <= available:
         raise UserError(
             f"{path}: tensor {name} ends at byte {end} of {available} in the file: {_AGAIN}"
         )
-    if dtype in _DTYPES and end - begin != count * _DTYPES[dtype].itemsize:
+    is_wrong = dtype in _DTYPES and end - begin != math.prod(sizes) * _DTYPES[dtype].itemsize
+    if is_wrong or min(sizes, default=0) < 0:
         raise UserError(f"{path}: tensor {name} has the wrong number of bytes: {_AGAIN}")
+    return begin, end
 
 
 def _view(path: Path, data: np.ndarray, start: int, name: str, entry: dict) -> np.ndarray:

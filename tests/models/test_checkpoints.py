@@ -145,6 +145,53 @@ def test_corrupt_safetensors(checkpoint):
     refused(checkpoint, "no safetensors header|wrong number of bytes|header entry")
 
 
+def with_header(file: Path, change) -> None:
+    """Change the header of a safetensors file, and leave its data."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"data_offsets": ["a", "b"]},
+        {"data_offsets": [0.0, 4096.0]},
+        {"data_offsets": [0, True]},
+        {"shape": [-32, -32]},
+        {"shape": [32.0, 32]},
+        {"shape": "32"},
+        {"dtype": ["F32"]},
+    ],
+)
+def test_headers_of_wrong_types(entry, checkpoint):
+    with_header(checkpoint / "model.safetensors", lambda header: header[Q].update(entry))
+    refused(checkpoint, f"{Q} has (no valid header entry|the wrong number of bytes).*again")
+
+
+def test_a_header_nested_too_deeply(checkpoint):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    refused(checkpoint, "no safetensors header")
+
+
+def test_bytes_that_belong_to_two_tensors_or_to_none(checkpoint):
+    file = checkpoint / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content + b"more")
+    refused(checkpoint, "4 bytes after the last tensor")
+    file.write_bytes(content)
+    other = Q.replace("q_proj", "o_proj")
+    with_header(file, lambda header: header[Q].update(data_offsets=header[other]["data_offsets"]))
+    refused(checkpoint, "tensors (overlap|leave bytes between them)")
+    file.write_bytes(content)
+    with_header(file, lambda header: header.pop(Q) and None)
+    refused(checkpoint, "leave bytes between them|bytes after the last tensor")
+
+
 def test_a_quantised_tensor(checkpoint):
     save(checkpoint, tensors_of(checkpoint) | {Q: np.zeros((32, 32), np.int8)})
     refused(checkpoint, f"{Q} has type I8")
@@ -156,8 +203,9 @@ def test_missing_shards_and_broken_indexes(tmp_path):
     shards[1].unlink()
     refused(tmp_path, f"1 of {len(shards)} shards .* missing, the first is {shards[1].name}")
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text("{}")
-    refused(tmp_path, "no weight_map")
+    for broken in ("{}", '{"weight_map": []}', '{"weight_map": {"a": ["b"]}}'):
+        index.write_text(broken)
+        refused(tmp_path, "no weight_map")
     index.write_text("{")
     refused(tmp_path, "index.json: not readable as JSON")
 
@@ -225,5 +273,6 @@ def test_what_else_a_generation_config_says_is_ignored_with_a_warning(checkpoint
     target = load_target(checkpoint)
     assert "repetition_penalty 1.05 is ignored" in caplog.text
     assert target.stop_ids == () and target.max_length == CONFIG.max_length
-    path.write_text(json.dumps({"eos_token_id": "two"}))
-    refused(checkpoint, "eos_token_id must be token ids, got 'two'")
+    for wrong in ("two", True, -1, [[2]]):
+        path.write_text(json.dumps({"eos_token_id": wrong}))
+        refused(checkpoint, "generation_config.json: eos_token_id must be a token id.* got .*;")

@@ -102,6 +102,8 @@ def test_longest_text_follows_the_scaling():
         ({"num_key_value_heads": 3}, "3 key/value heads must divide 4 query heads"),
         ({"head_dim": 7}, "head_dim must be even"),
         ({"rms_norm_eps": -1}, "rms_norm_eps must be a positive number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number, got nan"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps must be a positive number, got inf"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is refused"),

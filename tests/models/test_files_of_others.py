@@ -109,9 +109,11 @@ def test_layer_types_beyond_the_config_are_left_out_too(tmp_path):
     "name, told",
     [
         ("model.layers.0.self_attn.q_proj.lora_A.weight", "adapter's weights"),
+        ("model.layers.0.self_attn.q_proj.base_layer.weight", "adapter's weights"),
         ("model.layers.0.self_attn.q_proj.qweight", "quantised weights"),
         ("model.layers.0.mlp.experts.0.up_proj.weight", "a mixture of experts"),
         ("visual.patch_embed.weight", "a multimodal model"),
+        ("language_model.embed.weight", "a multimodal model"),
         ("score.weight", "scores texts"),
     ],
 )
@@ -126,6 +128,33 @@ def test_a_model_without_a_head_says_how_it_could_have_one(tmp_path):
     del tensors[HEAD]
     save(tmp_path, tensors)
     refused(tmp_path, "missing 1 tensors.*set tie_word_embeddings to true")
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda all: {name: all[name] for name in all if ".layers.2." not in name}, "to 2$"),
+        (lambda all: all | {EMBEDDING: np.zeros((0,), np.float32)}, "gather and save again"),
+        (lambda all: all | {n: all[n][:50] for n in (EMBEDDING, HEAD)}, "set vocab_size to 50 if"),
+        (lambda all: {f"transformer.{name}": all[name] for name in all}, "save_pretrained of"),
+        (lambda all: all | {"lm_head.bias": np.zeros(61, np.float32)}, "remove them, or give"),
+        (lambda all: {name: all[name] for name in all if "norm" not in name}, "give the complete"),
+    ],
+)
+def test_what_to_do_about_tensors_that_do_not_fit(edit, told, tmp_path):
+    tensors = tensors_of(written(tmp_path))
+    save(tmp_path, {name: np.array(tensor) for name, tensor in edit(tensors).items()})
+    refused(tmp_path, told)
+
+
+def test_buffers_of_the_rotary_embedding_are_no_weights(tmp_path):
+    tensors = tensors_of(written(tmp_path))
+    buffers = {
+        f"model.layers.0.self_attn.rotary_emb.{name}": np.ones((4,), np.float32)
+        for name in ("inv_freq", "cos_cached", "sin_cached")
+    }
+    save(tmp_path, tensors | buffers)
+    equal(load_target(tmp_path).params, params_of(CONFIG))
 
 
 # --- a head that the config does not expect ------------------------------------------------------
@@ -146,6 +175,14 @@ def test_another_head_than_the_embedding_is_used_and_told(other_head, caplog):
     np.testing.assert_array_equal(
         target.params["head_weight"], np.flip(target.params["embedding"], 0).T
     )
+
+
+def test_a_head_that_equals_the_embedding_is_the_embedding(tmp_path):
+    tensors = tensors_of(written(tmp_path, TIED))
+    tensors[EMBEDDING] = tensors[EMBEDDING].copy()
+    tensors[EMBEDDING][-1] = np.nan  # as unused rows may be
+    save(tmp_path, tensors | {HEAD: tensors[EMBEDDING].copy()})
+    assert read_config(tmp_path).has_tied_head
 
 
 def test_plans_know_of_the_other_head(other_head):
@@ -222,6 +259,15 @@ def test_an_index_of_other_shards_is_told(tmp_path):
     index["weight_map"][EMBEDDING] = max(index["weight_map"].values())
     path.write_text(json.dumps(index))
     refused(tmp_path, f"{EMBEDDING} should be in .*, which does not have it")
+
+
+def test_a_tensor_of_the_index_that_no_shard_has_is_missed_only_where_it_is_needed(tmp_path):
+    written(tmp_path, max_shard_bytes=40_000)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.rotary_emb.inv_freq"] = index["weight_map"][EMBEDDING]
+    path.write_text(json.dumps(index))
+    equal(load_target(tmp_path).params, params_of(CONFIG))
 
 
 # --- something else ------------------------------------------------------------------------------
@@ -341,3 +387,27 @@ def test_a_models_folder_in_the_hubs_cache_is_its_snapshot(tmp_path):
     shutil.rmtree(root / "snapshots" / "one")
     with pytest.raises(UserError, match="it has none"):
         local_directory(root)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("", "expected a model's directory or hub id, given ''"),
+        (None, "expected a model's directory or hub id, given nothing"),
+        (b"weights", "expected a model's directory or hub id"),
+        ("~nosuchuser/model", "cannot be looked at"),
+        ("x" * 5000, "cannot be looked at .File name too long"),
+        ("https://huggingface.co/owner/name/tree/main", "give owner/name$"),
+        ("C:\\models\\llama", "C:.models.llama: no such directory"),
+    ],
+)
+def test_what_is_no_path_is_told(given, told):
+    with pytest.raises(UserError, match=told) as error:
+        local_directory(given)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("given", ["", None, "~nosuchuser/model", "x" * 5000])
+def test_looking_without_the_network_refuses_the_same(given):
+    with pytest.raises(UserError, match="expected a model's directory|cannot be looked at"):
+        find_directory(given)
