@@ -8,6 +8,7 @@ nothing said), or not (`legacy: false`). `add_prefix_space` wins over what the m
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -180,10 +181,12 @@ def _added_tokens(model: Any, files: TokenizerFiles) -> dict[int, AddedToken]:
         for i, piece in enumerate(model.pieces)
         if piece.type in (_UNKNOWN, _CONTROL)
     }
+    own = set(found)
     for token in files.added:
         token_id = pieces.get(token.text) if token.id is None else token.id
         if token_id is not None:
-            found[token_id] = token
+            is_special = token.is_special or token_id in own  # one of the model's has no text
+            found[token_id] = dataclasses.replace(token, is_special=is_special)
     return found
 
 

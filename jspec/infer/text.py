@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.infer.byte_level import has_pieces, is_byte_level, read_byte_level
 from jspec.infer.tokenizer_files import TokenizerFiles, chosen_template
 from jspec.infer.vocabulary import JsonVocabulary, Pieces, Vocabulary
 from jspec.models.tensor_files import check_not_pointer
+from jspec.text_files import read_json_object, read_text
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: `{"role": "user", "content": "..."}` and so on, the oldest first."""
@@ -202,9 +204,10 @@ def load_tokenizer(folder: Path | None, chat_template: str | None = None) -> Tok
     for name in (*_FILES, "tokenizer_config.json"):
         check_not_pointer(folder / name)
     files = TokenizerFiles(folder)
+    added = files.added  # whose errors name their file
     try:
         vocabulary = _load(folder, files)
-        special = [vocabulary.id_of(token.text) for token in files.added if token.is_special]
+        special = [vocabulary.id_of(token.text) for token in added if token.is_special]
     except UserError:
         raise
     except Exception as error:  # tokenizer files are read by three libraries, each with its errors
@@ -238,16 +241,45 @@ def _load(folder: Path, files: TokenizerFiles) -> Vocabulary:
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer as Backend
 
-        return JsonVocabulary(Backend.from_file(str(folder / "tokenizer.json")))
+        return JsonVocabulary(Backend.from_str(read_text(folder / "tokenizer.json")))
     if (folder / "tokenizer.model").is_file():
         from jspec.infer.sentencepiece import SentencePieceVocabulary, read_model
 
         return SentencePieceVocabulary(read_model(folder / "tokenizer.model"), files)
+    return JsonVocabulary(_backend_of_class(folder, files))
+
+
+def _backend_of_class(folder: Path, files: TokenizerFiles) -> Any:
+    """Of `vocab.json` or `tekken.json`, which do not tell alone how a text is split.
+
+    The class that the config names says it, if it reads these files: one that does not, such as
+    Llama's, makes a vocabulary of nothing. Byte-level pieces are then split as GPT-2 does.
+    """
+    path = folder / "vocab.json"
+    pieces = read_json_object(path) if path.is_file() else {}
+    backend, failure = None, None
     with quiet_transformers():
         from transformers import AutoTokenizer
 
-        hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    return JsonVocabulary(hf.backend_tokenizer)
+        try:
+            hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            backend = hf.backend_tokenizer
+        except Exception as error:  # as above
+            failure = error
+    if backend is not None and has_pieces(backend, pieces):
+        return backend
+    if (folder / "merges.txt").is_file() and is_byte_level(pieces):
+        _logger.warning(
+            f"{folder}: vocab.json and merges.txt are read as GPT-2's, since no tokenizer_class "
+            "that reads them is named; check it, or add a tokenizer.json"
+        )
+        return read_byte_level(files)
+    if failure is not None:
+        raise failure
+    raise UserError(
+        f"{folder}: the class that tokenizer_config.json names does not read vocab.json; correct "
+        "tokenizer_class, or add a tokenizer.json"
+    )
 
 
 def _tell_what_is_overruled(tokenizer: Tokenizer, files: TokenizerFiles) -> None:

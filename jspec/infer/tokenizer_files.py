@@ -90,8 +90,8 @@ class TokenizerFiles:
         for key in ("additional_special_tokens", "extra_special_tokens"):
             entries = self.config.get(key, older.get(key)) or []
             entries = [entries] if isinstance(entries, str) else entries
-            entries = entries.values() if isinstance(entries, dict) else entries
-            found += [_content(entry) for entry in entries]
+            entries = list(entries.values()) if isinstance(entries, dict) else entries
+            found += [_content(entry) for entry in (entries if isinstance(entries, list) else [])]
         return [text for text in found if text]
 
     @functools.cached_property
@@ -132,26 +132,37 @@ def chosen_template(given: str | None, templates: dict[str, str]) -> str | None:
     Raises:
       UserError: a text that is none of these.
     """
+    if given in templates or (given is None and "default" in templates):
+        own = templates[given or "default"]
+        return own if _is_template(own) else _refusing("that of the checkpoint has no Jinja in it")
     if given is None:
-        if "default" in templates or not templates:
-            return templates.get("default")
+        if not templates:
+            return None
         names = ", ".join(templates)
-        return f"{{{{ raise_exception('there are several ({names}); give chat_template') }}}}"
-    if given in templates:
-        return templates[given]
-    if any(mark in given for mark in MARKS):
+        return _refusing(f"there are several ({names}); give chat_template")
+    if _is_template(given):
         return given
     path = Path(given)
     if not _is_file(path):
         names = f", or one of {', '.join(templates)}" if templates else ""
+        if path.suffix or "/" in given:
+            names += "; there is no such file"
         raise UserError(
-            f"chat_template: expected Jinja with {{{{ or {{%, or a file of it{names}, given "
-            f"{given[:60]!r}"
+            f"chat_template {given[:60]!r}: expected Jinja with {{{{ or {{%, or a file of it{names}"
         )
     text = read_text(path, "chat_template")
-    if not any(mark in text for mark in MARKS):
+    if not _is_template(text):
         raise UserError(f"chat_template {path}: no Jinja in it; expected {{{{ or {{% somewhere")
     return text
+
+
+def _is_template(text: str) -> bool:
+    return any(mark in text for mark in MARKS)
+
+
+def _refusing(why: str) -> str:
+    """A template that cannot be filled in: who needs none is not disturbed."""
+    return f"{{{{ raise_exception('{why}') }}}}"
 
 
 def _is_file(path: Path) -> bool:

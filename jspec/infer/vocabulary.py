@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -86,16 +87,26 @@ class JsonVocabulary:
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the file's post-processor puts before and after a text."""
-        inner = self._backend.encode("a", add_special_tokens=False).ids
-        whole = self._backend.encode("a", add_special_tokens=True).ids
+        text = self._some_text()
+        inner = self._backend.encode(text, add_special_tokens=False).ids
+        whole = self._backend.encode(text, add_special_tokens=True).ids
         n = len(inner)
         first = next((i for i in range(len(whole)) if whole[i : i + n] == inner), 0)
         return tuple(whole[:first]), tuple(whole[first + n :])
 
+    def _some_text(self) -> str:
+        """A text that has tokens; a small vocabulary may know few letters."""
+        ids = (i for i in range(self._backend.get_vocab_size()) if i not in self.special_ids)
+        for text in itertools.chain(["a"], (self.decode([i]) for i in ids)):
+            if self._backend.encode(text, add_special_tokens=False).ids:
+                return text
+        return ""
+
     @property
     def n_ids(self) -> int:
         if not self._n_ids:  # counted when asked for: a large vocabulary takes long to list
-            self._n_ids = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+            ids = self._backend.get_vocab(with_added_tokens=True).values()
+            self._n_ids = max(ids, default=-1) + 1
         return self._n_ids
 
     def encode(self, texts: Sequence[str], *, is_whole: bool) -> list[Pieces]:

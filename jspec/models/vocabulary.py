@@ -5,6 +5,7 @@ from __future__ import annotations
 from jspec.errors import UserError
 from jspec.models.target import Target
 from jspec.models.tensor_files import read_json
+from jspec.text_files import read_text
 
 
 def check_same_tokenizer(target: Target, drafter: Target) -> None:
@@ -55,7 +56,7 @@ def _vocabulary(model: Target) -> dict[str, int] | None:
         if fast.exists():
             from tokenizers import Tokenizer
 
-            return Tokenizer.from_file(str(fast)).get_vocab()
+            return Tokenizer.from_str(read_text(fast)).get_vocab()
         if pieces.exists():
             from sentencepiece import SentencePieceProcessor
 

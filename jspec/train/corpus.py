@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
+from jspec.infer.messages import check_messages
 from jspec.train.corpus_files import Told, items, lines, passages, untold
 from jspec.train.hub_dataset import HubDataset
-
-ROLES = ("system", "user", "assistant")
 
 SPEAKERS = {
     "human": "user",
@@ -98,7 +97,8 @@ def read_rows(source: Source, *, tally: Tally | None = None, told: Told = untold
     `.gz`), a dataset its rows. An object has one of `CONTENTS`, and `id` where wanted:
 
     * `text`;
-    * `messages` or `conversations`: role and content each, or ShareGPT's from and value;
+    * `messages` or `conversations`: role and content each, read as prompts are, or ShareGPT's from
+      and value;
     * `turns`: what a user says, as in files of prompts; only the first is read, as the answers are
       not known;
     * `tokens` that a model wrote.
@@ -219,13 +219,7 @@ def _messages(where: str, messages: Any, tally: Tally) -> tuple[dict[str, str], 
         raise UserError(f"{where}: messages must be a list of role and content")
     if any(isinstance(message, dict) and {"from", "value"} & set(message) for message in messages):
         return _shared(where, messages, tally)
-    for message in messages:
-        is_pair = isinstance(message, dict) and isinstance(message.get("content"), str)
-        if not is_pair or message.get("role") not in ROLES:
-            raise UserError(
-                f"{where}: a message needs content (a string) and a role, one of {', '.join(ROLES)}"
-            )
-    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+    return check_messages(messages, where)
 
 
 def _shared(where: str, turns: list[Any], tally: Tally) -> tuple[dict[str, str], ...]:

@@ -124,8 +124,9 @@ def test_a_template_may_be_a_file(folder, monkeypatch):
     "given", ["nowhere.jinja", "chatml", "x" * 5000, "a\0b", " "], ids=range(5)
 )
 def test_a_text_that_is_no_template_is_refused(folder, given):
-    with pytest.raises(UserError, match="chat_template: expected Jinja with {{ or {%, or a file"):
+    with pytest.raises(UserError, match="expected Jinja with {{ or {%, or a file of it") as refused:
         load_tokenizer(folder, given)
+    assert ("there is no such file" in str(refused.value)) == (given == "nowhere.jinja")
 
 
 def test_a_file_without_a_template_is_refused(folder):
@@ -154,12 +155,22 @@ def test_the_tokenizers_template_is_found_wherever_it_is_kept(folder):
     assert loaded(folder).encode_chat(MESSAGES) == expected
 
 
+@pytest.mark.parametrize("own", ["Answer briefly.", " "])
+def test_a_checkpoints_template_without_jinja_is_refused_where_it_is_used(folder, own):
+    write_config(folder, chat_template=own)
+    tokenizer = loaded(folder)
+    assert tokenizer.encode("hello") == loaded(folder, TEMPLATE).encode("hello")
+    with pytest.raises(UserError, match="that of the checkpoint has no Jinja in it"):
+        tokenizer.encode_chat(MESSAGES)
+    assert loaded(folder, TEMPLATE).encode_chat(MESSAGES) == tokenizer.encode("hello ANSWER:")
+
+
 def test_a_template_is_chosen_by_name_where_there_are_several(folder):
     write_config(folder, chat_template=[{"name": "rag", "template": TEMPLATE}])
     assert loaded(folder, "rag").encode_chat(MESSAGES) == loaded(folder).encode("hello ANSWER:")
     with pytest.raises(UserError, match=r"there are several \(rag\); give chat_template"):
         loaded(folder).encode_chat(MESSAGES)
-    with pytest.raises(UserError, match="or one of rag, given 'rga'"):
+    with pytest.raises(UserError, match="'rga': expected Jinja .*, or one of rag"):
         loaded(folder, "rga")
     write_config(folder, chat_template=5)
     with pytest.raises(UserError, match="chat_template: expected Jinja text"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,74 @@ def test_half_a_character_is_refused(folder, unigram):
             tokenizer.encode("a\ud800")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_json_file(folder):
+    expected = reference(folder).encode("the cat").ids
+    path = folder / "tokenizer.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(loaded(folder).encode("the cat")) == expected
+
+
+@pytest.mark.parametrize("letters", ["a", "xy"])
+def test_what_is_put_around_a_text_is_found_in_any_vocabulary(tmp_path, letters):
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, processors
+
+    ids = {"<s>": 0, "</s>": 1} | {letter: i for i, letter in enumerate(letters, 2)}
+    backend: Any = Backend(models.BPE(ids, []))
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = loaded(tmp_path).vocabulary
+    assert (vocabulary.before, vocabulary.after) == ((0,), (1,))
+
+
+# --- vocab.json and merges.txt -------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(folder):
+    """The byte-level pieces as GPT-2's own files list them."""
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges), encoding="utf-8")
+    (folder / "tokenizer.json").rename(folder / "kept.json")
+    return folder
+
+
+@pytest.mark.parametrize("name", [*CLASSES, "GPT2Tokenizer"])
+def test_listed_pieces_are_split_as_gpt_2_does_where_the_class_does_not_read_them(
+    listed, name, caplog
+):
+    from tokenizers import Tokenizer as Backend
+
+    changed(listed, tokenizer_class=name, add_bos_token=True)
+    tokenizer, backend = loaded(listed), Backend.from_file(str(listed / "kept.json"))
+    for text in ["the cat sat", " the  run", "süße 日本\n\n"]:
+        assert list(tokenizer.encode(text)) == backend.encode(text).ids
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1) and {0, 1} <= tokenizer.special_ids
+    assert ("read as GPT-2's" in caplog.text) == (name not in ("GPT2Tokenizer", "Qwen2Tokenizer"))
+
+
+def test_listed_pieces_that_nobody_reads_are_refused(listed):
+    changed(listed, tokenizer_class="LlamaTokenizer")
+    (listed / "merges.txt").unlink()
+    with pytest.raises(UserError, match="does not read vocab.json"):
+        load_tokenizer(listed)
+
+
+def test_gpt_2_has_its_own_ids_without_a_word_of_its_class(shared_data, tmp_path):
+    for name, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+        shutil.copy(shared_data / "tokenizers" / "gpt2" / name, tmp_path / ours)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": 50256}')
+    tokenizer = loaded(tmp_path)
+    assert tokenizer.encode("Hello world, it's\n") == (15496, 995, 11, 340, 338, 198)
+    assert tokenizer.encode("hi<|endoftext|>") == (5303, 50256) and tokenizer.eos_id == 50256
+
+
 # --- tokenizer.model -----------------------------------------------------------------------------
 
 
@@ -270,6 +339,13 @@ def test_bos_eos_and_added_tokens_follow_the_config(unigram, tmp_path):
     assert (tokenizer.id_of("<|end|>"), tokenizer.n_ids) == (size, size + 2)
     write_config(tmp_path, bos_token=None)
     assert list(loaded(tmp_path).encode("hi")) == hi
+
+
+def test_the_models_own_special_tokens_stay_special_in_a_list_of_added_ones(unigram, tmp_path):
+    shutil.copy(unigram / "tokenizer.model", tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<unk>": 0, "<s>": 1, "</s>": 2, "<new>": 900}')
+    tokenizer = loaded(tmp_path)
+    assert tokenizer.special_ids == {0, 1, 2} and tokenizer.decode([1, 2, 900]) == "<new>"
 
 
 def test_a_model_whose_spaces_follow_words_is_refused(tmp_path):

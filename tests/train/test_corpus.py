@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jspec.errors import UserError
+from jspec.infer.messages import check_messages
 from jspec.train import corpus_files
 from jspec.train.corpus import Row, Tally, corpus_name, is_held_out, read_rows
 
@@ -44,6 +45,17 @@ def write(path: Path, data: bytes) -> Path:
 
 def as_lines(rows) -> list[bytes]:
     return [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+
+
+def test_a_message_in_parts_of_text_is_read_as_prompts_are(tmp_path):
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    talk = [{"role": "user", "content": parts, "name": "x"}, TALK[1]]
+    path = write(tmp_path / "things.jsonl", as_lines([{"messages": talk}])[0])
+    (row,) = read_rows(path)
+    assert row.messages == check_messages(talk, "f") == tuple(TALK)
+    path = write(tmp_path / "things.jsonl", b'{"messages": [{"role": "user", "content": [{}]}]}')
+    with pytest.raises(UserError, match="line 1: message 1: content must be a string, or a list"):
+        list(read_rows(path))
 
 
 @pytest.mark.parametrize("ending", OPENERS)
@@ -244,8 +256,8 @@ BAD = {
     "number": (b'{"text": 5}', "text must be a string, given int"),
     "no messages": (b'{"messages": []}', "messages must be a list"),
     "role": (b'{"messages": [{"role": "robot", "content": "a"}]}', "system, user, assistant"),
-    "content": (b'{"messages": [{"role": "user", "content": null}]}', "content .a string."),
-    "no pair": (b'{"messages": ["hello"]}', "a role, one of"),
+    "content": (b'{"messages": [{"role": "user", "content": null}]}', "content must be a string"),
+    "no pair": (b'{"messages": ["hello"]}', "needs a role and content"),
     "not UTF-8": (b'{"text": "\xff"}', "not UTF-8 .* byte 10 of the line"),
     "no tokens": (b'{"tokens": []}', "tokens must be a list of ids"),
     "bad tokens": (b'{"tokens": [1, -1]}', "tokens must be a list of ids"),

@@ -24,11 +24,14 @@ from typing import Any
 
 from jspec.config import InferConfig, LineConfig, resolve, shown
 from jspec.errors import UserError
-from jspec.infer.command.line_keys import KINDS, OBEYED, check_keys
+from jspec.infer.command.line_keys import LAST_ANSWER, OBEYED, check_keys, find_kind
 from jspec.infer.messages import check_messages
 from jspec.infer.stops import Stops, find_stops
 from jspec.infer.text import Tokenizer
 from jspec.text_files import decode_text, without_mark
+
+_OTHER_FILES = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"PAR1": "Parquet"}
+"""Files that are sometimes given, by what they begin with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,9 @@ def from_standard_input(config: InferConfig) -> list[Conversation]:
 def from_lines(data: bytes, name: str, config: InferConfig) -> list[Conversation]:
     """Lines of JSON; every bad one is counted, the first is told."""
     found, problems = [], []
-    for number, line in enumerate(without_mark(data, name).split(b"\n"), start=1):
+    data = without_mark(data, name)
+    _check_lines(data, name)
+    for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -107,6 +112,35 @@ def from_lines(data: bytes, name: str, config: InferConfig) -> list[Conversation
     return found
 
 
+def _check_lines(data: bytes, name: str) -> None:
+    """Refuse files that are something else than lines of JSON as a whole."""
+    for mark, kind in _OTHER_FILES.items():
+        if data.startswith(mark):
+            raise UserError(f"{name}: {kind}, not text; expected lines of JSON, so unpack it first")
+    if b"\0" in data:
+        raise UserError(f"{name}: not UTF-8 text, as it has zero bytes; save it as UTF-8")
+    lines = [line.strip() for line in data.split(b"\n")]
+    is_array = data.lstrip()[:1] == b"[" and _is_json(data)
+    if is_array or b"{" == next(filter(None, lines), b""):
+        raise UserError(
+            f"{name}: one JSON value in the whole file; expected JSONL, an object a line "
+            f"(`jq -c {'.[]' if is_array else '.'}` makes one)"
+        )
+    if any(lines) and not any(line[:1] in (b"{", b"[") for line in lines):
+        raise UserError(
+            f'{name}: no lines of JSON, such as {{"id": 1, "prompt": "..."}}; a plain text is '
+            "given with --prompt, or on standard input"
+        )
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def repeated_ids(conversations: Iterable[Conversation]) -> list[str | int]:
     """Ids that several conversations share, in order; their records cannot be told apart by id."""
     ids = [conversation.id for conversation in conversations]
@@ -119,11 +153,15 @@ def told_passed_over(conversations: Iterable[Conversation]) -> list[str]:
     for conversation in conversations:
         for key in conversation.passed_over:
             places.setdefault(key, []).append(conversation.where)
-    return [
-        f"{where[0]}: {key!r} is not obeyed"
-        + (f", nor in {len(where) - 1} more lines" if len(where) > 1 else "")
-        for key, where in places.items()
-    ]
+    return [_told(key, where) for key, where in places.items()]
+
+
+def _told(key: str, where: Sequence[str]) -> str:
+    n_more = len(where) - 1
+    if key == LAST_ANSWER:
+        more = f", and of {n_more} more lines" if n_more else ""
+        return f"{where[0]}: {key} is left out{more}, as it is what is to be answered"
+    return f"{where[0]}: {key!r} is not obeyed" + (f", nor in {n_more} more lines" * (n_more > 0))
 
 
 def _has_repeats(ids: Sequence[str | int]) -> bool:
@@ -135,18 +173,20 @@ def _has_repeats(ids: Sequence[str | int]) -> bool:
 
 def _from_line(line: bytes, where: str, number: int, config: InferConfig) -> Conversation:
     record = _parse(decode_text(line, where), where)
-    kinds = [kind for kind in KINDS if kind in record]
-    if len(kinds) != 1:
-        given = " and ".join(kinds) if kinds else f"keys {shown(list(record))}"
-        raise UserError(f"{where}: expected one of {', '.join(KINDS)}, given {given}")
+    kind = find_kind(record, where)
     name = record.get("id")
     if name is None:
         name = number
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise UserError(f"{where}: id: expected a text or a whole number, given {shown(name)}")
     passed_over = check_keys(record, config, where)
-    settings = _settings(config, {key: record[key] for key in OBEYED if key in record}, where)
-    found = _prompt_of(kinds[0], record[kinds[0]], where)
+    # Null is what other programs write for "as usual"; no system message is a wish of its own.
+    given = {key: record[key] for key in OBEYED if record.get(key) is not None}
+    given |= {"system": record["system"]} if "system" in record else {}
+    settings = _settings(config, given, where)
+    if kind == "messages" and _ends_with_answer(record["messages"]):
+        passed_over = (*passed_over, LAST_ANSWER)
+    found = _prompt_of(kind, record[kind], where)
     conversation = Conversation(
         id=name, where=where, settings=settings, passed_over=passed_over, **found
     )
@@ -164,12 +204,23 @@ def _prompt_of(kind: str, value: Any, where: str) -> dict[str, Any]:
         if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"]:
             raise UserError(f"{where}: messages: expected some text of the user to be answered")
         return {"history": messages[:-1], "turns": (messages[-1]["content"],)}
+    if kind == "prompt" and isinstance(value, list) and value:
+        ids = all(type(item) is int for item in value)
+        raise UserError(
+            f"{where}: prompt: expected a text, given {shown(value)}; "
+            + ("token ids are called prompt_tokens" if ids else "give each text its own line")
+        )
     turns = [value] if kind == "prompt" else value
     if not isinstance(turns, list) or not turns:
         raise UserError(f"{where}: turns: expected a list of texts, given {shown(turns)}")
     for i, turn in enumerate(turns, start=1):
         _check_text(turn, where, kind if len(turns) == 1 else f"turn {i}")
     return {"turns": tuple(turns)}
+
+
+def _ends_with_answer(messages: Any) -> bool:
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "assistant"
 
 
 def _with_its_system(conversation: Conversation, record: dict[str, Any]) -> Conversation:

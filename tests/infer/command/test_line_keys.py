@@ -58,6 +58,10 @@ def test_a_lines_own_settings_win():
         ({"stop_token_ids": [1]}, "'stop_token_ids' is called 'stop_ids' here"),
         ({"max_completion_tokens": 1}, "'max_completion_tokens' is called 'max_new_tokens'"),
         ({"ignore_eso": True}, "did you mean 'ignore_eos'"),
+        ({"maxTokens": 1}, "'maxTokens' is called 'max_new_tokens' here"),
+        ({"stopSequences": ["x"]}, "'stopSequences' is called 'stop' here"),
+        ({"prompt": ["x", "y"]}, "prompt: expected a text, .* give each text its own line"),
+        ({"prompt": [1, 2]}, "prompt: expected a text, .* token ids are called prompt_tokens"),
     ],
     ids=str,
 )
@@ -92,6 +96,45 @@ def test_what_other_formats_ask_is_told_once_a_key(key, asks, idle):
     told = told_passed_over(read({"prompt": "x"}, asking, asking, asking))
     assert told == [f"f, line 2: {key!r} is not obeyed, nor in 2 more lines"]
     assert told_passed_over(read({"prompt": "x", key: idle})) == []
+
+
+def test_null_asks_for_nothing():
+    nulls = ("temperature", "stop", "stop_ids", "max_new_tokens", "seed", "max_tokens", "n", "raw")
+    found = one(**dict.fromkeys((*nulls, "stop_token_ids", "messages", "turns")))
+    assert found.settings == one().settings and found.passed_over == ()
+
+
+def test_do_sample_asks_for_what_the_temperature_does():
+    sampled = InferConfig(temperature=0.5)
+    for config, asked in ((CONFIG, False), (sampled, True)):
+        line = {"prompt": "x", "do_sample": asked}
+        assert told_passed_over(read(line, config=config)) == []
+        line["do_sample"] = not asked
+        assert told_passed_over(read(line, config=config)) == [
+            "f, line 1: 'do_sample' is not obeyed"
+        ]
+        line["temperature"] = 0 if asked else 1
+        assert told_passed_over(read(line, config=config)) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"custom_id": "a", "body": {"messages": []}}, "a request inside 'body' is not looked for"),
+        ({"params": {"prompt": "x"}}, "a request inside 'params' is not looked for"),
+        ({"conversations": [{"from": "human"}]}, "conversations as messages of role and content"),
+        ({"question": "x", "answer": "y"}, "rename 'question' to 'prompt'"),
+        ({"Prompt": "x"}, "rename 'Prompt' to 'prompt'"),
+        ({"instruction": "x", "input": "", "output": "y"}, "rename 'instruction' to 'prompt'"),
+        ({"instruction": "x", "input": "y"}, "join instruction and input into one text"),
+        ({"prompt": None}, "given prompt: null"),
+    ],
+    ids=str,
+)
+def test_lines_of_other_formats_are_named_for_what_they_are(record, said):
+    with pytest.raises(UserError, match=f"f, line 1: expected one of turns, .*{said}") as refused:
+        read(record)
+    assert "\n" not in str(refused.value)
 
 
 def test_keys_of_the_data_set_are_left_alone():
@@ -134,6 +177,16 @@ def test_messages_are_a_conversation_whose_next_turn_is_the_answer(reader):
     (found,) = read({"messages": [USER], "system": "be brief"})
     expected = [{"role": "system", "content": "be brief"}, USER]
     assert reader.tokens(found) == reader.tokenizer.encode_chat(expected)
+
+
+def test_an_answer_that_is_there_already_is_told_to_be_left_out():
+    line = {"messages": [USER, {"role": "assistant", "content": "the reference"}]}
+    said = "f, line 2: the assistant's last message is left out"
+    assert told_passed_over(read({"messages": TALK}, line)) == [
+        f"{said}, as it is what is to be answered"
+    ]
+    (told,) = told_passed_over(read({"messages": TALK}, line, line))
+    assert told == f"{said}, and of 1 more lines, as it is what is to be answered"
 
 
 @pytest.mark.parametrize(

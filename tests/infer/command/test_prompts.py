@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -96,7 +97,27 @@ def test_a_bad_line_is_named_by_file_and_number(line, said):
 
 def test_all_bad_lines_are_counted():
     with pytest.raises(UserError, match=r"line 1: .*\(and 2 more lines are wrong\)"):
-        from_lines(b"x\ny\nz\n", "f", CONFIG)
+        from_lines(b"{x\n{y\n{z\n", "f", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (json.dumps([{"prompt": "a"}]).encode(), "one JSON value .*`jq -c .\\[\\]`"),
+        (json.dumps([{"prompt": "a"}], indent=1).encode(), "one JSON value .*`jq -c .\\[\\]`"),
+        (json.dumps({"prompt": "a"}, indent=1).encode(), "one JSON value .*`jq -c .`"),
+        (b"id,prompt\n1,hello", "no lines of JSON"),
+        (b"hello there", "no lines of JSON"),
+        (gzip.compress(b"{}"), "gzip, not text"),
+        (b"PK\x03\x04rest", "zip, not text"),
+        ('{"prompt": "a"}'.encode("utf-16-le"), "zero bytes"),
+        ('{"prompt": "a"}'.encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_files_of_other_kinds_are_named_for_what_they_are(data, said):
+    with pytest.raises(UserError, match=f"^f: .*{said}") as refused:
+        from_lines(data, "f", CONFIG)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n"])
