@@ -97,6 +97,29 @@ def test_only_the_first_host_locks(tmp_path, monkeypatch):
         assert not (tmp_path / "run").exists()
 
 
+def test_all_hosts_end_where_the_first_cannot_lock(tmp_path, monkeypatch):
+    def refused(check):
+        raise UserError("host 0 cannot go on")
+
+    monkeypatch.setattr(lock, "is_first", lambda: False)
+    monkeypatch.setattr(lock, "agreed", refused)
+    with pytest.raises(UserError, match="host 0"), only_run(tmp_path / "run", is_file=False):
+        raise AssertionError("the others went on")
+
+
+def test_a_lock_loses_its_name_before_it_is_released(tmp_path, monkeypatch):
+    """Else it takes away the name of the next one's."""
+    close, seen = os.close, []
+
+    def spy(descriptor: int) -> None:
+        seen.append((tmp_path / LOCK_FILE).exists())
+        close(descriptor)
+
+    with only_run(tmp_path, is_file=False):
+        monkeypatch.setattr(os, "close", spy)
+    assert seen == [False]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_runs_under_the_lock_of_its_out(kind, tmp_path, monkeypatch):
     """Fresh and resumed runs alike."""

@@ -6,10 +6,13 @@ import json
 import os
 import sys
 
+import jax
 import pytest
 
+from jspec.infer.command import log as log_module
 from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.progress import EVERY_S
+from jspec.train.command import progress as progress_module
 from jspec.train.command.progress import Pace, TrainingProgress
 from jspec.train.command.run_model import train_in
 from jspec.train.loop import Outcome
@@ -40,6 +43,49 @@ def test_lines_tell_how_far_it_is_and_how_long_the_rest_takes(capsys):
     assert compiling == "compiling the step"
     assert first == "step 20 of 100: loss 2.000, 0.50 s a step"
     assert second == "step 40 of 100: loss 2.000, 0.50 s a step, about 2 min left"
+
+
+def test_of_several_hosts_the_first_one_tells(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(progress_module, "is_first", lambda: False)
+    monkeypatch.setattr(log_module, "is_first", lambda: False)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+
+    def training(*, report, announce, should_stop) -> Outcome:
+        announce("compiling")
+        report(step(1))
+        return Outcome(steps=1, planned=1, held_out=None, best_step=1, is_complete=True)
+
+    train_in(tmp_path, 1, Log(), True, training, next_commands=["and now: do this"])
+    said = capsys.readouterr()
+    assert (said.out, said.err, list(tmp_path.iterdir())) == ("", "", [])
+
+
+def test_evaluations_are_told_at_once(capsys):
+    evaluation = {
+        "step": 2,
+        "held_out": 1.25,
+        "held_out_by_corpus": {"talks": 1.5},
+        "acceptance": {"tokens_per_call": 1.75},
+    }
+    with TrainingProgress(9, Log(), as_json=True, clock=Clock()) as progress:
+        progress.report(evaluation)
+    said = capsys.readouterr()
+    assert json.loads(said.out) == evaluation
+    assert said.err.splitlines() == [
+        "step 2: held-out loss 1.2500 (talks 1.500)",
+        "step 2: 1.75 tokens a target call on held-out openings",
+    ]
+
+
+def test_a_run_that_was_stopped_says_how_it_goes_on(tmp_path, capsys):
+    def training(*, report, announce, should_stop) -> Outcome:
+        report(step(1))
+        return Outcome(steps=1, planned=9, held_out=None, best_step=1, is_complete=False)
+
+    train_in(tmp_path, 9, Log(), False, training, next_commands=["and now: do this"])
+    said = capsys.readouterr()
+    assert said.out == "" and "and now" not in said.err
+    assert "stopped after step 1 of 9; --resume goes on" in said.err
 
 
 def test_the_pace_is_that_of_the_steps_after_the_first():
