@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jspec.errors import UserError
+from jspec.train import checkpoints as checkpoints_module
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.step import TrainState
 
@@ -176,3 +177,9 @@ def test_where_the_only_checkpoint_is_damaged_the_run_begins_anew(saved, tmp_pat
     with Checkpoints(directory) as checkpoints:
         with pytest.raises(UserError, match=f"no other is left: remove {directory.parent}, or"):
             checkpoints.load(state_of(0, **LARGE), 6)
+
+
+def test_of_several_others_the_newest_is_gone_on_from():
+    """A kill may have left more than the latest and the best."""
+    told = str(checkpoints_module._damaged(Path("run/checkpoints"), 6, [2, 6, 4]))
+    assert told.endswith("remove it (rm -r run/checkpoints/6), and --resume goes on from step 4")

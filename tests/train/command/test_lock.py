@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -91,6 +93,30 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
             pass
 
 
+def fail(code: int):
+    def function(*_):
+        raise OSError(code, os.strerror(code))
+
+    return function
+
+
+def test_file_systems_without_locks_take_runs_as_they_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", fail(errno.ENOLCK))
+    with only_run(tmp_path, is_file=False), only_run(tmp_path, is_file=False):
+        pass
+    monkeypatch.setattr(fcntl, "flock", fail(errno.EIO))
+    with pytest.raises(UserError, match="cannot be written"), only_run(tmp_path, is_file=False):
+        pass
+
+
+def test_a_full_disk_has_room_for_a_lock_that_names_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "ftruncate", fail(errno.ENOSPC))
+    with only_run(tmp_path, is_file=False):
+        with pytest.raises(UserError, match=r"another run \(process \?\)"):
+            with only_run(tmp_path, is_file=False):
+                pass
+
+
 def test_only_the_first_host_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "is_first", lambda: False)
     with only_run(tmp_path / "run", is_file=False):
@@ -136,8 +162,27 @@ def test_every_kind_runs_under_the_lock_of_its_out(kind, tmp_path, monkeypatch):
         seen.append(options["resume"])
         return 0
 
+    replace_run(monkeypatch, config, run)
+    assert cli.main([]) == cli.main(["--resume"]) == 0
+    assert seen == [False, True]
+
+
+def replace_run(monkeypatch, config: Config, run) -> None:
     monkeypatch.setattr(cli, "check_made", lambda config, given: None)
     monkeypatch.setattr(cli, "make_config", lambda args: config)
     monkeypatch.setattr(cli, "_runner", lambda config: run)
-    assert cli.main([]) == cli.main(["--resume"]) == 0
-    assert seen == [False, True]
+
+
+def test_a_full_disk_is_told_with_the_way_on(tmp_path, monkeypatch, capsys):
+    """And the lock is gone."""
+
+    def run(config: Config, **options) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/mine/metrics.jsonl")
+
+    fields = {"out": str(tmp_path / "out"), "tokenizer": "t", "data": {"corpora": ["a.jsonl"]}}
+    replace_run(monkeypatch, KINDS["ngram"].model_validate(fields), run)
+    assert cli.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: runs/mine/metrics.jsonl: No space left on device; ")
+    assert line.endswith("make room, and --resume goes on from what was saved")
+    assert not (tmp_path / "out").exists()

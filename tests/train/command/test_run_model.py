@@ -14,7 +14,7 @@ import yaml
 from jspec.errors import UserError
 from jspec.infer.command.log import Log
 from jspec.models.target import load_target
-from jspec.train.command import run_falcon, run_model, run_texts
+from jspec.train.command import run_falcon, run_texts
 from jspec.train.command.run_model import (
     check_same_run,
     mesh_of,
