@@ -183,3 +183,26 @@ def test_of_several_others_the_newest_is_gone_on_from():
     """A kill may have left more than the latest and the best."""
     told = str(checkpoints_module._damaged(Path("run/checkpoints"), 6, [2, 6, 4]))
     assert told.endswith("remove it (rm -r run/checkpoints/6), and --resume goes on from step 4")
+
+
+def no_room(*_, **__) -> None:
+    raise ValueError("Failed to write 15 bytes: No space left on device [source locations ...]")
+
+
+def test_a_full_disk_is_pythons_own_error_and_names_the_directory(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._orbax, "save_checkpointables_async", no_room)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            save(checkpoints, 1, None)
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_what_could_not_be_written_at_the_end_is_told_unless_something_else_is(
+    tmp_path, monkeypatch
+):
+    for error, expected in ((None, OSError), (KeyboardInterrupt, KeyboardInterrupt)):
+        with pytest.raises(expected), Checkpoints(tmp_path) as checkpoints:
+            checkpoints._orbax.close()
+            monkeypatch.setattr(checkpoints._orbax, "close", no_room)
+            if error is not None:
+                raise error
