@@ -14,6 +14,7 @@ from rich.console import Console
 from jspec.errors import UserError
 from jspec.infer.command.endings import exit_code
 from jspec.infer.command.log import Log
+from jspec.infer.command.streams import safe_streams
 
 FULL = "/dev/full"
 
@@ -128,3 +129,32 @@ def test_a_full_disk_is_one_line_that_names_the_file(capsys):
     assert exit_code(command) == 1
     expected = "error: runs/mine/metrics.jsonl: No space left on device; make room, and start again"
     assert capsys.readouterr().err.strip() == expected
+
+
+def test_characters_that_a_stream_does_not_have_are_spelt_out(monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), "ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+
+    def command() -> int:
+        print("süß 😀")
+        print("süß 😀", file=sys.stderr)
+        return 0
+
+    assert exit_code(command) == 0
+    for stream in streams.values():
+        stream.flush()
+        assert stream.buffer.getvalue() == b"s\\xfc\\xdf \\U0001f600\n"  # type: ignore
+
+
+def test_a_standard_stream_that_was_closed_goes_to_no_other_file(tmp_path):
+    """The next file that is opened would get its number."""
+    kept = os.dup(0)
+    os.close(0)
+    try:
+        with safe_streams(), (tmp_path / "file").open("w") as file:
+            assert file.fileno() > 2
+            assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
