@@ -45,6 +45,16 @@ def test_lines_tell_how_far_it_is_and_how_long_the_rest_takes(capsys):
     assert second == "step 40 of 100: loss 2.000, 0.50 s a step, about 2 min left"
 
 
+def test_an_announcement_is_a_line_like_others(capsys):
+    """The next one waits as long as after any."""
+    clock = Clock()
+    with TrainingProgress(100, Log(), as_json=False, clock=clock) as progress:
+        clock.now = EVERY_S
+        progress.announce("compiling the evaluation")
+        progress.report(step(20))
+    assert capsys.readouterr().err == "compiling the evaluation\n"
+
+
 def test_of_several_hosts_the_first_one_tells(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(progress_module, "is_first", lambda: False)
     monkeypatch.setattr(log_module, "is_first", lambda: False)
