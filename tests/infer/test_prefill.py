@@ -11,9 +11,10 @@ from jspec.drafters import draft_model
 from jspec.drafters.draft_model import DraftModel
 from jspec.infer import prefill as prefilling
 from jspec.infer.loop import decode_loop
-from jspec.infer.prefill import prefill, prompt_bucket, room_for, slots_for
+from jspec.infer.prefill import first_token, prefill, prompt_bucket, room_for, slots_for
 from jspec.infer.state import Program
 from jspec.law import Mode
+from jspec.state import Context, StopReason
 from jspec.testing.decoding import full_logits
 from jspec.testing.light import jit_light
 from jspec.testing.models import perturbed, tiny_target
@@ -74,6 +75,23 @@ def test_the_first_token_is_that_of_the_prompts_own_last_row(states):
             top = np.sort(logits)
             gap = float(trace.gap[row, length])
             assert gap == pytest.approx(float(top[-1] - top[-2]), abs=CLOSE)
+
+
+def test_the_first_token_may_end_its_row():
+    """It fills the text, or leaves room for one more; it is a stop token; there is none."""
+    length, active = jnp.asarray([4, 4, 4, 4], jnp.int32), jnp.ones((4,), bool)
+    sampling = settings(4, max_length=[5, 6, 9, 9], stop_ids=[[-1], [-1], [3], [-1]])
+    tokens = jnp.zeros((4, 9), jnp.int32)
+    context = Context(tokens=tokens, length=length, is_active=active, sampling=sampling)
+    logits = jnp.zeros((4, VOCABULARY)).at[:, 3].set(1.0).at[3].set(jnp.nan)
+    greedy = Program(target=TARGET.model, drafter=DRAFTER)
+    after, reason, _ = first_token(context, logits, greedy)
+    reasons = [StopReason(int(one)) for one in reason]
+    ended = [StopReason.MAX_TOKENS, StopReason.NONE, StopReason.STOP_TOKEN, StopReason.BAD_LOGITS]
+    assert reasons == ended
+    assert after.is_active.tolist() == [False, True, False, False]
+    assert after.length.tolist() == [5, 5, 5, 4]
+    assert after.tokens[:, 4].tolist() == [3, 3, 3, 0]
 
 
 def test_what_is_decoded_and_accepted_after_it_is_the_same(states):
