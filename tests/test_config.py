@@ -17,6 +17,8 @@ from jspec.config import (
     resolve,
 )
 from jspec.config.folders import recipe_of
+from jspec.config.layers import parse_mesh
+from jspec.config.yaml_files import parse_yaml
 from jspec.errors import UserError
 from jspec.models.hub import local_directory
 from jspec.train.config import KINDS, NGramConfig
@@ -225,3 +227,28 @@ def test_drafters_of_a_target_are_named_and_refused_by_their_full_key():
     assert [one.drafter for one in chosen.values()] == ["prompt-lookup", "draft-model"]
     with pytest.raises(UserError, match=r"unknown key 'drafters\.mine\.depth'; did you mean|known"):
         resolve(InferConfig, [("run.yaml", {"drafters": {"mine": {"depth": 4}}})])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("08", 8),
+        ("0x10", 16),
+        ("1_000", 1000),
+        ("-5", -5),
+        ("1:30", "1:30"),
+        ("1e-3", 0.001),
+        (".5", 0.5),
+        ("1.5e3", 1500.0),
+        ("-.inf", float("-inf")),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text, value):
+    found = parse_yaml(text)
+    assert found == value and type(found) is type(value)
+
+
+def test_an_axis_given_twice_is_no_mesh():
+    assert parse_mesh("data=1,data=2") == "data=1,data=2"
+    assert parse_mesh("data=1, tensor=2") == {"data": 1, "tensor": 2}

@@ -42,9 +42,10 @@ def parse_text(model: type[BaseModel], name: str, text: str) -> Any:
 
 
 def parse_mesh(text: str) -> dict[str, Any] | str:
-    """`data=1,tensor=2` into a mapping; anything else is handed back to be refused."""
+    """`data=1,tensor=2`, each once, into a mapping; other texts are handed back to be refused."""
     pairs = [part.partition("=") for part in text.split(",")]
-    if not all(equals and name.strip() for name, equals, _ in pairs):
+    names = [name.strip() for name, _, _ in pairs]
+    if not all(equals and name.strip() for name, equals, _ in pairs) or len({*names}) < len(names):
         return text
     return {name.strip(): parse_text(MeshConfig, name, value) for name, _, value in pairs}
 

@@ -14,7 +14,10 @@ from jspec.text_files import read_text
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice and reads `1e-3` as a number, as YAML 1.2 does."""
+    """YAML that refuses a key given twice, and reads numbers as YAML 1.2 does.
+
+    `1e-3` is a number, `010` is ten and not eight, and `1:30` is a text and not ninety.
+    """
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -26,11 +29,26 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (_INT, _FLOAT)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_NUMBERS = {
+    _INT: r"[-+]?(0x[0-9a-fA-F_]+|[0-9][0-9_]*)",
+    _FLOAT: r"[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+    r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), list("-+0123456789."))
+
+
+def _whole(loader: yaml.SafeLoader, node: Any) -> int:
+    digits = loader.construct_scalar(node).replace("_", "").lower()
+    return int(digits, 16 if "0x" in digits else 10)
+
+
+_Loader.add_constructor(_INT, _whole)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer, Generation, Piece, whole_answers
 from jspec.infer.engine import Engine, check_models
-from jspec.infer.messages import check_messages
+from jspec.infer.messages import check_messages, to_be_answered
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request, cut_short
 from jspec.infer.stops import find_stops
@@ -114,6 +114,9 @@ def _prepare(
         raise UserError(
             f"prompts: expected a list of prompts, given {shown(prompts)}; wrap it: [x]"
         )
+    for name, value in (("ignore_eos", ignore_eos), ("trace", trace)):
+        if not isinstance(plain(value), bool):
+            raise UserError(f"{name}: expected True or False, given {shown(value)}")
     if rule not in [each.value for each in Rule]:
         known = " or ".join(each.value for each in Rule)
         raise UserError(f"rule: expected {known}, given {shown(rule)}")
@@ -160,7 +163,7 @@ def _tokens(prompt: Any, index: int, tokenizer: Tokenizer | None) -> tuple[int, 
     where, prompt = f"prompts[{index}]", plain(prompt)
     if isinstance(prompt, str):
         return _text_tokens(prompt, where, tokenizer)
-    if isinstance(prompt, int):
+    if isinstance(prompt, int | bytes):
         raise UserError(
             f"{where}: expected a text, token ids or a list of messages, given {shown(prompt)}; a "
             "single prompt of token ids is [ids]"
@@ -190,4 +193,12 @@ def _text_tokens(text: str, where: str, tokenizer: Tokenizer | None) -> tuple[in
 def _chat_tokens(messages: list, where: str, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     if tokenizer is None:
         raise UserError(f"{where}: the target's directory has no tokenizer; give token ids")
-    return tokenizer.encode_chat(check_messages(messages, where))
+    checked = check_messages(messages, where)
+    asked = to_be_answered(checked)
+    if not asked:
+        raise UserError(f"{where}: expected some message of the user to be answered")
+    if len(asked) < len(checked):
+        _logger.warning(
+            f"{where}: the assistant's last message is left out, as it is what is to be answered"
+        )
+    return tokenizer.encode_chat(asked)

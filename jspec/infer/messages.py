@@ -27,6 +27,17 @@ def check_messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
     )
 
 
+def to_be_answered(messages: Sequence[dict[str, str]]) -> tuple[dict[str, str], ...]:
+    """The messages without what the assistant says at their end, which is to be answered.
+
+    Data sets have the answer there.
+    """
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    return tuple(messages[:end])
+
+
 def _checked(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise UserError(f"{where} needs a role and content, given {shown(message)}")

@@ -182,6 +182,20 @@ def test_both_bounds_are_told(name):
             ask(**{name: value})
 
 
+def test_python_refuses_what_it_would_misread_and_tells_what_it_leaves_out(target, caplog):
+    with pytest.raises(UserError, match="expected a text, token ids"):
+        jspec.generate(target, [any_number(b"hi")], **SHORT)
+    for name in ("ignore_eos", "trace"):
+        with pytest.raises(UserError, match=f"{name}: expected True or False, given 'no'"):
+            jspec.generate(target, [PROMPT], **SHORT, **{name: any_number("no")})
+    user, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+    with pytest.raises(UserError, match="some message of the user"):
+        jspec.generate(target, [[answer]], **SHORT)
+    both = jspec.generate(target, [[user], [user, answer]], **SHORT)
+    assert both[0].tokens == both[1].tokens
+    assert caplog.text.count("prompts[1]: the assistant's last message is left out") == 1
+
+
 # --- room ----------------------------------------------------------------------------------------
 
 
@@ -209,3 +223,8 @@ def test_a_text_that_cannot_have_all_its_new_tokens_is_told_once(
 
 
 _ROOM = ("--max-new-tokens", 1000, "--max-length", 48, "--ignore-eos", "--raw")
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made(checkpoints, infer):
+    run = infer("--target", checkpoints.chat, "--prompt", "a", "--batch-size", 10**9)
+    assert run.code == 2 and "do not fit" in run.err and "lower batch_size" in run.err

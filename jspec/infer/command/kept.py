@@ -169,10 +169,14 @@ def made_with(plan: Plan) -> dict[str, Any]:
 
 def _opened(path: Path) -> int:
     """A file to append to, which no other run writes."""
+    if str(path) == "-":
+        raise UserError("--output -: expected a file; --json has the records on standard output")
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"--output {path}: expected a file; it is something else")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--output {path}: cannot be written ({reason})") from None

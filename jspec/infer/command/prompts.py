@@ -25,7 +25,7 @@ from typing import Any
 from jspec.config import InferConfig, LineConfig, resolve, shown
 from jspec.errors import UserError
 from jspec.infer.command.line_keys import LAST_ANSWER, OBEYED, check_keys, find_kind
-from jspec.infer.messages import check_messages
+from jspec.infer.messages import check_messages, to_be_answered
 from jspec.infer.stops import Stops, find_stops
 from jspec.infer.text import Tokenizer
 from jspec.text_files import decode_text, without_mark
@@ -198,9 +198,7 @@ def _prompt_of(kind: str, value: Any, where: str) -> dict[str, Any]:
     if kind == "prompt_tokens":
         return {"tokens": _token_ids(value, where)}
     if kind == "messages":
-        messages = check_messages(value, where)
-        while messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]  # of a data set, where it is what was answered
+        messages = to_be_answered(check_messages(value, where))
         if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"]:
             raise UserError(f"{where}: messages: expected some text of the user to be answered")
         return {"history": messages[:-1], "turns": (messages[-1]["content"],)}

@@ -19,7 +19,7 @@ from jspec.infer.answers import Generation, Stats
 from jspec.infer.command import kept as module
 from jspec.infer.command import run as run_module
 from jspec.infer.command.compare import Comparison
-from jspec.infer.command.kept import BEGINS, Kept
+from jspec.infer.command.kept import BEGINS, Kept, _opened
 from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.prompts import from_lines
 from jspec.infer.command.session import Plan, make_plan
@@ -376,3 +376,10 @@ def test_a_killed_run_goes_on(checkpoints, tmp_path, path, infer):
     assert path.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     (alone,) = (r for r in records if r["position"] == 120)
     assert alone["settings"]["sample"] == 119 and len(alone["tokens"]) == 12
+
+
+def test_what_is_no_file_is_refused_in_plain_words(tmp_path):
+    with pytest.raises(UserError, match="^--output -: expected a file; --json has"):
+        _opened(Path("-"))
+    with pytest.raises(UserError, match=f"^--output {tmp_path}: expected a file; it is something"):
+        _opened(tmp_path)
