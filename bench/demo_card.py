@@ -77,6 +77,7 @@ class Facts:
     journal: Sequence[Mapping[str, Any]]
     directory: Path
     target: Target
+    tokenizer_folder: Path
     tokenizer: Tokenizer
     data: TextData
     ngrams: NGramModel
@@ -114,7 +115,7 @@ def card(facts: Facts) -> str:
 
 def _model(facts: Facts) -> str:
     config = facts.target.model.config
-    kind = read_json_object(facts.directory / "tokenizer.json")["model"]["type"]
+    kind = read_json_object(facts.tokenizer_folder / "tokenizer.json")["model"]["type"]
     n_parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(facts.target.params))
     size = sum(path.stat().st_size for path in facts.directory.glob("*.safetensors"))
     special = " ".join(f"`{facts.tokenizer.token(i)}`" for i in sorted(facts.tokenizer.special_ids))
@@ -307,6 +308,7 @@ def gather(args: argparse.Namespace) -> Facts:
         journal=journal,
         directory=directory,
         target=target,
+        tokenizer_folder=tokenizer_folder,
         tokenizer=tokenizer,
         data=data,
         ngrams=ngrams,

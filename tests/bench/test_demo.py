@@ -88,6 +88,7 @@ def records_of(out: Path, kind: str = "run") -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
+@pytest.mark.grid
 def test_openings_are_raced(folder, tmp_path):
     ran = run(folder, tmp_path, "--no-peers", "--temperatures", "1")
     assert ran.returncode == 0, ran.stderr

@@ -79,6 +79,7 @@ def test_drafts_judged_by_texts_keep_what_the_engine_keeps(module, temperature, 
     assert (by_kept @ np.arange(1, DEPTH + 2)).tolist() == [NEW - 1] * 3
 
 
+@pytest.mark.grid
 def test_texts_are_those_of_plain_decoding(module):
     some = requests(0.0)
     engine = Engine(TARGET, batch_size=1, max_length=64)

@@ -24,6 +24,7 @@ def run(script: str, *arguments: object, stdin: str = "") -> str:
     return ran.stdout
 
 
+@pytest.mark.grid
 def test_first_look_fills_every_section_and_adds_to_its_record(tmp_path):
     run("first_look.py", "--tiny", "--out", tmp_path, "--sections", "nodes,cache,exactness")
     text = run("first_look.py", "--tiny", "--out", tmp_path, "--sections", "plain,loops,graphs")
@@ -35,6 +36,7 @@ def test_first_look_fills_every_section_and_adds_to_its_record(tmp_path):
     assert text.count("\n| --- |") == 6
 
 
+@pytest.mark.grid
 def test_parts_of_a_diffuspec_round_are_timed(tmp_path):
     text = run("diffuspec_round.py", "--tiny", "--out", tmp_path)
     record = json.loads((tmp_path / "round.json").read_text())
@@ -48,6 +50,7 @@ def test_parts_of_a_diffuspec_round_are_timed(tmp_path):
     assert text.count("\n| --- |") == 2
 
 
+@pytest.mark.grid
 def test_passes_in_groups_are_timed_beside_exact_ones(tmp_path):
     text = run("easyspec_round.py", "--tiny", "--out", tmp_path)
     record = json.loads((tmp_path / "round.json").read_text())
@@ -60,6 +63,7 @@ def test_passes_in_groups_are_timed_beside_exact_ones(tmp_path):
     assert text.count("\n| --- |") == 1
 
 
+@pytest.mark.grid
 def test_a_probe_is_compared_with_passes(tmp_path):
     text = run("easyspec_probe.py", "--tiny", "--out", tmp_path)
     record = json.loads((tmp_path / "round.json").read_text())
@@ -71,6 +75,7 @@ def test_a_probe_is_compared_with_passes(tmp_path):
     assert [line.split(" | ")[1] for line in text.splitlines()[2:]] == ["1", "4"] * 2
 
 
+@pytest.mark.grid
 def test_collectives_of_a_pass_are_those_that_the_plan_says(tmp_path):
     flags = ("--plans", "A+", "B-", "--size", 3, "--without-round")
     text = run("easyspec_collectives.py", "--out", tmp_path, *flags)

@@ -126,6 +126,7 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_are_done(certify, capsy
     assert "could not be done: RuntimeError: no memory" in capsys.readouterr().err
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("name", "fault"),
     [

@@ -76,6 +76,7 @@ def found(tmp_path_factory):
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_hosts_decode_as_one_device_does(found, case):
     plain = found["alone"]["plain"]
@@ -88,6 +89,7 @@ def test_hosts_decode_as_one_device_does(found, case):
         assert case.drafter == "none" or ours["accepted"] > 0
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_nothing_is_compiled_after_the_warm_up(found, case):
     assert all(found[str(host)][case.name]["compiled"] == [0, 0, 0] for host in range(HOSTS))
@@ -138,6 +140,7 @@ def keep_one_answer(path, words: tuple[str, ...]) -> None:
     kept.close()
 
 
+@pytest.mark.grid
 def test_the_command_says_on_the_first_host_what_one_process_says(tmp_path):
     asked = (*ASKED[2:], "--json", "--drafter", "prompt-lookup", "--set", "temperature=0.7")
     asked = (*asked, "--prompt", "There before.", "A taxi.", "Hotels in Napa?")

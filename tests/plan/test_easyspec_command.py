@@ -175,6 +175,7 @@ def tiny(tmp_path) -> list[str]:
     return ["--config", str(path), "--prompts", str(prompts), *few]
 
 
+@pytest.mark.grid
 def test_acceptance_and_devices_are_measured_here(tiny, tmp_path, capsys, monkeypatch):
     for name, value in {"WIDTHS": (), "ROWS": (1, 4), "STEPS": 4, "LAYERS": 1}.items():
         monkeypatch.setattr(probe, name, value)

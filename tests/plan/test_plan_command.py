@@ -94,6 +94,7 @@ def test_a_tree_is_fitted_and_the_drafter_takes_it(config, prompts, tmp_path, ca
     assert isinstance(drafter, Falcon) and drafter.tree == tree
 
 
+@pytest.mark.grid
 def test_costs_are_measured_here(config, prompts, tmp_path, capsys):
     out = tmp_path / "tree.yaml"
     flags = ["--out", str(out), "--nodes", "3", "--probe", "chain-2", "--temperatures", "0"]

@@ -115,6 +115,7 @@ def tokens_per_call(results) -> float:
     return new / sum(result.stats.target_calls for result in results)
 
 
+@pytest.mark.grid
 def test_demo_drafters_say_what_the_target_says(target, tokenizer):
     prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in OPENINGS]
     requests = [

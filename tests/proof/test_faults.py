@@ -13,11 +13,13 @@ def test_every_fault_has_its_check():
     assert set(planted.CAUGHT_BY.values()) == set(PROBES)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", PROBES)
 def test_checks_pass_without_a_fault(name):
     assert PROBES[name]().problems == ()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", planted.CAUGHT_BY)
 def test_fault_is_caught(name):
     probe = PROBES[planted.CAUGHT_BY[name]]

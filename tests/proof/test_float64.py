@@ -12,6 +12,7 @@ OTHERS = ",".join(entry.name for entry in ROSTER if not entry.is_quick)
 """Of every method one drafter, and the rest."""
 
 
+@pytest.mark.grid
 def test_float64_is_strictly_equal_on_one_two_and_eight_devices():
     _, *meshes = float64.CASES
     found = float64.strictly_equal([f"1,1,1={QUICK}", *meshes])
@@ -26,6 +27,7 @@ def test_float64_is_strictly_equal_for_the_other_drafters():
     assert found.n_tokens > 300
 
 
+@pytest.mark.grid
 def test_easyspec_is_strictly_equal_over_a_mesh():
     """Layers side by side with heads split inside, and heads split; the certificate has the rest.
 

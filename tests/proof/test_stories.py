@@ -95,6 +95,7 @@ def test_golden_continuations(shared_data, target):
     assert [list(r.tokens) for r in results] == [c["greedy_ids"] for c in cases]
 
 
+@pytest.mark.grid
 def test_drafters_say_what_the_target_says(shared_data, target, tokenizer):
     prompts = story_prompts(shared_data, tokenizer, 8)
     check(target, requests_for(prompts, 96), batch_sizes=(8,))

@@ -53,6 +53,7 @@ def hosts(request, tmp_path_factory):
     return kind, directory, said
 
 
+@pytest.mark.grid
 def test_two_processes_train_as_one_does_and_agree(hosts, tmp_path):
     """They stop because the second is told to, and go on from a checkpoint that both wrote."""
     kind, directory, said = hosts
@@ -69,6 +70,7 @@ def test_two_processes_train_as_one_does_and_agree(hosts, tmp_path):
             assert record[key] == pytest.approx(other[key], rel=1e-4)
 
 
+@pytest.mark.grid
 def test_one_process_goes_on_with_what_two_began(hosts):
     """Weights and the place in the data depend on neither the processes nor their devices."""
     kind, directory, _ = hosts

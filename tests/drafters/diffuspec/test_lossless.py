@@ -61,11 +61,14 @@ def counted(results: list[Result]) -> list[tuple]:
 @pytest.mark.parametrize(
     "options",
     [
-        dict(prefix=Prefix(windows=(2, 5), refresh_every=3)),
-        dict(choices=Choices(shape=Shape.TREE, n_nodes=9)),
-        dict(is_shifted=False, choices=Choices(shape=Shape.BEAMS)),
+        pytest.param(dict(prefix=Prefix(windows=(2, 5), refresh_every=3)), id="path"),
+        pytest.param(dict(choices=Choices(shape=Shape.TREE, n_nodes=9)), id="tree"),
+        pytest.param(
+            dict(is_shifted=False, choices=Choices(shape=Shape.BEAMS)),
+            id="beams",
+            marks=pytest.mark.grid,
+        ),
     ],
-    ids=["path", "tree", "beams"],
 )
 def test_texts_are_those_of_plain_decoding_and_partly_drafted(options):
     drafter = untrained_diffusion((2, 4), has_ngram=False, **options)(TARGET, ())
@@ -91,6 +94,7 @@ def test_a_drafter_that_knows_the_target_has_its_first_slot_accepted(temperature
     assert first >= rounds - last - zeros
 
 
+@pytest.mark.grid
 def test_a_frozen_causal_text_drafts_as_one_read_anew():
     """Keys and values of a causal text are final, so the cache changes nothing at all."""
     asked = requests()
@@ -99,6 +103,7 @@ def test_a_frozen_causal_text_drafts_as_one_read_anew():
     assert counted(frozen) == counted(anew)
 
 
+@pytest.mark.grid
 def test_a_cache_renewed_every_round_drafts_as_none():
     asked = requests()
 
@@ -126,6 +131,7 @@ def test_lengths_move_over_their_whole_range_and_nothing_is_compiled_again():
     assert min(drafted) < 3 and np.ptp(list(drafted)) > 0.3
 
 
+@pytest.mark.grid
 def test_the_proxy_raises_what_is_accepted():
     """A drafter with noise on its weights, and the n-grams of the text that it should write."""
     asked = requests(0.0)

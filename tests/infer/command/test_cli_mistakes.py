@@ -136,7 +136,7 @@ MISTAKES: dict[str, Mistake] = {
     "unknown dtype": flag("--dtype int8", "dtype", "float32 or bfloat16", "'int8'"),
     "unknown rule": flag("--rule never", "walk or rejection"),
     "unknown drafter": flag("--drafter promt-lookup", "did you mean", "draft-model"),
-    "drafter without its weights": flag("--drafter draft-model", "--drafter-path"),
+    "drafter without its weights": flag("--drafter draft-model", "drafter_path"),
     "weights for no drafter": flag("--drafter-path {small}", "add --drafter NAME"),
     "unknown drafter option": flag(
         "--drafter prompt-lookup --set drafter_options.dpeth=2", "dpeth", "max_ngram"
