@@ -19,7 +19,7 @@ from jspec.config.schema import (
     TargetConfig,
     drafters_of,
 )
-from jspec.config.words import nearest, number, plain, shown, whole_number
+from jspec.config.words import nearest, number, plain, shown, truth, whole_number
 from jspec.config.yaml_files import read_yaml
 from jspec.lazy import submodules
 
@@ -53,6 +53,7 @@ __all__ = [
     "runnable_names",
     "seed_field",
     "shown",
+    "truth",
     "whole_number",
 ]
 

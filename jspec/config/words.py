@@ -50,6 +50,18 @@ def whole_number(name: str, given: Any) -> int:
     return value
 
 
+def truth(name: str, given: Any) -> bool:
+    """A truth value of Python or NumPy, as Python's.
+
+    Raises:
+      UserError: anything else: a text such as "no" would count as true.
+    """
+    value = plain(given)
+    if not isinstance(value, bool):
+        raise UserError(f"{name}: expected True or False, given {shown(given)}")
+    return value
+
+
 def number(name: str, given: Any) -> float:
     """A number of Python, NumPy or JAX, as Python's.
 

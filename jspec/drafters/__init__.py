@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,15 +59,18 @@ def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter
       UserError: an unknown name or option, or a drafter that does not fit the target.
     """
     for what, given in (("name", name), ("target", target)):
-        if isinstance(given, str | os.PathLike) is (what == "target"):
+        is_fit = hasattr(given, "model") if what == "target" else isinstance(given, str)
+        if not is_fit:
             expected = "a drafter's name" if what == "name" else "what jspec.load_target returns"
             raise UserError(f"load_drafter: {what} must be {expected}, given {shown(given)}")
     options = {key: plain(value) for key, value in options.items()}
     check_drafter(name, options)
     load = _load(name)
     if is_own(name):
-        return load_own(name, load, path, target, options)
-    return load(path, target=target, **options)
+        loaded = load_own(name, load, path, target, options)
+    else:
+        loaded = load(path, target=target, **options)
+    return dataclasses.replace(loaded, loaded_for=target.model)
 
 
 def check_drafter(name: str, options: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 
 from jspec.errors import UserError
 from jspec.law import Randomness
+from jspec.models.model import Model
 from jspec.state import Context, Draft, Params, Prompt, TargetOutput, Verdict
 
 DrafterState = Any
@@ -106,11 +107,13 @@ class LoadedDrafter:
       name: as the user names it, for records.
       drafter: the static value.
       params: its arrays; may share arrays with the target.
+      loaded_for: the target's model; None where any may have it.
     """
 
     name: str
     drafter: Drafter
     params: Params
+    loaded_for: Model | None = None
 
     def __repr__(self) -> str:
         return f"LoadedDrafter({self.name!r}, {described(self.drafter)})"

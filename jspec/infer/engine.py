@@ -66,6 +66,31 @@ def check_models(target: Target, drafter: LoadedDrafter | None) -> None:
             f"drafter: expected what jspec.load_drafter returns, given {shown(drafter)}; load it "
             "first"
         )
+    if drafter is not None and not _fits(drafter, target):
+        raise UserError(
+            f"drafter {drafter.name} was loaded for a target of other sizes than {target}; load it "
+            "for this one: jspec.load_drafter(..., target=target)"
+        )
+
+
+def _fits(drafter: LoadedDrafter, target: Target) -> bool:
+    """Whether the sizes that a drafter was loaded for fit this one, as far as it needs."""
+    if drafter.loaded_for is None:
+        return True
+    one, other = drafter.loaded_for.config, target.model.config
+    if one.vocab_size != other.vocab_size:
+        return False
+    return not drafter.drafter.captures or (one.width, one.n_layers) == (
+        other.width,
+        other.n_layers,
+    )
+
+
+def _rule(given: object) -> Rule:
+    if not isinstance(given, str | Rule) or given not in (*Rule, *(each.value for each in Rule)):
+        known = " or ".join(each.value for each in Rule)
+        raise UserError(f"rule: expected {known}, given {shown(given)}")
+    return Rule(given)
 
 
 class Engine:
@@ -112,7 +137,7 @@ class Engine:
                 "this model was made for; lower it"
             )
         self.max_stop_ids = whole_number("max_stop_ids", max_stop_ids)
-        self.rule = Rule(rule)
+        self.rule = _rule(rule)
         self._programs = Programs(
             target=target,
             drafter=self.drafter,

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jspec.config import Settings, plain, resolve, shown, whole_number
+from jspec.config import Settings, plain, resolve, shown, truth, whole_number
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer, Generation, Piece, whole_answers
 from jspec.infer.engine import Engine, check_models
-from jspec.infer.messages import check_messages, to_be_answered
+from jspec.infer.messages import check_messages
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request, cut_short
 from jspec.infer.stops import find_stops
@@ -45,9 +45,9 @@ def generate(
     ignore_eos: bool = False,
     max_length: int | None = None,
     batch_size: int = 1,
-    rule: str = "walk",
+    rule: str | Rule = "walk",
     trace: bool = False,
-    chat_template: str | None = None,
+    chat_template: str | Path | None = None,
 ) -> list[Generation]:
     """Answers to some prompts, in their order. The text does not depend on the drafter.
 
@@ -102,26 +102,23 @@ def _prepare(
     ignore_eos: bool = False,
     max_length: int | None = None,
     batch_size: int = 1,
-    rule: str = "walk",
+    rule: str | Rule = "walk",
     trace: bool = False,
-    chat_template: str | None = None,
+    chat_template: str | Path | None = None,
     **settings: Any,
 ) -> tuple[Answerer, list[Request]]:
     """Checks everything, compiles nothing."""
     check_models(target, drafter)
     prompts = plain(prompts)
-    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Sequence):
+    is_single = isinstance(prompts, str | bytes | Mapping)
+    if is_single or not isinstance(prompts, Sequence):
+        what_to_do = "wrap it: [x]" if is_single else "make it one: list(x)"
         raise UserError(
-            f"prompts: expected a list of prompts, given {shown(prompts)}; wrap it: [x]"
+            f"prompts: expected a list of prompts, given {shown(prompts)}; {what_to_do}"
         )
-    for name, value in (("ignore_eos", ignore_eos), ("trace", trace)):
-        if not isinstance(plain(value), bool):
-            raise UserError(f"{name}: expected True or False, given {shown(value)}")
-    if rule not in [each.value for each in Rule]:
-        known = " or ".join(each.value for each in Rule)
-        raise UserError(f"rule: expected {known}, given {shown(rule)}")
+    ignore_eos, trace = truth("ignore_eos", ignore_eos), truth("trace", trace)
     asked = resolve(Settings, [("", settings)])
-    tokenizer = cached_tokenizer(target.path, chat_template)
+    tokenizer = cached_tokenizer(target.path, _template(chat_template))
     stops = find_stops(asked.stop, asked.stop_ids, tokenizer, target.vocab_size)
     stop_ids = stops.all_ids(() if ignore_eos else target.stop_ids)
     requests = [
@@ -152,6 +149,14 @@ def _prepare(
     return Answerer(engine, tokenizer), requests
 
 
+def _template(given: Any) -> str | None:
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, Path):
+        return str(given)
+    raise UserError(f"chat_template: expected Jinja or a file of it, given {shown(given)}")
+
+
 @functools.lru_cache(maxsize=4)
 def cached_tokenizer(folder: Path | None, chat_template: str | None) -> Tokenizer | None:
     """Tokenizer files are read once for many calls of `generate`."""
@@ -163,10 +168,14 @@ def _tokens(prompt: Any, index: int, tokenizer: Tokenizer | None) -> tuple[int, 
     where, prompt = f"prompts[{index}]", plain(prompt)
     if isinstance(prompt, str):
         return _text_tokens(prompt, where, tokenizer)
-    if isinstance(prompt, int | bytes):
+    if isinstance(prompt, int | bytes | Mapping):
+        what_to_do = {
+            int: "a single prompt of token ids is [ids]",
+            bytes: "decode it",
+        }.get(type(prompt), "a single conversation is [messages]")
         raise UserError(
-            f"{where}: expected a text, token ids or a list of messages, given {shown(prompt)}; a "
-            "single prompt of token ids is [ids]"
+            f"{where}: expected a text, token ids or a list of messages, given {shown(prompt)}; "
+            f"{what_to_do}"
         )
     items = list(prompt) if isinstance(prompt, Iterable) else [None]
     if items and all(isinstance(item, Mapping) for item in items):
@@ -193,12 +202,4 @@ def _text_tokens(text: str, where: str, tokenizer: Tokenizer | None) -> tuple[in
 def _chat_tokens(messages: list, where: str, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     if tokenizer is None:
         raise UserError(f"{where}: the target's directory has no tokenizer; give token ids")
-    checked = check_messages(messages, where)
-    asked = to_be_answered(checked)
-    if not asked:
-        raise UserError(f"{where}: expected some message of the user to be answered")
-    if len(asked) < len(checked):
-        _logger.warning(
-            f"{where}: the assistant's last message is left out, as it is what is to be answered"
-        )
-    return tokenizer.encode_chat(asked)
+    return tokenizer.encode_chat(check_messages(messages, where))

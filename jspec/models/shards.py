@@ -66,8 +66,7 @@ def open_checkpoint(directory: Path) -> Tensors:
 
 def _indexed(index: Path, open_shard: Open) -> Tensors:
     weight_map = read_json(index).get("weight_map")
-    is_map = isinstance(weight_map, dict) and weight_map
-    if not is_map or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or {*map(type, weight_map.values())} != {str}:
         raise UserError(f"{index}: no weight_map: the file is incomplete or corrupt")
     names = list(dict.fromkeys(weight_map.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jspec.config import shown
 from jspec.errors import UserError
 from jspec.models import hf
 from jspec.models.config import DecoderConfig
@@ -114,6 +115,8 @@ def load_model(
     """
     name = check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
+    if not isinstance(mesh, Mesh):
+        raise UserError(f"mesh: expected what jspec.make_mesh returns, given {shown(mesh)}")
     directory = local_directory(path_or_id)
     config = hf.read_config(directory)
     if must_be_causal:
@@ -217,7 +220,7 @@ def check_causal(config: DecoderConfig, name: str | Path) -> None:
 def check_dtype(dtype: Any) -> str:
     """The name of a supported type."""
     try:
-        name = jnp.dtype(dtype).name
+        name = "None" if dtype is None else jnp.dtype(dtype).name
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:

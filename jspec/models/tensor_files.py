@@ -90,7 +90,7 @@ def _check_entry(path: Path, available: int, name: str, entry: Any) -> tuple[int
         begin, end = entry["data_offsets"]
         sizes, dtype = list(entry["shape"]), entry["dtype"]
     except (KeyError, TypeError, ValueError):
-        sizes, dtype, begin, end = [None], None, 0, 0
+        sizes, dtype, begin, end = [], None, 0, 0
     if not isinstance(dtype, str) or not all(type(n) is int for n in (begin, end, *sizes)):
         raise UserError(f"{path}: tensor {name} has no valid header entry: {_AGAIN}")
     if not 0 <= begin <= end <= available:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import jspec
 from jspec.infer import generate as generate_module
+from jspec.infer.engine import check_models
 from jspec.infer.text import load_tokenizer
+from jspec.law import Rule
+from jspec.models.model import build
 
 SHORT: dict[str, Any] = {"max_new_tokens": 16, "max_length": 128}
 
@@ -99,7 +106,15 @@ def test_no_prompts_are_no_answers(target):
         (["a"], {"batch_size": 0}, "batch_size"),
         (["a"], {"max_length": 1000}, "max_length"),
         (["a"], {"max_length": 0}, "max_length"),
-        (["a"], {"rule": "never"}, "rule"),
+        (["a"], {"rule": "never"}, "rule: expected walk or rejection"),
+        (["a"], {"rule": ["walk"]}, "rule: expected walk or rejection"),
+        (["a"], {"ignore_eos": "no"}, "ignore_eos: expected True or False, given 'no'"),
+        (["a"], {"trace": 1}, "trace: expected True or False, given 1"),
+        (["a"], {"chat_template": 3}, "chat_template: expected Jinja or a file of it, given 3"),
+        (["a"], {"chat_template": Path("no.jinja")}, "chat_template: expected.*no.jinja"),
+        ((x for x in "ab"), {}, r"make it one: list\(x\)"),
+        ([b"a"], {}, r"prompts\[0\]: expected a text.*decode it"),
+        ([{"role": "user", "content": "a"}], {}, r"a single conversation is \[messages\]"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(target, prompts, options, said):
@@ -107,6 +122,32 @@ def test_mistakes_are_refused_before_anything_runs(target, prompts, options, sai
         jspec.generate(target, prompts, **({"max_new_tokens": 4} | options))
     with pytest.raises(jspec.UserError, match=said):
         jspec.stream(target, prompts, **({"max_new_tokens": 4} | options))
+
+
+def test_a_rule_may_be_given_as_the_law_names_it(target):
+    given = [jspec.generate(target, [[0]], rule=r, **SHORT)[0].tokens for r in ("walk", Rule.WALK)]
+    assert given[0] == given[1]
+
+
+def test_a_drafter_of_a_target_of_other_sizes_is_refused(target):
+    drafter = jspec.load_drafter("prompt-lookup", target=target)
+    config = target.model.config
+
+    def refused(captures, **changes):
+        model = build(dataclasses.replace(config, **changes))
+        reader = SimpleNamespace(captures=captures)
+        other = dataclasses.replace(drafter, loaded_for=model, drafter=reader)
+        with contextlib.suppress(jspec.UserError):
+            check_models(target, other)
+            return False
+        return True
+
+    assert refused((), vocab_size=config.vocab_size + 1)
+    assert refused(("final",), width=2 * config.width)
+    assert refused(("final",), n_layers=config.n_layers + 1)
+    assert not refused((), width=2 * config.width)
+    assert not refused(("final",))
+    assert drafter.loaded_for == target.model
 
 
 def test_a_misspelt_option_of_stream_names_the_right_one(target):

@@ -276,3 +276,16 @@ def test_what_else_a_generation_config_says_is_ignored_with_a_warning(checkpoint
     for wrong in ("two", True, -1, [[2]]):
         path.write_text(json.dumps({"eos_token_id": wrong}))
         refused(checkpoint, "generation_config.json: eos_token_id must be a token id.* got .*;")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dtype": None}, "dtype must be one of float32.*got None"),
+        ({"dtype": "float16"}, "dtype must be one of float32"),
+        ({"mesh": 2}, "mesh: expected what jspec.make_mesh returns, given 2"),
+    ],
+)
+def test_options_of_a_target_are_checked(options, told, tmp_path):
+    with pytest.raises(UserError, match=told):
+        load_target(tmp_path, **options)
