@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,7 @@ def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter
       UserError: an unknown name or option, or a drafter that does not fit the target.
     """
     for what, given in (("name", name), ("target", target)):
-        is_fit = hasattr(given, "model") if what == "target" else isinstance(given, str)
-        if not is_fit:
+        if isinstance(given, str | os.PathLike) is (what == "target"):
             expected = "a drafter's name" if what == "name" else "what jspec.load_target returns"
             raise UserError(f"load_drafter: {what} must be {expected}, given {shown(given)}")
     options = {key: plain(value) for key, value in options.items()}
@@ -70,7 +70,7 @@ def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter
         loaded = load_own(name, load, path, target, options)
     else:
         loaded = load(path, target=target, **options)
-    return dataclasses.replace(loaded, loaded_for=target.model)
+    return dataclasses.replace(loaded, loaded_for=getattr(target, "model", None))
 
 
 def check_drafter(name: str, options: Mapping[str, Any]) -> None:
