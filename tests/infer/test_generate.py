@@ -111,7 +111,7 @@ def test_no_prompts_are_no_answers(target):
         (["a"], {"ignore_eos": "no"}, "ignore_eos: expected True or False, given 'no'"),
         (["a"], {"trace": 1}, "trace: expected True or False, given 1"),
         (["a"], {"chat_template": 3}, "chat_template: expected Jinja or a file of it, given 3"),
-        (["a"], {"chat_template": Path("no.jinja")}, "chat_template: expected.*no.jinja"),
+        (["a"], {"chat_template": Path("no.jinja")}, "chat_template .no.jinja.: expected Jinja"),
         ((x for x in "ab"), {}, r"make it one: list\(x\)"),
         ([b"a"], {}, r"prompts\[0\]: expected a text.*decode it"),
         ([{"role": "user", "content": "a"}], {}, r"a single conversation is \[messages\]"),
@@ -144,7 +144,9 @@ def test_a_drafter_of_a_target_of_other_sizes_is_refused(target):
 
     assert refused((), vocab_size=config.vocab_size + 1)
     assert refused(("final",), width=2 * config.width)
-    assert refused(("final",), n_layers=config.n_layers + 1)
+    assert refused(
+        ("final",), n_layers=config.n_layers + 1, windows=(None,) * (config.n_layers + 1)
+    )
     assert not refused((), width=2 * config.width)
     assert not refused(("final",))
     assert drafter.loaded_for == target.model
