@@ -13,7 +13,7 @@ from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer, Generation, Piece, whole_answers
 from jspec.infer.engine import Engine, check_models
-from jspec.infer.messages import check_messages
+from jspec.infer.messages import check_messages, to_be_answered
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request, cut_short
 from jspec.infer.stops import find_stops
@@ -202,4 +202,12 @@ def _text_tokens(text: str, where: str, tokenizer: Tokenizer | None) -> tuple[in
 def _chat_tokens(messages: list, where: str, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     if tokenizer is None:
         raise UserError(f"{where}: the target's directory has no tokenizer; give token ids")
-    return tokenizer.encode_chat(check_messages(messages, where))
+    checked = check_messages(messages, where)
+    asked = to_be_answered(checked)
+    if not asked:
+        raise UserError(f"{where}: expected some message of the user to be answered")
+    if len(asked) < len(checked):
+        _logger.warning(
+            f"{where}: the assistant's last message is left out, as it is what is to be answered"
+        )
+    return tokenizer.encode_chat(asked)
