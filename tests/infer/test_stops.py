@@ -223,8 +223,3 @@ def test_a_text_that_cannot_have_all_its_new_tokens_is_told_once(
 
 
 _ROOM = ("--max-new-tokens", 1000, "--max-length", 48, "--ignore-eos", "--raw")
-
-
-def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made(checkpoints, infer):
-    run = infer("--target", checkpoints.chat, "--prompt", "a", "--batch-size", 10**9)
-    assert run.code == 2 and "do not fit" in run.err and "lower batch_size" in run.err

@@ -42,9 +42,6 @@ AROUND_A_TURN = 32
 
 _DEFAULT_STOP_IDS = 8
 
-_HOPELESS = 100
-"""So many times the memory that there is are refused: filling the host would take minutes."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -161,8 +158,6 @@ class Session:
         memory, available = agreed(lambda: plan.memory(mesh, capacity)), device_memory()
         line = memory_line(memory, config, capacity, available)
         warning = memory_warning(memory, config, available)
-        if warning and memory.total > _HOPELESS * (available or memory.total):
-            raise UserError(warning)
         self.plan = plan
         self._log = log
         self._has_told_cut = False
