@@ -294,7 +294,8 @@ def _changes(found: TextFile, train: Packed, test: Packed, is_truncating: bool) 
     told = []
     if n_long:
         what = "are truncated" if is_truncating else "are cut into pieces, each from position 0 on"
-        told.append(f"{n_long:,} of {len(lengths):,} texts have more than {length} tokens; {what}")
+        number = f"{n_long:,} of {len(lengths):,}"
+        told.append(f"{number} texts have more than {length} tokens and {what}")
     n_empty = int(np.sum((firsts < 0) | (firsts >= length))) if is_truncating else 0
     if n_empty:
         told.append(f"{n_empty:,} texts have nothing to learn in their first {length} tokens")

@@ -241,7 +241,7 @@ def test_what_is_left_out_and_cut_is_told_at_every_start(tmp_path, tokenizer_fol
     said = "\n".join(told[1])
     assert "talks: 1 conversations end before a turn by 'nobody'" in said
     assert "talks: 1 conversations end before a turn without text" in said
-    assert "talks: 18 of 19 texts have more than 64 tokens; are truncated" in said
+    assert "talks: 18 of 19 texts have more than 64 tokens and are truncated" in said
     assert "talks: 1 texts have nothing to learn in their first 64 tokens" in said
 
 
