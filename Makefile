@@ -18,7 +18,7 @@ VENV := .venv$(OF)
 PARITY := .venv-parity$(OF)
 LIBTPU := .libtpu$(OF)
 
-.PHONY: help demo test proof test-parity test-aot race lint docs clean
+.PHONY: help demo test proof certificate test-parity test-aot race lint docs clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -32,6 +32,9 @@ test: $(VENV)/.installed  ## the default suite: CPU, offline, without torch
 proof: $(VENV)/.installed  ## compiled as users have it: chains bit for bit, a quick certificate
 	$(AS_USED) $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not slow' $(PYTEST_ARGS) tests/proof/test_strict.py
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m grid $(PYTEST_ARGS) --ignore tests/proof/test_strict.py tests
+	$(VENV)/bin/python -m jspec.certify --quick
+
+certificate: $(VENV)/.installed  ## the quick certificate alone
 	$(VENV)/bin/python -m jspec.certify --quick
 
 test-parity: $(PARITY)/.installed  ## live comparison with transformers and torch
