@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**32 - 1
 MAX_TOKENS = 2**31 - 1
+MAX_ROWS = 4096
 
 
 def field(default: Any, help_: str, expected: str, *, is_text: bool = False, **limits) -> Any:
@@ -23,9 +24,9 @@ def field(default: Any, help_: str, expected: str, *, is_text: bool = False, **l
     return Field(default, description=help_, json_schema_extra=extra, **limits)
 
 
-def count(default: int | None, help_: str, low: int = 1) -> Any:
-    expected = f"a whole number from {low} to {MAX_TOKENS}"
-    return field(default, help_, expected, ge=low, le=MAX_TOKENS)
+def count(default: int | None, help_: str, low: int = 1, high: int = MAX_TOKENS) -> Any:
+    expected = f"a whole number from {low} to {high}"
+    return field(default, help_, expected, ge=low, le=high)
 
 
 def seed_field(help_: str) -> Any:

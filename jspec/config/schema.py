@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from jspec.config.fields import MAX_TOKENS, Config, count, digest_field, field, seed_field
+from jspec.config.fields import MAX_ROWS, MAX_TOKENS, Config, count, digest_field, field, seed_field
 from jspec.law import MIN_TEMPERATURE
 
 
@@ -145,7 +145,7 @@ class TargetConfig(Reading):
 class InferConfig(Settings, DrafterConfig, TargetConfig):
     """One run of `python -m jspec.infer`; every field can be given as `--set key=value`."""
 
-    batch_size: int = count(1, "rows decoded together")
+    batch_size: int = count(1, "rows decoded together", high=MAX_ROWS)
     rule: Literal["walk", "rejection"] = field(
         "walk", "how a draft is accepted", "walk or rejection", is_text=True
     )

@@ -82,6 +82,7 @@ def state_shapes(
     config, dtype = target.model.config, jnp.dtype(target.dtype)
     slots = slots_for(program, capacity)
     request = Request(tokens=(0,), max_new_tokens=1)
+    row = sampling_of([request], max_length=capacity, max_stop_ids=1)
 
     def start(params) -> tuple[KVCache, Any]:
         length = jnp.ones((batch_size,), jnp.int32)
@@ -89,7 +90,9 @@ def state_shapes(
             tokens=jnp.zeros((batch_size, capacity), jnp.int32),
             length=length,
             is_active=length > 0,
-            sampling=sampling_of([request] * batch_size, max_length=capacity, max_stop_ids=1),
+            sampling=jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape[1:])), row
+            ),
         )
         width = min(SMALLEST_BUCKET, capacity)
         rows = jnp.zeros((batch_size, width, config.width), dtype)

@@ -92,7 +92,7 @@ NORM = "model.norm.weight"
 
 
 def without_norm(header: dict) -> None:
-    header.pop(NORM)
+    header["rotary_emb.inv_freq"] = header.pop(NORM)  # its bytes belong to a harmless buffer
 
 
 def misshapen_norm(header: dict) -> None:
@@ -131,11 +131,12 @@ MISTAKES: dict[str, Mistake] = {
     "seed too large": flag("--seed 4294967296", "given 4294967296"),
     "sample too large": flag("--sample 4294967296", "sample"),
     "no new tokens": flag("--max-new-tokens 0", "max_new_tokens", "from 1 to 2147483647"),
-    "no rows": flag("--batch-size 0", "batch_size", "from 1 to 2147483647"),
+    "no rows": flag("--batch-size 0", "batch_size", "from 1 to 4096"),
     "max-length above the context": flag("--max-length 9999", "9999", "192"),
     "unknown dtype": flag("--dtype int8", "dtype", "float32 or bfloat16", "'int8'"),
     "unknown rule": flag("--rule never", "walk or rejection"),
     "unknown drafter": flag("--drafter promt-lookup", "did you mean", "draft-model"),
+    "more rows than any batch has": flag("--batch-size 1000000000", "from 1 to 4096"),
     "drafter without its weights": flag("--drafter draft-model", "drafter_path"),
     "weights for no drafter": flag("--drafter-path {small}", "add --drafter NAME"),
     "unknown drafter option": flag(
