@@ -23,7 +23,6 @@ from jspec.infer.command.log import Log
 from jspec.plan import report
 from jspec.plan.acceptance import Acceptance, count, estimate, rounds_of, tokens_per_call
 from jspec.plan.costs import Costs, read_costs
-from jspec.plan.files import write_whole
 from jspec.plan.job import Job
 from jspec.plan.measure import Timer, costs_of, requests_at, results
 from jspec.plan.trees import (
@@ -35,6 +34,7 @@ from jspec.plan.trees import (
     pays,
     timed_tree,
 )
+from jspec.train.files import write_whole
 
 FEW_ROUNDS = 300
 """With fewer rounds at a temperature, a warning."""

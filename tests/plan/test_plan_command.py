@@ -16,9 +16,9 @@ from jspec.drafters.falcon.trees import find, fingerprint
 from jspec.models import hf, sar_head
 from jspec.models.sar_head import SarConfig
 from jspec.models.target import load_target
-from jspec.plan import files
 from jspec.plan.cli import main
 from jspec.testing.models import random_head, tiny_target
+from jspec.train import files
 
 FREE = {"r": {1: 1.0, 64: 1.0}, "prime": 0.001, "pass": 0.001, "overhead": 0.0}
 DEAR = {"r": {1: 1.0, 2: 40.0}, "prime": 1.0, "pass": 1.0, "overhead": -0.5}

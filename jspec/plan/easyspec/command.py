@@ -28,8 +28,8 @@ from jspec.plan.easyspec.hardware import SHIPPED, Hardware, find_hardware, plain
 from jspec.plan.easyspec.picture import save_picture
 from jspec.plan.easyspec.probe import measure
 from jspec.plan.easyspec.shapes import BYTES, ModelShape
-from jspec.plan.files import write_whole
 from jspec.plan.job import Job
+from jspec.train.files import write_whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
