@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +168,28 @@ def test_a_damaged_checkpoint_is_told_with_the_way_on(saved, tmp_path, name, cap
         assert checkpoints.latest == 4
         found, _ = checkpoints.load(state_of(0, **LARGE), 4)
     assert int(found.step) == 4
+
+
+class Abandoned:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+
+
+def test_what_orbax_leaves_behind_a_failed_load_is_not_shown(saved, monkeypatch, capsys):
+    """Its tasks end when they like: some print, others cannot even raise."""
+    unraisable = []
+
+    def fail(*_) -> None:
+        Abandoned()
+        print("Event loop is closed", file=sys.stderr)
+        raise ValueError("no such chunk")
+
+    with Checkpoints(saved) as checkpoints:
+        monkeypatch.setattr(checkpoints._orbax, "load_checkpointables", fail)
+        monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+        with pytest.raises(UserError, match="does not fit"):
+            checkpoints.load(state_of(0), 6)
+    assert capsys.readouterr().err == "" and not unraisable
 
 
 def test_where_the_only_checkpoint_is_damaged_the_run_begins_anew(saved, tmp_path):
