@@ -108,7 +108,7 @@ def test_all_bad_lines_are_counted():
         (json.dumps({"prompt": "a"}, indent=1).encode(), "one JSON value .*`jq -c .`"),
         (b"id,prompt\n1,hello", "no lines of JSON"),
         (b"hello there", "no lines of JSON"),
-        (gzip.compress(b"{}"), "gzip, not text"),
+        (gzip.compress(b"{}", mtime=0), "gzip, not text"),
         (b"PK\x03\x04rest", "zip, not text"),
         ('{"prompt": "a"}'.encode("utf-16-le"), "zero bytes"),
         ('{"prompt": "a"}'.encode("utf-16"), "UTF-16"),
