@@ -84,7 +84,7 @@ def repeat_heads(params, times: int, width: int):
 
 @functools.partial(jit_light, static_argnames="passes")
 def story(params, passes: Passes, tokens):
-    """A text read exactly, new rows in groups on it, kept in part, and an exact pass again."""
+    """A text read exactly, new rows in groups on it, kept in part, and both passes again."""
     cache = passes.empty_cache(ROWS, SLOTS, jnp.float32)
     zero = jnp.zeros((ROWS,), jnp.int32)
     _, cache = passes.exact(params, cache, tokens[:, :READ], causal_block(zero, READ))
@@ -96,7 +96,9 @@ def story(params, passes: Passes, tokens):
     block = causal_block(zero + READ + 1, 2)
     later, cache = passes.grouped(params, cache, new[:, :2], block, logits_rows=at)
     exact, cache = passes.exact(params, cache, new, causal_block(zero + READ, NEW))
-    return (drafted, later, exact), cache
+    block = causal_block(zero + READ + NEW, NEW)
+    again, cache = passes.grouped(params, cache, new, block)
+    return (drafted, later, exact, again), cache
 
 
 def tokens_of(config):
