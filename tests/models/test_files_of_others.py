@@ -73,6 +73,8 @@ def equal(one, other) -> None:
         lambda name: "_orig_mod." + name,
         lambda name: "module._orig_mod." + name,
         lambda name: "model." + name,
+        lambda name: "model.module." + name,
+        lambda name: "base_model.model." + name,
         lambda name: name.replace("layers.", "layers._orig_mod."),
     ],
 )
@@ -81,6 +83,13 @@ def test_names_may_lack_the_prefix_or_have_more(config, rename, tmp_path):
     written(tmp_path, config)
     save(tmp_path, {rename(name): x for name, x in tensors_of(tmp_path).items()})
     equal(load_target(tmp_path).params, params_of(config))
+
+
+def test_what_stands_before_some_names_only_belongs_to_them(tmp_path):
+    tensors = tensors_of(written(tmp_path))
+    tensors["module." + EMBEDDING] = tensors.pop(EMBEDDING)
+    save(tmp_path, tensors)
+    refused(tmp_path, rf"missing .*\({EMBEDDING}\); unexpected .*\(module\.{EMBEDDING}\)")
 
 
 def test_a_tensor_under_two_names_is_refused(tmp_path):
