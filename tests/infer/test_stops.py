@@ -54,8 +54,10 @@ def first_new(answer: tuple[int, ...]) -> tuple[int, int]:
 
 
 def test_a_stop_text_that_is_a_special_token_is_its_id(tokenizer):
-    found = find_stops(["<|user|>", "END", "</s>"], [7, 1, 7], tokenizer, 320)
-    assert found == Stops((7, 1, 3), ("END",))
+    """An ordinary token is not: its text may come in other tokens as well."""
+    assert tokenizer.id_of("a") is not None
+    found = find_stops(["<|user|>", "END", "a", "</s>"], [7, 1, 7], tokenizer, 320)
+    assert found == Stops((7, 1, 3), ("END", "a"))
     assert found.all_ids((1, 9)) == (1, 9, 7, 3)
 
 

@@ -134,17 +134,23 @@ def test_the_beginning_of_a_stop_string_is_never_shown_before_it_is_known_not_to
 
 
 def test_what_is_held_back_comes_out_at_the_end(byte_level):
-    ids = byte_level.encode("wait ST")[1:]
-    stream = TextStream(byte_level, stop_ids=(), stops=("STOP",))
+    ids = byte_level.encode("wait SS")[1:]
+    stream = TextStream(byte_level, stop_ids=(), stops=("SSTOP",))
     stream.advance(ids)
     assert stream.take() == "wait "
-    assert stream.finish() == "ST"
+    assert stream.finish() == "SS"
 
 
 def test_of_two_stop_strings_the_one_that_is_complete_first_wins(byte_level):
     ids = byte_level.encode("abcdef")[1:]
     text, _, _ = streamed(byte_level, ids, chunks=lambda: 1, stops=("bcde", "cd"))
     assert text == "ab"
+
+
+def test_of_two_stop_strings_that_are_complete_together_the_longer_wins(byte_level):
+    ids = byte_level.encode("abcdef")[1:]
+    text, _, _ = streamed(byte_level, ids, chunks=lambda: 1, stops=("d", "bcd"))
+    assert text == "a"
 
 
 def test_a_stop_token_has_no_text_and_completes_no_stop_string(byte_level):
