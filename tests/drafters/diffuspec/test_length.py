@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jspec.drafters.diffuspec.lattice import first_stop
@@ -107,6 +107,7 @@ def test_the_published_length_grows_once_float32_cannot_tell_the_means_apart():
     counts_bonus=st.booleans(),
     is_bias_corrected=st.booleans(),
 )
+@example(rounds=[(30, 30)], counts_bonus=False, is_bias_corrected=True)
 def test_lengths_stay_within_their_bounds(rounds, counts_bonus, is_bias_corrected):
     controller = AdaptiveLength(counts_bonus=counts_bonus, is_bias_corrected=is_bias_corrected)
     _, lengths = play(controller, rounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from jax.sharding import PartitionSpec
 
 from jspec.aot.hlo import read as instructions_of
 from jspec.drafters import load_drafter
-from jspec.drafters.diffuspec.drafter import DiffuSpec, Shape
+from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
+from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.drafters.diffuspec.length import AdaptiveLength, SurvivalLength
 from jspec.drafters.diffuspec.loading import spread_lengths
 from jspec.errors import UserError
@@ -60,6 +62,17 @@ def test_a_directory_is_the_model_with_its_mask_and_its_shift(directory, tmp_pat
     )
     llada, _ = load(write_tiny(tmp_path / "llada", "llada"))
     assert not llada.model.config.is_shifted
+
+
+def test_constants_are_the_papers_if_not_given(directory):
+    drafter, _ = load(directory)
+    published = Choices(cap=15, mass=0.8, beam=3, scoring=Scoring(weight=0.5, spread=1.0))
+    assert drafter.choices == published
+
+
+def test_constants_of_the_adaptive_length_reach_it(directory):
+    given: dict[str, Any] = dict(growth=3, smoothing=0.25, tolerance=0.9, counts_bonus=True)
+    assert load(directory, **given)[0].controller == AdaptiveLength(shortest=2, longest=4, **given)
 
 
 def test_options_reach_the_drafter(directory):
@@ -158,6 +171,7 @@ def test_a_published_model_is_known_without_its_files():
     assert isinstance(dream.drafter, DiffuSpec)
     config = dream.drafter.model.config
     assert config.is_shifted and config.mask_id == 151_666
+    assert dream.drafter.lengths == (20, 25, 30)
     assert sum(leaf.size for leaf in jax.tree.leaves(dream.params)) == 7_615_616_512
     for path, told in (
         ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct/config.json: is_shifted must tell"),
