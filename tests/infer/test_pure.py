@@ -17,11 +17,13 @@ from jspec.errors import UserError
 from jspec.infer.pure import check_loop, check_prefill, end_unserved
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode
+from jspec.models.model import build
 from jspec.state import StopReason
 from jspec.testing.models import tiny_target
 
 TARGET = tiny_target(n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1, vocab_size=31)
 LOADED = LoadedDrafter(name="prompt-lookup", drafter=PromptLookup(depth=2), params=())
+DEEPER = build(dataclasses.replace(TARGET.model.config, n_layers=2, windows=()))
 PROGRAM = Program(target=TARGET.model, drafter=LOADED.drafter)
 PARAMS = (TARGET.params, LOADED.params)
 TOKENS, LENGTH = np.ones((2, 5), np.int32), np.array([5, 3], np.int32)
@@ -50,6 +52,7 @@ GOOD: dict[str, Any] = dict(
         ({"capacity": 4}, "capacity 4 is less than the 5 tokens of the prompts"),
         ({"capacity": 5, "sampling": settings(max_length=5)}, "expected 1 to 4 .* 5 in row 0"),
         ({"capacity": 20.0}, "capacity: expected a static int, given 20.0"),
+        ({"capacity": True}, "capacity: expected a static int, given true"),
         ({"length": np.array([5, 6], np.int32)}, "expected 1 to 5 tokens .* given 6 in row 1"),
         ({"length": np.array([0, 3], np.int32)}, "given 0 in row 0"),
         ({"length": np.array([5], np.int32)}, r"length: expected 2 rows, .* given int32 \[1\]"),
@@ -63,7 +66,7 @@ GOOD: dict[str, Any] = dict(
         ({"sampling": with_field("top_k", np.zeros(2, np.float32))}, "sampling.top_k: expected"),
         ({"sampling": with_field("temperature", np.zeros(2, np.int32))}, "sampling.temperature"),
         ({"sampling": with_field("stop_ids", np.zeros(2, np.int32))}, r"int32 \[B, E\]"),
-        ({"sampling": settings(max_length=30)}, "max_length 30 is more than the capacity 20"),
+        ({"sampling": settings(max_length=21)}, "max_length 21 is more than the capacity 20"),
         ({"sampling": settings(temperature=1.0)}, "mode greedy serves temperature 0 only.*PLAIN"),
         ({"sampling": settings(temperature=1.0, top_k=2)}, "need full; .* mode=jspec.law.Mode.FUL"),
         ({"program": TARGET.model}, "program: expected a jspec.Program, given Model"),
@@ -94,25 +97,29 @@ def mode(of: Mode) -> Program:
     return dataclasses.replace(PROGRAM, mode=of)
 
 
+FILTERS: list[dict[str, Any]] = [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}]
+MIXED = [{}, *FILTERS, {"temperature": 1.0}, *({"temperature": 1.0} | one for one in FILTERS)]
+"""Four rows that greedy serves, one that needs plain, three that need full."""
+ROWS = len(MIXED)
+
+
 def mixed() -> jspec.Sampling:
-    """Rows that need greedy, plain and full."""
-    rows = [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}]
-    requests = [jspec.Request(tokens=(1, 2, 1), max_new_tokens=4, **row) for row in rows]
+    requests = [jspec.Request(tokens=(1, 2, 1), max_new_tokens=4, **row) for row in MIXED]
     return jspec.sampling_of(requests, max_length=20, max_stop_ids=1)
 
 
 @pytest.fixture(scope="module")
 def generation() -> DecodeState:
-    """Of three rows that were prefilled with the mode that serves all of them."""
-    tokens, length = np.array([[1, 2, 1]] * 3, np.int32), np.full(3, 3, np.int32)
+    """Of rows that were prefilled with the mode that serves all of them."""
+    tokens, length = np.array([[1, 2, 1]] * ROWS, np.int32), np.full(ROWS, 3, np.int32)
     return API.prefill(PARAMS, mode(Mode.FULL), tokens, length, mixed(), capacity=20)
 
 
-@pytest.mark.parametrize("of, n_served", [(Mode.GREEDY, 1), (Mode.PLAIN, 2)])
+@pytest.mark.parametrize("of, n_served", [(Mode.GREEDY, 4), (Mode.PLAIN, 5)])
 def test_rows_of_another_mode_end_at_once_where_settings_are_traced(of, n_served, generation):
     """A temperature of 1 is not decoded greedily inside somebody's `jit`."""
-    ended = end_unserved(generation, jnp.full(3, 3, jnp.int32), mode(of))
-    served = np.arange(3) < n_served
+    ended = end_unserved(generation, jnp.full(ROWS, 3, jnp.int32), mode(of))
+    served = np.arange(ROWS) < n_served
     np.testing.assert_array_equal(ended.context.is_active, served)
     np.testing.assert_array_equal(ended.context.length, np.where(served, 4, 3))
     reasons = np.where(served, StopReason.NONE, StopReason.WRONG_MODE)
@@ -120,10 +127,10 @@ def test_rows_of_another_mode_end_at_once_where_settings_are_traced(of, n_served
 
 
 def test_prefill_in_a_jit_ends_the_rows_that_its_mode_does_not_serve():
-    tokens, length = np.array([[1, 2, 1]] * 3, np.int32), np.full(3, 3, np.int32)
+    tokens, length = np.array([[1, 2, 1]] * ROWS, np.int32), np.full(ROWS, 3, np.int32)
     somebodys = jax.jit(lambda s: API.prefill(PARAMS, PROGRAM, tokens, length, s, capacity=20))
     reasons = somebodys(mixed()).stop_reason.tolist()
-    assert reasons == [StopReason.NONE, StopReason.WRONG_MODE, StopReason.WRONG_MODE]
+    assert reasons == [StopReason.NONE] * 4 + [StopReason.WRONG_MODE] * 4
 
 
 @pytest.mark.parametrize(
@@ -132,8 +139,11 @@ def test_prefill_in_a_jit_ends_the_rows_that_its_mode_does_not_serve():
         (mode(Mode.PLAIN), None, "mode plain serves temperatures without filters.*need full"),
         (dataclasses.replace(mode(Mode.FULL), trace=True), None, "another trace"),
         (dataclasses.replace(mode(Mode.FULL), drafter=PromptLookup(depth=3)), 1, "2 deep.*3 deep"),
+        (dataclasses.replace(mode(Mode.FULL), target=DEEPER), 1, "of another target or drafter"),
+        (TARGET.model, 1, "program: expected a jspec.Program, given Model"),
         (mode(Mode.FULL), -1, "rounds: expected a number of at least 0, given -1"),
         (mode(Mode.FULL), 1.5, "rounds: expected"),
+        (mode(Mode.FULL), np.array([1, 2]), "rounds: expected"),
     ],
 )
 def test_the_loop_refuses_what_another_program_made(program, rounds, told, generation):
