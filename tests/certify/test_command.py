@@ -112,6 +112,21 @@ def test_other_settings_start_anew(certify, capsys):
     assert certify(Found(), argv=["--max-new-tokens", "9"]) == (0, [])
 
 
+@pytest.mark.parametrize("what", ["prompts", "weights", "source"])
+def test_whatever_could_change_what_is_found_starts_anew(what, certify, monkeypatch, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "the cat"}')
+    asked = ["--prompts", str(prompts)]
+    assert certify(Found(), argv=asked) == (0, ["check 0"])
+    assert certify(Found(), argv=asked) == (0, [])
+    if what == "prompts":
+        prompts.write_text('{"prompt": "the dog"}')
+    else:
+        module = {"weights": "models", "source": "run"}[what]
+        monkeypatch.setattr(f"jspec.certify.{module}.{what}_digest", lambda *_: "0" * 64)
+    assert certify(Found(), argv=asked) == (0, ["check 0"])
+
+
 def test_a_problem_is_1_and_stays_one(certify, capsys):
     code, _ = certify(Found(), Found(problems=("a token differs",)))
     assert code == 1
