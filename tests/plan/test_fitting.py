@@ -209,6 +209,7 @@ def test_candidates_need_all_their_passes():
         assert -(-one.tree.depth // 2) == one.passes
         assert one.tokens_per_call == pytest.approx(GOOD.tokens_per_call(one.tree))
         table = H100_LIKE
+        assert one.terms == costs(table).terms(one.passes, one.tree.n_nodes)
         assert one.terms.c_d == pytest.approx(table["prime"] + (one.passes - 1) * table["pass"])
         assert one.speedup == pytest.approx(one.tokens_per_call / one.terms.total)
     assert choose(found) in found

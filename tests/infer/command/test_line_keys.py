@@ -75,7 +75,7 @@ def test_bad_values_and_other_names_are_one_line(record, said):
     ("key", "asks", "idle"),
     [
         ("n", 2, 1),
-        ("best_of", 3, 1),
+        ("best_of", True, 1),
         ("repetition_penalty", 1.1, 1.0),
         ("presence_penalty", 0.5, 0),
         ("frequency_penalty", -1, 0.0),

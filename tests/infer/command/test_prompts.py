@@ -32,13 +32,13 @@ def test_every_kind_of_line_is_read():
     found = from_lines(
         lines(
             {"id": "a", "turns": ["one", "two"], "category": "x", "reference": ["y"]},
-            {"id": 7, "prompt": "süß"},
+            {"id": 0, "prompt": "süß"},
             {"prompt_tokens": [1, 2]},
         ),
         "f",
         CONFIG,
     )
-    assert [each.id for each in found] == ["a", 7, 3]
+    assert [each.id for each in found] == ["a", 0, 3]
     assert [each.turns for each in found] == [("one", "two"), ("süß",), ()]
     assert found[2].tokens == (1, 2)
     assert [each.n_turns for each in found] == [2, 1, 1]
@@ -82,6 +82,7 @@ def test_blank_lines_a_byte_order_mark_and_windows_line_ends_are_fine():
         (b'{"prompt": "x", "max_tokens": 1}', "'max_tokens' is called 'max_new_tokens'"),
         (b'{"prompt": "x", "seed": 1e20}', "seed: expected a whole number"),
         (b'{"prompt": "x", "id": [1]}', "id: expected a text or a whole number"),
+        (b'{"prompt": "x", "id": true}', "id: expected a text or a whole number, given true"),
         (b'{"prompt": "\xff"}', "not UTF-8 at byte 13"),
         (b'{"prompt": "\\ud800"}', "not valid Unicode"),
         (b"[" * 100_000, "broken JSON"),
