@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jspec.bench import terms
@@ -177,6 +178,15 @@ def test_interval_holds_the_median_and_is_always_the_same():
     found = terms.interval(values)
     assert found == terms.interval(values)
     assert min(values) <= found.low < found.median < found.high <= max(values)
+    assert found.median == pytest.approx(1.35) and found.n == 6
+
+
+def test_an_interval_holds_95_of_100_medians():
+    rng = np.random.default_rng(1)
+    values = rng.exponential(size=401)
+    found = terms.interval(values.tolist())
+    others = np.median(rng.choice(values, size=(2000, 401)), axis=1)
+    assert np.mean((found.low <= others) & (others <= found.high)) == pytest.approx(0.95, abs=0.02)
 
 
 @pytest.mark.parametrize(
