@@ -166,7 +166,9 @@ def test_a_file_that_was_not_finished_is_no_file(tmp_path, tokenizer_folder):
     assert list(cache.iterdir()) == []
 
 
-def test_the_cache_knows_text_tokenizer_and_settings(tmp_path, tokenizer_folder):
+def test_the_cache_knows_text_tokenizer_settings_and_how_it_is_encoded(
+    tmp_path, tokenizer_folder, monkeypatch
+):
     path, folder, cache = corpus(tmp_path), tmp_path / "tokenizer", tmp_path / "cache"
     folder.mkdir()
     for file in tokenizer_folder.iterdir():
@@ -190,6 +192,8 @@ def test_the_cache_knows_text_tokenizer_and_settings(tmp_path, tokenizer_folder)
     assert n_files() == 7
     path.write_text(path.read_text().replace("cat", "dog"))
     assert n_files() == 8
+    monkeypatch.setattr(data_module, "ENCODING", "another")
+    assert n_files() == 9
 
 
 def talks(path: Path, n: int) -> Path:

@@ -190,9 +190,12 @@ def test_the_command_leaves_a_drafter_and_goes_on_from_one(
     """The tokenizer has no mask: it becomes the id after its last, which the teacher lacks."""
     folders = (tmp_path, tokenizer_folder, causal_folder)
     assert command(*folders, text_attention=attention) == 0
-    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    said, trained = capsys.readouterr(), tmp_path / "run/model"
+    first = json.loads(said.out.splitlines()[0])
     assert {"loss", "agreement_1", "agreement_3"} <= set(first)
-    trained = tmp_path / "run/model"
+    if attention == "causal":  # it begins as its teacher, and sees a text as that one does
+        assert first["agreement_1"] == 1.0
+    assert f"--drafter diffuspec --drafter-path {trained} --compare" in said.err
     found = describe(load_model(trained))
     assert (found.config.mask_id, found.config.n_ids, found.vocab_size) == (300, 300, 301)
     assert found.config.is_text_causal == (attention == "causal")

@@ -20,6 +20,7 @@ from jspec.models.model import build
 from jspec.testing.models import tiny_config
 from jspec.train.command.cli import make_config, make_parser
 from jspec.train.config import FalconConfig
+from jspec.train.csgd import Glance
 from jspec.train.falcon import head_of, initial_params, objective_of
 from jspec.train.optimizer import make_optimizer, make_schedule
 
@@ -70,6 +71,17 @@ def test_every_field_of_the_objective_is_the_configs(field, value):
     changed = recipe("falcon_vicuna").model_copy(update={field: value})
     target = build(tiny_config(max_positions=2048))
     assert getattr(objective_of(changed, head_of(changed, target), target, 5), field) == value
+
+
+def test_glances_are_the_configs():
+    given = {"schedule": "paper", "epochs": 7, "align": "masked_stride"}
+    target = build(tiny_config(max_positions=2048))
+    values = recipe("falcon_vicuna").model_dump() | {"glance": given}
+    found = []
+    for has_any in (True, False):
+        changed = FalconConfig.model_validate(values | {"glancing": has_any})
+        found.append(objective_of(changed, head_of(changed, target), target, 5).glance)
+    assert found == [Glance(**given), None]
 
 
 @pytest.mark.parametrize("name", RECIPES)

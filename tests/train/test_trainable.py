@@ -65,9 +65,12 @@ def test_exported_weights_are_a_checkpoint_that_loads(tmp_path):
     model = training_model()
     params = jax.jit(functools.partial(initial_params, model))(jax.random.key(0))
     trainable = language_model(model, start=params, extra_config={"bos_token_id": 7})
-    begun = jax.jit(trainable.begin)(jax.random.key(1), trainable.start)
-    for one, other in zip(*map(jax.tree.leaves, (begun, params)), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for kind in ("float32", "bfloat16"):
+        start = jax.tree.map(functools.partial(jnp.asarray, dtype=kind), params)
+        begun = jax.jit(trainable.begin)(jax.random.key(1), start)
+        for one, other in zip(*map(jax.tree.leaves, (begun, start)), strict=True):
+            assert one.dtype == "float32"
+            np.testing.assert_array_equal(one, other.astype("float32"))
     trainable.export(params, tmp_path)
     target = load_target(tmp_path, dtype="bfloat16")
     assert target.model.config.width == model.config.width

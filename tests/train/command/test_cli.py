@@ -140,6 +140,7 @@ def test_more_steps_go_on_with_a_run(folder, capsys, tmp_path):
     assert main([*config, "steps=3", "--resume"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["step"] for r in records if "loss" in r] == [3]
+    assert [r["step"] for r in records if "held_out" in r] == [3]  # the last, if not by twos
     assert records[-1]["summary"]["steps"] == records[-1]["summary"]["planned"] == 3
 
 
@@ -181,8 +182,11 @@ def test_texts_are_resumed_and_learnt_from(folder, tmp_path, capsys):
     }
     capsys.readouterr()
     assert main(["--config", write_yaml(tmp_path / "student.yaml", student), "--json"]) == 0
-    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    said = capsys.readouterr()
+    first = json.loads(said.out.splitlines()[0])
     assert {"loss", "text_loss", "agreement", "overlap"} <= set(first)
+    asked = f"--target {folder / 'run/model'} --drafter draft-model"
+    assert f"{asked} --drafter-path {tmp_path / 'student/model'} --compare" in said.err
     assert 0 < first["overlap"] <= 1
 
 

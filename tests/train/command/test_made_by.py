@@ -1,4 +1,4 @@
-"""A missing file that another recipe makes is told with the command that makes it."""
+"""Which command makes a file that is missing, and which one comes after a training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from jspec.train.command.cli import main
+from jspec.train.command.recipes import after_falcon, after_model
+from jspec.train.config import FalconConfig, ModelConfig
 
 TRAIN = "python -m jspec.train --config"
 MORE = "out=runs/demo/texts_more.jsonl n_texts=8000 batch_size=32"
@@ -56,3 +58,32 @@ def test_recipes_beside_the_one_that_is_given_are_known(tmp_path, capsys):
 def test_what_no_recipe_makes_is_left_to_those_who_read_it(tmp_path, capsys):
     assert main(["--config", "demo/target", "--set", "tokenizer=runs/else"]) == 2
     assert "make it with" not in capsys.readouterr().err
+
+
+VICUNA = "lmsys/vicuna-7b-v1.5"
+
+
+def test_a_trained_head_is_fitted_and_used_with_the_ready_config_of_its_target():
+    """Which has the target's template and type; `--target` alone has neither."""
+    values = {"out": "runs/mine", "target": VICUNA, "steps": 1, "data": {"corpora": ["a.jsonl"]}}
+    told = after_falcon(FalconConfig.model_validate(values))
+    drafter = "--config vicuna --drafter falcon --drafter-path runs/mine/model"
+    assert f"  python -m jspec.plan {drafter} --out runs/mine/model/tree.yaml" in told
+    assert f"  python -m jspec.infer {drafter} --compare" in told
+
+
+@pytest.mark.parametrize(
+    ("teacher", "drafter", "said"),
+    [
+        (None, "draft-model", "--target runs/mine/model --raw --prompt TEXT"),
+        (None, "diffuspec", "--target TARGET --drafter diffuspec"),
+        ("runs/big", "draft-model", "--target runs/big --drafter draft-model"),
+        (VICUNA, "draft-model", "--config vicuna --drafter draft-model"),
+    ],
+)
+def test_a_trained_model_is_used_with_its_teacher(teacher, drafter, said):
+    values = {"out": "runs/mine", "tokenizer": "t", "steps": 1, "data": {"corpora": ["a.jsonl"]}}
+    config = ModelConfig.model_validate(values | {"model": {"width": 8}, "teacher": teacher})
+    (told,) = after_model(config, drafter)
+    rest = "" if "--raw" in said else " --drafter-path runs/mine/model --compare"
+    assert told == f"next: python -m jspec.infer {said}{rest}"

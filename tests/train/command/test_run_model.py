@@ -16,6 +16,7 @@ from jspec.infer.command.log import Log
 from jspec.models.target import load_target
 from jspec.train.command import run_falcon, run_texts
 from jspec.train.command.run_model import (
+    _objective,
     check_same_run,
     mesh_of,
     starting_model,
@@ -23,6 +24,7 @@ from jspec.train.command.run_model import (
     tokenizer_of,
 )
 from jspec.train.config import FalconConfig, ModelConfig, TextsConfig
+from jspec.train.objective import Distil, NextToken
 
 DATA: dict[str, Any] = {"corpora": ["a.jsonl"], "length": 32}
 MESH = {"data": 2, "fsdp": 2}
@@ -94,6 +96,16 @@ def test_start_and_teacher_are_loaded_in_parts_onto_the_mesh(target_folder):
     digest = {"teacher_digest": "0" * 64}
     with pytest.raises(UserError, match="digest"):
         teacher_of(config.model_copy(update=digest), model.config.vocab_size, mesh)
+
+
+def test_a_teacher_is_learnt_from_as_the_config_says(target_folder):
+    alone = model_config(target_folder, remat=True)
+    mesh, tokenizer = mesh_of(alone), tokenizer_of(alone)
+    model, _ = starting_model(alone, tokenizer, mesh)
+    assert _objective(alone, model, mesh) == (NextToken(model, remat=True), None)
+    taught = alone.model_copy(update={"teacher": str(target_folder), "teacher_share": 0.25})
+    objective, frozen = _objective(taught, model, mesh)
+    assert objective == Distil(model, model, share=0.25, remat=True) and frozen is not None
 
 
 def test_models_that_do_not_fit_are_refused(target_folder, tokenizer_folder, tmp_path):
