@@ -16,7 +16,16 @@ import pytest
 
 from jspec.errors import UserError
 from jspec.models.target import load_target
-from jspec.testing.training import kill_at, loop_config, run_training, told, training_model
+from jspec.testing.training import (
+    kill_at,
+    language_parts,
+    loop_config,
+    random_text,
+    run_training,
+    told,
+    training_model,
+)
+from jspec.train import loop
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.journal import read_journal
 from jspec.train.loop import planned_steps
@@ -180,6 +189,77 @@ def test_weights_that_are_no_numbers_stop_the_run_and_are_never_saved(tmp_path, 
         run_training(tmp_path, config, objective=objective)
     assert [r["step"] for r in told(tmp_path)] == [1, 2]
     assert steps_kept(tmp_path) == {2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling:
+    """Its metrics tell what it was given."""
+
+    def for_evaluation(self) -> Telling:
+        return self
+
+    def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
+        one, size = jnp.ones(()), sum(jnp.sum(abs(leaf)) for leaf in jax.tree.leaves(params))
+        told = {
+            "weights": size,
+            "noise": jax.random.uniform(key),
+            "batch": jnp.sum(batch["tokens"]).astype(jnp.float32),
+        }
+        return Loss(
+            total=jnp.asarray(size), weight=one, sums={k: (v, one) for k, v in told.items()}
+        )
+
+
+def test_weights_noise_and_batches_each_follow_the_seed(tmp_path):
+    """And held-out text is no more than is asked for, of each corpus."""
+    found = []
+    for seed in (0, 1):
+        config = loop_config(seed=seed, eval_sequences=2)
+        _, trainable = language_parts(config)
+        parts = (Telling(), random_text(), trainable)
+        run = loop._Run(*parts, config, tmp_path, None, announce=lambda text: None)
+        nothing: Any = types.SimpleNamespace(latest=None)
+        run.begin(nothing)
+        found.append({name: float(value) for name, value in run._one_step().items()})
+    assert all(found[0][name] != found[1][name] for name in ("weights", "noise", "batch"))
+    assert [(batch["weights"] > 0).any(axis=1).sum() for [batch] in run.tests.values()] == [2, 2]
+
+
+def test_few_held_out_sequences_are_spread_over_all():
+    batch = {"tokens": np.arange(10)[:, None]}
+    assert loop._spread(batch, 4)["tokens"][:, 0].tolist() == [0, 3, 6, 9]
+    assert loop._spread(batch, None) is loop._spread(batch, 10) is batch
+
+
+def test_a_step_takes_its_share_of_the_time_since_the_last_line(monkeypatch):
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: 6.0))
+    run: Any = types.SimpleNamespace(schedule=lambda step: 0.0)
+    waiting: list = [(n, {"loss": 1.0, "gradient_norm": 1.0}) for n in (1, 2, 3)]
+    records: list = []
+    loop._Run._tell(run, waiting, 0.0, records.append)
+    assert [record["seconds"] for record in records] == [2.0, 2.0, 2.0] and not waiting
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_the_first_process_exports_and_all_wait_for_it(tmp_path, monkeypatch, process):
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    seen = []
+    waiting = "jax.experimental.multihost_utils.sync_global_devices"
+    monkeypatch.setattr(waiting, lambda name: seen.append(sorted(tmp_path.iterdir())))
+    checkpoints: Any = types.SimpleNamespace(
+        load=lambda like, step: (TrainState(params={}, moments=(), step=jnp.int32(step)), {}),
+        held_out=lambda step: 0.5,
+    )
+
+    def export(params, directory: Path) -> None:
+        (directory / "config.json").touch()
+
+    run: Any = types.SimpleNamespace(
+        announce=print, train_state=None, path=tmp_path, model=types.SimpleNamespace(export=export)
+    )
+    assert loop._Run.export(run, checkpoints, 3) == 0.5
+    assert seen == [[tmp_path / "model"] if process == 0 else []]
 
 
 MESHES = {"both": {"data": 2, "fsdp": 4}}
