@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -54,6 +55,11 @@ def records_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
+def pairs(runs: list[dict[str, Any]]) -> list[tuple[dict[str, Any], ...]]:
+    """The runs of two contestants at one place, place by place."""
+    return list(zip(runs[::2], runs[1::2], strict=True))
+
+
 def what(record: dict[str, Any]) -> tuple:
     """All of a record that is the same in every run."""
     keys = ("kind", "block", "contestant", "temperature", "digest", "target_calls", "context")
@@ -77,7 +83,10 @@ def test_the_demo_runs(tmp_path, capsys):
 def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     flags = ["--batch-sizes", "2", "--repeats", "2"]
-    assert bench(config, prompts, whole, *flags) == 0
+    turns = itertools.count()
+    with monkeypatch.context() as patch:  # the load is asked for before everyone's turn
+        patch.setattr(race.os, "getloadavg", lambda: (float(next(turns)), 0.0, 0.0))
+        assert bench(config, prompts, whole, *flags) == 0
     said = capsys.readouterr()
     assert "prompts passed over: 1;" in said.err
     assert "lookup" in said.out
@@ -109,6 +118,8 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     assert [what(record) for record in records_of(cut)] == [what(r) for r in records_of(whole)]
 
     runs = [record for record in records_of(whole) if record["kind"] == "run"]
+    begins = [min(pair, key=lambda run: run["load"])["contestant"] for pair in pairs(runs)]
+    assert begins == ["plain", "lookup", "lookup", "plain"], "who begins changes at every place"
     assert {record["category"] for record in runs} == {"short", "others"}
     assert all(record["texts"] == 2 and record["new_tokens"] == 12 for record in runs)
     for record in runs:
