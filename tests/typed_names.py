@@ -16,6 +16,7 @@ def typed(target: jspec.Target, loaded: jspec.LoadedDrafter) -> list[str]:
     """The exported names have their types."""
     answers: list[jspec.Generation] = jspec.generate(target, ["a"], max_new_tokens=1)
     jspec.generate(target, "a", max_newtokens=1)  # pyright: ignore[reportCallIssue]
+    jspec.stream(target, ["a"])  # pyright: ignore[reportCallIssue]
     jspec.Program(target=target.model, drafter=loaded)  # pyright: ignore[reportArgumentType]
     mode: jspec.law.Mode = jspec.law.Mode.FULL
     return [*(answer.text or "" for answer in answers), mode.value, jspec.__version__]

@@ -57,7 +57,7 @@ def generate(
         are taken as they are; a conversation goes through the chat template.
       drafter: from `jspec.load_drafter`; None decodes plainly.
       max_new_tokens: the stop token included.
-      temperature: 0 is greedy, else at least 0.01.
+      temperature: 0 is greedy, else from 0.01 to 1,000,000.
       top_k: keep the k likeliest tokens; 0 is off.
       top_p: keep the smallest set of this mass; 1 is off.
       min_p: keep tokens of at least this share of the likeliest one's probability; 0 is off.
@@ -82,13 +82,34 @@ def generate(
     return whole_answers(answerer.answer(requests, in_pieces=False), len(requests))
 
 
-def stream(target: Target, prompts: Sequence[Prompt], **options: Any) -> Iterator[Piece]:
+def stream(
+    target: Target,
+    prompts: Sequence[Prompt],
+    *,
+    drafter: LoadedDrafter | None = None,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    sample: int = 0,
+    stop: str | Sequence[str] = (),
+    stop_ids: int | Sequence[int] = (),
+    ignore_eos: bool = False,
+    max_length: int | None = None,
+    batch_size: int = 1,
+    rule: str | Rule = "walk",
+    trace: bool = False,
+    chat_template: str | Path | None = None,
+) -> Iterator[Piece]:
     """The same, as it is committed. Takes the options of `generate`.
 
     Yields:
       Pieces: new text and tokens of one of the prompts; its last piece has the whole answer. Text
       that may still change or begin a stop string is held back.
     """
+    options = {name: value for name, value in locals().items() if name not in ("target", "prompts")}
     answerer, requests = _prepare(target, prompts, **options)
     answerer.warm_up(requests)
     return answerer.answer(requests)

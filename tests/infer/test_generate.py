@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,9 +153,9 @@ def test_a_drafter_of_a_target_of_other_sizes_is_refused(target):
     assert drafter.loaded_for == target.model
 
 
-def test_a_misspelt_option_of_stream_names_the_right_one(target):
-    with pytest.raises(jspec.UserError, match="did you mean 'temperature'"):
-        jspec.stream(target, ["a"], temprature=1)
+def test_stream_takes_what_generate_takes():
+    asked, streamed = inspect.signature(jspec.generate), inspect.signature(jspec.stream)
+    assert streamed.parameters == asked.parameters
 
 
 def test_texts_need_a_tokenizer(checkpoints):
