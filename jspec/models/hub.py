@@ -121,9 +121,24 @@ def _snapshot(repo_id: str) -> Path:
         if not any(directory.glob("*.safetensors")):
             directory = fetch(*_TEXT_FILES, "*.bin")
     except Exception as error:  # the hub's client raises its own, its transport's and OS errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{repo_id}: no such directory here, and the hub cannot be used ({reason}); "
-            "give the path of a local checkpoint directory"
-        ) from None
+        raise UserError(f"{repo_id}: no such directory here, {_why(error)}") from None
     return directory
+
+
+def _why(error: Exception) -> str:
+    """What kept a model from being fetched from the hub, and what to do."""
+    from huggingface_hub import errors
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    if isinstance(error, errors.GatedRepoError):
+        return "and its page on the hub asks for consent; give it there, and set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "and not on the hub either; check the name, and set HF_TOKEN if it is private"
+    where = f"not whole in the hub's cache ({HF_HUB_CACHE})"
+    elsewhere = "give the directory of a checkpoint"
+    if HF_HUB_OFFLINE:
+        return f"{where}, and HF_HUB_OFFLINE forbids to fetch it; unset that, or {elsewhere}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{where}, and the hub is out of reach; connect to a network, or {elsewhere}"
+    reason = (str(error).strip().splitlines() or [""])[0][:100] or type(error).__name__
+    return f"and the hub cannot be used ({reason}); {elsewhere}"

@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +19,7 @@ import pytest
 
 from jspec.errors import UserError
 from jspec.models.hf import write_checkpoint
+from jspec.models.hub import local_directory
 from jspec.models.model import build, random_params
 from jspec.models.target import load_target
 from jspec.testing.models import tiny_config
@@ -246,8 +250,31 @@ def test_a_hub_id_without_network_points_to_a_directory():
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     last = done.stderr.decode().strip().splitlines()[-1]
-    assert "UserError: owner/no-such-model: no such directory here" in last
-    assert last.endswith("give the path of a local checkpoint directory")
+    assert "UserError: owner/no-such-model: no such directory here, not whole in the hub's" in last
+    assert last.endswith(
+        "HF_HUB_OFFLINE forbids to fetch it; unset that, or give the directory of a checkpoint"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("GatedRepoError", "asks for consent; give it there, and set HF_TOKEN"),
+        ("RepositoryNotFoundError", "not on the hub either; check the name"),
+        ("LocalEntryNotFoundError", "the hub is out of reach; connect to a network, or give"),
+        ("RevisionNotFoundError", r"the hub cannot be used \(RevisionNotFoundError\); give"),
+    ],
+)
+def test_the_hub_s_refusals_are_told_in_our_words(name, said, monkeypatch):
+    kind = getattr(huggingface_hub.errors, name)
+
+    def refuse(*_, **__):
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match=f"owner/model: no such directory here, .*{said}"):
+        local_directory("owner/model")
 
 
 @pytest.mark.parametrize(
