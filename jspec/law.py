@@ -30,7 +30,14 @@ from jspec.state import Sampling, state
 NEVER = -jnp.inf
 """Score of a token that the law cannot pick."""
 
-MIN_TEMPERATURE = 0.01
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1_000_000
+TEMPERATURES = f"0 (greedy) or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
+"""Those that the law is defined for, as an error says it."""
+
+
+def is_temperature(value: float) -> bool:
+    """Whether the law is defined for it."""
+    return value == 0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE
 
 
 class Stream(enum.IntEnum):

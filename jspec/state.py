@@ -60,7 +60,7 @@ class Sampling:
     """What each row asks of the law. Filters at 0 (`top_k`, `min_p`) or 1 (`top_p`) are off.
 
     Attributes:
-      temperature: 0 is greedy; otherwise at least 0.01.
+      temperature: 0 is greedy; otherwise from 0.01 to 1,000,000.
       top_k: keep the k largest scores, all ties at the k-th included.
       top_p: keep the smallest set of mass at least p, of what top-k left.
       min_p: keep tokens of at least this share of the largest probability.

@@ -133,8 +133,9 @@ def test_sets_are_read_as_yaml_but_texts_stay_texts():
             "mesh.tensor: expected a whole number from 1 to 2147483647, given 'two'",
         ),
         ({"mesh": {"data": 0}}, "mesh.data: expected a whole number from 1 to 2147483647, given 0"),
-        ({"temperature": -1}, "temperature: expected 0 (greedy) or a number of at least 0.01"),
+        ({"temperature": -1}, "temperature: expected 0 (greedy) or a number from 0.01 to 1000000"),
         ({"temperature": 0.001}, "given 0.001"),
+        ({"temperature": 1e39}, "given 1e+39"),  # no number of float32
         ({"temperature": float("nan")}, "given nan"),
         ({"temperature": float("inf")}, "given inf"),
         ({"temperature": "warm"}, "given 'warm'"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, field_validator
 
 from jspec.config import Filters, count, field, seed_field
-from jspec.law import MIN_TEMPERATURE
+from jspec.law import TEMPERATURES, is_temperature
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
@@ -19,7 +19,7 @@ def _different(values: list) -> list:
 
 
 def _are_temperatures(values: list[float]) -> list[float]:
-    if any(value != 0 and value < MIN_TEMPERATURE for value in values):
+    if not all(map(is_temperature, values)):
         raise ValueError("out of range")
     return _different(values)
 
@@ -31,7 +31,7 @@ def temperatures_field() -> Any:
     return field(
         [0.0, 1.0],
         "0 is greedy",
-        f"different numbers, each 0 or at least {MIN_TEMPERATURE}",
+        f"different numbers, each {TEMPERATURES}",
         min_length=1,
     )
 

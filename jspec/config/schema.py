@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from jspec.config.fields import MAX_ROWS, MAX_TOKENS, Config, count, digest_field, field, seed_field
-from jspec.law import MIN_TEMPERATURE
+from jspec.law import TEMPERATURES, is_temperature
 
 
 class Filters(Config):
@@ -41,9 +41,7 @@ class Settings(Filters):
     """What one prompt asks."""
 
     max_new_tokens: int = count(256, "new tokens at most, the stop token included")
-    temperature: float = field(
-        0.0, "0 is greedy", f"0 (greedy) or a number of at least {MIN_TEMPERATURE}"
-    )
+    temperature: float = field(0.0, "0 is greedy", TEMPERATURES)
     seed: int = seed_field("names the noise; one prompt, seed and sample are one text")
     sample: int = seed_field("number of the request, for several texts of one seed")
     stop: list[Annotated[str, Field(min_length=1)]] = field(
@@ -64,8 +62,8 @@ class Settings(Filters):
 
     @field_validator("temperature")
     @classmethod
-    def _is_zero_or_large_enough(cls, value: float) -> float:
-        if value != 0 and value < MIN_TEMPERATURE:
+    def _has_a_law(cls, value: float) -> float:
+        if not is_temperature(value):
             raise ValueError("out of range")
         return value
 

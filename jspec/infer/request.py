@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from jspec.config import MAX_SEED, MAX_TOKENS, number, plain, shown, whole_number
 from jspec.errors import UserError
-from jspec.law import MIN_TEMPERATURE, Mode, mode_of
+from jspec.law import TEMPERATURES, Mode, is_temperature, mode_of
 from jspec.state import Sampling, StopReason
 
 
@@ -22,7 +21,7 @@ class Request:
     Attributes:
       tokens: the prompt.
       max_new_tokens: the text ends after this many new tokens.
-      temperature: 0 for greedy, else at least 0.01.
+      temperature: 0 for greedy, else from 0.01 to 1,000,000.
       top_k: keep the k likeliest tokens; 0 is off.
       top_p: keep the smallest set of this mass; 1 is off.
       min_p: keep tokens of this share of the likeliest; 0 is off.
@@ -75,14 +74,8 @@ def check_settings(request) -> None:
     Raises:
       UserError: the first value out of its range.
     """
-    temperature = request.temperature
-    if not math.isfinite(temperature) or temperature < 0:
-        raise UserError(f"temperature must be 0 or at least {MIN_TEMPERATURE}, not {temperature}")
-    if 0 < temperature < MIN_TEMPERATURE:
-        raise UserError(
-            f"temperature {temperature} is too close to 0: "
-            f"give 0 for greedy decoding, or at least {MIN_TEMPERATURE}"
-        )
+    if not is_temperature(request.temperature):
+        raise UserError(f"temperature must be {TEMPERATURES}, not {shown(request.temperature)}")
     if not 0 <= request.top_k <= MAX_TOKENS:
         raise UserError(f"top_k must be from 0 (off) to {MAX_TOKENS}, not {request.top_k}")
     if not 0 < request.top_p <= 1:

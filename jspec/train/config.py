@@ -13,7 +13,7 @@ import pydantic
 from pydantic import Field, field_validator
 
 from jspec.config import Config, MeshConfig, count, digest_field, field, seed_field
-from jspec.law import MIN_TEMPERATURE
+from jspec.law import TEMPERATURES, is_temperature
 
 
 def _path(help_: str, default: str | None = None) -> Any:
@@ -362,7 +362,7 @@ class TextsConfig(Config):
     prompt_tokens: int = count(24, "tokens of a plain text that are its opening")
     max_new_tokens: int = count(256, "new tokens at most")
     temperatures: list[float] = field(
-        [0.0, 0.7, 1.0], "taken in turn", f"a list of 0 or numbers of at least {MIN_TEMPERATURE}"
+        [0.0, 0.7, 1.0], "taken in turn", f"a list of numbers, each {TEMPERATURES}"
     )
     batch_size: int = count(16, "texts written together; a multiple of mesh.data")
     mesh: MeshConfig = field(MeshConfig(), "devices along each axis", "axes")
@@ -371,7 +371,7 @@ class TextsConfig(Config):
     @field_validator("temperatures")
     @classmethod
     def _in_range(cls, value: list[float]) -> list[float]:
-        if not value or any(t != 0 and t < MIN_TEMPERATURE for t in value):
+        if not value or not all(map(is_temperature, value)):
             raise ValueError("out of range")
         return value
 

@@ -23,7 +23,7 @@ def ask(**given) -> Request:
 
 
 BOUNDS = {
-    "temperature": ([0, 0.01, 1, 100.0], [-1, 0.0099, 1e-30, math.nan, math.inf]),
+    "temperature": ([0, 0.01, 1, 1e6], [-1, 0.0099, 1e-30, math.nan, math.inf, 1e39]),
     "top_k": ([0, 1, 10**6], [-1]),
     "top_p": ([1, 1.0, 0.5, 1e-6], [0, -0.1, 1.0001, math.nan]),
     "min_p": ([0, 0.5, 0.9999], [-0.1, 1, math.nan]),
