@@ -57,25 +57,25 @@ def join_hosts(spec: str | None, *, patience_s: float = PATIENCE_S) -> None:
         jax.distributed.initialize(**options, initialization_timeout=int(2 * patience_s))
     except (RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--hosts {spec}: the hosts do not find each other ({first})") from None
+        raise UserError(f"hosts {spec}: they do not find each other ({first})") from None
     finally:
         alarm.cancel()
 
 
 def _give_up(spec: str, patience_s: float) -> None:
-    told = f"after {patience_s:.0f} s the hosts have not all found each other"
+    told = f"after {patience_s:.0f} s they have not all found each other"
     remedy = "start the same command on each, with its own index"
-    print(f"error: --hosts {spec}: {told}; {remedy}", file=sys.stderr, flush=True)
+    print(f"error: hosts {spec}: {told}; {remedy}", file=sys.stderr, flush=True)
     os._exit(2)
 
 
 def _parse(spec: str) -> dict:
     parts = spec.split(",")
     if len(parts) != 3 or ":" not in parts[0] or not all(part.isdigit() for part in parts[1:]):
-        raise UserError(f"--hosts: expected {_EXPECTED}, given {spec!r}")
+        raise UserError(f"hosts: expected {_EXPECTED}, given {spec!r}")
     count, index = int(parts[1]), int(parts[2])
     if index >= count:
-        raise UserError(f"--hosts: index {index} of {count} hosts; they count from 0")
+        raise UserError(f"hosts: index {index} of {count}; they count from 0")
     return {"coordinator_address": parts[0], "num_processes": count, "process_id": index}
 
 

@@ -179,7 +179,7 @@ def _damaged(directory: Path, step: int, steps: Sequence[int]) -> UserError:
     """The mistake of a checkpoint that cannot be read, and the way on."""
     others = [other for other in steps if other != step]
     way_on = (
-        f"remove it (rm -r {directory / str(step)}), and --resume goes on from step {max(others)}"
+        f"remove it (rm -r {directory / str(step)}), and resuming goes on from step {max(others)}"
         if others
         else f"no other is left: remove {directory.parent}, or give another out, to begin anew"
     )

@@ -98,8 +98,8 @@ def train(
     with Checkpoints(directory / "checkpoints") as checkpoints:
         if checkpoints.latest is not None and not resume:
             raise UserError(
-                f"{directory} has a run of {checkpoints.latest} steps; go on with --resume, or "
-                "give another directory"
+                f"{directory} has a run of {checkpoints.latest} steps; resume it, or give another "
+                "directory"
             )
         run.begin(checkpoints)
         is_complete = run.go(checkpoints, report, should_stop)

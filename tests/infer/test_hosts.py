@@ -181,7 +181,7 @@ def test_hosts_that_do_not_come_are_told_in_one_line():
     for each in as_hosts("-c", waits):
         (said,) = run_together([each])
         assert (said.code, said.out) == (2, "")
-        assert "after 3 s the hosts have not all found each other" in said.err
+        assert "after 3 s they have not all found each other" in said.err
         assert "Check failure" not in said.err
 
 

@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_told_with_the_way_on(saved, tmp_path, name, cap
             assert checkpoints.latest == 6
             checkpoints.load(state_of(0, **LARGE), 6)
     assert str(caught.value) == (
-        f"{directory}: checkpoint 6 is damaged; remove it (rm -r {directory / '6'}), and --resume "
+        f"{directory}: checkpoint 6 is damaged; remove it (rm -r {directory / '6'}), and resuming "
         "goes on from step 4"
     )
     assert capfd.readouterr().err == ""  # nothing of what Orbax has to say
@@ -205,7 +205,7 @@ def test_where_the_only_checkpoint_is_damaged_the_run_begins_anew(saved, tmp_pat
 def test_of_several_others_the_newest_is_gone_on_from():
     """A kill may have left more than the latest and the best."""
     told = str(checkpoints_module._damaged(Path("run/checkpoints"), 6, [2, 6, 4]))
-    assert told.endswith("remove it (rm -r run/checkpoints/6), and --resume goes on from step 4")
+    assert told.endswith("remove it (rm -r run/checkpoints/6), and resuming goes on from step 4")
 
 
 def no_room(*_, **__) -> None:

@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(whole, tmp_path):
 
 
 def test_a_directory_with_a_run_is_not_written_over(whole):
-    with pytest.raises(UserError, match=f"has a run of {STEPS} steps; go on with --resume, or"):
+    with pytest.raises(UserError, match=f"has a run of {STEPS} steps; resume it, or"):
         run_training(whole.directory, CONFIG)
     before = told(whole.directory)
     assert run_training(whole.directory, CONFIG, resume=True) == whole.outcome

@@ -122,7 +122,7 @@ def test_the_example_of_the_documentation_trains(folder, tmp_path, monkeypatch, 
 
 def test_a_finished_run_is_not_begun_again(folder, capsys):
     assert main(["--config", str(folder / "model.yaml")]) == 2
-    assert "has a run of 4 steps; go on with --resume" in capsys.readouterr().err
+    assert "has a run of 4 steps; resume it" in capsys.readouterr().err
 
 
 def test_another_config_cannot_resume_a_run(folder, capsys):
@@ -204,8 +204,8 @@ MISTAKES = {
         "data.corpora: expected a list of file names, or mappings with a file or a dataset "
         "(it must be given), given []",
     ),
-    "hosts": (["--hosts", "here"], "--hosts: expected auto or ADDRESS:PORT,COUNT,INDEX"),
-    "host index": (["--hosts", "h:1,2,2"], "index 2 of 2 hosts; they count from 0"),
+    "hosts": (["--hosts", "here"], "hosts: expected auto or ADDRESS:PORT,COUNT,INDEX"),
+    "host index": (["--hosts", "h:1,2,2"], "index 2 of 2; they count from 0"),
 }
 
 
