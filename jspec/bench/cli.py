@@ -16,7 +16,7 @@ from jspec.bench.prompts import read_prompts
 from jspec.config import InferConfig
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO
-from jspec.infer.command.endings import Parser, add_config_flags, exit_code
+from jspec.infer.command.endings import Parser, add_config_flags, exit_code, file_name
 from jspec.infer.command.interrupts import at_work
 
 OUT = "runs/bench"
@@ -59,12 +59,19 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         default=[],
+        type=file_name,
         metavar="FILE.jsonl",
         help='prompts, a JSON object a line: {"id", "category", "turns" | "prompt" | '
         '"prompt_tokens"}; the first turn is used, and no settings of a line; a category is by '
         "default the file's name (default: a few built-in ones)",
     )
-    add("--out", default=OUT, metavar="DIR", help=f"folder of the results (default: {OUT})")
+    add(
+        "--out",
+        default=OUT,
+        type=file_name,
+        metavar="DIR",
+        help=f"folder of the results (default: {OUT})",
+    )
     add_flags(parser, BenchConfig, _FLAGS)
     add("--no-peers", action="store_true", help="leave transformers out, where torch is installed")
     add("--json", action="store_true", help="the summary as a JSON object on stdout")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO, make_config
-from jspec.infer.command.endings import Parser, add_config_flags, exit_code
+from jspec.infer.command.endings import Parser, add_config_flags, exit_code, file_name
 from jspec.infer.command.interrupts import at_work
 
 RUNS = Path("runs") / "certificate"
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts",
+        type=file_name,
         metavar="FILE.jsonl",
         help="prompts as jspec.infer reads them, first turns; their own settings are not used "
         "(default: built-in ones)",
@@ -47,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="the same in about two minutes")
     parser.add_argument(
-        "--out", metavar="DIR", help=f"where checks are kept (default: {RUNS.as_posix()}/CONFIG)"
+        "--out",
+        type=file_name,
+        metavar="DIR",
+        help=f"where checks are kept (default: {RUNS.as_posix()}/CONFIG)",
     )
     parser.add_argument("--json", action="store_true", help="the certificate as one JSON object")
 

@@ -17,7 +17,7 @@ from jspec.bench.prompts import read_prompts
 from jspec.config import DrafterConfig, InferConfig, drafters_of
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO
-from jspec.infer.command.endings import Parser, add_config_flags, exit_code
+from jspec.infer.command.endings import Parser, add_config_flags, exit_code, file_name
 from jspec.infer.command.interrupts import at_work
 from jspec.plan.config import ONLY, PlanConfig
 from jspec.plan.job import Job
@@ -77,12 +77,13 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         default=[],
+        type=file_name,
         metavar="FILE.jsonl",
         help="texts that the drafter was not trained on, as for jspec.bench (default: a few "
         "built-in ones)",
     )
     files = ", ".join(f"{file} for {method}" for method, file in OUT.items())
-    add("--out", metavar="FILE", help=f"the plan's file (default: {files})")
+    add("--out", type=file_name, metavar="FILE", help=f"the plan's file (default: {files})")
     add_flags(parser, PlanConfig, _FLAGS)
     add("--json", action="store_true", help="everything as a JSON object on stdout")
     _add_falcon(parser.add_argument_group("Falcon heads only"))
@@ -93,12 +94,14 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_falcon(group: Any) -> None:
     group.add_argument(
         "--probe",
+        type=file_name,
         metavar="TREE",
         help="name or file of the wide tree that acceptance is measured with (default: one of "
         "about 60 nodes)",
     )
     group.add_argument(
         "--costs",
+        type=file_name,
         metavar="FILE",
         help="YAML with r, prime, pass and overhead, of another device perhaps, in rounds of plain "
         "decoding (default: they are measured here)",
@@ -109,12 +112,14 @@ def _add_falcon(group: Any) -> None:
 def _add_easyspec(group: Any) -> None:
     group.add_argument(
         "--hardware",
+        type=file_name,
         metavar="NAME|FILE",
         help="a100, h100, v5e, v5p, v6e or paper, or a YAML record (default: the devices here are "
         "measured, and the record is written beside --out)",
     )
     group.add_argument(
         "--acceptance",
+        type=file_name,
         metavar="FILE|paper",
         help="YAML with a list `acceptance` of what is kept, or the published numbers (default: "
         "measured on the prompts)",

@@ -24,7 +24,13 @@ from jspec.config import (
 from jspec.errors import UserError
 from jspec.hosts import agreed, join_hosts
 from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import Parser, add_config_flags, add_hosts_flag, exit_code
+from jspec.infer.command.endings import (
+    Parser,
+    add_config_flags,
+    add_hosts_flag,
+    exit_code,
+    file_name,
+)
 from jspec.infer.command.interrupts import at_work
 from jspec.infer.command.output import reserve_stdout
 from jspec.infer.command.prompts import Conversation, from_file, from_standard_input, from_texts
@@ -70,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help="prompts")
     parser.add_argument(
         "--prompts",
+        type=file_name,
         metavar="FILE.jsonl",
         help="prompts, a JSON object a line: "
         '{"id", "turns" | "prompt" | "messages" | "prompt_tokens"}; '
@@ -89,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
+        type=file_name,
         metavar="FILE",
         help="also keep every answer in FILE, an object a line, as soon as it ends; started again, "
         "the same command answers only what is not there yet",

@@ -41,6 +41,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
+def file_name(text: str) -> str:
+    """What a flag takes that names a file or a folder, as argparse's `type`."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name was given")
+    return text
+
+
 def add_config_flags(
     parser: argparse.ArgumentParser, *, is_training: bool, example: str, note: str = ""
 ) -> None:
@@ -52,7 +59,12 @@ def add_config_flags(
       note: the end of both helps.
     """
     names = ", ".join(runnable_names(is_training=is_training))
-    parser.add_argument("--config", metavar="NAME|PATH", help=f"YAML file, or one of {names}{note}")
+    parser.add_argument(
+        "--config",
+        type=file_name,
+        metavar="NAME|PATH",
+        help=f"YAML file, or one of {names}{note}",
+    )
     parser.add_argument(
         "--set",
         nargs="+",

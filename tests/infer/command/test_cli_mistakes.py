@@ -116,9 +116,10 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a prompt without its flag": Mistake("--target {chat} hello", ("'hello'", "--prompt TEXT")),
     "unknown flag": flag("--temprature 1", "unrecognized arguments: --temprature"),
+    "empty file name": Mistake("--target {chat} --prompts ''", ("--prompts: an empty name",)),
     "flag without value": flag("--temperature", "--temperature", "expected one argument"),
     # flags
-    "negative temperature": flag("--temperature -1", "temperature", "at least 0.01", "given -1"),
+    "negative temperature": flag("--temperature -1", "from 0.01 to 1000000", "given -1"),
     "temperature too small": flag("--temperature 0.001", "given 0.001"),
     "temperature not a number": flag("--temperature nan", "temperature", "nan"),
     "temperature a word": flag("--temperature hot", "given 'hot'"),
