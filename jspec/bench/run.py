@@ -136,7 +136,8 @@ def _measure(block: Block, race: Race, results: Results, pace: Pace, log: Log) -
     """One block, kept and told."""
     known = {record.get("reason") for record in results.records}
     began = time.monotonic()
-    records = race.run(block)
+    with log.reminders(f"{pace.n_done + 1}/{pace.n_all} {_name(block)}"):
+        records = race.run(block)
     pace.took(block, time.monotonic() - began)
     results.add(block.name, records)
     log.note(f"{pace.n_done}/{pace.n_all} {told(block, records)}{pace.told()}")
@@ -147,16 +148,19 @@ def _measure(block: Block, race: Race, results: Results, pace: Pace, log: Log) -
 
 def told(block: Block, records: Sequence[Record]) -> str:
     """A block in a line, for progress."""
-    where = f"batch {block.batch_size}, repeat {block.repeat + 1}"
     if block.kind != "run":
-        words = {"cost": "costs", "split": "stages apart", "picture": f"picture, {block.category}"}
-        return f"{where}, {words[block.kind]}"
+        return _name(block)
     seconds = {record["contestant"]: record["seconds"] for record in records}
     speeds = [f"{name} {seconds[PLAIN] / s:.2f}" for name, s in seconds.items() if name != PLAIN]
-    return (
-        f"{where}, {block.category}, T={block.temperature:g}: "
-        f"{', '.join([f'plain {seconds[PLAIN]:.2f} s', *speeds])}"
-    )
+    return f"{_name(block)}: {', '.join([f'plain {seconds[PLAIN]:.2f} s', *speeds])}"
+
+
+def _name(block: Block) -> str:
+    where = f"batch {block.batch_size}, repeat {block.repeat + 1}"
+    if block.kind == "run":
+        return f"{where}, {block.category}, T={block.temperature:g}"
+    words = {"cost": "costs", "split": "stages apart", "picture": f"picture, {block.category}"}
+    return f"{where}, {words[block.kind]}"
 
 
 def _write(records: list[dict[str, Any]], out: Path) -> Summary:

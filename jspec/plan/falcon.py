@@ -131,11 +131,13 @@ def _fit(job: Job, loaded: Loaded, probe: Tree | None, known: Costs | None, log:
     probed = _probe(job, loaded, with_tree(head, probe), probe, log)
     weighted = [(one.share, one.acceptance) for one in probed.values()]
     if timer is not None:
-        log.note("timing target forwards")
-        free = Costs(r=timer.forwards(), prime=0.0, further_pass=0.0, overhead=0.0)
-        log.note(f"timing drafts of up to {n_passes} passes")
+        log.note(what := "timing target forwards")
+        with log.reminders(what):
+            free = Costs(r=timer.forwards(), prime=0.0, further_pass=0.0, overhead=0.0)
         trees = {m: timed_tree(weighted, free, k, m, n_nodes) for m in range(1, n_passes + 1)}
-        known = _drafts_timed(loaded, timer, head, trees, free.r, job.settings.shares)
+        log.note(what := f"timing drafts of up to {n_passes} passes")
+        with log.reminders(what):
+            known = _drafts_timed(loaded, timer, head, trees, free.r, job.settings.shares)
     assert known is not None
     if known.doubt is not None:
         log.warning(known.doubt)
@@ -166,7 +168,7 @@ def _probe(
     found = {}
     for t, share in zip(job.settings.temperatures, job.settings.shares, strict=True):
         rounds, n_texts = [], 0
-        for request, result in results(engine, requests_at(loaded, t)):
+        for request, result in results(engine, requests_at(loaded, t), f"T = {t:g}", log):
             assert result.trace is not None
             n_texts += 1
             rounds += rounds_of(result.trace, n_plain=max(k - len(request.tokens), 0))

@@ -15,6 +15,7 @@ from jspec.bench.race import WARM_UP, rounds_of, texts_of_length
 from jspec.bench.summary import PLAIN
 from jspec.bench.terms import Terms, terms_of
 from jspec.errors import UserError
+from jspec.infer.command.log import Log
 from jspec.infer.engine import Engine
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Finished, Request, Result
@@ -35,11 +36,21 @@ def requests_at(loaded: Loaded, temperature: float) -> list[Request]:
     return loaded.plan.requests(prompts, temperature, loaded.stop_ids)
 
 
-def results(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[Request, Result]]:
-    """Texts as they end, in whatever order."""
-    for event in engine.run(requests):
-        if isinstance(event, Finished):
-            yield requests[event.index], event.result
+def results(
+    engine: Engine, requests: Sequence[Request], what: str, log: Log
+) -> Iterator[tuple[Request, Result]]:
+    """Texts as they end, in whatever order.
+
+    Args:
+      what: is decoded, for progress.
+    """
+    with log.status(f"{what}: compiling"):
+        engine.warm_up(requests)
+    with log.progress(len(requests), unit=f"texts, {what}") as progress:
+        for event in engine.run(requests):
+            if isinstance(event, Finished):
+                yield requests[event.index], event.result
+                progress()
 
 
 class Timer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from jspec.bench import race
 from jspec.bench import run as command
 from jspec.bench.cli import main
+from jspec.infer.command.progress import Progress
 from jspec.models.hf import write_checkpoint
 from jspec.testing.models import tiny_target
 
@@ -139,7 +141,7 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
 def test_what_is_compiled_is_told_with_how_much_is_left(
     config, prompts, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("jspec.infer.command.progress.EVERY_S", 0.0)
+    monkeypatch.setattr(Progress, "show", lambda self: print(self.line, file=sys.stderr))
     monkeypatch.setattr(race.Race, "run", lambda *_: [][0])
     few = ["--batch-sizes", "2", "--contexts", "8,4000"]
     assert bench(config, prompts, tmp_path, *few) == 1  # measures nothing

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
+from jspec.infer.command.log import Log
+from jspec.infer.command.progress import Progress
 from jspec.models.hf import write_checkpoint
 from jspec.testing.models import tiny_target
 
@@ -115,3 +118,16 @@ def infer(capsys):
         return Run(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def steady_progress(monkeypatch):
+    """Progress is told at every change, and not by the clock."""
+
+    @contextlib.contextmanager
+    def now_and_then(self, line):
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, "show", lambda progress: self.note(line()))
+            yield
+
+    monkeypatch.setattr(Log, "_now_and_then", now_and_then)

@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from jspec.errors import UserError
 from jspec.hosts import is_first
-from jspec.infer.command.progress import EVERY_S, Progress, duration, now_and_then
+from jspec.infer.command.progress import EVERY_S, Progress, duration
 
 PATIENCE_S = 0.5
 """Files are checked within this time; what takes longer is work."""
@@ -33,6 +33,7 @@ class Log(logging.Handler):
         quiet = not is_first()
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self._has_bar = False
+        self._told: Callable[[], str] | None = None
 
     def note(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False)
@@ -62,17 +63,17 @@ class Log(logging.Handler):
             with self._console.status(text):
                 yield
             return
-        is_over, started = threading.Event(), time.monotonic()
-
-        def speak():
-            while not is_over.wait(EVERY_S):
-                self.note(f"{text} (for {duration(time.monotonic() - started)} so far)")
-
-        threading.Thread(target=speak, daemon=True).start()
-        try:
+        with self.reminders(text):
             yield
-        finally:
-            is_over.set()
+
+    @contextlib.contextmanager
+    def reminders(self, text: str) -> Iterator[None]:
+        """Something that takes a while and is timed: no display runs beside it on a terminal."""
+        started = time.monotonic()
+        with self._now_and_then(
+            lambda: f"{text} (for {duration(time.monotonic() - started)} so far)"
+        ):
+            yield
 
     @contextlib.contextmanager
     def progress(
@@ -91,8 +92,9 @@ class Log(logging.Handler):
         if not is_wanted or total - done < 2:
             yield Progress(total, unit, done=done)
         elif not self._console.is_terminal:
-            show = now_and_then(self.note, total, unit)
-            yield Progress(total, unit, done=done, show=show)
+            progress = Progress(total, unit, done=done)
+            with self._now_and_then(lambda: progress.line):
+                yield progress
         else:
             columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
             with Bar(*columns, console=self._console, transient=True) as bar:
@@ -107,6 +109,24 @@ class Log(logging.Handler):
                     yield Progress(total, unit, done=done, show=draw)
                 finally:
                     self._has_bar = False
+
+    @contextlib.contextmanager
+    def _now_and_then(self, line: Callable[[], str]) -> Iterator[None]:
+        """Notes the line from time to time, unless something within this is told in its place."""
+        is_over, before = threading.Event(), self._told
+        self._told = line
+
+        def speak():
+            while not is_over.wait(EVERY_S):
+                if self._told is line:
+                    self.note(line())
+
+        threading.Thread(target=speak, daemon=True).start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            self._told = before
 
     @contextlib.contextmanager
     def unless_refused(self, note: str, warning: str | None) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-EVERY_S = 20.0
+EVERY_S = 10.0
 """Seconds between two lines where there is no terminal with a bar."""
 
 Show = Callable[[int, str], None]
@@ -71,29 +71,12 @@ class Progress:
             parts.append(f"about {duration(self.left_s)} left")
         return " | ".join(parts)
 
+    @property
+    def line(self) -> str:
+        return " | ".join(filter(None, (f"{self.done}/{self.total} {self.unit}", self.words)))
+
     def show(self) -> None:
         self._show(self.done, self.words)
-
-
-def now_and_then(
-    say: Callable[[str], None],
-    total: int,
-    unit: str,
-    *,
-    every_s: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> Show:
-    """Shows progress as a line, at most one in so many seconds."""
-    last = clock()
-
-    def show(done: int, words: str) -> None:
-        nonlocal last
-        now = clock()
-        if now - last >= (EVERY_S if every_s is None else every_s):
-            last = now
-            say(f"{done}/{total} {unit}{f' | {words}' if words else ''}")
-
-    return show
 
 
 def duration(seconds: float) -> str:

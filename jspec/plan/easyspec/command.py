@@ -90,14 +90,15 @@ def _fit(job: Job, log: Log) -> Fit:
         _check_weights(job)
         acceptance = _measured(job, drafter, log)
     if hardware is None:
-        log.note("measuring the devices")
-        hardware = measure(
-            drafter,
-            target,
-            context=job.settings.context,
-            dtype=job.config.dtype,
-            repeats=job.settings.repeats,
-        )
+        log.note(what := "measuring the devices")
+        with log.reminders(what):
+            hardware = measure(
+                drafter,
+                target,
+                context=job.settings.context,
+                dtype=job.config.dtype,
+                repeats=job.settings.repeats,
+            )
         file = job.out.with_suffix(".hardware.yaml")
         write_hardware(hardware, file)
         log.note(f"their record is in {file}")

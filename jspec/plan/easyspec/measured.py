@@ -56,7 +56,8 @@ def measure(
         )
         tokens, n_rounds = dict.fromkeys(settings.depths, 0.0), 0
         for t, share in zip(settings.temperatures, settings.shares, strict=True):
-            rounds = _rounds(loaded, label, settings.batch_size, t)
+            what = f"N = {n}, width {width}, T = {t:g}"
+            rounds = _rounds(loaded, label, settings.batch_size, t, what, log)
             n_rounds += len(rounds)
             for depth, some in tokens_by_depth(rounds, settings.depths).items():
                 tokens[depth] += share * some
@@ -71,11 +72,13 @@ def measure(
     return Acceptance(tuple(found), f"measured here, {counted(len(found), 'point')}")
 
 
-def _rounds(loaded: Loaded, label: str, batch_size: int, temperature: float) -> list[Round]:
+def _rounds(
+    loaded: Loaded, label: str, batch_size: int, temperature: float, what: str, log: Log
+) -> list[Round]:
     """Of all prompts."""
     engine = loaded.engine(label, batch_size, trace=True)
     rounds = []
-    for _, result in results(engine, requests_at(loaded, temperature)):
+    for _, result in results(engine, requests_at(loaded, temperature), what, log):
         assert result.trace is not None
         rounds += rounds_of(result.trace)
     if not rounds:

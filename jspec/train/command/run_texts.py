@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jspec.errors import UserError
 from jspec.hosts import agreed, any_host, check_all_devices, check_same, from_first, is_first
 from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.log import Log
-from jspec.infer.command.progress import Progress, now_and_then
+from jspec.infer.command.progress import Progress
 from jspec.infer.engine import Engine
 from jspec.infer.generate import cached_tokenizer
 from jspec.infer.prefill import room_for
@@ -77,9 +77,17 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     left = [opening for opening, is_there in zip(openings, is_done, strict=True) if not is_there]
     log.note(f"{len(openings)} texts, {len(openings) - len(left)} of them written")
     target = load_target(directory, dtype=config.dtype, mesh=mesh)
+    engine, requests = _engine(target, left, config), _requests(target, left, config)
     with stop_requests(log.warning) as should_stop:
-        texts = write_texts(target, left, config)
-        n_tokens, is_complete = _write(path, texts, len(left), should_stop, log)
+        with log.status("compiling"):
+            engine.warm_up(requests)
+        texts = (
+            (left[event.index], tuple(event.result.tokens))
+            for event in engine.run(requests)
+            if isinstance(event, Finished)
+        )
+        with log.progress(len(left), unit="texts") as progress:
+            n_tokens, is_complete = _write(path, texts, should_stop, progress)
     if is_first():
         log.note(f"{n_tokens:,} new tokens in {path}")
         if as_json:
@@ -97,14 +105,12 @@ def _done(path: Path, resume: bool) -> set[str]:
 
 def _write(
     path: Path,
-    texts: Iterator[tuple[Opening, tuple[int, ...]]],
-    total: int,
+    texts: Iterable[tuple[Opening, tuple[int, ...]]],
     should_stop: Callable[[], bool],
-    log: Log,
+    progress: Progress,
 ) -> tuple[int, bool]:
     """Append the texts as they come; returns their new tokens, and whether that was all of them."""
     n_tokens = 0
-    progress = Progress(total, "texts", show=now_and_then(log.note, total, "texts"))
     if is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
     # Nothing waits in a buffer: on a full disk all lines but the last one are whole.
@@ -126,18 +132,18 @@ def _write(
     return n_tokens, True
 
 
-def write_texts(
-    target: Target, openings: list[Opening], config: TextsConfig
-) -> Iterator[tuple[Opening, tuple[int, ...]]]:
-    """The continuation of every opening, as they are finished; rows are refilled as they end."""
+def _engine(target: Target, openings: list[Opening], config: TextsConfig) -> Engine:
     longest = max((len(opening.tokens) for opening in openings), default=1)
-    engine = Engine(
+    return Engine(
         target,
         batch_size=config.batch_size,
         max_length=room_for(longest + config.max_new_tokens, target.max_length),
         max_stop_ids=max(len(target.stop_ids), _STOP_IDS),
     )
-    requests = [
+
+
+def _requests(target: Target, openings: list[Opening], config: TextsConfig) -> list[Request]:
+    return [
         Request(
             tokens=opening.tokens,
             stop_ids=target.stop_ids,
@@ -147,9 +153,6 @@ def write_texts(
         )
         for opening in openings
     ]
-    for event in engine.run(requests):
-        if isinstance(event, Finished):
-            yield openings[event.index], tuple(event.result.tokens)
 
 
 # --- openings ------------------------------------------------------------------------------------

@@ -81,10 +81,10 @@ def test_text_goes_to_stdout_and_numbers_to_stderr(checkpoints, infer):
         assert said in run.err
 
 
+@pytest.mark.usefixtures("steady_progress")
 def test_how_far_it_is_goes_to_stderr_unless_text_streams_to_a_terminal(
     checkpoints, infer, monkeypatch
 ):
-    monkeypatch.setattr("jspec.infer.command.progress.EVERY_S", 0.0)
     asked = ("--target", checkpoints.chat, "--prompt", "the cat", "the dog", *SHORT)
     run = infer(*asked, "--compare", "--drafter", "prompt-lookup")
     lines = [line for line in run.err.splitlines() if line.startswith("1/2 answers | ")]

@@ -285,8 +285,8 @@ def untimed(record: dict) -> dict:
     return {key: value for key, value in record.items() if key != "stats"}
 
 
+@pytest.mark.usefixtures("steady_progress")
 def test_a_run_that_was_cut_off_goes_on(asked, path, infer, monkeypatch):
-    monkeypatch.setattr("jspec.infer.command.progress.EVERY_S", 0.0)
     run = infer(*asked, "--json")
     *printed, last = run.records
     whole = records_of(path)

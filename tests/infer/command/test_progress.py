@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import queue
 
 import pytest
 
 from jspec.infer.command import log as log_module
 from jspec.infer.command.log import Log
-from jspec.infer.command.progress import Progress, duration, now_and_then
+from jspec.infer.command.progress import Progress, duration
 
 
 class Clock:
@@ -17,6 +17,21 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture
+def spoken(monkeypatch):
+    """Waits for a note of that text; notes come all the time."""
+    monkeypatch.setattr(log_module, "EVERY_S", 0.01)
+    notes = queue.SimpleQueue()
+    monkeypatch.setattr(Log, "note", lambda self, text: notes.put(text))
+
+    def is_heard(text: str) -> bool:
+        while notes.get(timeout=60) != text:
+            pass
+        return True
+
+    return is_heard
 
 
 def test_speed_and_time_left_are_of_this_run():
@@ -45,18 +60,6 @@ def test_what_is_begun_is_done_when_the_next_begins():
     assert seen == [(0, "draft"), (1, "falcon | about 14 s left")]
 
 
-def test_lines_come_now_and_then():
-    clock, said = Clock(), []
-    progress = Progress(
-        9, "answers", show=now_and_then(said.append, 9, "answers", every_s=10.0, clock=clock)
-    )
-    for clock.now in (1.0, 9.0, 11.0, 12.0, 20.0, 21.5):
-        progress.took(1.0, tokens=5)
-        progress()
-    assert [line.split(" | ")[0] for line in said] == ["2/9 answers", "5/9 answers"]
-    assert said[0] == "2/9 answers | 5.0 tokens/s | about 10 s left"
-
-
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0, "0 s"), (89, "89 s"), (299, "5 min"), (9000, "2.5 h")]
 )
@@ -64,11 +67,19 @@ def test_durations_are_short(seconds, said):
     assert duration(seconds) == said
 
 
-def test_progress_is_a_line_where_there_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr("jspec.infer.command.progress.EVERY_S", 0.0)
-    with Log().progress(3) as progress:
+def test_progress_is_told_now_and_then_where_there_is_no_terminal(spoken):
+    """Whether anything ends or not; and what is done in the meantime is told in its place."""
+    log = Log()
+    with log.progress(3) as progress:
         progress.took(1.0, tokens=8)
-    assert "0/3 answers | 8.0 tokens/s" in capsys.readouterr().err
+        assert spoken("0/3 answers | 8.0 tokens/s")
+        with log.status("compiling"):
+            assert spoken("compiling (for 0 s so far)")
+        progress()
+        assert spoken("1/3 answers | 8.0 tokens/s | about 2 s left")
+
+
+def test_one_answer_has_no_progress(capsys):
     with Log().progress(1) as alone, Log().progress(3, is_wanted=False) as unwanted:
         alone()
         unwanted()
@@ -88,17 +99,3 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
             progress.took(1.0, tokens=8)
     shown = capsys.readouterr().err
     assert "1/3" in shown and "[parts] | 8.0 tokens/s" in shown
-
-
-def test_what_takes_long_is_told_where_there_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(log_module, "EVERY_S", 0.01)
-    log, has_spoken, note = Log(), threading.Event(), Log.note
-
-    def heard(self, text):
-        note(self, text)
-        has_spoken.set()
-
-    monkeypatch.setattr(Log, "note", heard)
-    with log.status("compiling"):
-        assert has_spoken.wait(60)
-    assert "compiling (for 0 s so far)" in capsys.readouterr().err
