@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -87,12 +88,13 @@ def test_another_engine_of_the_same_shapes_has_nothing_to_compile(warm):
 
 
 def test_counting_sees_a_new_shape_and_warming_up_for_given_requests_compiles_no_more():
-    """The counters are alive: one more row is a new program, once."""
+    """The counters are alive: one more row is a new program, once. Each mode is a chunk, so that
+    the greedy requests may also come alone."""
     engine, _ = warm_engine("one device")
     wider = Engine(engine.target, engine.drafter, batch_size=3, max_length=LIMIT)
     request = Request(tokens=(1, 2, 3), max_new_tokens=4)
-    spent = wider.warm_up([request])
-    assert (spent.compilations, spent.lowerings) == (4, 4)  # spread, insert, deactivate, a chunk
+    spent = wider.warm_up([request, dataclasses.replace(request, temperature=1.0)])
+    assert (spent.compilations, spent.lowerings) == (5, 5)  # spread, insert, deactivate, 2 chunks
     assert spent.seconds > 0 and spent.traces >= 4
     assert served(wider, [request] * 4) == 4
-    assert wider.compilations == 4
+    assert wider.compilations == 5

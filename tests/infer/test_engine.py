@@ -125,6 +125,14 @@ def test_a_text_does_not_depend_on_its_batch_nor_on_its_place(results):
     assert [backwards[i].tokens for i in range(len(REQUESTS))] == [r.tokens for r in results][::-1]
 
 
+def test_the_first_token_is_filtered_as_any_other():
+    """Of one candidate there is one choice, whatever the noise."""
+    greedy = Request(tokens=(3, 1, 2), max_new_tokens=1)
+    noisy = [dataclasses.replace(greedy, temperature=3.0, top_k=1, seed=i) for i in range(6)]
+    found = finished(engine_of().run([greedy, *noisy]))
+    assert len({result.tokens for result in found.values()}) == 1
+
+
 def test_continuing_from_a_prefix_gives_the_same_text(results):
     """Noise belongs to the absolute place in the text, wherever the prompt ended."""
     requests, wanted = [], []

@@ -62,6 +62,20 @@ def test_left_out_values_have_the_defaults_of_the_family():
     assert qwen3.has_qk_norm and not qwen3.has_qkv_bias and qwen3.head_dim == 128
 
 
+def test_biases_are_added_where_the_class_of_the_family_reads_them():
+    values = LLAMA | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2}
+    biases = {}
+    for family in ("llama", "mistral", "qwen2", "qwen3"):
+        config = DecoderConfig.from_hf(values | {"model_type": family})
+        biases[family] = (config.has_qkv_bias, config.has_out_bias, config.has_mlp_bias)
+    assert biases == {
+        "llama": (True, True, True),
+        "mistral": (False, False, False),
+        "qwen2": (True, False, False),
+        "qwen3": (True, True, False),
+    }
+
+
 def test_architectures_stand_in_for_a_missing_model_type():
     values = {name: value for name, value in LLAMA.items() if name != "model_type"}
     config = DecoderConfig.from_hf(values | {"architectures": ["LlamaForCausalLM"]})
