@@ -106,6 +106,16 @@ def test_without_calibration_keys_differ():
     assert difference(rounds(drafter(calibration=Calibration.NEVER))[0], 1) > 100 * CLOSE
 
 
+def test_a_row_that_ended_keeps_the_logits_that_it_had():
+    """Of an exact pass, while the others are read in groups."""
+    program, before = begun(drafter(calibration=Calibration.PREFILL))
+    context = dataclasses.replace(before.context, is_active=jnp.arange(ROWS) != 1)
+    after = advance(PARAMS, program, dataclasses.replace(before, context=context))
+    kept, had = (x.drafter.logits.arrays for x in (after, before))
+    np.testing.assert_array_equal(kept[1], had[1])
+    assert np.abs(np.asarray(kept - had)).max(axis=1)[[0, 2, 3]].all()
+
+
 def test_a_mismatch_calibrates_all_that_was_kept_since_the_last():
     states = rounds(drafter(calibration=Calibration.MISMATCH), 12)
     met = set()
