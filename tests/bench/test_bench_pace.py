@@ -22,6 +22,14 @@ def test_what_is_left_is_the_sum_of_blocks_alike():
     assert pace.left_s == 10.0 + 40.0 + 2 * 1.0
 
 
+def test_a_size_that_was_not_timed_takes_as_long_as_the_nearest():
+    blocks = [Block(kind="cost", batch_size=size) for size in (1, 4, 32)]
+    pace = Pace(blocks)
+    pace.took(blocks[0], 10.0)
+    pace.took(blocks[2], 100.0)
+    assert pace.left_s == 10.0
+
+
 def test_how_to_change_the_length_is_told_once_when_runs_and_costs_are_known():
     pace = Pace([*COSTS[:2], *RUNS], n_done=4)
     words = []

@@ -16,6 +16,7 @@ from jspec.drafters.falcon.trees import find, fingerprint
 from jspec.models import hf, sar_head
 from jspec.models.sar_head import SarConfig
 from jspec.models.target import load_target
+from jspec.plan import falcon
 from jspec.plan.cli import main
 from jspec.testing.models import random_head, tiny_target
 from jspec.train import files
@@ -65,7 +66,14 @@ def plan(config: Path, prompts: Path, *more: str) -> int:
     return main(["--config", str(config), "--prompts", str(prompts), *few, *more])
 
 
-def test_a_tree_is_fitted_and_the_drafter_takes_it(config, prompts, tmp_path, capsys):
+def test_a_tree_is_fitted_and_the_drafter_takes_it(config, prompts, tmp_path, capsys, monkeypatch):
+    n_plain, rounds_of = [], falcon.rounds_of
+
+    def spy(trace, **options):
+        n_plain.append(options["n_plain"])
+        return rounds_of(trace, **options)
+
+    monkeypatch.setattr(falcon, "rounds_of", spy)
     out, head = tmp_path / "new" / "tree.yaml", config.parent / "head"
     flags = ["--costs", costs(tmp_path, FREE), "--out", str(out), "--nodes", "20", "--json"]
     assert plan(config, prompts, *flags, "--weights", "3,1") == 0
@@ -78,6 +86,7 @@ def test_a_tree_is_fitted_and_the_drafter_takes_it(config, prompts, tmp_path, ca
     assert fingerprint(tree) == written["fingerprint"]
     assert written["predicted"]["speedup"] > 1
     assert [one["weight"] for one in written["acceptance"].values()] == [0.75, 0.25]
+    assert sorted(n_plain) == [0, 0, 0, 0, 1, 1], "before a block of two there is no draft"
     assert all(one["rounds"] > 20 for one in written["acceptance"].values())
     assert written["costs"] == FREE
     assert len(written["settings"]["target_digest"]) == 64
