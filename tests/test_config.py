@@ -210,7 +210,7 @@ def test_unknown_configs_name_the_known_ones(name, said):
 
 
 def test_nearest_word_ignores_case_and_hyphens():
-    assert nearest("Top-K", ["top_k", "top_p"]) == "top_k"
+    assert nearest("Top-K", ["top_k", "top_p"], 1.0) == "top_k"
     assert nearest("answer", ["top_k", "seed"]) is None
 
 

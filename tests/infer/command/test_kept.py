@@ -132,6 +132,7 @@ def test_prompts_may_be_added_and_where_it_runs_may_change(planned, path, whole,
         ({"ignore_eos": True}, "answered with other ignore_eos;"),
         ({"dtype": "bfloat16"}, "answered with other dtype;"),
         ({"rule": "rejection"}, "answered with other rule;"),
+        ({"max_length": 64}, "answered with other max_length;"),
     ],
 )
 def test_answers_of_another_config_are_refused(planned, path, whole, config, said):
