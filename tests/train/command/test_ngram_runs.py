@@ -87,6 +87,14 @@ def test_order_and_pruning_are_those_of_the_config(corpus, tokenizer_folder, tmp
     assert len(model.grams[1]) < len(read_ngram(tmp_path / "out/model").grams[1])
 
 
+def test_a_share_of_a_corpus_is_its_first_rows(corpus, tokenizer_folder, tmp_path, capsys):
+    rows = [{"tokens": [9] * n} for n in range(2, 12)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    share = ["data.held_out=0", "data.corpora=[{file: mine.jsonl, repeat: 0.45}]"]
+    assert main([*config(tmp_path, tokenizer_folder), "--json", "--set", *share]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["tokens"] == 2 + 3 + 4 + 5 + 6
+
+
 def test_a_finished_model_is_not_made_again(corpus, tokenizer_folder, tmp_path, capsys):
     arguments = config(tmp_path, tokenizer_folder)
     assert main(arguments) == 0

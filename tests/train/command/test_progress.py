@@ -129,10 +129,11 @@ def test_records_that_cannot_be_written_stop_the_run_in_order(tmp_path, monkeypa
 def test_records_are_lines_and_the_summary_is_the_last(tmp_path, capsys):
     def training(*, report, announce, should_stop) -> Outcome:
         report(step(1))
-        return Outcome(steps=1, planned=1, held_out=None, best_step=1, is_complete=True)
+        return Outcome(steps=2, planned=2, held_out=0.5, best_step=1, is_complete=True)
 
-    train_in(tmp_path, 1, Log(), True, training, next_commands=["and now: do this"])
+    train_in(tmp_path, 2, Log(), True, training, next_commands=["and now: do this"])
     said = capsys.readouterr()
+    assert "best step 1, held-out loss 0.5000; weights in" in said.err
     first, last = map(json.loads, said.out.splitlines())
     assert first["step"] == 1 and last["summary"]["is_complete"]
     assert said.err.splitlines()[-1] == "and now: do this"
