@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jspec.certify import reference
 from jspec.errors import UserError
 from jspec.models.blocks import bidirectional_block, causal_block, tree_block
 from jspec.models.model import (
@@ -25,7 +26,7 @@ from jspec.models.model import (
 )
 from jspec.state import Block
 from jspec.testing.light import usual_form
-from jspec.testing.models import tiny_config
+from jspec.testing.models import tiny_config, tiny_target
 from jspec.testing.tolerances import tolerance
 
 run = jax.jit(forward, static_argnames=("model", "capture"))
@@ -120,6 +121,16 @@ def test_tree_rows_equal_the_same_rows_decoded_as_chains(name):
     level = tree_block(prefix, two(ancestors), two(depth.astype(np.int32)), new=1)
     last, _ = run(params, model, written, nodes[:, 5:], level)
     np.testing.assert_allclose(last.logits[:, 0], tree.logits[:, 5], rtol=0, atol=atol)
+
+
+def test_every_norm_has_the_eps_of_the_config():
+    target = tiny_target(norm_eps=0.3, has_qk_norm=True)
+    config, tokens = target.model.config, text(1)
+    cache = empty_cache(config, 1, SLOTS, jnp.float32)
+    output, _ = run(target.params, target.model, cache, tokens, causal_block(zeros(1), TOKENS))
+    weights = reference.weights_in_memory(target)
+    wanted = reference.logits_of(config, weights, tokens[0].tolist())
+    np.testing.assert_allclose(output.logits[0], wanted, rtol=0, atol=tolerance("float32").logits)
 
 
 def test_rows_of_a_batch_do_not_touch_each_other():

@@ -58,7 +58,7 @@ def head_of(drafter: Falcon, params, folder) -> SlowHead:
 
 
 def falcon(k=2, n_layers=1, mode=LstmMode.POINTWISE, align="right", tree=TREE):
-    decoder = tiny_config(vocab_size=V, n_layers=n_layers, **SMALL)
+    decoder = tiny_config(vocab_size=V, n_layers=n_layers, norm_eps=0.1, **SMALL)
     model = sar_head.build(SarConfig(decoder, block_size=k, lstm_mode=mode))
     drafter = Falcon(model=model, target=TARGET.model, tree=tree, block_align=align)
     return drafter, {"head": random_head(model, scale=0.6), "target": TARGET.params}
