@@ -60,6 +60,7 @@ def test_a_directory_is_the_model_with_its_mask_and_its_shift(directory, tmp_pat
     assert set(params) == {"model"} and all(
         leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params)
     )
+    assert load(directory, extra_slot=True)[0].prefix.windows == (4, 6)
     llada, _ = load(write_tiny(tmp_path / "llada", "llada"))
     assert not llada.model.config.is_shifted
 

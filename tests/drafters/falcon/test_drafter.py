@@ -14,7 +14,7 @@ import pytest
 from jspec.certify import reference
 from jspec.drafters.falcon import drafter as module
 from jspec.drafters.falcon.drafter import Falcon
-from jspec.drafters.falcon.trees import Tree
+from jspec.drafters.falcon.trees import Tree, chain, find
 from jspec.models.sar_head import LstmMode
 from jspec.state import Context, Prompt
 from jspec.testing.golden_head import golden, golden_features, golden_target_head, golden_tokens
@@ -23,6 +23,7 @@ from jspec.testing.settings import settings
 from jspec.testing.slow_head import SlowText
 from jspec.testing.tolerances import tolerance
 from tests.drafters.falcon.conftest import (
+    CAPACITY,
     FEATURES,
     HEAT,
     IDLE,
@@ -185,6 +186,15 @@ def test_what_the_first_layer_knows_of_a_text_does_not_depend_on_the_rounds(play
         ours, whole = (jax.tree.leaves(getattr(x, name)) for x in (last.committed, fresh))
         for a, b in zip(ours, whole, strict=True):
             np.testing.assert_allclose(a[is_long], b[is_long], atol=CLOSE)
+
+
+@pytest.mark.parametrize("tree", [chain(1), find("kmask2_8layer_tree")], ids=str)
+def test_the_cache_has_room_after_the_longest_text(tree):
+    """For what a commit feeds beyond the text, and for a tree; what does not fit overwrites keys."""
+    drafter, params = falcon(tree=tree)
+    cache = jax.eval_shape(drafter.init, params, start()).cache
+    k, scratch = drafter.block_size, len(drafter.plan.passes[-1].offsets)
+    assert cache.capacity >= CAPACITY - 1 + max(scratch, k + tree.depth)
 
 
 # --- the released tokens --------------------------------------------------------------------------
