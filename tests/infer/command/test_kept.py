@@ -133,6 +133,7 @@ def test_prompts_may_be_added_and_where_it_runs_may_change(planned, path, whole,
         ({"dtype": "bfloat16"}, "answered with other dtype;"),
         ({"rule": "rejection"}, "answered with other rule;"),
         ({"max_length": 64}, "answered with other max_length;"),
+        ({"chat_template": "{{ messages }}"}, "answered with other chat_template;"),
     ],
 )
 def test_answers_of_another_config_are_refused(planned, path, whole, config, said):

@@ -117,9 +117,11 @@ def test_a_result_that_cannot_be_written_is_a_failure(write, monkeypatch, capsys
 
 
 def test_a_reader_that_went_away_is_told_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", unwritable("pipe"))
+    stream = unwritable("pipe")
+    monkeypatch.setattr(sys, "stdout", stream)
     assert exit_code(lambda: printed() or 0) == 1
     assert capsys.readouterr().err == ""
+    stream.flush()  # as Python does at exit, where it would complain
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(capsys):
