@@ -190,7 +190,7 @@ def test_what_the_first_layer_knows_of_a_text_does_not_depend_on_the_rounds(play
 
 @pytest.mark.parametrize("tree", [chain(1), find("kmask2_8layer_tree")], ids=str)
 def test_the_cache_has_room_after_the_longest_text(tree):
-    """For what a commit feeds beyond the text, and for a tree; what does not fit overwrites keys."""
+    """For what a commit feeds beyond it, and for a tree; what does not fit overwrites keys."""
     drafter, params = falcon(tree=tree)
     cache = jax.eval_shape(drafter.init, params, start()).cache
     k, scratch = drafter.block_size, len(drafter.plan.passes[-1].offsets)
