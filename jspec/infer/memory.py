@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -121,11 +120,7 @@ def _tables(params: Any) -> list[NGramTable]:
 
 def _bytes_a_device(tree: Any) -> int:
     """Of arrays, or of shapes; one that has no place is whole everywhere."""
-    return sum(map(_leaf_bytes, _once(jax.tree.leaves(tree))))
-
-
-def _once(leaves: Iterable[Any]) -> Iterable[Any]:
-    return {id(leaf): leaf for leaf in leaves}.values()
+    return sum(map(_leaf_bytes, jax.tree.leaves(tree)))
 
 
 def _leaf_bytes(leaf: Any) -> int:
