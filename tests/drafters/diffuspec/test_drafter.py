@@ -18,7 +18,7 @@ from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.law import Mode, Randomness, Rule
 from jspec.models.diffusion_prefix import PrefixState
 from jspec.models.diffusion_steps import Prediction
-from jspec.state import Context, Draft, Verdict
+from jspec.state import Context, Draft, Verdict, replace
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 
@@ -72,6 +72,16 @@ def test_noise_chooses_among_as_many_as_there_are_candidates():
     """Few likeliest tokens to choose among leave a slot no fewer candidates than it may have."""
     few, enough = (chosen(shape=Shape.TREE, n_nodes=9, cap=4, mass=2, wide=n) for n in (1, 4))
     assert_same(few, enough)
+
+
+def test_the_rejection_rule_is_given_what_no_noise_chose():
+    """Noise that is not the law's makes a draft less likely to be kept."""
+    drafter, logprobs = drafter_of(), logprobs_of(MASKS)
+    greedy, rejection = (
+        drafter.choose({}, logprobs, CONTEXT, replace(ASKED, **asked), 0)
+        for asked in (dict(mode=Mode.GREEDY), dict(rule=Rule.REJECTION))
+    )
+    assert_same(rejection, greedy)
 
 
 @pytest.mark.parametrize("has_extra", [False, True])

@@ -13,7 +13,9 @@ from jspec.drafters.diffuspec.lattice import (
     EQUATION_8,
     Lattice,
     Scoring,
+    Slot,
     first_stop,
+    path_steps,
     step_scores,
 )
 from jspec.drafters.diffuspec.lattice import candidates as candidates_of
@@ -192,6 +194,16 @@ def test_steps_with_noise_are_the_log_softmax_of_perturbed_scores():
         np.testing.assert_allclose(whole[row], wanted, atol=1e-5)
         np.testing.assert_allclose(plain[row], wanted if t else joint[row], atol=1e-5)
     assert jnp.isneginf(whole[0, 0, 3])
+
+
+def test_what_a_proxy_does_not_know_stays_possible():
+    logprobs = jnp.log(jnp.asarray([[0.7, 0.3]], jnp.float32))
+    slot = Slot(ids=jnp.asarray([[4, 5]], jnp.int32), logprobs=logprobs, noise=None)
+    nothing = jnp.zeros((1, 1, 0), jnp.int32)
+    steps = path_steps(
+        slot, None, nothing, lambda _, ids: jnp.full(ids.shape, -jnp.inf), EQUATION_8
+    )
+    np.testing.assert_allclose(steps[0], 0.5 * logprobs - 50, rtol=1e-6)
 
 
 def test_a_slot_without_candidates_is_worth_nothing():

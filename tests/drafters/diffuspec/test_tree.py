@@ -86,6 +86,15 @@ def test_the_tree_is_the_best_prefixes_of_all(seed, n_nodes, weight):
         assert prefixes(draft, row) == [path for _, path in wanted]
 
 
+def test_what_rounding_lifts_above_probability_1_stays_below_its_parent():
+    """Of priority 0, 1e-6, 2e-6, ... the last slot would come first."""
+    certain = jnp.full((ROWS, SLOTS, V), -jnp.inf).at[:, :, 5].set(0)
+    unsure = functools.partial(lattice_tree, proxy=lambda _, ids: jnp.full(ids.shape, 1e-6))
+    run = jax.jit(functools.partial(unsure, last=None, n_nodes=1 + SLOTS, scoring=EQUATION_8))
+    draft = run(candidates(certain, cap=1), PENDING, stop_ids=STOP_IDS)
+    assert prefixes(draft, 0) == [(5,) * depth for depth in range(1, 1 + SLOTS)]
+
+
 def test_a_narrow_tree_keeps_the_best_of_each_depth():
     lattice, _, _ = random_lattice(1, mass=2.0)
     draft = grow(lattice, n_nodes=20, width=2)
