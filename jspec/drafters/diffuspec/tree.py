@@ -73,7 +73,7 @@ def lattice_tree(
         score, before = carry
         steps = path_steps(slot, lattice.temperature, before, proxy, scoring)
         # Rounding must not lift a child above its parent.
-        steps = jnp.where(is_among(slot.ids, stop_ids)[:, None, :], NEVER, steps)
+        steps = jnp.where(is_among(slot.ids, stop_ids)[:, None, :], NEVER, jnp.minimum(steps, 0))
         joint = score[:, :, None] + steps
         best, place = lax.top_k(joint.reshape(rows, -1), width)
         n_candidates = slot.ids.shape[1]
