@@ -99,10 +99,23 @@ def test_longest_text_follows_the_scaling():
     assert longest(rope_type="default") == 64
     assert longest(rope_type="linear", factor=4.0) == 256
     assert longest(rope_type="yarn", factor=4.0, **original) == 256
+    assert longest(rope_type="yarn", factor=4.0, original_max_position_embeddings=8) == 64
     assert longest(rope_type="llama3", **LLAMA3, original_max_position_embeddings=16) == 64
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     short = {"original_max_position_embeddings": 16}
     assert longest(rope_type="longrope", factor=4.0, **factors, **short) == 16
+
+
+@pytest.mark.parametrize("kind", ["yarn", "longrope"])
+def test_a_factor_of_attention_that_is_given_overrides_the_derived_one(kind):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    scaling = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 16} | factors
+
+    def factor(**given) -> float:
+        rope = DecoderConfig.from_hf(LLAMA | {"rope_scaling": scaling | given}).rope
+        return rope.frequencies(8)[1]
+
+    assert factor() > 1 and factor(attention_factor=0.7) == 0.7
 
 
 @pytest.mark.parametrize(

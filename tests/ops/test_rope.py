@@ -53,6 +53,14 @@ def test_yarn_keeps_fast_dimensions_and_interpolates_slow_ones(truncate):
     assert (np.diff(scaled) < 0).all()
 
 
+def test_the_ramp_of_yarn_may_end_beyond_the_last_dimension():
+    """In a million tokens the slowest turns more than once, and is not wholly interpolated."""
+    plain = rope.default_frequencies(64, 1e4)
+    scaled = rope.yarn_frequencies(64, 1e4, factor=4.0, original_length=10**6)
+    assert 1 < 10**6 * plain[-1] / (2 * math.pi) < 32
+    assert 1.1 * plain[-1] / 4 < scaled[-1] < plain[-1]
+
+
 def test_yarn_attention_factor():
     assert rope.yarn_attention_factor(1.0) == 1.0
     assert rope.yarn_attention_factor(4.0) == pytest.approx(0.1 * math.log(4) + 1)
