@@ -130,4 +130,4 @@ def steady_progress(monkeypatch):
             patch.setattr(Progress, "show", lambda progress: self.note(line()))
             yield
 
-    monkeypatch.setattr(Log, "_now_and_then", now_and_then)
+    monkeypatch.setattr(Log, "now_and_then", now_and_then)

@@ -70,7 +70,7 @@ class Log(logging.Handler):
     def reminders(self, text: str) -> Iterator[None]:
         """Something that takes a while and is timed: no display runs beside it on a terminal."""
         started = time.monotonic()
-        with self._now_and_then(
+        with self.now_and_then(
             lambda: f"{text} (for {duration(time.monotonic() - started)} so far)"
         ):
             yield
@@ -93,7 +93,7 @@ class Log(logging.Handler):
             yield Progress(total, unit, done=done)
         elif not self._console.is_terminal:
             progress = Progress(total, unit, done=done)
-            with self._now_and_then(lambda: progress.line):
+            with self.now_and_then(lambda: progress.line):
                 yield progress
         else:
             columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
@@ -111,7 +111,7 @@ class Log(logging.Handler):
                     self._has_bar = False
 
     @contextlib.contextmanager
-    def _now_and_then(self, line: Callable[[], str]) -> Iterator[None]:
+    def now_and_then(self, line: Callable[[], str]) -> Iterator[None]:
         """Notes the line from time to time, unless something within this is told in its place."""
         is_over, before = threading.Event(), self._told
         self._told = line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jspec.hosts import is_first
 from jspec.infer.command.log import Failure, Log
-from jspec.infer.command.progress import EVERY_S, duration
+from jspec.infer.command.progress import duration
 from jspec.infer.command.streams import write_result
 
 
@@ -46,16 +47,26 @@ class TrainingProgress:
             )
             self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task("", total=planned)
-        self._said = clock()
+        self._what = "setting up"
+        self._since: float | None = clock()
+        self._shown = contextlib.ExitStack()
 
     def __enter__(self) -> TrainingProgress:
         if self._bar is not None:
-            self._bar.start()
+            self._shown.enter_context(self._bar)
+        else:
+            self._shown.enter_context(self._log.now_and_then(lambda: self.line))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._shown.close()
+
+    @property
+    def line(self) -> str:
+        """How far it is; of what was announced, for how long it goes on."""
+        if self._since is None:
+            return self._what
+        return f"{self._what} (for {duration(self._clock() - self._since)} so far)"
 
     def announce(self, text: str) -> None:
         """Tell what may take a while before the next record."""
@@ -63,7 +74,7 @@ class TrainingProgress:
             self._bar.update(self._task, description=text)
         else:
             self._log.note(text)
-            self._said = self._clock()
+            self._what, self._since = text, self._clock()
 
     def report(self, record: Mapping[str, Any]) -> None:
         """Tell a line of the journal."""
@@ -78,9 +89,9 @@ class TrainingProgress:
         said = f"loss {record['loss']:.3f}, {record['seconds']:.2f} s a step"
         if self._bar is not None:
             self._bar.update(self._task, completed=record["step"], description=said)
-        elif self._clock() - self._said >= EVERY_S:
-            self._said = self._clock()
-            self._log.note(f"step {record['step']} of {self._planned}: {said}{left}")
+        else:
+            self._what = f"step {record['step']} of {self._planned}: {said}{left}"
+            self._since = None
 
     def print(self, record: Mapping[str, Any]) -> None:
         """A line of JSON; where it cannot be written, that is kept for the run to stop in order."""

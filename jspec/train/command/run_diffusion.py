@@ -22,9 +22,10 @@ def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> in
     """Train, or go on training; the exit code is 130 where it was told to stop."""
     mesh = mesh_of(config)
     tokenizer = tokenizer_of(config)
-    causal, start = starting_model(config, tokenizer, mesh, load_model)
-    mask_id = mask_id_of(config, tokenizer)
-    teacher = teacher_of(config, causal.config.vocab_size, mesh, mask_id=mask_id)
+    with log.status("loading"):
+        causal, start = starting_model(config, tokenizer, mesh, load_model)
+        mask_id = mask_id_of(config, tokenizer)
+        teacher = teacher_of(config, causal.config.vocab_size, mesh, mask_id=mask_id)
     model, start = diffusion_model(config, causal, start, mask_id=mask_id, n_ids=tokenizer.n_ids)
     trainable = trainable_of(
         model,

@@ -44,7 +44,8 @@ def run(config: FalconConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     target_folder = local_directory(config.target)
     check_digest(target_folder, config.target_digest)
     mesh = mesh_of(config)
-    target = load_target(target_folder, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
+    with log.status(f"loading {target_folder}"):
+        target = load_target(target_folder, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     check_tokenizer(config, target)
     head = head_of(config, target.model)
     start = start_of(config, head, mesh)

@@ -55,8 +55,9 @@ def run(config: ModelConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
     mesh = mesh_of(config)
     tokenizer = tokenizer_of(config)
-    model, start = starting_model(config, tokenizer, mesh)
-    objective, frozen = _objective(config, model, mesh)
+    with log.status("loading"):
+        model, start = starting_model(config, tokenizer, mesh)
+        objective, frozen = _objective(config, model, mesh)
     trainable = dataclasses.replace(
         language_model(model, start=start, extra_config=special_ids(tokenizer)), frozen=frozen
     )

@@ -76,7 +76,8 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     is_done = from_first([opening.id in done for opening in openings])
     left = [opening for opening, is_there in zip(openings, is_done, strict=True) if not is_there]
     log.note(f"{len(openings)} texts, {len(openings) - len(left)} of them written")
-    target = load_target(directory, dtype=config.dtype, mesh=mesh)
+    with log.status(f"loading {directory}"):
+        target = load_target(directory, dtype=config.dtype, mesh=mesh)
     engine, requests = _engine(target, left, config), _requests(target, left, config)
     with stop_requests(log.warning) as should_stop:
         with log.status("compiling"):

@@ -38,8 +38,8 @@ def run(config: TokenizerConfig, *, log: Log, resume: bool, as_json: bool) -> in
                 counts["characters"] += len(text)
                 yield text
 
-    log.note("training the tokenizer")
-    with written_whole(directory, last="tokenizer.json") as unfinished:
+    log.note(what := "training the tokenizer")
+    with log.status(what), written_whole(directory, last="tokenizer.json") as unfinished:
         tokenizer = train_tokenizer(
             texts(),
             unfinished,

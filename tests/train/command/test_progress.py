@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 
 import jax
@@ -11,7 +12,6 @@ import pytest
 
 from jspec.infer.command import log as log_module
 from jspec.infer.command.log import Failure, Log
-from jspec.infer.command.progress import EVERY_S
 from jspec.train.command import progress as progress_module
 from jspec.train.command.progress import Pace, TrainingProgress
 from jspec.train.command.run_model import train_in
@@ -33,26 +33,22 @@ def test_lines_tell_how_far_it_is_and_how_long_the_rest_takes(capsys):
     clock = Clock()
     with TrainingProgress(100, Log(), as_json=False, clock=clock) as progress:
         progress.announce("compiling the step")
-        clock.now = 200.0  # which does not come again
+        clock.now = 20.0  # which does not come again
+        assert progress.line == "compiling the step (for 20 s so far)"
         progress.report(step(20))
-        clock.now += EVERY_S - 1  # too soon for another line
-        progress.report(step(30))
-        clock.now += 21
+        assert progress.line == "step 20 of 100: loss 2.000, 0.50 s a step"
+        clock.now = 50.0
         progress.report(step(40))
-    compiling, first, second = capsys.readouterr().err.splitlines()
-    assert compiling == "compiling the step"
-    assert first == "step 20 of 100: loss 2.000, 0.50 s a step"
-    assert second == "step 40 of 100: loss 2.000, 0.50 s a step, about 2 min left"
+        assert progress.line == "step 40 of 100: loss 2.000, 0.50 s a step, about 2 min left"
+    assert capsys.readouterr().err == "compiling the step\n"
 
 
-def test_an_announcement_is_a_line_like_others(capsys):
-    """The next one waits as long as after any."""
-    clock = Clock()
-    with TrainingProgress(100, Log(), as_json=False, clock=clock) as progress:
-        clock.now = EVERY_S
-        progress.announce("compiling the evaluation")
-        progress.report(step(20))
-    assert capsys.readouterr().err == "compiling the evaluation\n"
+def test_a_line_is_told_now_and_then(monkeypatch):
+    monkeypatch.setattr(log_module, "EVERY_S", 0.01)
+    notes = queue.SimpleQueue()
+    monkeypatch.setattr(Log, "note", lambda self, text: notes.put(text))
+    with TrainingProgress(100, Log(), as_json=False, clock=Clock()):
+        assert notes.get(timeout=60) == "setting up (for 0 s so far)"
 
 
 def test_of_several_hosts_the_first_one_tells(monkeypatch, tmp_path, capsys):
