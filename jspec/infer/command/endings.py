@@ -10,8 +10,10 @@ import argparse
 import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jspec
@@ -25,6 +27,9 @@ SHOW_TRACE = "JSPEC_TRACEBACK"
 """With this in the environment, failures that are nobody's mistake show where they happened."""
 
 INTERRUPTED = 130
+
+AGAIN_S = 0.05
+"""After so long an interrupt that was dropped comes again."""
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -90,8 +95,36 @@ def exit_code(command: Callable[[], int]) -> int:
 
     Notes that cannot be written are dropped; results that cannot are a failure.
     """
-    with safe_streams():
+    with safe_streams(), dropped_interrupts_come_again():
         return _exit_code(command)
+
+
+@contextlib.contextmanager
+def dropped_interrupts_come_again() -> Iterator[None]:
+    """Press Ctrl-C again where Python drops the KeyboardInterrupt of the first.
+
+    It does so where one hits a destructor or a callback of the garbage collector, such as JAX's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    is_over, this_thread, hook = threading.Event(), threading.get_ident(), sys.unraisablehook
+
+    def press_again():
+        if not is_over.wait(AGAIN_S):
+            signal.pthread_kill(this_thread, signal.SIGINT)
+
+    def dropped(what: Any):
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            return hook(what)
+        threading.Thread(target=press_again, daemon=True).start()
+
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        is_over.set()
+        sys.unraisablehook = hook
 
 
 def _exit_code(command: Callable[[], int]) -> int:

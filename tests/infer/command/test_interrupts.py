@@ -1,11 +1,13 @@
 """A Ctrl-C stays one, whatever the code that it hits makes of it."""
 
 import signal
+import threading
 
 import pytest
 
 from jspec.infer.command import interrupts as interrupts_module
 from jspec.infer.command import output as output_module
+from jspec.infer.command.endings import exit_code
 from jspec.infer.command.interrupts import at_work, interrupts, stop_wish
 from jspec.infer.command.output import Output
 from jspec.infer.engine import Engine
@@ -22,6 +24,19 @@ def test_an_error_made_of_a_ctrl_c_leaves_as_one(number):
         except KeyboardInterrupt:
             raise ValueError("static arguments should be comparable") from None
     assert signal.getsignal(number) is before
+
+
+def test_a_ctrl_c_that_hits_a_destructor_is_not_lost():
+    class Rubbish:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def command() -> int:
+        Rubbish()
+        threading.Event().wait(60)  # until it comes again
+        return 0
+
+    assert exit_code(command) == 130
 
 
 def test_an_error_without_a_ctrl_c_stays_what_it_is():
