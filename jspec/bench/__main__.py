@@ -1,8 +1,7 @@
 """`python -m jspec.bench`."""
 
-import sys
-
 from jspec.bench.cli import main
+from jspec.infer.command.endings import leave
 
 if __name__ == "__main__":
-    sys.exit(main(owns_process=True))
+    leave(main(owns_process=True))

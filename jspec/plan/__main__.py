@@ -1,8 +1,7 @@
 """`python -m jspec.plan`."""
 
-import sys
-
+from jspec.infer.command.endings import leave
 from jspec.plan.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(owns_process=True))
+    leave(main(owns_process=True))

@@ -130,8 +130,7 @@ def dropped_interrupts_come_again() -> Iterator[None]:
 def _exit_code(command: Callable[[], int]) -> int:
     try:
         code = _finished(command)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except UserError as error:
         say_error(error)
@@ -143,14 +142,14 @@ def _exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say_error("interrupted")
         if are_joined():
-            _leave_the_others(INTERRUPTED)
+            _leave_at_once(INTERRUPTED)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine; one line, and how to see more
         if os.environ.get(SHOW_TRACE):
             raise
         say_error(_line_of(error))
         if are_joined():
-            _leave_the_others(1)
+            _leave_at_once(1)
         return 1
 
 
@@ -172,8 +171,19 @@ def _line_of(error: Exception) -> str:
     return f"{what} ({SHOW_TRACE}=1 shows where)"
 
 
-def _leave_the_others(code: int) -> NoReturn:
-    """End this process at once. JAX's usual end waits for hosts that wait for this one."""
+def leave(code: int) -> NoReturn:
+    """End a process that was a command, with the exit code of `main`.
+
+    An interrupted one ends at once: the devices may still be at work, and Python would take JAX
+    apart under them.
+    """
+    if code == INTERRUPTED:
+        _leave_at_once(code)
+    sys.exit(code)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """For several hosts too, where JAX's usual end waits for those that wait for this one."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()

@@ -37,10 +37,12 @@ def reserve_stdout() -> None:
 
     For a process of our own. Those that connect hosts (gloo, NCCL) print without being asked.
     """
-    if sys.stdout is None:
+    try:
+        stdout = sys.stdout.fileno()
+    except (AttributeError, OSError):  # it is closed
         return
     sys.stdout.flush()
-    stdout, stderr = sys.stdout.fileno(), 2 if sys.stderr is None else sys.stderr.fileno()
+    stderr = 2 if sys.stderr is None else sys.stderr.fileno()
     encoding, errors = sys.stdout.encoding, sys.stdout.errors
     sys.stdout = os.fdopen(os.dup(stdout), "w", encoding=encoding, errors=errors)
     os.dup2(stderr, stdout)

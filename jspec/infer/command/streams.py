@@ -8,6 +8,7 @@ commands of jspec run, what writes a result, and the two streams.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,7 @@ def safe_streams() -> Iterator[None]:
     """Replace `sys.stdout` and `sys.stderr` while a command runs."""
     _occupy_standard_streams()
     before = sys.stdout, sys.stderr
-    if sys.stdout is not None:
-        sys.stdout = Results(sys.stdout)
+    sys.stdout = Results(_Closed() if sys.stdout is None else sys.stdout)
     if sys.stderr is not None:
         sys.stderr = Notes(sys.stderr)
     try:
@@ -37,9 +37,7 @@ def write_result(text: str) -> None:
     Raises:
       Failure: it cannot be shown.
     """
-    if sys.stdout is None:
-        raise Failure("standard output is closed")
-    stream = sys.stdout if isinstance(sys.stdout, Results) else Results(sys.stdout)
+    stream = sys.stdout if isinstance(sys.stdout, Results) else Results(sys.stdout or _Closed())
     stream.write(text)
     stream.flush()
 
@@ -121,6 +119,13 @@ class Notes(_Stream):
             finally:
                 os.dup2(kept, descriptor)
                 os.close(kept)
+
+
+class _Closed(io.TextIOBase):
+    """Stands for a standard output that was closed when the process was started."""
+
+    def write(self, text: str) -> int:
+        raise ValueError("it is closed")
 
 
 class Results(_Stream):

@@ -116,6 +116,15 @@ def test_a_result_that_cannot_be_written_is_a_failure(write, monkeypatch, capsys
     stream.flush()
 
 
+@pytest.mark.parametrize("write", [printed, drawn])
+def test_a_closed_standard_output_takes_no_result(write, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert exit_code(lambda: write() or 0) == 1
+    said = capsys.readouterr().err
+    assert said == "error: standard output cannot be written (it is closed)\n"
+    assert exit_code(lambda: 0) == 0, "nor is anything wrong where there is none"
+
+
 def test_a_reader_that_went_away_is_told_nothing(monkeypatch, capsys):
     stream = unwritable("pipe")
     monkeypatch.setattr(sys, "stdout", stream)
