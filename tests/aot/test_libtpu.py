@@ -51,7 +51,7 @@ def test_prefill_and_round_compile_for_four_chips(config_file):
 def test_a_model_too_large_for_a_chip_is_one_line():
     """Vicuna in float32 is 25 GB and its cache more; the compiler itself refuses it."""
     flags = ["--set", "dtype=float32", "--context", "128", "--steps", "round"]
-    ran = aot("--config", "vicuna", "--topology", "v5e:1x1", *flags)
+    ran = aot("--config", "vicuna", "--topology", "v5e:2x2", "--mesh", "data=4,tensor=1", *flags)
     assert ran.returncode == 1
     errors = [line for line in ran.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "Traceback" not in ran.stderr

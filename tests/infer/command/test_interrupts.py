@@ -74,10 +74,7 @@ def test_of_several_hosts_the_one_that_cannot_print_asks_all_to_stop(joined, mon
     with at_work(owns_process=False):
         output = Output()
         output.write("text")
-        assert (
-            str(output.failure) == "standard output cannot be written (it is closed)"
-            and is_wished()
-        )
+        assert "(it is closed)" in str(output.failure) and is_wished()
         output.write("more")  # nothing, and no error
 
 
