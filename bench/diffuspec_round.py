@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -41,6 +40,7 @@ from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.lattice import Proxy, candidates
 from jspec.drafters.diffuspec.length import AdaptiveLength
 from jspec.drafters.diffuspec.search import search
+from jspec.infer.command.endings import exit_code, leave
 from jspec.infer.memory import state_shapes
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Counters, DecodeState, Program
@@ -290,4 +290,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(exit_code(main))

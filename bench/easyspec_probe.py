@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from statistics import median
 from typing import Any
 
@@ -24,6 +23,7 @@ from tables import table
 
 from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
+from jspec.infer.command.endings import exit_code, leave
 from jspec.models.blocks import causal_block
 from jspec.models.layer_parallel import Plan
 from jspec.models.model import Model, empty_cache, forward
@@ -143,4 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(exit_code(main))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -27,6 +26,7 @@ from tables import table
 
 from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
+from jspec.infer.command.endings import exit_code, leave
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import Groups, contiguous, singles
 from jspec.models.model import ALONE, Model, Parts, empty_cache, merged, through
@@ -171,4 +171,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(exit_code(main))

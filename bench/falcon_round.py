@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import find
 from jspec.drafters.none import NoDrafter
+from jspec.infer.command.endings import exit_code, leave
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
 from jspec.models import sar_head
@@ -131,4 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(exit_code(main))

@@ -26,6 +26,7 @@ from shapes import n_parameters, random_model
 from tables import markdown
 
 from jspec.bench.records import device_record, provenance
+from jspec.infer.command.endings import exit_code, leave
 
 
 def parse_sections(text: str) -> list[str]:
@@ -92,4 +93,4 @@ def start(out: Path, *, is_tiny: bool, hlo: Path | None) -> Look:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(exit_code(main))

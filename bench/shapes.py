@@ -6,11 +6,13 @@ import dataclasses
 
 import jax
 
+from jspec.errors import UserError
+from jspec.infer.command.memory import device_memory
 from jspec.models.config import DecoderConfig
 from jspec.models.hf import read_config
 from jspec.models.hub import local_directory
 from jspec.models.known import KNOWN
-from jspec.models.model import Model, build, random_params
+from jspec.models.model import Model, abstract_params, build, random_params
 from jspec.state import Params
 
 _TINY = DecoderConfig(
@@ -86,11 +88,22 @@ def random_model(shape: str, dtype="float32", n_layers: int | None = None) -> tu
 
     Args:
       n_layers: other than the shape's.
+
+    Raises:
+      UserError: weights that leave too little of the memory to work with.
     """
     config = SHAPES[shape]
     if n_layers is not None:
         config = dataclasses.replace(config, n_layers=n_layers, windows=())
     model = build(config)
+    weights = jax.tree.leaves(abstract_params(model, dtype))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in weights)
+    room = device_memory()
+    if room is not None and size > room / 2:
+        raise UserError(
+            f"weights of the shape {shape} in {dtype} take {size / 1e9:.1f} GB, more than half of "
+            f"the {room / 1e9:.1f} GB of this device; take a larger one, a smaller shape, or --tiny"
+        )
     make = jax.jit(lambda key: random_params(model, key=key, dtype=dtype, scale=0.05))
     return model, make(jax.random.key(0))
 
