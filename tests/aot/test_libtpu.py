@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -55,7 +56,9 @@ def test_a_model_too_large_for_a_chip_is_one_line():
     assert ran.returncode == 1
     errors = [line for line in ran.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "Traceback" not in ran.stderr
-    assert "round does not fit: needs 3" in errors[0] and "tensor=2" in errors[0]
+    assert (
+        re.search(r"round does not fit: needs [23]\d.* GB", errors[0]) and "tensor=2" in errors[0]
+    )
 
 
 def test_a_topology_that_does_not_exist_is_one_line(config_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jspec.errors import UserError
 from jspec.models.hf import write_checkpoint
 from jspec.testing.models import tiny_target
 
@@ -22,6 +24,15 @@ def run(script: str, *arguments: object, stdin: str = "") -> str:
     ran = subprocess.run(command, input=stdin, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
+
+
+def test_weights_that_leave_no_memory_to_work_with_are_refused(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    shapes = importlib.import_module("shapes")
+    monkeypatch.setattr(shapes, "device_memory", lambda: 1_900_000)
+    assert shapes.n_parameters(shapes.random_model("tiny", n_layers=1)[1]) < 237_500
+    with pytest.raises(UserError, match="shape deep-14m in float32 take 0.1 GB, more than half"):
+        shapes.random_model("deep-14m")
 
 
 @pytest.mark.grid
