@@ -200,6 +200,10 @@ FAULTS = {
         STUTTER.replace("output): return state", "output): return state.astype(float)"),
         "commit gave a state with float32[3] where init gave int32[3]",
     ),
+    "state that a proposal changes": (
+        STUTTER.replace("bool)), state", "bool)), state.astype(float)"),
+        "propose gave a state with float32[3] where init gave int32[3]",
+    ),
     "state of another structure": (
         STUTTER.replace("output): return state", "output): return (state, state)"),
         "commit gave a state of another structure",
