@@ -11,6 +11,7 @@ from jspec.errors import UserError
 from jspec.infer.sentencepiece import read_model
 from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.infer.text_stream import TextStream
+from tests.infer.conftest import write_tokenizer
 
 SENTENCES = (
     "The cat sat on the mat.",
@@ -218,6 +219,12 @@ def test_a_template_that_writes_bos_does_not_get_another(byte_level):
 def test_a_template_of_the_user_gets_the_bos_it_leaves_out(checkpoints):
     tokenizer = loaded(checkpoints.chat, "{{ messages[0].content }}")
     assert tokenizer.encode_chat(MESSAGES) == tokenizer.encode("hi")
+
+
+def test_a_template_of_the_tokenizer_knows_whether_its_model_wants_bos(tmp_path):
+    write_tokenizer(tmp_path, "{{ messages[0].content }}")
+    tokenizer = loaded(tmp_path)
+    assert (tokenizer.bos_id, *tokenizer.encode_chat(MESSAGES)) == tokenizer.encode("hi")
 
 
 @pytest.mark.parametrize(
