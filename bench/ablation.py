@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from heldout import ABOUT, default_folder, find_corpora, openings
+from jspec.console.exit_codes import Parser
 from numpy.typing import ArrayLike
 
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.errors import UserError
-from jspec.infer.command.endings import Parser
 from jspec.infer.request import Request
-from jspec.infer.text import load_tokenizer
-from jspec.models.hub import local_directory
 from jspec.records import whole_records
 
 BOOTSTRAP = 2000

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jspec.checkpoints.target import Target
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
-from jspec.infer.text import Tokenizer
-from jspec.models.target import Target
 from jspec.train.corpus import Row, is_held_out, read_rows
 from jspec.train.data import TextData
 from jspec.train.encode import encode_rows

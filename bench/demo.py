@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 
 from heldout import ABOUT, default_folder, find_corpora, openings
+from jspec.console.exit_codes import Parser, exit_code
 
 from jspec.bench.cli import main as bench
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch, load_tokenizer
 from jspec.errors import UserError
-from jspec.infer.command.endings import Parser, exit_code
-from jspec.infer.text import import_transformers_without_torch, load_tokenizer
-from jspec.models.hub import local_directory
 
 PROMPTS = "prompts.jsonl"
 

@@ -41,12 +41,13 @@ from sources import CHANGES, source_cells
 from tables import table
 
 from jspec.bench.records import provenance
+from jspec.checkpoints.hf_config import write_hf_config
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.shipped import weights_digest
+from jspec.checkpoints.target import Target, load_target
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import find_config, parse_sets, read_yaml, resolve
 from jspec.errors import UserError
-from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.models.hub import local_directory
-from jspec.models.shipped import weights_digest
-from jspec.models.target import Target, load_target
 from jspec.text_files import read_json_object
 from jspec.train.command.corpora import corpus_sources, load_corpora
 from jspec.train.config import DataConfig, ModelConfig, OptimizerConfig
@@ -120,7 +121,7 @@ def _model(facts: Facts) -> str:
     size = sum(path.stat().st_size for path in facts.directory.glob("*.safetensors"))
     special = " ".join(f"`{facts.tokenizer.token(i)}`" for i in sorted(facts.tokenizer.special_ids))
     rows = [
-        ["architecture", str(config.to_hf()["architectures"][0])],
+        ["architecture", str(write_hf_config(config)["architectures"][0])],
         ["parameters", f"{n_parameters:,}"],
         ["size of the weights", f"{size / 1e6:.1f} MB"],
         ["layers", str(config.n_layers)],

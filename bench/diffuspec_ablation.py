@@ -25,17 +25,17 @@ from diffuspec_pictures import draw
 from diffuspec_report import best_length, judgements, part_table, survival_costs
 from diffuspec_stages import split
 from diffuspec_variants import Part, Variant
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.exit_codes import exit_code
 
 import jspec
 from jspec.bench.records import device_record, provenance
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.shipped import weights_digest
+from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.drafters.diffuspec.loading import NGRAM_FOLDER
 from jspec.errors import UserError
-from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import exit_code
 from jspec.infer.request import Request
-from jspec.infer.text import import_transformers_without_torch
-from jspec.models.hub import local_directory
-from jspec.models.shipped import weights_digest
 
 RECORDS, COSTS, TABLE = "records.jsonl", "costs.json", "table.md"
 STAGES = "stages"

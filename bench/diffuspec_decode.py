@@ -20,13 +20,13 @@ from jaxtyping import Array, Int
 from one_by_one import TO_THE_END, Decoder
 
 import jspec
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec
 from jspec.drafters.diffuspec.length import Controller, ControllerState
 from jspec.infer.request import Request
 from jspec.infer.state import DecodeState
 from jspec.models.diffusion_steps import ONE_PASS
-from jspec.models.target import Target
 from jspec.state import replace, state
 
 PLAIN_ROUNDS = 16

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jspec.console.exit_codes import exit_code, leave
 from rounds import add_common_flags, n_read, random_target, write_record
 from shapes import DIFFUSION, TARGETS, random_model
 from tables import table
@@ -35,19 +36,18 @@ from tables import table
 from jspec.bench.costs import ROUNDS, drafts, forwards
 from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.lattice import Proxy, candidates
 from jspec.drafters.diffuspec.length import AdaptiveLength
 from jspec.drafters.diffuspec.search import search
-from jspec.infer.command.endings import exit_code, leave
 from jspec.infer.memory import state_shapes
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Counters, DecodeState, Program
 from jspec.models import ngram
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.models.diffusion_prefix import Prefix
-from jspec.models.target import Target
 from jspec.state import Context, replace
 from jspec.train.ngram import estimate
 

@@ -25,21 +25,21 @@ from any_groups import any_groups
 from easyspec_grid import LONG, MISMATCH, PARTS, SPEED, Cell
 from easyspec_pictures import draw
 from easyspec_report import acceptance_points, report
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.exit_codes import exit_code
 from told import kept, texts_of
 
 import jspec
 from jspec.bench.costs import ROUNDS, Costs
 from jspec.bench.records import device_record, provenance
 from jspec.bench.summary import PLAIN
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.shipped import weights_digest
+from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.drafters.base import LoadedDrafter
 from jspec.errors import UserError
-from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import exit_code
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
-from jspec.infer.text import import_transformers_without_torch
-from jspec.models.hub import local_directory
-from jspec.models.shipped import weights_digest
 
 RECORDS, TEXTS, COSTS, TABLE = "records.jsonl", "texts.json", "costs.json", "table.md"
 POINTS = "acceptance.yaml"

@@ -19,20 +19,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jspec.console.exit_codes import exit_code
 from tables import table
 
 import jspec
 from jspec.aot.hlo import Instruction, collective_instructions, read
 from jspec.bench.records import provenance
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import EasySpec
-from jspec.infer.command.endings import exit_code
 from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
 from jspec.models.layer_parallel import Plan
-from jspec.models.target import Target
 from jspec.sharding import make_mesh
 from jspec.testing.light import light
 

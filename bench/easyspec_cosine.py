@@ -19,17 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from ablation import Estimate, estimate, parser_of, quotient, requests_of
 from easyspec_pictures import COSINES, draw_cosines
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.exit_codes import exit_code
 from pictures import save
 from similarity import QUANTITIES, READINGS, approximated, grouped, similarities
 from tables import table
 from told import texts_of
 
 from jspec.bench.records import provenance
-from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import exit_code
-from jspec.infer.text import import_transformers_without_torch
+from jspec.checkpoints.target import load_target
+from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.models.layer_groups import Groups, contiguous
-from jspec.models.target import load_target
 
 RECORD, TABLE = "cosine.json", "cosine.md"
 TARGET = "demo/target"

@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from ablation import Journal, acceptance, parser_of, requests_of
+from jspec.console.exit_codes import exit_code
 from tables import table
 
 import jspec
 from jspec.bench.costs import ROUNDS, Costs
 from jspec.bench.records import provenance
 from jspec.bench.summary import PLAIN
+from jspec.checkpoints.target import Target
+from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.trees import Tree
 from jspec.errors import UserError
-from jspec.infer.command.endings import exit_code
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
-from jspec.infer.text import import_transformers_without_torch
-from jspec.models.target import Target
 
 RECORDS, COSTS, TABLE, PICTURE = "acceptance.jsonl", "costs.json", "table.md", "ablation.png"
 ROWS = 8

@@ -16,6 +16,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jspec.console.exit_codes import exit_code, leave
 from rounds import add_common_flags, n_read, random_target, write_record
 from shapes import TARGETS, n_parameters
 from tables import table
@@ -24,17 +25,16 @@ from jspec.bench.costs import Costs, room_needed, rounds_for
 from jspec.bench.records import device_record, provenance
 from jspec.bench.stages import split
 from jspec.bench.summary import PLAIN
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import find
 from jspec.drafters.none import NoDrafter
-from jspec.infer.command.endings import exit_code, leave
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
 from jspec.models import sar_head
 from jspec.models.modules import random_like
 from jspec.models.sar_head import SarConfig
-from jspec.models.target import Target
 
 FALCON = "falcon"
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.engine import Engine
 from jspec.infer.loop import decode_loop
@@ -19,7 +20,6 @@ from jspec.infer.prefill import prefill, prompt_bucket
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState
 from jspec.law import Mode
-from jspec.models.target import Target
 
 CAPACITY = 256
 """Tokens of a text, prompt included."""

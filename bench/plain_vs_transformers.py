@@ -21,7 +21,7 @@ from shapes import SHAPES, TARGETS, n_parameters, random_model
 
 from jspec.bench.peers import Peer
 from jspec.bench.records import provenance, spread
-from jspec.models.hf import write_checkpoint
+from jspec.checkpoints.write import write_checkpoint
 
 
 def write_random_llama(shape: str, directory: Path) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 
 from shapes import n_parameters, random_model
 
+from jspec.checkpoints.target import Target
 from jspec.models.config import DecoderConfig
-from jspec.models.target import Target
 from jspec.sharding import make_mesh
 from jspec.state import Params
 
@@ -35,7 +35,7 @@ def random_target(shape: str, dtype: str, n_layers: int | None = None) -> Target
         params=params,
         dtype=dtype,
         mesh=make_mesh(),
-        path=None,
+        checkpoint=None,
         stop_ids=(),
         max_length=model.config.max_length,
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+from jspec.console.memory import device_memory
 
+from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.known import KNOWN
 from jspec.errors import UserError
-from jspec.infer.command.memory import device_memory
 from jspec.models.config import DecoderConfig
-from jspec.models.hf import read_config
-from jspec.models.hub import local_directory
-from jspec.models.known import KNOWN
 from jspec.models.model import Model, abstract_params, build, random_params
 from jspec.state import Params
 
@@ -29,7 +28,7 @@ _TINY = DecoderConfig(
 
 def _demo(name: str) -> DecoderConfig:
     """The shape of a model that ships, for texts of any length."""
-    config = read_config(local_directory(f"demo/{name}"))
+    config = find_checkpoint(f"demo/{name}").config
     return dataclasses.replace(config, max_positions=8192)
 
 

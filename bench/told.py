@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.engine import Engine
 from jspec.infer.prefill import prompt_bucket, slots_for
@@ -24,7 +25,6 @@ from jspec.infer.request import Finished, Request, sampling_of
 from jspec.infer.round import Verified, commit, propose
 from jspec.infer.state import Counters, DecodeState, Program
 from jspec.law import Randomness
-from jspec.models.target import Target
 from jspec.state import Context, KVCache, Prompt, Sampling, TargetOutput
 from jspec.verify import Judgement, walk
 

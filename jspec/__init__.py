@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jspec import aot as aot
     from jspec import bench as bench
     from jspec import certify as certify
+    from jspec import checkpoints as checkpoints
     from jspec import config as config
     from jspec import drafters as drafters
     from jspec import hosts as hosts
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from jspec import testing as testing
     from jspec import train as train
     from jspec import verify as verify
+    from jspec.checkpoints.target import Target, load_target
     from jspec.drafters import Drafter, LoadedDrafter, load_drafter
     from jspec.errors import UserError
     from jspec.infer.answers import Generation, Piece, Stats, total_stats
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from jspec.infer.prefill import prefill
     from jspec.infer.request import Request, sampling_of
     from jspec.infer.state import Program
-    from jspec.models.target import Target, load_target
     from jspec.sharding import make_mesh
     from jspec.state import Draft, KVCache, Sampling, StopReason, Verdict
     from jspec.verify.replay import replay
@@ -62,13 +63,13 @@ _HOMES = {
     "Sampling": "jspec.state",
     "Stats": "jspec.infer.answers",
     "StopReason": "jspec.state",
-    "Target": "jspec.models.target",
+    "Target": "jspec.checkpoints.target",
     "UserError": "jspec.errors",
     "Verdict": "jspec.state",
     "decode_loop": "jspec.infer.loop",
     "generate": "jspec.infer.generate",
     "load_drafter": "jspec.drafters",
-    "load_target": "jspec.models.target",
+    "load_target": "jspec.checkpoints.target",
     "make_mesh": "jspec.sharding",
     "prefill": "jspec.infer.prefill",
     "replay": "jspec.verify.replay",

@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 def submodules(package: str) -> Callable[[str], ModuleType]:
-    """A `__getattr__` for a package, so that `jspec.models.shipped` needs no import of its own.
+    """A `__getattr__` for a package, so that `jspec.models.weights` needs no import of its own.
 
     Type checkers must not see it: to them every misspelt name would be a module.
     """

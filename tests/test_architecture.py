@@ -21,6 +21,7 @@ LEVELS = (
     ("ops",),
     ("config", "hosts", "law", "sharding", "state"),
     ("models",),
+    ("checkpoints",),
     ("drafters", "verify"),
     ("infer",),
     ("aot", "bench", "plan", "train"),

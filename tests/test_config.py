@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jspec.checkpoints.hub import local_directory
 from jspec.config import (
     InferConfig,
     MeshConfig,
@@ -20,7 +21,6 @@ from jspec.config.folders import recipe_of
 from jspec.config.layers import parse_mesh
 from jspec.config.yaml_files import parse_yaml
 from jspec.errors import UserError
-from jspec.models.hub import local_directory
 from jspec.train.config import KINDS, NGramConfig
 
 READY = (

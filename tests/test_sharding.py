@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jspec.checkpoints.target import load_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.models.blocks import causal_block
-from jspec.models.hf import write_checkpoint
 from jspec.models.model import build, empty_cache, forward, random_params
-from jspec.models.target import load_target
 from jspec.models.weights import AXES, cache_shardings, fit_to_mesh, param_shardings
 from jspec.sharding import MESH_AXES, REPLICATED, TARGET, make_mesh, sharding
 from jspec.testing.models import tiny_config

@@ -25,16 +25,16 @@ from jspec.aot.topology import (
 )
 from jspec.aot.training import KINDS as RECIPES
 from jspec.aot.training import find_recipe, training_steps
+from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
+from jspec.checkpoints.target import Target, abstract_target, check_causal
 from jspec.config import InferConfig, find_config, parse_mesh, parse_sets, read_yaml, resolve
+from jspec.console.exit_codes import Parser, add_config_flags, exit_code
+from jspec.console.log import Failure, Log
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
 from jspec.infer.command import cli as infer_command
-from jspec.infer.command.endings import Parser, add_config_flags, exit_code
-from jspec.infer.command.log import Failure, Log
 from jspec.infer.memory import memory_of
 from jspec.law import Rule, mode_of
-from jspec.models.found import Found, find_shapes, origin_of
-from jspec.models.target import Target, abstract_target, check_causal
 from jspec.sharding import make_mesh, make_training_mesh
 
 INFERENCE, TRAINING = ("prefill", "round"), ("train",)
@@ -120,7 +120,7 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
         batch_size = -(-batch_size // sizes["data"]) * sizes["data"]
         notes.append(f"batch size {batch_size}: one that data={sizes['data']} divides")
     mesh = make_mesh(**sizes, devices=topology.devices)
-    target = abstract_target(found.config, dtype=config.dtype, mesh=mesh, path=found.directory)
+    target = abstract_target(found, dtype=config.dtype, mesh=mesh)
     before, after = found.config.n_kv_heads, target.model.config.n_kv_heads
     if before != after:
         notes.append(f"{before} key/value heads, repeated to {after} for the mesh")
@@ -129,7 +129,7 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
     )
     return Job(
         mesh=sizes,
-        origins=_origins(found.name, config.drafter_path),
+        origins=_origins(config.target, config.drafter_path),
         notes=notes,
         steps=lambda: inference_steps(
             target,
@@ -145,15 +145,15 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
     )
 
 
-def _plan(args: argparse.Namespace) -> tuple[InferConfig, Found, int]:
+def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
     """The config with its flags, the target it names, and tokens that a row has room for."""
     given = {"batch_size": args.batch_size, "max_length": args.context, "mesh": args.mesh}
     config = infer_command.make_config(
         argparse.Namespace(config=args.config, set=args.set, **given)
     )
     assert config.target is not None
-    found = find_shapes(config.target)
-    check_causal(found.config, found.name)
+    found = find_checkpoint(config.target, downloads=False)
+    check_causal(found)
     limit = found.config.max_length
     capacity = config.max_length or limit
     if capacity > limit:
@@ -185,7 +185,7 @@ def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
     recipe = find_recipe(config, mesh)
     return Job(
         mesh=sizes,
-        origins=_origins(recipe.found and recipe.found.name) or {"model": str(path)},
+        origins=recipe.origins or {"model": str(path)},
         notes=notes,
         steps=lambda: training_steps(config, recipe, mesh),
         remedy=lambda: "use more devices along fsdp, a smaller micro_batch_size, or remat",
@@ -193,7 +193,9 @@ def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
 
 
 def _origins(*names: str | None) -> dict[str, str]:
-    return {name: origin_of(name) for name in names if name is not None}
+    return {
+        name: find_checkpoint(name, downloads=False).origin for name in names if name is not None
+    }
 
 
 def _is_batch_given(args: argparse.Namespace) -> bool:

@@ -17,13 +17,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from jspec.aot.report import Sized, StepReport, out_of_memory, read_program, sized
+from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
 from jspec.infer.prefill import prompt_bucket
 from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState
 from jspec.law import Mode, Rule
-from jspec.models.target import Target
 from jspec.ops.platform import compiling_for
 from jspec.state import Sampling
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jspec.aot.compiling import Lowering
+from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.target import abstract_target, check_causal
 from jspec.errors import UserError
-from jspec.models.found import Found, find_shapes
 from jspec.models.model import build
-from jspec.models.target import abstract_target, check_causal
 from jspec.sharding import TRAINING
 from jspec.train.config import FalconConfig, ModelConfig
 from jspec.train.falcon import head_of, objective_of, trainable_of
@@ -45,12 +45,12 @@ class Recipe:
     Attributes:
       objective: what it minimises.
       trainable: what it trains; frozen weights are shapes with their places.
-      found: the checkpoint whose shapes these are; None where the recipe says them all.
+      origins: models by name, and where their shapes come from; none where the recipe says them.
     """
 
     objective: Objective
     trainable: Trainable
-    found: Found | None
+    origins: Mapping[str, str]
 
 
 def find_recipe(config: RecipeConfig, mesh: Mesh) -> Recipe:
@@ -67,31 +67,36 @@ def find_recipe(config: RecipeConfig, mesh: Mesh) -> Recipe:
 def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
     if (config.init_from is None) == (not config.model):
         raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
-    found = None if config.init_from is None else find_shapes(config.init_from)
-    if found is None:
+    if config.init_from is None:
         model = model_of(config.model, vocab_size=_vocabulary(config))
+        origins = {}
     else:
+        found = find_checkpoint(config.init_from, downloads=False)
         model = build(found.config)
+        origins = {config.init_from: found.origin}
     if config.teacher is None:
         objective = NextToken(model, remat=config.remat)
-        return Recipe(objective=objective, trainable=language_model(model), found=found)
+        return Recipe(objective=objective, trainable=language_model(model), origins=origins)
     teacher = abstract_target(
-        find_shapes(config.teacher).config, dtype=config.compute_dtype, mesh=mesh, table=TRAINING
+        find_checkpoint(config.teacher, downloads=False),
+        dtype=config.compute_dtype,
+        mesh=mesh,
+        table=TRAINING,
     )
     objective = Distil(model, teacher.model, share=config.teacher_share, remat=config.remat)
     trainable = dataclasses.replace(language_model(model), frozen=teacher.params)
-    return Recipe(objective=objective, trainable=trainable, found=found)
+    return Recipe(objective=objective, trainable=trainable, origins=origins)
 
 
 def _falcon(config: FalconConfig, mesh: Mesh) -> Recipe:
-    found = find_shapes(config.target)
-    check_causal(found.config, found.name)
-    target = abstract_target(found.config, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
+    found = find_checkpoint(config.target, downloads=False)
+    check_causal(found)
+    target = abstract_target(found, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     head = head_of(config, target.model)
     return Recipe(
         objective=objective_of(config, head, target.model, config.steps or SOME_STEPS),
         trainable=trainable_of(head, target.params),
-        found=found,
+        origins={config.target: found.origin},
     )
 
 
@@ -99,7 +104,7 @@ def _vocabulary(config: ModelConfig) -> int:
     """Entries of the recipe's tokenizer, where the model does not say its own."""
     if "vocab_size" in config.model:
         return config.model["vocab_size"]
-    from jspec.infer.text import load_tokenizer
+    from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(config.tokenizer))
     if tokenizer is None:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 
 from jspec.bench.race import Block
-from jspec.infer.command.progress import duration
+from jspec.console.progress import duration
 
 SHORTER = "--repeats, --limit, --max-new-tokens and --contexts make it shorter or longer"
 

@@ -32,9 +32,9 @@ Decode = Callable[..., dict]
 
 def jspec_peer(directory: str, *, max_length: int) -> Decode:
     """The engine as a user gets it, one row, plain decoding."""
+    from jspec.checkpoints.target import load_target
     from jspec.infer.engine import Engine
     from jspec.infer.request import Finished, Request
-    from jspec.models.target import load_target
 
     target = load_target(directory)
     engine = Engine(target, max_length=max_length)

@@ -19,18 +19,18 @@ from jspec.bench.contestants import WAYS
 from jspec.bench.prompts import Prompt, Prompts, fitting
 from jspec.bench.records import provenance
 from jspec.bench.summary import PEERS, PLAIN
+from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
+from jspec.checkpoints.shipped import check_digest, weights_digest
+from jspec.checkpoints.target import Target, load_target
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import DrafterConfig, InferConfig, drafters_of
+from jspec.console.prompts import Conversation, Reader
+from jspec.console.session import directory_of, find_drafter_files
 from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
 from jspec.errors import UserError
-from jspec.infer.command.prompts import Conversation, Reader
 from jspec.infer.engine import Engine
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
-from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.models.hf import read_config
-from jspec.models.hub import local_directory
-from jspec.models.shipped import check_digest, weights_digest
-from jspec.models.target import Target, load_target
 from jspec.sharding import make_mesh
 from jspec.versions import installed
 
@@ -41,9 +41,9 @@ class Plan:
 
     Attributes:
       name: of the config.
-      directory: of the target.
+      checkpoint: the target's.
       drafters: by label.
-      directories: of the drafters' weights, by label; those that have any.
+      files: of the drafters, by label; those that have any.
       prompts: in tokens.
       limit: longest text that the target was made for, or that the config allows.
       peers: names of the other library's ways that take part.
@@ -52,9 +52,9 @@ class Plan:
     name: str
     bench: BenchConfig
     config: InferConfig
-    directory: Path
+    checkpoint: Checkpoint
     drafters: dict[str, DrafterConfig]
-    directories: dict[str, Path]
+    files: dict[str, Checkpoint | Path]
     tokenizer: Tokenizer | None
     prompts: Prompts
     limit: int
@@ -74,13 +74,13 @@ class Plan:
         same = ("ignore_eos", "threads", "has_profile")
         sizes = ("temperatures", "batch_sizes", "contexts", "repeats", "max_new_tokens", "limit")
         drafters = {label: each.model_dump() for label, each in self.drafters.items()}
-        for label, path in self.directories.items():
-            drafters[label]["digest"] = _digest(path)
+        for label, files in self.files.items():
+            drafters[label]["digest"] = _digest(files)
         return {
             "kind": "settings",
             "config": self.name,
             "target": self.config.target,
-            "target_digest": _digest(self.directory),
+            "target_digest": _digest(self.checkpoint),
             "drafters": drafters,
             "categories": {name: len(some) for name, some in by_category.items()},
             "prompts_digest": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16],
@@ -141,32 +141,29 @@ def make_plan(
     assert config.target is not None
     drafters = _drafters(config, labels)
     # Drafters first, since they are the smaller downloads where something is missing.
-    directories = {
-        label: local_directory(each.drafter_path)
-        for label, each in drafters.items()
-        if each.drafter_path
-    }
-    directory = local_directory(config.target)
-    check_digest(directory, config.target_digest)
-    decoder = read_config(directory)
-    limit = min(config.max_length or decoder.max_length, decoder.max_length)
+    found = {label: find_drafter_files(each) for label, each in drafters.items()}
+    files = {label: each for label, each in found.items() if each is not None}
+    checkpoint = find_checkpoint(config.target)
+    check_digest(checkpoint.files, config.target_digest)
+    longest = checkpoint.config.max_length
+    limit = min(config.max_length or longest, longest)
     reader = Reader(
-        tokenizer=load_tokenizer(directory, config.chat_template),
+        tokenizer=load_tokenizer(checkpoint.files, config.chat_template),
         max_length=limit,
-        vocab_size=decoder.vocab_size,
+        vocab_size=checkpoint.config.vocab_size,
     )
     prompts = fitting(given, reader, max_new_tokens=bench.max_new_tokens, limit=bench.limit)
     return Plan(
         name=name,
         bench=bench,
         config=config,
-        directory=directory,
+        checkpoint=checkpoint,
         drafters=drafters,
-        directories=directories,
+        files=files,
         tokenizer=reader.tokenizer,
         prompts=prompts,
         limit=limit,
-        peers=_peers(bench, config, _draft_directory(drafters, directories)),
+        peers=_peers(bench, config, _draft_directory(drafters, files)),
     )
 
 
@@ -183,11 +180,13 @@ def _drafters(config: InferConfig, labels: Sequence[str] | None) -> dict[str, Dr
     return drafters
 
 
-def _draft_directory(drafters: dict[str, DrafterConfig], directories: dict[str, Path]):
+def _draft_directory(
+    drafters: dict[str, DrafterConfig], files: dict[str, Checkpoint | Path]
+) -> Path | None:
     """Weights of the first small model that drafts by itself, as the other library's do."""
-    for label, path in directories.items():
+    for label, found in files.items():
         if drafters[label].drafter == "draft-model":
-            return path
+            return directory_of(found)
     return None
 
 
@@ -200,8 +199,9 @@ def _peers(bench: BenchConfig, config: InferConfig, draft: Path | None) -> tuple
     return tuple(f"{PEERS}{way}" for way in WAYS if way != "assisted" or draft is not None)
 
 
-def _digest(directory: Path) -> str | None:
+def _digest(files: Checkpoint | Path) -> str | None:
     """None for weights in another format than safetensors."""
+    directory = directory_of(files)
     has_any = any(directory.glob("*.safetensors"))
     return weights_digest(directory) if has_any else None
 
@@ -213,12 +213,12 @@ class Loaded:
         self.plan = plan
         config = plan.config
         mesh = make_mesh(**config.mesh.model_dump())
-        self.target: Target = load_target(plan.directory, dtype=config.dtype, mesh=mesh)
+        self.target: Target = load_target(plan.checkpoint, dtype=config.dtype, mesh=mesh)
         self.drafters: dict[str, LoadedDrafter | None] = {PLAIN: None}
         for label, each in plan.drafters.items():
             self.drafters[label] = load_drafter(
                 each.drafter,
-                plan.directories.get(label),
+                plan.files.get(label),
                 target=self.target,
                 **each.drafter_options,
             )
@@ -239,6 +239,7 @@ class Loaded:
         """What the worker of `transformers` is started with, its kind left out."""
         plan = self.plan
         threads = len(os.sched_getaffinity(0))
-        arguments = [str(plan.directory), "--threads", str(threads), "--dtype", plan.config.dtype]
-        draft = _draft_directory(plan.drafters, plan.directories)
+        target = str(directory_of(plan.checkpoint))
+        arguments = [target, "--threads", str(threads), "--dtype", plan.config.dtype]
+        draft = _draft_directory(plan.drafters, plan.files)
         return [*arguments, "--draft", str(draft)] if draft else arguments

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jspec.config import InferConfig, Settings, shown
-from jspec.errors import UserError
-from jspec.infer.command.prompts import (
+from jspec.console.prompts import (
     Conversation,
     Reader,
     from_lines,
     from_texts,
     told_passed_over,
 )
+from jspec.errors import UserError
 from jspec.text_files import without_mark
 
 OURS = {

@@ -22,9 +22,9 @@ from jspec.bench.results import Results
 from jspec.bench.summary import PLAIN, SKIPPED, Record, Summary, counted, summarise
 from jspec.bench.table import markdown, show
 from jspec.config import InferConfig
-from jspec.infer.command.endings import INTERRUPTED
-from jspec.infer.command.log import Failure, Log
-from jspec.infer.command.prompts import Conversation
+from jspec.console.exit_codes import INTERRUPTED
+from jspec.console.log import Failure, Log
+from jspec.console.prompts import Conversation
 from jspec.infer.command.report import finite
 
 RESULTS, TABLE, REPORT = "results.jsonl", "table.md", "report.html"
@@ -104,7 +104,7 @@ def _measure_all(plan: Plan, results: Results, out: Path, log: Log) -> None:
         return
     if done:
         log.note(f"{done} of {counted(count, 'block')} done before")
-    with log.status(f"loading {plan.directory}"):
+    with log.status(f"loading {plan.checkpoint.where}"):
         loaded = Loaded(plan)
     sizes = plan.bench.batch_sizes
     written = time.monotonic()

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from jspec.bench.costs import on_mesh, program_of, started
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.infer import round as stages
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
 from jspec.infer.state import DecodeState, Program
-from jspec.infer.text import Tokenizer
 
 SPLIT_ROUNDS = 24
 """Rounds whose stages are timed, at most."""

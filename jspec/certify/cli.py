@@ -9,10 +9,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from jspec.console.exit_codes import Parser, add_config_flags, exit_code, file_name
+from jspec.console.signals import at_work
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO, make_config
-from jspec.infer.command.endings import Parser, add_config_flags, exit_code, file_name
-from jspec.infer.command.interrupts import at_work
 
 RUNS = Path("runs") / "certificate"
 

@@ -62,7 +62,7 @@ def main(cases: Sequence[str]) -> None:
 
     from jspec.certify import proof
     from jspec.certify.roster import entry
-    from jspec.infer.command.compile_cache import keep_compiled_programs
+    from jspec.console.compile_cache import keep_compiled_programs
     from jspec.sharding import make_mesh
     from jspec.testing.models import on_mesh, tiny_target
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jspec
 from jspec.certify.records import Record
-from jspec.infer.command.log import Failure
+from jspec.console.log import Failure
 
 NAME = "checks.jsonl"
 

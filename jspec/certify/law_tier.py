@@ -8,11 +8,11 @@ from typing import Any
 
 from jspec.certify import proof
 from jspec.certify.records import Found
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.draft_model import DraftModel
 from jspec.infer.request import Request
 from jspec.law import Rule
-from jspec.models.target import Target
 from jspec.testing.models import perturbed, tiny_target
 
 V = 5

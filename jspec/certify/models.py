@@ -18,16 +18,16 @@ from jspec.certify import proof, reference, tiny
 from jspec.certify.prompts import PROMPTS
 from jspec.certify.proof import Replayed
 from jspec.certify.records import Found
+from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.shipped import weights_digest
+from jspec.checkpoints.target import Target, load_target
 from jspec.config import DrafterConfig, InferConfig, drafters_of
+from jspec.console.prompts import Conversation, from_file, from_texts
+from jspec.console.session import Plan, directory_of, find_drafter_files, make_plan
 from jspec.drafters import check_drafter, load_drafter
 from jspec.drafters.base import LoadedDrafter
-from jspec.infer.command.prompts import Conversation, from_file, from_texts
-from jspec.infer.command.session import Plan, make_plan
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request, Result
-from jspec.models.hub import local_directory
-from jspec.models.shipped import weights_digest
-from jspec.models.target import Target, load_target
 from jspec.sharding import make_mesh
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -78,11 +78,10 @@ class Models:
     def __init__(self, asked: Asked):
         self.asked = asked
         self.drafters: dict[str, DrafterConfig] = drafters_of(asked.config, asked.drafters)
-        self.directories: dict[str, Path | None] = {}
+        self.files: dict[str, Checkpoint | Path | None] = {}
         for name, drafter in self.drafters.items():
             check_drafter(drafter.drafter, drafter.drafter_options)
-            path = drafter.drafter_path
-            self.directories[name] = local_directory(path) if path else None
+            self.files[name] = find_drafter_files(drafter)
         self.plan: Plan = make_plan(asked.config, _conversations(asked))
         self.requests = self._requests()
         self._results: dict[tuple[str, int], list[Result]] = {}
@@ -90,18 +89,18 @@ class Models:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """Of all weights, by whose they are."""
-        directories = {"target": self.plan.directory} | self.directories
+        files = {"target": self.plan.checkpoint} | self.files
+        directories = {name: directory_of(each) for name, each in files.items() if each is not None}
         return {
             name: weights_digest(directory) if any(directory.glob("*.safetensors")) else "unread"
             for name, directory in directories.items()
-            if directory is not None
         }
 
     @functools.cached_property
     def target(self) -> Target:
         config = self.asked.config
         mesh = make_mesh(**config.mesh.model_dump())
-        return load_target(self.plan.directory, dtype=config.dtype, mesh=mesh)
+        return load_target(self.plan.checkpoint, dtype=config.dtype, mesh=mesh)
 
     @functools.cached_property
     def plain(self) -> list[Result]:
@@ -127,18 +126,18 @@ class Models:
 
     def check_reference(self, name: str) -> Found:
         """A text of each setting against the target written once more in NumPy, from its files."""
-        config = self.plan.decoder
+        config, directory = self.plan.checkpoint.config, directory_of(self.plan.checkpoint)
         why = reference.why_not(config)
         n_weights = sum(leaf.size for leaf in _leaves(self.target))
         if n_weights > LARGEST_FOR_REFERENCE:
             why = why or f"{n_weights:,} weights are too many for NumPy"
-        weights = None if why else reference.weights_on_disk(self.plan.directory)
+        weights = None if why else reference.weights_on_disk(directory)
         if weights is None:
             return Found(note=f"left out: {why or 'the weights are not a Hugging Face decoder'}")
         results = self._decoded_with(name, self.asked.batch_sizes[0])
         pairs = list(zip(self.requests, results, strict=True))[:REFERENCE_TEXTS]
         if self.asked.config.dtype == "bfloat16":
-            rounded = reference.is_stored_as(self.plan.directory) != "bfloat16"
+            rounded = self.plan.checkpoint.values.get("dtype") != "bfloat16"
             pairs = [
                 (r, said) for r, said in pairs if r.top_k == 0 and r.top_p == 1 and r.min_p == 0
             ]
@@ -158,15 +157,13 @@ class Models:
         drafter = self.drafters[name]
         return load_drafter(
             drafter.drafter,
-            self.directories[name],
+            self.files[name],
             target=self.target,
             **drafter.drafter_options,
         )
 
     def _requests(self) -> list[Request]:
-        from jspec.models.target import read_stop_ids
-
-        stop_ids = read_stop_ids(self.plan.directory)
+        stop_ids = self.plan.checkpoint.stop_ids
         return [
             Request(
                 tokens=turn.tokens,

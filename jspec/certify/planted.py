@@ -13,10 +13,10 @@ from pathlib import Path
 
 from jspec.certify import faults
 from jspec.certify.records import Check, Found
+from jspec.checkpoints.target import Target, load_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.errors import UserError
-from jspec.models.hf import write_checkpoint
-from jspec.models.target import Target, load_target
 from jspec.testing.models import tiny_target
 
 THE_LAW = "law of trees"

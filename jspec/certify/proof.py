@@ -17,6 +17,7 @@ import numpy as np
 
 from jspec.certify.records import NearTie
 from jspec.certify.reference import probs_of
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.engine import Engine
 from jspec.infer.loop import decode_loop
@@ -26,7 +27,6 @@ from jspec.infer.state import Program
 from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
-from jspec.models.target import Target
 from jspec.state import StopReason
 from jspec.testing.light import jit_light
 from jspec.verify import replay

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jspec.checkpoints.target import Target
 from jspec.models.config import DecoderConfig, RopeKind
-from jspec.models.target import Target
-from jspec.text_files import read_json_object
 
 Weights = dict[str, np.ndarray]
 """By their Hugging Face names, matrices with the output axis first."""
@@ -210,11 +209,6 @@ def weights_on_disk(directory: Path) -> Weights | None:
     for file in sorted(directory.glob("*.safetensors")):
         found |= {name: value.astype(np.float64) for name, value in load_file(file).items()}
     return found if "model.embed_tokens.weight" in found else None
-
-
-def is_stored_as(directory: Path) -> str:
-    """The checkpoint's own type, for the note."""
-    return str(read_json_object(directory / "config.json").get("dtype", "unknown"))
 
 
 def _wide(value: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from jspec.checkpoints.target import Target
 from jspec.drafters import load_drafter
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
@@ -34,7 +35,6 @@ from jspec.models.layer_parallel import Passes, Plan, place
 from jspec.models.model import build, random_params
 from jspec.models.ngram import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
-from jspec.models.target import Target
 from jspec.testing import drafters as hostile
 from jspec.testing.models import perturbed, random_head
 from jspec.train.ngram import estimate

@@ -18,8 +18,8 @@ from jspec.certify.models import Asked, Models
 from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
-from jspec.infer.command.log import Failure, Log
-from jspec.infer.command.progress import Progress
+from jspec.console.log import Failure, Log
+from jspec.console.progress import Progress
 from jspec.testing.programs import forget_when_many
 
 

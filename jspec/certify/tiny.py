@@ -17,11 +17,11 @@ from jspec.certify import proof, reference
 from jspec.certify.proof import Replayed
 from jspec.certify.records import Found, NearTie
 from jspec.certify.roster import entry
+from jspec.checkpoints.target import Target
 from jspec.drafters import load_drafter
 from jspec.infer.request import Request, Result
 from jspec.law import Mode, Stream
 from jspec.models.config import DecoderConfig
-from jspec.models.target import Target
 from jspec.testing import drafters as hostile
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings

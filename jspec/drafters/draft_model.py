@@ -13,14 +13,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jspec.checkpoints.same_tokenizer import check_same_tokenizer
+from jspec.checkpoints.target import Target, load_beside
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.growth import Grower, draft_of
 from jspec.errors import UserError
 from jspec.models.blocks import causal_block
 from jspec.models.layer_parallel import PassCache, Passes
 from jspec.models.model import Model
-from jspec.models.target import Target, load_beside
-from jspec.models.vocabulary import check_same_tokenizer
 from jspec.state import Params, Prompt, state
 
 Run = Callable[..., tuple[jax.Array, PassCache]]

@@ -1,7 +1,7 @@
 """`python -m jspec.infer`."""
 
+from jspec.console.exit_codes import leave
 from jspec.infer.command.cli import main
-from jspec.infer.command.endings import leave
 
 if __name__ == "__main__":
     leave(main(owns_process=True))

@@ -11,10 +11,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.infer.compiling import CompileCounts
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request, Result, RowStats, TokenInfo, Tokens
-from jspec.infer.text import Tokenizer
 from jspec.infer.text_stream import TextStream
 from jspec.state import StopReason
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
+from jspec.checkpoints.target import Target
 from jspec.config import shown, whole_number
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
@@ -33,7 +34,6 @@ from jspec.infer.request import (
 )
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
-from jspec.models.target import Target
 from jspec.state import StopReason
 
 Watch = Callable[[int, tuple[int, ...]], int | None]

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jspec.checkpoints.target import Target
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import Settings, plain, resolve, shown, truth, whole_number
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
@@ -17,9 +19,7 @@ from jspec.infer.messages import check_messages, to_be_answered
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request, cut_short
 from jspec.infer.stops import find_stops
-from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.law import Rule
-from jspec.models.target import Target
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 """A text, token ids, or a conversation of `{"role": ..., "content": ...}`."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
 from jspec.infer.prefill import SMALLEST_BUCKET, slots_for
 from jspec.infer.programs import laid_specs
@@ -21,7 +22,6 @@ from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Program
 from jspec.models.model import empty_cache
 from jspec.models.ngram import NGramTable
-from jspec.models.target import Target
 from jspec.models.weights import cache_shardings
 from jspec.state import Context, KVCache, Prompt
 

@@ -24,13 +24,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Lowered
 from jaxtyping import Array, Bool, Int
 
+from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import start
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
-from jspec.models.target import Target
 from jspec.ops.platform import backend
 from jspec.sharding import TARGET
 from jspec.state import Laid, replace

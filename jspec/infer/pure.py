@@ -15,12 +15,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
+from jspec.checkpoints.target import Target
 from jspec.config import shown
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, mode_of
-from jspec.models.target import Target
 from jspec.state import Sampling, StopReason, replace
 
 _KINDS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.errors import UserError
-from jspec.infer.text import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from jspec.infer.text import Tokenizer
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
 """What incomplete or invalid bytes decode to."""

@@ -1,4 +1,4 @@
-"""Nets, their checkpoints, and what is known of them."""
+"""Nets: definitions and pure functions of their parameters."""
 
 from typing import TYPE_CHECKING
 

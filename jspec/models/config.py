@@ -1,6 +1,7 @@
 """What a decoder is: one config for the whole family.
 
-In reading order: `RopeKind`, `Rope`, `DecoderConfig`. `hf_config.py` reads and writes it.
+In reading order: `RopeKind`, `Rope`, `DecoderConfig`, which `jspec.checkpoints.hf_config` reads and
+writes.
 
 Letters: D `width`, F `mlp_width`, N `n_heads`, K `n_kv_heads`, H `head_dim`, V `vocab_size`,
 L `n_layers`.
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any
 
 import numpy as np
 
@@ -221,20 +221,3 @@ class DecoderConfig:
             case RopeKind.LONGROPE:
                 return min(self.max_positions, original)
         return self.max_positions
-
-    @classmethod
-    def from_hf(cls, values: dict[str, Any]) -> DecoderConfig:
-        """The decoder that the contents of a Hugging Face `config.json` describe.
-
-        Raises:
-          UserError: an architecture or option we do not know, a missing or impossible value.
-        """
-        from jspec.models.hf_config import read_config
-
-        return read_config(values)
-
-    def to_hf(self) -> dict[str, Any]:
-        """The contents of a Hugging Face `config.json` for this decoder, without a dtype."""
-        from jspec.models.hf_config import write_config
-
-        return write_config(self)

@@ -3,7 +3,7 @@
 In reading order: the static values (`DiffusionConfig`, `DiffusionModel`, `Slots`), one pass over a
 window of text and masks, and `slot_logprobs`, which needs nothing kept. `diffusion_steps.py` fills
 the slots in several passes, `diffusion_prefix.py` keeps the text's keys and values between rounds,
-and `diffusion_checkpoint.py` reads and writes directories.
+and `jspec.checkpoints.diffusion` reads and writes directories.
 
 A text of n tokens is followed by masks at positions n, n + 1, ...; every row sees every other,
 unless the text is causal (block diffusion). The logits of row r are those of the token at position

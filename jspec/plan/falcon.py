@@ -16,10 +16,10 @@ from rich.console import Console
 
 from jspec.bench.plan import Loaded, Plan, make_plan
 from jspec.bench.summary import counted
+from jspec.console.log import Log
 from jspec.drafters import LoadedDrafter
 from jspec.drafters.falcon.trees import Tree, find, fingerprint
 from jspec.errors import UserError
-from jspec.infer.command.log import Log
 from jspec.plan import report
 from jspec.plan.acceptance import Acceptance, count, estimate, rounds_of, tokens_per_call
 from jspec.plan.costs import Costs, read_costs
@@ -90,7 +90,7 @@ def run(job: Job) -> int:
         probe = find(job.probe).without_gaps() if job.probe else None
         known = read_costs(job.costs) if job.costs else None
         plan = _plan(job)
-        with log.status(f"loading {plan.directory}"):
+        with log.status(f"loading {plan.checkpoint.where}"):
             loaded = Loaded(plan)
         fit = _fit(job, loaded, probe, known, log)
         record = _record(job, plan, fit)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jspec.config import InferConfig
-from jspec.infer.command.prompts import Conversation
+from jspec.console.prompts import Conversation
 from jspec.plan.config import PlanConfig
 
 

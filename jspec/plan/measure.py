@@ -14,8 +14,8 @@ from jspec.bench.plan import Loaded
 from jspec.bench.race import WARM_UP, rounds_of, texts_of_length
 from jspec.bench.summary import PLAIN
 from jspec.bench.terms import Terms, terms_of
+from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.infer.command.log import Log
 from jspec.infer.engine import Engine
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Finished, Request, Result

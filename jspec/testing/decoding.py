@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jspec.checkpoints.target import Target
 from jspec.models.blocks import causal_block
 from jspec.models.model import Model, empty_cache, forward
-from jspec.models.target import Target
 from jspec.state import KVCache, Params
 
 SLOTS = 128

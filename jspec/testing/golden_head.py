@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.drafters.falcon.checkpoint import read_config, read_params
 from jspec.models.sar_head import LstmMode, SarModel, build
 from jspec.sharding import make_mesh
@@ -74,9 +75,10 @@ def golden(
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
         save_file(tensors, Path(folder, "model.safetensors"))
-        head = read_config(Path(folder))
+        checkpoint = find_checkpoint(folder)
+        head = read_config(checkpoint)
         model = build(head)
-        params = read_params(Path(folder), head, model, dtype="float32", mesh=make_mesh())
+        params = read_params(checkpoint, head, model, dtype="float32", mesh=make_mesh())
     return Golden(model, params, jnp.asarray(tensors["embed_tokens.weight"]))
 
 

@@ -103,11 +103,11 @@ def requests() -> list:
 
 def decode(folder: Path, case: Case, *, is_alone: bool) -> dict[str, Any]:
     """Texts with their traces, and what was traced or compiled after the warm-up."""
+    from jspec.checkpoints.target import load_target
     from jspec.drafters import load_drafter
     from jspec.infer.compiling import compile_counts
     from jspec.infer.engine import Engine
     from jspec.infer.request import Finished
-    from jspec.models.target import load_target
     from jspec.sharding import make_mesh
 
     mesh = make_mesh() if is_alone else make_mesh(**case.mesh)

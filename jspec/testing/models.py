@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jspec.checkpoints.target import Target
 from jspec.models import sar_head
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, build, random_params
 from jspec.models.modules import random_like
 from jspec.models.sar_head import SarModel
-from jspec.models.target import Target
 from jspec.models.weights import param_shardings
 from jspec.sharding import make_mesh
 
@@ -66,7 +66,7 @@ def in_memory(model: Model, params) -> Target:
         params=params,
         dtype=jax.tree.leaves(params)[0].dtype.name,
         mesh=make_mesh(),
-        path=None,
+        checkpoint=None,
         stop_ids=(),
         max_length=model.config.max_length,
     )

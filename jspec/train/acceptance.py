@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import Drafter
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Program
-from jspec.models.target import Target
 from jspec.state import Params
 from jspec.train.data import Batch
 

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.errors import UserError
 from jspec.hosts import one_after_another
-from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.train.corpus import Row, Source, Tally, corpus_name, is_held_out, read_rows
 from jspec.train.encode import ENCODING, Encoded, encode_rows
 from jspec.train.hub_dataset import HubDataset

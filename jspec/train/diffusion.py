@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jspec.checkpoints.diffusion import write_diffusion
+from jspec.checkpoints.hf_config import FAMILIES
 from jspec.models.diffusion import DiffusionConfig as MaskConfig
 from jspec.models.diffusion import DiffusionModel
-from jspec.models.diffusion_checkpoint import write_diffusion
-from jspec.models.hf_config import FAMILIES
 from jspec.models.model import Model, build
 from jspec.state import Params
 from jspec.train.block_diffusion import BlockDiffusion

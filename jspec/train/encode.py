@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
+from jspec.checkpoints.tokenizer.vocabulary import Pieces
 from jspec.errors import UserError
-from jspec.infer.text import Tokenizer
-from jspec.infer.vocabulary import Pieces
 from jspec.train.corpus import Row, Tally
 
 

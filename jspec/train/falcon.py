@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.drafters.falcon.checkpoint import (
     HEAD_AXES,
     config_values,
@@ -23,7 +24,6 @@ from jspec.drafters.falcon.checkpoint import (
 )
 from jspec.errors import UserError
 from jspec.models import sar_head
-from jspec.models.hub import local_directory
 from jspec.models.model import Model
 from jspec.models.sar_head import LstmMode, SarModel
 from jspec.models.weights import leaf_name
@@ -87,14 +87,16 @@ def start_of(config: FalconConfig, head: SarModel, mesh: Mesh) -> Params | None:
     """
     if config.init_from is None:
         return None
-    directory = local_directory(config.init_from)
-    found = read_config(directory)
+    checkpoint = find_checkpoint(config.init_from)
+    found = read_config(checkpoint)
     ours, theirs = config_values(head.config), config_values(found)
     differing = [name for name in ours if ours[name] != theirs[name]]
     if differing:
         told = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in differing)
-        raise UserError(f"init_from: the head in {directory} has {told}; give one of these sizes")
-    return read_params(directory, found, head, dtype=jnp.float32, mesh=mesh)
+        raise UserError(
+            f"init_from: the head in {checkpoint.where} has {told}; give one of these sizes"
+        )
+    return read_params(checkpoint, found, head, dtype=jnp.float32, mesh=mesh)
 
 
 def trainable_of(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jspec.models.hf import write_checkpoint
+from jspec.checkpoints.write import write_checkpoint
 from jspec.models.model import Model, random_params
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import TRAINING, sharding

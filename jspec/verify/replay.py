@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jspec import law
+from jspec.checkpoints.params import place
+from jspec.checkpoints.target import Target
 from jspec.hosts import fetch
 from jspec.law import Mode, Stream
 from jspec.models.blocks import causal_block
-from jspec.models.hf import place
 from jspec.models.model import Model, empty_cache, forward
-from jspec.models.target import Target
 from jspec.models.weights import cache_shardings
 from jspec.state import KVCache, Sampling, state
 from jspec.verify.edges import kept_within

@@ -11,10 +11,10 @@ import yaml
 
 from jspec.aot import cli, topology
 from jspec.aot.topology import GIB, Topology
+from jspec.checkpoints.target import abstract_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.infer.memory import memory_of
-from jspec.models.hf import write_checkpoint
-from jspec.models.target import abstract_target
 from jspec.sharding import make_mesh
 from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import tiny_config, tiny_target

@@ -12,7 +12,7 @@ import sys
 import pytest
 import yaml
 
-from jspec.models.hf import write_checkpoint
+from jspec.checkpoints.write import write_checkpoint
 from jspec.testing.models import tiny_target
 
 pytestmark = pytest.mark.skipif(

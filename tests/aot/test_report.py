@@ -10,7 +10,7 @@ import pytest
 
 from jspec.aot.report import Memory, StepReport, gib, out_of_memory, text_of, work_of
 from jspec.aot.topology import GIB, check_name, default_mesh
-from jspec.models.known import KNOWN
+from jspec.checkpoints.known import KNOWN
 from jspec.models.model import abstract_params, build
 
 MEMORY = Memory(arguments=10 * GIB, outputs=4 * GIB, aliased=3 * GIB, temporaries=2 * GIB)

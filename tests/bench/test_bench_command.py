@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from jspec.console.progress import Progress
 
 from jspec.bench import race
 from jspec.bench import run as command
 from jspec.bench.cli import main
-from jspec.infer.command.progress import Progress
-from jspec.models.hf import write_checkpoint
+from jspec.checkpoints.write import write_checkpoint
 from jspec.testing.models import tiny_target
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
-from jspec.infer.text import load_tokenizer
-from jspec.models.hf import write_checkpoint
 from jspec.testing.models import perturbed, tiny_target
 from jspec.train.corpus import is_held_out
 from jspec.train.tokenizer import train_tokenizer

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
-from jspec.models.hf import write_checkpoint
 from jspec.testing.models import tiny_target
 from jspec.train.data import load_text
 from jspec.train.tokenizer import train_tokenizer

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
-from jspec.models.hf import write_checkpoint
 from jspec.testing.models import tiny_target
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"

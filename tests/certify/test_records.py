@@ -9,6 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jspec.console.log import Log
 from rich.console import Console
 
 from jspec.certify.certificate import Certificate, outcome_of
@@ -17,7 +18,6 @@ from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
 from jspec.certify.run import do_all
-from jspec.infer.command.log import Log
 from jspec.testing import programs
 
 

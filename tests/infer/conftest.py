@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from jspec.console.log import Log
+from jspec.console.progress import Progress
 
-from jspec.infer.command.log import Log
-from jspec.infer.command.progress import Progress
-from jspec.models.hf import write_checkpoint
+from jspec.checkpoints.write import write_checkpoint
 from jspec.testing.models import tiny_target
 
 VOCABULARY = 320

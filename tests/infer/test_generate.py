@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import jspec
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.infer import generate as generate_module
 from jspec.infer.engine import check_models
-from jspec.infer.text import load_tokenizer
 from jspec.law import Rule
 from jspec.models.model import build
 

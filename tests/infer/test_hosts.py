@@ -7,16 +7,16 @@ import json
 
 import numpy as np
 import pytest
+from jspec.console.log import Log
+from jspec.console.session import make_plan
 
+from jspec.checkpoints.write import write_checkpoint
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.cli import make_config, make_parser, read_prompts
 from jspec.infer.command.kept import Kept
-from jspec.infer.command.log import Log
-from jspec.infer.command.session import make_plan
 from jspec.infer.engine import Engine
 from jspec.infer.programs import Programs
 from jspec.law import Mode
-from jspec.models.hf import write_checkpoint
 from jspec.testing.hosts import DEVICES, Case, Said, free_port, requests, run_together
 from jspec.testing.models import tiny_target
 

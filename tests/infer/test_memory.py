@@ -7,12 +7,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jspec.console.memory import memory_line, memory_warning
 
+from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.known import KNOWN
+from jspec.checkpoints.ngram import write_ngram
+from jspec.checkpoints.shipped import shipped
+from jspec.checkpoints.target import Target, abstract_target, load_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.config import InferConfig, find_config, read_yaml, resolve
 from jspec.drafters import NAMES, LoadedDrafter, load_drafter
 from jspec.drafters.falcon.checkpoint import write_checkpoint as write_head
 from jspec.infer.command import session
-from jspec.infer.command.memory import memory_line, memory_warning
 from jspec.infer.memory import Memory, memory_of
 from jspec.infer.prefill import prefill
 from jspec.infer.programs import Programs, place_rows
@@ -20,12 +26,7 @@ from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState
 from jspec.law import Mode, Rule
 from jspec.models import sar_head
-from jspec.models.hf import read_config, write_checkpoint
-from jspec.models.known import KNOWN
-from jspec.models.ngram_files import write_ngram
 from jspec.models.sar_head import SarConfig
-from jspec.models.shipped import shipped
-from jspec.models.target import Target, abstract_target, load_target
 from jspec.sharding import make_mesh
 from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import random_head, tiny_config, tiny_target
@@ -97,9 +98,7 @@ def check(target: Target, planned: Target, drafter: str, path, rows: int, **opti
 def test_the_demo_takes_what_was_said(name, path):
     target, directory = load_target("demo/target"), shipped("demo/target")
     assert directory is not None
-    planned = abstract_target(
-        read_config(directory), dtype="float32", mesh=target.mesh, path=directory
-    )
+    planned = abstract_target(find_checkpoint(directory), dtype="float32", mesh=target.mesh)
     memory = check(target, planned, name, shipped(path), rows=1)
     assert memory.n_weights == sum(leaf.size for leaf in jax.tree.leaves(target.params))
     assert memory.drafter > 0
@@ -146,8 +145,7 @@ def test_every_drafter_is_counted_on_a_mesh(models, name, options):
     is_beside = options.get("plan") == "A"
     mesh = make_mesh(data=2, layer=2) if is_beside else make_mesh(data=2, tensor=2)
     target = load_target(models / "target", mesh=mesh)
-    config = read_config(models / "target")
-    planned = abstract_target(config, dtype="float32", mesh=mesh, path=models / "target")
+    planned = abstract_target(find_checkpoint(models / "target"), dtype="float32", mesh=mesh)
     path = models / name if (models / name).is_dir() else None
     memory = check(target, planned, name, path, rows=4, **options)
     assert (memory.tables > 0) == (name == "diffuspec" and "ngram" not in options)
@@ -174,8 +172,7 @@ def test_the_ready_config_with_dream_is_known_by_its_names():
 
 def test_split_weights_are_fewer_on_a_device(models):
     mesh = make_mesh(tensor=2)
-    config = read_config(models / "target")
-    target = abstract_target(config, dtype="float32", mesh=mesh, path=models / "target")
+    target = abstract_target(find_checkpoint(models / "target"), dtype="float32", mesh=mesh)
 
     def drafter_bytes(placement: str) -> int:
         drafter = load_drafter(

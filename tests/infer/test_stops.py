@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import jspec
+from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request, cut_short
 from jspec.infer.stops import Stops, find_stops
-from jspec.infer.text import load_tokenizer
 
 SHORT: dict[str, Any] = {"max_new_tokens": 16, "max_length": 128}
 PROMPT = (0, 5, 9)
@@ -100,7 +101,7 @@ def special_folder(checkpoints, tmp_path, tokenizer, answer):
 
 def test_generate_stops_at_a_special_token_by_its_name(target, answer, special_folder, tokenizer):
     stop, n = first_new(answer)
-    target = dataclasses.replace(target, path=special_folder)
+    target = dataclasses.replace(target, checkpoint=find_checkpoint(special_folder))
     (found,) = jspec.generate(target, [PROMPT], stop=tokenizer.token(stop), **SHORT)
     assert (found.tokens, found.stop_reason) == (answer[:n], "stop_token")
     assert found.text == tokenizer.decode(answer[: n - 1])

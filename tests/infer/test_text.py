@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
+from jspec.checkpoints.tokenizer.sentencepiece import read_model
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.errors import UserError
-from jspec.infer.sentencepiece import read_model
-from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.infer.text_stream import TextStream
 from tests.infer.conftest import write_tokenizer
 

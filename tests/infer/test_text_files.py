@@ -9,12 +9,12 @@ import shutil
 import sys
 
 import pytest
+from jspec.console.prompts import from_file, from_standard_input
 
+from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.config import InferConfig, read_yaml
 from jspec.errors import UserError
-from jspec.infer.command.prompts import from_file, from_standard_input
-from jspec.infer.text import load_tokenizer
-from jspec.models.hf import read_config
 from jspec.text_files import decode_text, read_json_object, read_text
 from jspec.train.corpus import read_rows
 
@@ -81,14 +81,14 @@ def test_configs_prompts_and_corpora_may_have_one(tmp_path, monkeypatch):
 def test_a_checkpoints_files_may_have_one(checkpoints, tmp_path):
     folder = checkpoints.copy("chat", tmp_path)
     plain = load_tokenizer(folder)
-    config = read_config(folder)
+    config = find_checkpoint(folder).config
     for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
         with_mark(folder / name)
     tokenizer = load_tokenizer(folder)
     messages = [{"role": "user", "content": "hi"}]
     assert plain is not None and tokenizer is not None
     assert tokenizer.encode_chat(messages) == plain.encode_chat(messages)
-    assert read_config(folder) == config
+    assert find_checkpoint(folder).config == config
 
 
 # --- chat templates ------------------------------------------------------------------------------

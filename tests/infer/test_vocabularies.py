@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.errors import UserError
-from jspec.infer.text import Tokenizer, load_tokenizer
 from tests.infer.conftest import CHAT_TEMPLATE
 from tests.infer.test_text import SENTENCES
 

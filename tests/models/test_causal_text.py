@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jspec.checkpoints.diffusion import describe, write_diffusion
+from jspec.checkpoints.target import load_model
 from jspec.errors import UserError
 from jspec.models.diffusion import (
     DiffusionConfig,
@@ -19,9 +21,7 @@ from jspec.models.diffusion import (
     scratch,
     slot_logprobs,
 )
-from jspec.models.diffusion_checkpoint import describe, write_diffusion
 from jspec.models.model import build, random_params
-from jspec.models.target import load_model
 from jspec.testing.models import tiny_config
 from jspec.testing.tolerances import tolerance
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jspec.certify import reference
-from jspec.models.config import DecoderConfig
+from jspec.checkpoints.diffusion import load_diffusion
+from jspec.checkpoints.hf_config import read_hf_config
 from jspec.models.diffusion import (
     DiffusionConfig,
     DiffusionModel,
@@ -20,7 +21,6 @@ from jspec.models.diffusion import (
     scratch,
     slot_logprobs,
 )
-from jspec.models.diffusion_checkpoint import load_diffusion
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
 from jspec.models.model import build, random_params
 from jspec.state import Context, Sampling
@@ -88,7 +88,7 @@ def test_slots_are_those_of_the_definition_in_float64(kind, n_extra, tmp_path):
     tokens, length = texts([9, 4, 1], 12, 128)
     got = run_slots(params, model, tokens, length, slots)
     assert got.shape == (3, 4 + n_extra, 128) and got.dtype == jnp.float32
-    config = DecoderConfig.from_hf(CONFIGS[kind])
+    config = read_hf_config(CONFIGS[kind])
     weights = in_llama_names(tensors_of(CONFIGS[kind]))
     weights = {name: x.astype(np.float64) for name, x in weights.items()}
     for row, n in enumerate(length):

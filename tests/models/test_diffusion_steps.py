@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jspec.certify import reference
-from jspec.models.config import DecoderConfig
+from jspec.checkpoints.diffusion import load_diffusion
+from jspec.checkpoints.hf_config import read_hf_config
 from jspec.models.diffusion import Slots
-from jspec.models.diffusion_checkpoint import load_diffusion
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
 from jspec.models.diffusion_steps import Confidence, Refinement, Schedule, confidence_of
 from jspec.testing.diffusion import DREAM, MASK, tensors_of, write_tiny
@@ -68,7 +68,7 @@ def test_confidences_by_hand():
 
 def by_definition(text: list[int], slots: Slots, refinement: Refinement):
     """Dream's sampler, one text in float64: log-probabilities and tokens of every slot."""
-    config = DecoderConfig.from_hf(DREAM)
+    config = read_hf_config(DREAM)
     weights = {name: x.astype(np.float64) for name, x in tensors_of(DREAM).items()}
     n, k = len(text), slots.n_masks
     block, found = [MASK] * k, np.zeros((slots.count, 128))

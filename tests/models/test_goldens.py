@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.models.target import load_target
+from jspec.checkpoints.target import load_target
 from jspec.testing.checkpoints import CASES, prompt_of, random_tensors, write_directory
 from jspec.testing.decoding import full_logits, greedy
 from jspec.testing.tolerances import tolerance

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.target import load_model, load_target
+from jspec.checkpoints.tensor_files import open_torch
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.infer.generate import generate
 from jspec.models.blocks import bidirectional_block
-from jspec.models.hf import write_checkpoint
-from jspec.models.hub import local_directory
 from jspec.models.model import empty_cache, forward
-from jspec.models.target import load_model, load_target
-from jspec.models.tensor_files import open_torch
 from jspec.testing.checkpoints import CASES, prompt_of
 from jspec.testing.decoding import full_logits, greedy
 from jspec.testing.tolerances import tolerance

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jspec.checkpoints.target import load_target
 from jspec.errors import UserError
-from jspec.models.target import load_target
 from jspec.testing.decoding import greedy
 
 PRINTED = 1e-4

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from jspec.checkpoints.same_tokenizer import check_same_tokenizer
+from jspec.checkpoints.target import Target
 from jspec.errors import UserError
-from jspec.models.target import Target
-from jspec.models.vocabulary import check_same_tokenizer
 from jspec.testing.models import tiny_target
 
 PIECES = {f"w{i}": i for i in range(200)}

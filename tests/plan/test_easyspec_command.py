@@ -10,8 +10,8 @@ import jax
 import pytest
 import yaml
 
+from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import check_drafter
-from jspec.models import hf
 from jspec.models.model import build, random_params
 from jspec.plan.acceptance import Round
 from jspec.plan.cli import main
@@ -155,10 +155,10 @@ def test_devices_that_are_not_here_are_not_measured(config, tmp_path, capsys):
 def tiny(tmp_path) -> list[str]:
     """Flags of a tiny target and a drafter that agrees with it half the time."""
     target = tiny_target()
-    hf.write_checkpoint(tmp_path / "target", target.params, target.model.config)
+    write_checkpoint(tmp_path / "target", target.params, target.model.config)
     layers = dataclasses.replace(target.model.config, n_layers=4, windows=())
     params = random_params(build(layers), key=jax.random.key(3))
-    hf.write_checkpoint(tmp_path / "small", params, layers)
+    write_checkpoint(tmp_path / "small", params, layers)
     prompts = tmp_path / "some.jsonl"
     prompts.write_text("".join(json.dumps({"prompt_tokens": [i, 2, 3]}) + "\n" for i in range(2)))
     values = {

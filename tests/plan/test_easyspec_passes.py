@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jspec.checkpoints.known import KNOWN
 from jspec.models.config import DecoderConfig
-from jspec.models.known import KNOWN
 from jspec.models.layer_groups import contiguous, singles
 from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec.hardware import SHIPPED, Hardware

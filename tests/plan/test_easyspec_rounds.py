@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jspec.models.known import KNOWN
+from jspec.checkpoints.known import KNOWN
 from jspec.models.layer_groups import contiguous
 from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec.acceptance import (

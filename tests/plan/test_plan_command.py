@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jspec.checkpoints.target import load_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.drafters.falcon.checkpoint import write_checkpoint as write_head
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import find, fingerprint
-from jspec.models import hf, sar_head
+from jspec.models import sar_head
 from jspec.models.sar_head import SarConfig
-from jspec.models.target import load_target
 from jspec.plan import falcon
 from jspec.plan.cli import main
 from jspec.testing.models import random_head, tiny_target
@@ -30,7 +31,7 @@ def config(tmp_path_factory) -> Path:
     """Of a tiny target without a tokenizer, with a head."""
     root = tmp_path_factory.mktemp("tiny")
     target = tiny_target()
-    hf.write_checkpoint(root / "target", target.params, target.model.config)
+    write_checkpoint(root / "target", target.params, target.model.config)
     decoder = dataclasses.replace(target.model.config, n_layers=1, windows=())
     head = SarConfig(decoder=decoder, block_size=2)
     write_head(root / "head", random_head(sar_head.build(head)), head)

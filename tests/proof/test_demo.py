@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from jspec.certify import proof
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.target import load_target
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.drafters import load_drafter
 from jspec.infer.request import Request
-from jspec.infer.text import load_tokenizer
-from jspec.models.hub import local_directory
-from jspec.models.target import load_target
 from jspec.train.corpus import is_held_out, read_rows
 
 SETTINGS: tuple[dict[str, Any], ...] = (

@@ -8,10 +8,10 @@ import pytest
 
 from jspec.certify import proof
 from jspec.certify.roster import entry
+from jspec.checkpoints.target import load_target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.draft_model import DraftModel
 from jspec.infer.request import Request
-from jspec.models.target import load_target
 from jspec.testing import drafters as hostile
 from jspec.testing.models import perturbed
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jspec.infer.text import Tokenizer, load_tokenizer
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.train.tokenizer import train_tokenizer
 
 BOS, EOS = "<|start|>", "<|end|>"

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.models.diffusion_checkpoint import describe
-from jspec.models.hf import write_checkpoint
+from jspec.checkpoints.diffusion import describe
+from jspec.checkpoints.target import load_model
+from jspec.checkpoints.write import write_checkpoint
 from jspec.models.model import build, forward_text, head, random_params
-from jspec.models.target import load_model
 from jspec.testing.models import tiny_config
 from jspec.testing.tolerances import tolerance
 from jspec.testing.training import kill_at, loop_config, run_training, told

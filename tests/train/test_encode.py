@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.errors import UserError
-from jspec.infer.text import load_tokenizer
 from jspec.train.corpus import Row
 from jspec.train.encode import encode_rows
 from tests.train.conftest import BOS, CHAT_TEMPLATE, EOS, write_tokenizer

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.drafters.falcon.checkpoint import read_config, read_params
 from jspec.errors import UserError
 from jspec.models import sar_head
@@ -50,7 +51,7 @@ def test_a_run_glances_and_leaves_a_drafter(whole):
     assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
     assert all(record["shown"] > 0 for record in steps)
     assert all("shown" in r["held_out_metrics"] for r in told(directory) if "held_out" in r)
-    assert read_config(directory / "model").block_size == 2
+    assert read_config(find_checkpoint(directory / "model")).block_size == 2
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(whole, tmp_path):
@@ -92,12 +93,13 @@ def recipe(**fields) -> FalconConfig:
 def test_a_run_begins_with_the_head_it_is_given(whole):
     """As exported, in bfloat16; one of other sizes is refused."""
     directory, _ = whole
-    config = read_config(directory / "model")
+    written = find_checkpoint(directory / "model")
+    config = read_config(written)
     head = sar_head.build(config)
     mesh = make_training_mesh()
     start = start_of(recipe(init_from=str(directory / "model")), head, mesh)
     begun = trainable_of(head, None, start=start).begin(jax.random.key(3), start)
-    left = read_params(directory / "model", config, head, dtype=jnp.bfloat16, mesh=mesh)
+    left = read_params(written, config, head, dtype=jnp.bfloat16, mesh=mesh)
     pairs = list(zip(jax.tree.leaves(begun), jax.tree.leaves(left), strict=True))
     assert all(np.array_equal(ours, theirs.astype(ours.dtype)) for ours, theirs in pairs)
     wider = sar_head.build(dataclasses.replace(config, block_size=3))
@@ -106,7 +108,7 @@ def test_a_run_begins_with_the_head_it_is_given(whole):
 
 
 def test_the_gain_is_on_weights_from_embeddings_alone(whole):
-    config = read_config(whole[0] / "model")
+    config = read_config(find_checkpoint(whole[0] / "model"))
     head, width = sar_head.build(config), config.decoder.width
     plain = initial_params(head, jax.random.key(0))
     loud = initial_params(head, jax.random.key(0), embedding_gain=4.0)

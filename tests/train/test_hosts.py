@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.drafters.falcon.checkpoint import read_config as read_head_config
-from jspec.models.hf import read_config as read_model_config
 from jspec.testing.hosts import free_port, run_together
 from jspec.testing.training import PARTS, TwoParts, loop_config, random_text, run_training
 from jspec.train.journal import read_journal
@@ -76,5 +76,6 @@ def test_one_process_goes_on_with_what_two_began(hosts):
     kind, directory, _ = hosts
     outcome = run_training(directory, loop_config(steps=5), kind=kind, resume=True)
     assert (outcome.steps, outcome.is_complete) == (5, True)
-    read = (lambda path: read_head_config(path).decoder) if kind == "falcon" else read_model_config
-    assert read(directory / "model").width == 16
+    written = find_checkpoint(directory / "model")
+    config = read_head_config(written).decoder if kind == "falcon" else written.config
+    assert config.width == 16

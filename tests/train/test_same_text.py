@@ -17,11 +17,11 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jspec.console.prompts import Conversation, Reader
 
+from jspec.checkpoints.shipped import shipped
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import InferConfig, LineConfig, find_config, read_yaml, resolve
-from jspec.infer.command.prompts import Conversation, Reader
-from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.models.shipped import shipped
 from jspec.train.command.corpora import training_rows
 from jspec.train.config import CorpusConfig, DataConfig, FalconConfig
 from jspec.train.corpus import Row, Tally

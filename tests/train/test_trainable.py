@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jspec.checkpoints.target import load_target
 from jspec.models.model import abstract_params
-from jspec.models.target import load_target
 from jspec.sharding import make_training_mesh
 from jspec.testing.training import training_model
 from jspec.train.config import OptimizerConfig

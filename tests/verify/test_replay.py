@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jspec import law
+from jspec.checkpoints.target import Target
 from jspec.infer.request import Request
 from jspec.law import Mode, Stream
-from jspec.models.target import Target
 from jspec.testing.decoding import full_logits
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings

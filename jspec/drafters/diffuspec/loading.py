@@ -11,6 +11,10 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.diffusion import load_diffusion
+from jspec.checkpoints.ngram import read_ngram, read_sizes
+from jspec.checkpoints.target import Target, checkpoint_beside
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
@@ -18,14 +22,10 @@ from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, Survival
 from jspec.drafters.diffuspec.search import EosRule
 from jspec.drafters.options import named
 from jspec.errors import UserError
-from jspec.models.diffusion_checkpoint import load_diffusion
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix
 from jspec.models.diffusion_steps import Confidence, Refinement, Schedule
-from jspec.models.hub import find_directory
 from jspec.models.ngram import place_ngram, table_shapes, uniform_table
-from jspec.models.ngram_files import read_ngram, read_sizes
 from jspec.models.ngram_model import NGramModel, NGramSizes
-from jspec.models.target import Target, directory_beside
 from jspec.sharding import REPLICATED, SPLIT, split_axes
 from jspec.state import Params
 
@@ -114,7 +114,8 @@ def load(
         raise UserError(
             f"diffuspec: placement must be {' or '.join(PLACEMENTS)}, got {placement!r}"
         )
-    model, params = load_diffusion(path, target=target, table=PLACEMENTS[placement])
+    checkpoint = checkpoint_beside(target, path)
+    model, params = load_diffusion(checkpoint, target=target, table=PLACEMENTS[placement])
     try:
         lengths = spread_lengths(shortest, longest, n_lengths)
         drafter = DiffuSpec(
@@ -156,7 +157,7 @@ def load(
     return LoadedDrafter(
         name="diffuspec",
         drafter=drafter,
-        params={"model": params} | _proxy(path, ngram, target, static_share),
+        params={"model": params} | _proxy(checkpoint, ngram, target, static_share),
     )
 
 
@@ -207,19 +208,21 @@ def _prefix(name: str, refresh_every: int, most_accepted: int) -> Prefix:
     return RECOMPUTE
 
 
-def _proxy(path, ngram: str, target: Target, static_share: float) -> dict[str, Params]:
+def _proxy(
+    checkpoint: Checkpoint, ngram: str, target: Target, static_share: float
+) -> dict[str, Params]:
     """The table of an n-gram model, everywhere on the target's mesh; none where none is found.
 
     Where the n-grams of the text are wanted and no model is found, a table that knows nothing.
     """
-    folder = _proxy_folder(path, ngram, target)
+    folder = _proxy_folder(checkpoint, ngram, target)
     if folder is None and static_share == 1:
         if ngram != NO_NGRAM and not target.is_abstract:
             logger.warning(
                 "diffuspec: no n-gram proxy at %s, so paths are searched by the model alone; "
                 "estimate one (kind: ngram) and give its directory as option ngram, set "
                 "static_share: 0.5 for the n-grams of the text itself, or ngram: none",
-                Path(path) / NGRAM_FOLDER,
+                f"{checkpoint.where}/{NGRAM_FOLDER}",
             )
         return {}
     everywhere = NamedSharding(target.mesh, PartitionSpec())
@@ -249,12 +252,12 @@ def _read_proxy(folder: Path, target: Target) -> NGramModel | NGramSizes:
     return model
 
 
-def _proxy_folder(path, ngram: str, target: Target) -> Path | None:
+def _proxy_folder(checkpoint: Checkpoint, ngram: str, target: Target) -> Path | None:
     """Where the proxy is: where it is said to be, else beside the model."""
     if ngram == NO_NGRAM:
         return None
     if ngram:
-        return directory_beside(target, ngram)
-    model = find_directory(path)
+        return checkpoint_beside(target, ngram).files
+    model = checkpoint.directory
     beside = None if model is None else model / NGRAM_FOLDER
     return beside if beside is not None and beside.is_dir() else None

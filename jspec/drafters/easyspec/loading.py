@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from jax.sharding import Mesh
 
+from jspec.checkpoints.same_tokenizer import check_same_tokenizer
+from jspec.checkpoints.target import Target, load_beside
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.growth import Grower
@@ -13,8 +15,6 @@ from jspec.drafters.options import named
 from jspec.errors import UserError
 from jspec.models.layer_groups import Groups, aligned, check_groups, contiguous, parse, singles
 from jspec.models.layer_parallel import Passes, Plan
-from jspec.models.target import Target, load_beside
-from jspec.models.vocabulary import check_same_tokenizer
 
 RULES: dict[str, Callable[[int, int], Groups]] = {"contiguous": contiguous, "aligned": aligned}
 

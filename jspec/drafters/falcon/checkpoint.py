@@ -25,17 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.fit import check_tensors
+from jspec.checkpoints.hf_config import read_hf_config, with_old_rope, write_hf_config
+from jspec.checkpoints.hf_fields import Fields
+from jspec.checkpoints.layouts import HUGGING_FACE, Stored
+from jspec.checkpoints.params import place
+from jspec.checkpoints.tensor_files import Tensors
+from jspec.checkpoints.write import begin_directory
 from jspec.errors import UserError
 from jspec.hosts import fetch
-from jspec.models.config import DecoderConfig
-from jspec.models.fit import check_tensors
-from jspec.models.hf import begin_directory, model_values, place
-from jspec.models.hf_config import with_old_rope
-from jspec.models.hf_fields import Fields
-from jspec.models.names import HUGGING_FACE, Stored
 from jspec.models.sar_head import LstmMode, SarConfig, SarModel, abstract_params, build
-from jspec.models.shards import open_checkpoint
-from jspec.models.tensor_files import Tensors
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import REPLICATED, Table, sharding
 from jspec.state import Params
@@ -79,9 +79,9 @@ _ROWS = 4096
 # --- config --------------------------------------------------------------------------------------
 
 
-def read_config(directory: Path) -> SarConfig:
-    """The head that a directory's `config.json` describes."""
-    values = model_values(directory)
+def read_config(checkpoint: Checkpoint) -> SarConfig:
+    """The head that a checkpoint's `config.json` describes."""
+    values = dict(checkpoint.values)
     fields = Fields(values, {"qkv_bias": False, "bias": True, "lstm_mode": "pointwise"})
     modes = [mode.value for mode in LstmMode]
     mode = fields.get("lstm_mode")
@@ -90,7 +90,7 @@ def read_config(directory: Path) -> SarConfig:
             raise UserError("config.json: no k_mask, the tokens of a pass; give a Falcon drafter")
         if mode not in modes:
             raise UserError(f"config.json: lstm_mode must be {' or '.join(modes)}, got {mode!r}")
-        decoder = DecoderConfig.from_hf(
+        decoder = read_hf_config(
             {name: values[name] for name in _FIELDS if name in values} | {"model_type": "llama"}
         )
         return SarConfig(
@@ -100,13 +100,13 @@ def read_config(directory: Path) -> SarConfig:
             has_lstm_bias=fields.flag("bias"),
         )
     except UserError as error:
-        raise UserError(f"{directory}/{error}") from None
+        raise UserError(f"{checkpoint.where}/{error}") from None
 
 
 def config_values(config: SarConfig) -> dict[str, Any]:
     """The `config.json` of a head, in the released fields."""
     decoder = dataclasses.replace(config.decoder, family="llama", has_qkv_bias=False)
-    values = with_old_rope(decoder.to_hf())
+    values = with_old_rope(write_hf_config(decoder))
     return {
         "model_type": "llama",
         **{name: values[name] for name in _FIELDS if name in values},
@@ -177,7 +177,7 @@ def n_stored(config: SarConfig) -> int:
 
 
 def read_params(
-    directory: Path,
+    checkpoint: Checkpoint,
     config: SarConfig,
     model: SarModel,
     *,
@@ -185,15 +185,14 @@ def read_params(
     mesh: Mesh,
     table: Table = REPLICATED,
 ) -> Params:
-    """The parameters of a directory, in `dtype`, on their shardings.
+    """The parameters of a head's checkpoint, in `dtype`, on their shardings.
 
     The copy of the embedding is not read; `check_embedding` compares it with the target's.
 
     Raises:
       UserError: unreadable files; missing, unexpected or misshapen tensors, told all at once.
     """
-    values = model_values(directory)
-    tensors = open_checkpoint(directory)
+    values, tensors, directory = dict(checkpoint.values), checkpoint.tensors, checkpoint.files
     shapes = tensor_shapes(config)
     if Fields(values, {"has_embedding": True}).flag("has_embedding") or EMBEDDING in tensors:
         shapes[EMBEDDING] = (config.decoder.vocab_size, config.decoder.width)
@@ -247,16 +246,16 @@ def _warn_of_lstm(directory: Path, config: SarConfig, tensors: Tensors) -> None:
         )
 
 
-def check_embedding(directory: Path, embedding: jax.Array) -> bool | None:
-    """Whether a directory's copy of the embedding is the target's; warns where it is not.
+def check_embedding(checkpoint: Checkpoint, embedding: jax.Array) -> bool | None:
+    """Whether a checkpoint's copy of the embedding is the target's; warns where it is not.
 
     Args:
       embedding: the target's, `"V D"`; the copy is compared in its type.
 
     Returns:
-      None if the directory has no copy.
+      None if the checkpoint has no copy.
     """
-    tensors = open_checkpoint(directory)
+    tensors = checkpoint.tensors
     if EMBEDDING not in tensors:
         return None
     copy = tensors[EMBEDDING]()
@@ -271,7 +270,7 @@ def check_embedding(directory: Path, embedding: jax.Array) -> bool | None:
         logger.warning(
             "%s: %s is not the target's embedding, which is used in its place; the drafter may "
             "have been trained for another target",
-            directory,
+            checkpoint.where,
             EMBEDDING,
         )
     return is_same

@@ -14,16 +14,17 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.params import place
+from jspec.checkpoints.target import Target, checkpoint_beside
+from jspec.checkpoints.tensor_files import open_safetensors
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon import checkpoint
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import Tree, find
 from jspec.errors import UserError
 from jspec.models import sar_head
-from jspec.models.hf import place
 from jspec.models.sar_head import SarConfig, SarModel
-from jspec.models.target import Target, directory_beside
-from jspec.models.tensor_files import open_safetensors
 from jspec.models.weights import sharded_shapes
 from jspec.sharding import REPLICATED
 from jspec.state import Params
@@ -59,11 +60,12 @@ def load(
         raise UserError(
             "falcon needs a trained head: give its path (drafter_path), a directory or a hub id"
         )
-    directory = directory_beside(target, path)
-    config = checkpoint.read_config(directory)
+    found = checkpoint_beside(target, path)
+    directory = found.files
+    config = checkpoint.read_config(found)
     _check_target(directory, config, target)
     model = sar_head.build(config)
-    params = _head(directory, model, target)
+    params = _head(found, model, target)
     shared: dict[str, Params] = {"head": params, "target": target.params}
     if draft_vocabulary:
         shared |= _reduced(directory, target, draft_vocabulary)
@@ -80,15 +82,13 @@ def load(
     return LoadedDrafter(name="falcon", drafter=drafter, params=shared)
 
 
-def _head(directory: Path, model: SarModel, target: Target) -> Params:
+def _head(found: Checkpoint, model: SarModel, target: Target) -> Params:
     """The head's weights, checked against the target's; or their shapes."""
     if target.is_abstract:
         shapes = sar_head.abstract_params(model, target.dtype)
         return sharded_shapes(shapes, target.mesh, REPLICATED, checkpoint.HEAD_AXES)
-    checkpoint.check_embedding(directory, target.params["embedding"])
-    return checkpoint.read_params(
-        directory, model.config, model, dtype=target.dtype, mesh=target.mesh
-    )
+    checkpoint.check_embedding(found, target.params["embedding"])
+    return checkpoint.read_params(found, model.config, model, dtype=target.dtype, mesh=target.mesh)
 
 
 def _tree(directory: Path, name: str) -> Tree:

@@ -21,19 +21,19 @@ from jspec.config import (
     resolve,
     runnable_names,
 )
-from jspec.errors import UserError
-from jspec.hosts import agreed, join_hosts
-from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import (
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.exit_codes import (
     Parser,
     add_config_flags,
     add_hosts_flag,
     exit_code,
     file_name,
 )
-from jspec.infer.command.interrupts import at_work
+from jspec.console.prompts import Conversation, from_file, from_standard_input, from_texts
+from jspec.console.signals import at_work
+from jspec.errors import UserError
+from jspec.hosts import agreed, join_hosts
 from jspec.infer.command.output import reserve_stdout
-from jspec.infer.command.prompts import Conversation, from_file, from_standard_input, from_texts
 
 DEMO = "demo"
 """The config that runs where nothing else is asked for."""

@@ -6,16 +6,16 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+from jspec.console.log import Log
+from jspec.console.progress import Progress
+from jspec.console.session import Session
+from jspec.console.signals import interrupts, stop_wish
 from jspec.errors import UserError
 from jspec.infer.answers import Generation, Piece
 from jspec.infer.command.compare import Comparison, compare
-from jspec.infer.command.interrupts import interrupts, stop_wish
 from jspec.infer.command.kept import Kept
-from jspec.infer.command.log import Log
 from jspec.infer.command.output import InOrder, Printer
-from jspec.infer.command.progress import Progress
 from jspec.infer.command.report import Turn
-from jspec.infer.command.session import Session
 from jspec.infer.request import Request
 from jspec.state import StopReason
 

@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 
 import jspec
 from jspec.config import runnable_names
+from jspec.console.log import Failure, say_error
+from jspec.console.streams import safe_streams
 from jspec.errors import UserError
 from jspec.hosts import are_joined
-from jspec.infer.command.log import Failure, say_error
-from jspec.infer.command.streams import safe_streams
 
 SHOW_TRACE = "JSPEC_TRACEBACK"
 """With this in the environment, failures that are nobody's mistake show where they happened."""

@@ -14,11 +14,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 
+from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.exit_codes import INTERRUPTED
+from jspec.console.log import say_error
 from jspec.hosts import any_host, are_joined
-from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import INTERRUPTED
-from jspec.infer.command.log import say_error
-from jspec.infer.text import import_transformers_without_torch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -19,14 +19,14 @@ from types import UnionType
 from typing import Any
 
 from jspec.config import LineConfig
+from jspec.console.log import Failure, Log
+from jspec.console.session import Plan, directory_of, weight_files
+from jspec.console.signals import ask_to_stop
 from jspec.errors import UserError
 from jspec.hosts import agreed, are_joined, from_first, is_first
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.compare import Comparison
-from jspec.infer.command.interrupts import ask_to_stop
-from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.report import Turn, answer_record
-from jspec.infer.command.session import Plan, weight_files
 from jspec.records import whole_records
 
 BEGINS = b'{"position": '
@@ -161,9 +161,9 @@ def made_with(plan: Plan) -> dict[str, Any]:
     out = _NO_MATTER | set(LineConfig.model_fields)
     given = plan.config.model_dump(mode="json", exclude=out, exclude_defaults=True)
     given["drafter"] = plan.config.drafter
-    found = {"target": _weights_digest(plan.directory)}
-    if plan.drafter_directory:
-        found["drafter_path"] = _weights_digest(plan.drafter_directory)
+    found = {"target": _weights_digest(directory_of(plan.checkpoint))}
+    if plan.drafter:
+        found["drafter_path"] = _weights_digest(directory_of(plan.drafter))
     return found | {name: _short(value) for name, value in given.items()}
 
 

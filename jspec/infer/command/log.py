@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from jspec.console.progress import EVERY_S, Progress, duration
 from jspec.errors import UserError
 from jspec.hosts import is_first
-from jspec.infer.command.progress import EVERY_S, Progress, duration
 
 PATIENCE_S = 0.5
 """Files are checked within this time; what takes longer is work."""

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
+from jspec.console.log import Failure, Log
+from jspec.console.signals import ask_to_stop
+from jspec.console.streams import write_result
 from jspec.hosts import are_joined, is_first
 from jspec.infer.answers import Generation, total_stats
 from jspec.infer.command.compare import Comparison, total
-from jspec.infer.command.interrupts import ask_to_stop
-from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.report import (
     Turn,
     acceptance_line,
@@ -26,8 +28,6 @@ from jspec.infer.command.report import (
     stats_line,
     trace_rows,
 )
-from jspec.infer.command.streams import write_result
-from jspec.infer.text import Tokenizer
 
 TRACE_COLUMNS = ("#", "id", "token", "from", "logprob", "gap")
 

@@ -22,12 +22,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.config import InferConfig, LineConfig, resolve, shown
+from jspec.console.line_keys import LAST_ANSWER, OBEYED, check_keys, find_kind
 from jspec.errors import UserError
-from jspec.infer.command.line_keys import LAST_ANSWER, OBEYED, check_keys, find_kind
 from jspec.infer.messages import check_messages, to_be_answered
 from jspec.infer.stops import Stops, find_stops
-from jspec.infer.text import Tokenizer
 from jspec.text_files import decode_text, without_mark
 
 _OTHER_FILES = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"PAR1": "Parquet"}

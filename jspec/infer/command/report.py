@@ -12,9 +12,9 @@ from typing import Any
 import jax
 
 from jspec.config import InferConfig
+from jspec.console.prompts import Conversation
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.compare import Comparison
-from jspec.infer.command.prompts import Conversation
 
 NEVER_ACCEPTED = 64
 """Proposed tokens after which a drafter that was never right is worth a warning."""

@@ -8,15 +8,16 @@ from logging import getLogger
 from pathlib import Path
 
 from jspec.config import InferConfig
+from jspec.console.exit_codes import INTERRUPTED
+from jspec.console.log import Failure, Log
+from jspec.console.prompts import Conversation, repeated_ids, told_passed_over
+from jspec.console.session import Plan, Session, make_plan
 from jspec.hosts import agreed, check_same, is_first
 from jspec.infer.answers import Stats, total_stats
 from jspec.infer.command.compare import Comparison, total
 from jspec.infer.command.converse import Outcome, converse, is_last
-from jspec.infer.command.endings import INTERRUPTED
 from jspec.infer.command.kept import Kept
-from jspec.infer.command.log import Failure, Log
 from jspec.infer.command.output import JsonPrinter, Output, Printer, TextPrinter
-from jspec.infer.command.prompts import Conversation, repeated_ids, told_passed_over
 from jspec.infer.command.report import (
     Turn,
     acceptance_line,
@@ -26,7 +27,6 @@ from jspec.infer.command.report import (
     stats_line,
     summary_record,
 )
-from jspec.infer.command.session import Plan, Session, make_plan
 from jspec.state import StopReason
 
 

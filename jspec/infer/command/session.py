@@ -16,25 +16,24 @@ import jax
 from jax.sharding import Mesh
 
 import jspec
-from jspec.config import InferConfig
+from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.shipped import check_digest
+from jspec.checkpoints.target import Target, abstract_target, check_causal, load_target
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jspec.config import DrafterConfig, InferConfig
+from jspec.console.log import Log
+from jspec.console.memory import device_memory, memory_line, memory_warning
+from jspec.console.prompts import Conversation, Reader
 from jspec.drafters import LoadedDrafter, check_drafter, is_own, load_drafter
 from jspec.errors import UserError
 from jspec.hosts import agreed, check_all_devices, check_same
 from jspec.infer.answers import Answerer
-from jspec.infer.command.log import Log
-from jspec.infer.command.memory import device_memory, memory_line, memory_warning
-from jspec.infer.command.prompts import Conversation, Reader
 from jspec.infer.command.report import Turn
 from jspec.infer.engine import Engine
 from jspec.infer.memory import Memory, memory_of
 from jspec.infer.prefill import SMALLEST_BUCKET, room_for
 from jspec.infer.request import Request, cut_short
-from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.models.config import DecoderConfig
-from jspec.models.hf import read_config
-from jspec.models.hub import local_directory
-from jspec.models.shipped import check_digest
-from jspec.models.target import Target, abstract_target, check_causal, load_target
 from jspec.sharding import make_mesh
 
 AROUND_A_TURN = 32
@@ -48,16 +47,15 @@ class Plan:
     """What is known before weights are read.
 
     Attributes:
-      directory, drafter_directory: local checkpoints.
-      decoder: the target's config.
+      checkpoint: the target's.
+      drafter: the drafter's checkpoint; of a drafter of one's own, the directory of its files.
       reader: makes prompt tokens; knows the longest text.
       turns: the first of every conversation, checked.
     """
 
     config: InferConfig
-    directory: Path
-    drafter_directory: Path | None
-    decoder: DecoderConfig
+    checkpoint: Checkpoint
+    drafter: Checkpoint | Path | None
     tokenizer: Tokenizer | None
     reader: Reader
     turns: tuple[Turn, ...]
@@ -69,8 +67,8 @@ class Plan:
         return {
             "versions": (jspec.__version__, jax.__version__),
             "config": self.config.model_dump(exclude=paths),
-            "target": (self.decoder, weight_files(self.directory)),
-            "drafter": self.drafter_directory and weight_files(self.drafter_directory),
+            "target": (self.checkpoint.config, weight_files(self.checkpoint)),
+            "drafter": self.drafter and weight_files(self.drafter),
             "prompts": [(turn.tokens, turn.conversation.settings) for turn in self.turns],
         }
 
@@ -86,12 +84,12 @@ class Plan:
           UserError: a drafter that does not fit the target, as far as configs tell.
         """
         config = self.config
-        target = abstract_target(self.decoder, dtype=config.dtype, mesh=mesh, path=self.directory)
+        target = abstract_target(self.checkpoint, dtype=config.dtype, mesh=mesh)
         if is_own(config.drafter):  # its load function may read weights: it is called once
             drafter = load_drafter("none", target=target)
         else:
             drafter = load_drafter(
-                config.drafter, self.drafter_directory, target=target, **config.drafter_options
+                config.drafter, self.drafter, target=target, **config.drafter_options
             )
         return memory_of(target, drafter, batch_size=config.batch_size, capacity=capacity)
 
@@ -112,19 +110,20 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
     assert config.target is not None
     check_drafter(config.drafter, config.drafter_options)
     # The drafter first, since it is the smaller download where something is missing.
-    drafter_directory = local_directory(config.drafter_path) if config.drafter_path else None
-    directory = local_directory(config.target)
-    check_digest(directory, config.target_digest)
-    decoder = read_config(directory)
-    check_causal(decoder, directory)
-    limit = config.max_length or decoder.max_length
-    if limit > decoder.max_length:
+    drafter = find_drafter_files(config)
+    checkpoint = find_checkpoint(config.target)
+    check_digest(checkpoint.files, config.target_digest)
+    check_causal(checkpoint)
+    longest = checkpoint.config.max_length
+    limit = config.max_length or longest
+    if limit > longest:
         raise UserError(
-            f"max_length {limit} is more than the {decoder.max_length} tokens that {directory} "
-            "was made for; lower it"
+            f"max_length {limit} is more than the {longest} tokens that {checkpoint.where} was "
+            "made for; lower it"
         )
-    tokenizer = load_tokenizer(directory, config.chat_template)
-    reader = Reader(tokenizer=tokenizer, max_length=limit, vocab_size=decoder.vocab_size)
+    tokenizer = load_tokenizer(checkpoint.files, config.chat_template)
+    vocab_size = checkpoint.config.vocab_size
+    reader = Reader(tokenizer=tokenizer, max_length=limit, vocab_size=vocab_size)
     for each in conversations:
         reader.stops(each)
     turns = tuple(
@@ -133,9 +132,8 @@ def make_plan(config: InferConfig, conversations: Sequence[Conversation]) -> Pla
     )
     return Plan(
         config=config,
-        directory=directory,
-        drafter_directory=drafter_directory,
-        decoder=decoder,
+        checkpoint=checkpoint,
+        drafter=drafter,
         tokenizer=tokenizer,
         reader=reader,
         turns=turns,
@@ -161,7 +159,7 @@ class Session:
         self.plan = plan
         self._log = log
         self._has_told_cut = False
-        with log.status(f"loading {plan.directory}"), log.unless_refused(line, warning):
+        with log.status(f"loading {plan.checkpoint.where}"), log.unless_refused(line, warning):
             self._target, self._drafter = agreed(lambda: _load(plan, mesh))
             self.answerer = self._answerer(self._drafter, capacity)
             self.plain = self._answerer(None, capacity) if config.compare else None
@@ -217,15 +215,30 @@ class Session:
 
 def _load(plan: Plan, mesh: Mesh) -> tuple[Target, LoadedDrafter]:
     config = plan.config
-    target = load_target(plan.directory, dtype=config.dtype, mesh=mesh)
-    drafter = load_drafter(
-        config.drafter, plan.drafter_directory, target=target, **config.drafter_options
-    )
+    target = load_target(plan.checkpoint, dtype=config.dtype, mesh=mesh)
+    drafter = load_drafter(config.drafter, plan.drafter, target=target, **config.drafter_options)
     return target, drafter
 
 
-def weight_files(directory: Path) -> list[tuple[str, int]]:
+def find_drafter_files(config: DrafterConfig) -> Checkpoint | Path | None:
+    """A drafter's checkpoint; the files of a drafter of one's own need no `config.json`.
+
+    Raises:
+      UserError: neither a directory nor an id that can be fetched.
+    """
+    if not config.drafter_path:
+        return None
+    return (local_directory if is_own(config.drafter) else find_checkpoint)(config.drafter_path)
+
+
+def directory_of(files: Checkpoint | Path) -> Path:
+    """Where these files are."""
+    return files.files if isinstance(files, Checkpoint) else files
+
+
+def weight_files(files_of: Checkpoint | Path) -> list[tuple[str, int]]:
     """Names and bytes of a checkpoint's weights."""
+    directory = directory_of(files_of)
     files = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
     return sorted((file.name, file.stat().st_size) for file in files)
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from jspec.infer.command.log import Failure
+from jspec.console.log import Failure
 
 
 @contextlib.contextmanager

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from jspec.bench.plan import Loaded, make_plan
 from jspec.bench.records import provenance
+from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.hub import find_directory
+from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.infer.command.log import Log
-from jspec.models.found import find_shapes
-from jspec.models.hub import find_directory
 from jspec.models.layer_parallel import Plan
 from jspec.plan.easyspec import measured, report
 from jspec.plan.easyspec.acceptance import PAPER, ROUND, Acceptance, as_rows, read_acceptance
@@ -131,8 +131,8 @@ def _shapes(job: Job) -> tuple[ModelShape, ModelShape]:
     assert job.config.target is not None
     size = BYTES[job.config.dtype]
     target, drafter = (
-        ModelShape(name=name, config=find_shapes(name).config, weight_bytes=size)
-        for name in (job.config.target, path)
+        ModelShape(name=found.name, config=found.config, weight_bytes=size)
+        for found in (find_checkpoint(n, downloads=False) for n in (job.config.target, path))
     )
     return target, drafter
 
@@ -183,7 +183,7 @@ def _measured(job: Job, drafter: ModelShape, log: Log) -> Acceptance:
     points = measured.grid(job.settings, drafter.n_layers)
     bench = job.settings.as_bench(ignore_eos=job.config.ignore_eos)
     plan = make_plan(job.name, bench, job.config, [job.label], job.prompts)
-    with log.status(f"loading {plan.directory}"):
+    with log.status(f"loading {plan.checkpoint.where}"):
         loaded = Loaded(plan)
     return measured.measure(loaded, job.label, job.settings, points, log)
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from jspec.bench.plan import Loaded
 from jspec.bench.summary import counted
+from jspec.console.log import Log
 from jspec.drafters import load_drafter
 from jspec.errors import UserError
-from jspec.infer.command.log import Log
 from jspec.plan.acceptance import Round, rounds_of
 from jspec.plan.config import PlanConfig
 from jspec.plan.easyspec.acceptance import ROUND, Acceptance, Point
@@ -46,7 +46,7 @@ def measure(
 
     Tokens are means over temperatures.
     """
-    path, config = loaded.plan.directories[label], loaded.plan.drafters[label]
+    path, config = loaded.plan.files[label], loaded.plan.drafters[label]
     deepest = max(settings.depths)
     found = []
     for n, width in points:

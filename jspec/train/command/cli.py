@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.config import (
     Config,
     find_config,
@@ -19,12 +20,11 @@ from jspec.config import (
     resolve,
     runnable_names,
 )
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.exit_codes import Parser, add_config_flags, add_hosts_flag, exit_code
+from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.hosts import join_hosts
-from jspec.infer.command.compile_cache import keep_compiled_programs
-from jspec.infer.command.endings import Parser, add_config_flags, add_hosts_flag, exit_code
-from jspec.infer.command.log import Log
-from jspec.infer.text import import_transformers_without_torch
 from jspec.train.command.lock import only_run
 from jspec.train.command.recipes import check_made
 from jspec.train.config import KINDS

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jspec.console.log import Failure, Log
+from jspec.console.progress import duration
+from jspec.console.streams import write_result
 from jspec.hosts import is_first
-from jspec.infer.command.log import Failure, Log
-from jspec.infer.command.progress import duration
-from jspec.infer.command.streams import write_result
 
 
 class TrainingProgress:

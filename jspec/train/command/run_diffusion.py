@@ -3,9 +3,9 @@ checkpoint, which may be causal."""
 
 from __future__ import annotations
 
-from jspec.infer.command.log import Log
-from jspec.infer.text import Tokenizer
-from jspec.models.target import load_model
+from jspec.checkpoints.target import load_model
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
+from jspec.console.log import Log
 from jspec.train.command.run_model import (
     mesh_of,
     special_ids,

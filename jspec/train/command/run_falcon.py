@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.shipped import check_digest
+from jspec.checkpoints.target import Target, load_target
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
+from jspec.console.exit_codes import INTERRUPTED
+from jspec.console.log import Log
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.loading import COUNTS_FILE
 from jspec.drafters.falcon.trees import chain
 from jspec.errors import UserError
-from jspec.infer.command.endings import INTERRUPTED
-from jspec.infer.command.log import Log
-from jspec.infer.text import load_tokenizer
-from jspec.models.hub import local_directory
 from jspec.models.sar_head import SarModel
-from jspec.models.shipped import check_digest
-from jspec.models.target import Target, load_target
 from jspec.sharding import TRAINING
 from jspec.train.acceptance import Acceptance, openings
 from jspec.train.command.corpora import load_corpora

@@ -17,16 +17,16 @@ import jax
 import yaml
 from jax.sharding import Mesh
 
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.shipped import check_digest
+from jspec.checkpoints.target import Target, load_target
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jspec.console.exit_codes import INTERRUPTED
+from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.hosts import check_all_devices
-from jspec.infer.command.endings import INTERRUPTED
-from jspec.infer.command.log import Log
-from jspec.infer.text import Tokenizer, load_tokenizer
 from jspec.models.config import DecoderConfig
-from jspec.models.hub import local_directory
 from jspec.models.model import Model
-from jspec.models.shipped import check_digest
-from jspec.models.target import Target, load_target
 from jspec.sharding import TRAINING, make_training_mesh
 from jspec.train.command.corpora import load_corpora
 from jspec.train.command.interrupts import stop_requests

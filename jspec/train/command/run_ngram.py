@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import yaml
 
+from jspec.checkpoints.arpa import write_arpa
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.ngram import CONFIG_FILE, read_ngram, write_ngram
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.infer.command.log import Log
-from jspec.infer.text import Tokenizer, load_tokenizer
-from jspec.models.arpa import write_arpa
-from jspec.models.hub import local_directory
-from jspec.models.ngram_files import CONFIG_FILE, read_ngram, write_ngram
 from jspec.models.ngram_model import NGramModel
 from jspec.train.command.corpora import corpus_sources
 from jspec.train.config import NGramConfig

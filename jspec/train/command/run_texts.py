@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.shipped import check_digest
+from jspec.checkpoints.target import Target, load_target
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
+from jspec.console.exit_codes import INTERRUPTED
+from jspec.console.log import Log
+from jspec.console.progress import Progress
 from jspec.errors import UserError
 from jspec.hosts import agreed, any_host, check_all_devices, check_same, from_first, is_first
-from jspec.infer.command.endings import INTERRUPTED
-from jspec.infer.command.log import Log
-from jspec.infer.command.progress import Progress
 from jspec.infer.engine import Engine
 from jspec.infer.generate import cached_tokenizer
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Finished, Request
-from jspec.infer.text import Tokenizer
-from jspec.models.hub import local_directory
-from jspec.models.shipped import check_digest
-from jspec.models.target import Target, load_target
 from jspec.records import whole_records
 from jspec.sharding import make_mesh
 from jspec.train.command.corpora import corpus_sources, training_rows

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jax
 
+from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.infer.command.log import Log
 from jspec.train.command.corpora import corpus_sources, training_rows
 from jspec.train.config import TokenizerConfig
 from jspec.train.files import written_whole

@@ -13,6 +13,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jspec.aot.hlo import read as instructions_of
+from jspec.checkpoints.known import KNOWN
+from jspec.checkpoints.ngram import write_ngram
+from jspec.checkpoints.target import abstract_target, load_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
@@ -24,10 +28,6 @@ from jspec.infer.request import Finished, Request, Result
 from jspec.law import Mode, Randomness, Rule
 from jspec.models.diffusion import Slots, slot_logprobs
 from jspec.models.diffusion_prefix import RECOMPUTE
-from jspec.models.hf import write_checkpoint
-from jspec.models.known import KNOWN
-from jspec.models.ngram_files import write_ngram
-from jspec.models.target import abstract_target, load_target
 from jspec.sharding import make_mesh
 from jspec.state import Context, Prompt
 from jspec.testing.diffusion import write_tiny
@@ -182,7 +182,7 @@ def test_a_published_model_is_known_without_its_files():
     ):
         with pytest.raises(UserError, match=told):
             load_drafter("diffuspec", path, target=target)
-    with pytest.raises(UserError, match="nobody/ngram: no directory here, and not in the hub's"):
+    with pytest.raises(UserError, match="nobody/ngram: no directory here, not in the hub's"):
         load_drafter(
             "diffuspec", "Dream-org/Dream-v0-Instruct-7B", target=target, ngram="nobody/ngram"
         )

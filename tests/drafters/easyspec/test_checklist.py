@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.target import load_target
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.drafters import load_drafter
 from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.drafters.growth import Grower
 from jspec.infer.request import Request
 from jspec.infer.round import propose
 from jspec.infer.state import DecodeState, Program
-from jspec.infer.text import load_tokenizer
 from jspec.law import Mode, Randomness, Rule
 from jspec.models.blocks import causal_block
-from jspec.models.hub import local_directory
 from jspec.models.layer_groups import contiguous
 from jspec.models.layer_parallel import Passes
 from jspec.models.model import empty_cache, forward
-from jspec.models.target import load_target
 from jspec.state import Context, Draft, StopReason
 from jspec.testing.decoding import greedy
 from jspec.testing.light import jit_light

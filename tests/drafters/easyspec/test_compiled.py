@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from jspec.aot.hlo import read
+from jspec.checkpoints.target import abstract_target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.growth import Grower
@@ -22,7 +23,6 @@ from jspec.law import Mode, Rule
 from jspec.models.layer_groups import contiguous
 from jspec.models.layer_parallel import Passes, Plan
 from jspec.models.model import abstract_params, build
-from jspec.models.target import abstract_target
 from jspec.models.weights import sharded_shapes
 from jspec.sharding import make_mesh
 from jspec.testing.compiled import makers

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.infer.text import load_tokenizer
-from jspec.models.hub import local_directory
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.target import load_target
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.models.layer_groups import contiguous, singles
-from jspec.models.target import load_target
 
 BENCH = Path(__file__).resolve().parents[3] / "bench"
 PASSAGES = (

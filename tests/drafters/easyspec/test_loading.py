@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 import pytest
 
+from jspec.checkpoints.known import KNOWN
+from jspec.checkpoints.target import Target, abstract_target, load_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.errors import UserError
-from jspec.models.hf import write_checkpoint
-from jspec.models.known import KNOWN
 from jspec.models.layer_groups import aligned, contiguous, parse, singles
 from jspec.models.layer_parallel import Plan
-from jspec.models.target import Target, abstract_target, load_target
 from jspec.sharding import make_mesh
 from jspec.testing.models import tiny_target
 

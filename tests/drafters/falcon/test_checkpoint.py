@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
+from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.drafters.falcon.checkpoint import (
     EMBEDDING,
     HEAD_AXES,
@@ -57,9 +58,10 @@ def embedding_of(config: SarConfig, dtype="float32") -> jax.Array:
 def read(
     directory: Path, dtype="float32", *, mesh: Mesh | None = None, table: Table = REPLICATED
 ) -> tuple[SarConfig, Params]:
-    config, mesh = read_config(directory), mesh or make_mesh()
+    checkpoint, mesh = find_checkpoint(directory), mesh or make_mesh()
+    config = read_config(checkpoint)
     model = build(config)
-    return config, read_params(directory, config, model, dtype=dtype, mesh=mesh, table=table)
+    return config, read_params(checkpoint, config, model, dtype=dtype, mesh=mesh, table=table)
 
 
 def equal(one: Params, other: Params) -> None:
@@ -334,7 +336,7 @@ def test_an_input_norm_of_the_first_layer_is_unexpected(checkpoint):
 
 def test_only_a_config_that_says_so_may_lack_the_embedding(tmp_path):
     write_checkpoint(tmp_path, params_of(SYNTHETIC), SYNTHETIC)
-    assert read_config(tmp_path) == SYNTHETIC
+    assert read_config(find_checkpoint(tmp_path)) == SYNTHETIC
     read(tmp_path)
     edit_config(tmp_path, has_embedding=None)
     refused(tmp_path, r"missing 1 tensors \(embed_tokens.weight\)")
@@ -365,7 +367,7 @@ def test_a_config_may_leave_out_what_the_released_code_does(tmp_path):
     values |= dict(num_attention_heads=2, k_mask=2, model_type="qwen2")
     (tmp_path / "config.json").write_text(json.dumps(values))
     decoder = dataclasses.replace(SYNTHETIC.decoder, max_positions=2048)
-    assert read_config(tmp_path) == SarConfig(decoder)
+    assert read_config(find_checkpoint(tmp_path)) == SarConfig(decoder)
 
 
 # --- what the file tells --------------------------------------------------------------------------
@@ -405,13 +407,13 @@ def test_an_lstm_that_looks_trained_otherwise_is_warned_of(checkpoint, caplog):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_copy_of_the_embedding_is_compared_in_the_targets_type(dtype, checkpoint, caplog):
     embedding = embedding_of(SYNTHETIC).astype(dtype)
-    assert check_embedding(checkpoint, embedding) is True
+    assert check_embedding(find_checkpoint(checkpoint), embedding) is True
     assert not caplog.records
-    assert check_embedding(checkpoint, embedding.at[31, 7].add(1)) is False
+    assert check_embedding(find_checkpoint(checkpoint), embedding.at[31, 7].add(1)) is False
     assert "embed_tokens.weight is not the target's embedding" in caplog.text
-    assert check_embedding(checkpoint, embedding[:31]) is False
+    assert check_embedding(find_checkpoint(checkpoint), embedding[:31]) is False
 
 
 def test_a_directory_without_a_copy_has_nothing_to_compare(tmp_path):
     write_checkpoint(tmp_path, params_of(SYNTHETIC), SYNTHETIC)
-    assert check_embedding(tmp_path, embedding_of(SYNTHETIC)) is None
+    assert check_embedding(find_checkpoint(tmp_path), embedding_of(SYNTHETIC)) is None

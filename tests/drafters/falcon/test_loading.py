@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jspec.checkpoints.target import Target
 from jspec.drafters import load_drafter
 from jspec.drafters.falcon.checkpoint import write_checkpoint
 from jspec.drafters.falcon.drafter import Falcon
@@ -18,7 +19,6 @@ from jspec.drafters.falcon.trees import Tree, chain, find
 from jspec.errors import UserError
 from jspec.models import sar_head
 from jspec.models.sar_head import LstmMode, SarConfig
-from jspec.models.target import Target
 from jspec.testing.models import random_head, tiny_config, tiny_target
 
 V = 23

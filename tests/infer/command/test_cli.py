@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.infer.command.cli import make_config, make_parser
 from jspec.infer.command.output import Output
-from jspec.infer.text import load_tokenizer
 
 SAMPLED = ("--temperature", "0.8", "--top-k", "40", "--seed", "5")
 SHORT = ("--max-new-tokens", "16", "--max-length", "128")

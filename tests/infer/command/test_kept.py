@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from jspec.console.log import Failure, Log
+from jspec.console.prompts import from_lines
+from jspec.console.session import Plan, make_plan
 
 from jspec.config import InferConfig
 from jspec.errors import UserError
@@ -20,9 +23,6 @@ from jspec.infer.command import kept as module
 from jspec.infer.command import run as run_module
 from jspec.infer.command.compare import Comparison
 from jspec.infer.command.kept import BEGINS, Kept, _opened
-from jspec.infer.command.log import Failure, Log
-from jspec.infer.command.prompts import from_lines
-from jspec.infer.command.session import Plan, make_plan
 
 LINES = (
     {"id": "a", "prompt_tokens": [0, 5, 9]},

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from jspec.console.line_keys import KINDS, OBEYED
+from jspec.console.prompts import Reader, from_lines, told_passed_over
 
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.config import InferConfig
 from jspec.errors import UserError
-from jspec.infer.command.line_keys import KINDS, OBEYED
-from jspec.infer.command.prompts import Reader, from_lines, told_passed_over
-from jspec.infer.text import load_tokenizer
 
 CONFIG = InferConfig(system="be kind", stop=["X"], stop_ids=[5])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import queue
 
 import pytest
+from jspec.console.log import Log
+from jspec.console.progress import Progress, duration
 
 from jspec.infer.command import log as log_module
-from jspec.infer.command.log import Log
-from jspec.infer.command.progress import Progress, duration
 
 
 class Clock:

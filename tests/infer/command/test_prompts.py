@@ -8,10 +8,7 @@ import json
 import sys
 
 import pytest
-
-from jspec.config import InferConfig
-from jspec.errors import UserError
-from jspec.infer.command.prompts import (
+from jspec.console.prompts import (
     Reader,
     from_file,
     from_lines,
@@ -19,7 +16,10 @@ from jspec.infer.command.prompts import (
     from_texts,
     repeated_ids,
 )
-from jspec.infer.text import load_tokenizer
+
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
+from jspec.config import InferConfig
+from jspec.errors import UserError
 
 CONFIG = InferConfig(temperature=0.5, seed=3)
 

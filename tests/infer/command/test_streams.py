@@ -9,12 +9,12 @@ import sys
 import warnings
 
 import pytest
+from jspec.console.exit_codes import exit_code
+from jspec.console.log import Log
+from jspec.console.streams import safe_streams
 from rich.console import Console
 
 from jspec.errors import UserError
-from jspec.infer.command.endings import exit_code
-from jspec.infer.command.log import Log
-from jspec.infer.command.streams import safe_streams
 
 FULL = "/dev/full"
 

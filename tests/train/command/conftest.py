@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jspec.models.hf import write_checkpoint
+from jspec.checkpoints.write import write_checkpoint
 from jspec.models.model import random_params
 from jspec.testing.training import training_model
 from tests.train.conftest import VOCABULARY

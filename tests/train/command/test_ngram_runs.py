@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from jspec.models.arpa import read_arpa
-from jspec.models.ngram_files import read_ngram
+from jspec.checkpoints.arpa import read_arpa
+from jspec.checkpoints.ngram import read_ngram
 from jspec.train.command.cli import main
 from jspec.train.corpus import is_held_out
 from jspec.train.ngram import estimate

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import pytest
 import yaml
+from jspec.console.log import Log
 
+from jspec.checkpoints.target import load_target
 from jspec.errors import UserError
-from jspec.infer.command.log import Log
-from jspec.models.target import load_target
 from jspec.train.command import run_falcon, run_texts
 from jspec.train.command.run_model import (
     _objective,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jspec.errors import UserError
@@ -11,7 +12,7 @@ from jspec.errors import UserError
 class Fields:
     """A `config.json` with the defaults of its family, checked as it is read."""
 
-    def __init__(self, values: dict[str, Any], defaults: dict[str, Any]):
+    def __init__(self, values: Mapping[str, Any], defaults: dict[str, Any]):
         self._values, self._defaults = values, defaults
 
     def get(self, name: str) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jspec.checkpoints.arpa import read_arpa, write_arpa
 from jspec.errors import UserError
-from jspec.models.arpa import read_arpa, write_arpa
 from jspec.train.ngram import estimate
 from tests.ngram_reference import GOLDEN, golden_entries, golden_model, random_texts
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jspec.checkpoints.layouts import Layout
+from jspec.checkpoints.tensor_files import Tensors
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
-from jspec.models.names import Layout
-from jspec.models.tensor_files import Tensors
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from jspec.errors import UserError
-from jspec.models.ngram_files import (
+from jspec.checkpoints.ngram import (
     CONFIG_FILE,
     TENSOR_FILE,
     read_ngram,
     tokenizer_digest,
     write_ngram,
 )
+from jspec.errors import UserError
 from jspec.models.ngram_model import NGramModel
 from jspec.train.ngram import estimate
 from tests.ngram_reference import random_texts

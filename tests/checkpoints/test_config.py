@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from jspec.checkpoints.hf_config import read_hf_config, write_hf_config
 from jspec.errors import UserError
-from jspec.models.config import DecoderConfig, Rope, RopeKind
+from jspec.models.config import Rope, RopeKind
 from jspec.testing.models import tiny_config
 
 CASES = json.loads((Path(__file__).parents[1] / "goldens" / "cases.json").read_text())
@@ -25,9 +26,9 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_read_is_written_back(case):
-    config = DecoderConfig.from_hf(CASES[case]["config"])
-    written = config.to_hf()
-    assert DecoderConfig.from_hf(json.loads(json.dumps(written))) == config
+    config = read_hf_config(CASES[case]["config"])
+    written = write_hf_config(config)
+    assert read_hf_config(json.loads(json.dumps(written))) == config
     theirs = CASES[case]["config"]
     same = ("vocab_size", "hidden_size", "max_position_embeddings", "tie_word_embeddings")
     assert {name: written[name] for name in same} == {name: theirs[name] for name in same}
@@ -36,7 +37,7 @@ def test_what_is_read_is_written_back(case):
 
 def test_bidirectional_models_stay_bidirectional():
     config = tiny_config(is_causal=False)
-    assert DecoderConfig.from_hf(config.to_hf()) == config
+    assert read_hf_config(write_hf_config(config)) == config
 
 
 @pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
@@ -46,19 +47,19 @@ def test_both_published_styles_of_rope_are_one(kind, name):
     values = LLAMA | {"max_position_embeddings": 512}
     old = values | {"rope_theta": 5e5, "rope_scaling": {name: kind} | scaling}
     new = values | {"rope_parameters": {"rope_type": kind, "rope_theta": 5e5} | scaling}
-    assert DecoderConfig.from_hf(old) == DecoderConfig.from_hf(new)
-    assert DecoderConfig.from_hf(old).rope.theta == 5e5
+    assert read_hf_config(old) == read_hf_config(new)
+    assert read_hf_config(old).rope.theta == 5e5
 
 
 def test_left_out_values_have_the_defaults_of_the_family():
-    llama = DecoderConfig.from_hf(LLAMA)
+    llama = read_hf_config(LLAMA)
     assert (llama.n_kv_heads, llama.head_dim, llama.norm_eps) == (4, 8, 1e-6)
     assert not llama.has_tied_head and not llama.has_qkv_bias and llama.windows == (None, None)
-    mistral = DecoderConfig.from_hf({"model_type": "mistral", "num_hidden_layers": 1})
+    mistral = read_hf_config({"model_type": "mistral", "num_hidden_layers": 1})
     assert (mistral.n_kv_heads, mistral.windows) == (8, (4096,))
-    qwen = DecoderConfig.from_hf(LLAMA | {"model_type": "qwen2", "num_key_value_heads": None})
+    qwen = read_hf_config(LLAMA | {"model_type": "qwen2", "num_key_value_heads": None})
     assert qwen.has_qkv_bias and not qwen.has_out_bias and qwen.n_kv_heads == 4
-    qwen3 = DecoderConfig.from_hf(LLAMA | {"model_type": "qwen3", "num_key_value_heads": 2})
+    qwen3 = read_hf_config(LLAMA | {"model_type": "qwen3", "num_key_value_heads": 2})
     assert qwen3.has_qk_norm and not qwen3.has_qkv_bias and qwen3.head_dim == 128
 
 
@@ -66,7 +67,7 @@ def test_biases_are_added_where_the_class_of_the_family_reads_them():
     values = LLAMA | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2}
     biases = {}
     for family in ("llama", "mistral", "qwen2", "qwen3"):
-        config = DecoderConfig.from_hf(values | {"model_type": family})
+        config = read_hf_config(values | {"model_type": family})
         biases[family] = (config.has_qkv_bias, config.has_out_bias, config.has_mlp_bias)
     assert biases == {
         "llama": (True, True, True),
@@ -78,15 +79,15 @@ def test_biases_are_added_where_the_class_of_the_family_reads_them():
 
 def test_architectures_stand_in_for_a_missing_model_type():
     values = {name: value for name, value in LLAMA.items() if name != "model_type"}
-    config = DecoderConfig.from_hf(values | {"architectures": ["LlamaForCausalLM"]})
-    assert config == DecoderConfig.from_hf(LLAMA)
+    config = read_hf_config(values | {"architectures": ["LlamaForCausalLM"]})
+    assert config == read_hf_config(LLAMA)
 
 
 def test_windows_of_qwen_start_at_the_named_layer():
     values = LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2, "sliding_window": 5}
     windowed = values | {"use_sliding_window": True, "max_window_layers": 1}
-    assert DecoderConfig.from_hf(values).windows == (None, None)
-    assert DecoderConfig.from_hf(windowed).windows == (None, 5)
+    assert read_hf_config(values).windows == (None, None)
+    assert read_hf_config(windowed).windows == (None, 5)
 
 
 def test_longest_text_follows_the_scaling():
@@ -94,7 +95,7 @@ def test_longest_text_follows_the_scaling():
     original = {"original_max_position_embeddings": 64}
 
     def longest(**scaling):
-        return DecoderConfig.from_hf(LLAMA | positions | {"rope_scaling": scaling}).max_length
+        return read_hf_config(LLAMA | positions | {"rope_scaling": scaling}).max_length
 
     assert longest(rope_type="default") == 64
     assert longest(rope_type="linear", factor=4.0) == 256
@@ -147,7 +148,7 @@ def test_a_factor_of_attention_that_is_given_overrides_the_derived_one(kind):
 )
 def test_what_we_do_not_know_is_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=message) as error:
-        DecoderConfig.from_hf(LLAMA | changes)
+        read_hf_config(LLAMA | changes)
     assert "\n" not in str(error.value)
 
 
@@ -159,4 +160,4 @@ def test_a_config_checks_itself():
     with pytest.raises(ValueError, match="needs factor"):
         Rope(kind=RopeKind.LINEAR)
     with pytest.raises(ValueError, match="cannot express"):
-        tiny_config(windows=(4, None)).to_hf()
+        write_hf_config(tiny_config(windows=(4, None)))

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.target import load_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
-from jspec.models.hf import write_checkpoint
-from jspec.models.hub import local_directory
 from jspec.models.model import build, random_params
-from jspec.models.target import load_target
 from jspec.testing.models import tiny_config
 
 CONFIG = tiny_config(has_qkv_bias=True, has_out_bias=True)
@@ -246,7 +246,7 @@ def test_bin_shards_without_torch_name_the_extra(checkpoint, monkeypatch):
 
 def test_a_hub_id_without_network_points_to_a_directory():
     """Another process: the hub's client reads its environment once."""
-    code = "import jspec.models.target as t; t.load_target('owner/no-such-model')"
+    code = "import jspec.checkpoints.target as t; t.load_target('owner/no-such-model')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     last = done.stderr.decode().strip().splitlines()[-1]

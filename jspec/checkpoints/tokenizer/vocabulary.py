@@ -1,6 +1,6 @@
 """Text to token ids and back: what a vocabulary does, and the one of a `tokenizer.json`.
 
-`jspec.infer.sentencepiece` has the one of a `tokenizer.model`.
+`jspec.checkpoints.tokenizer.sentencepiece` has the one of a `tokenizer.model`.
 """
 
 from __future__ import annotations

@@ -12,14 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from jspec.certify import reference
+from jspec.checkpoints.diffusion import describe, load_diffusion, write_diffusion
+from jspec.checkpoints.hf_config import read_hf_config, write_hf_config
+from jspec.checkpoints.known import KNOWN
+from jspec.checkpoints.target import load_model, load_target
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.models.blocks import bidirectional_block
-from jspec.models.config import DecoderConfig
-from jspec.models.diffusion_checkpoint import describe, load_diffusion, write_diffusion
-from jspec.models.hf import write_checkpoint
-from jspec.models.known import KNOWN
 from jspec.models.model import abstract_params, build, empty_cache, forward, random_params
-from jspec.models.target import load_model, load_target
 from jspec.testing.checkpoints import write_directory
 from jspec.testing.diffusion import (
     CONFIGS,
@@ -87,7 +87,7 @@ def test_names_shapes_and_numbers_are_the_same_both_ways(kind, max_shard_bytes, 
     assert {name: written[name] or None for name in same} == {
         name: value or None for name, value in same.items()
     }
-    assert DecoderConfig.from_hf(written) == loaded.model.config
+    assert read_hf_config(written) == loaded.model.config
     assert describe(load_model(ours)) == describe(loaded)
 
 
@@ -117,7 +117,7 @@ def test_a_later_token_changes_earlier_logits_and_hidden_states(kind, tmp_path):
 
 
 def test_class_defaults_stand_where_the_file_is_silent():
-    dream = DecoderConfig.from_hf({"model_type": "Dream"})
+    dream = read_hf_config({"model_type": "Dream"})
     assert (dream.vocab_size, dream.width, dream.n_heads, dream.n_kv_heads) == (
         151936,
         4096,
@@ -127,11 +127,11 @@ def test_class_defaults_stand_where_the_file_is_silent():
     assert (dream.mlp_width, dream.n_layers, dream.rope.theta) == (22016, 32, 1e4)
     assert dream.has_qkv_bias and not dream.is_causal and not dream.has_tied_head
     by_class = {name: value for name, value in DREAM.items() if name != "model_type"}
-    assert DecoderConfig.from_hf(by_class).family == "Dream"
+    assert read_hf_config(by_class).family == "Dream"
     by_class = {name: value for name, value in LLADA.items() if name != "model_type"}
-    assert DecoderConfig.from_hf(by_class) == DecoderConfig.from_hf(LLADA)
+    assert read_hf_config(by_class) == read_hf_config(LLADA)
     for changes in ({"n_kv_heads": None}, {"embedding_size": None}, {"mlp_hidden_size": None}):
-        config = DecoderConfig.from_hf(LLADA | changes)
+        config = read_hf_config(LLADA | changes)
         assert (config.n_kv_heads, config.vocab_size) == (4, 128)
         assert config.mlp_width == (64 if "mlp_hidden_size" not in changes else 128)
 
@@ -157,17 +157,19 @@ def test_class_defaults_stand_where_the_file_is_silent():
 )
 def test_what_is_not_supported_is_one_line(values, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        DecoderConfig.from_hf(values | changes)
+        read_hf_config(values | changes)
     assert "\n" not in str(error.value)
 
 
 def test_options_that_llada_cannot_write_are_an_error():
-    config = DecoderConfig.from_hf(LLADA)
+    config = read_hf_config(LLADA)
     for changes in ({"has_qk_norm": True}, {"is_causal": True}, {"head_dim": 16}):
         with pytest.raises(ValueError, match="cannot express"):
-            tiny_config(**({"family": config.family, "is_causal": False} | changes)).to_hf()
+            write_hf_config(
+                tiny_config(**({"family": config.family, "is_causal": False} | changes))
+            )
     with pytest.raises(ValueError, match="cannot express"):
-        tiny_config(family="Dream", has_qkv_bias=True).to_hf()
+        write_hf_config(tiny_config(family="Dream", has_qkv_bias=True))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -193,7 +195,7 @@ def test_published_sizes(name, n_params, n_tensors):
     leaves = jax.tree.leaves(abstract_params(build(KNOWN[name]), jnp.bfloat16))
     assert sum(math.prod(leaf.shape) for leaf in leaves) == n_params
     assert len(leaves) == n_tensors
-    assert DecoderConfig.from_hf(KNOWN[name].to_hf()) == KNOWN[name]
+    assert read_hf_config(write_hf_config(KNOWN[name])) == KNOWN[name]
 
 
 @pytest.mark.parametrize(("kind", "is_shifted"), [("dream", True), ("llada", False)])

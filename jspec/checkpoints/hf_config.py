@@ -9,13 +9,14 @@ families that transformers has. LLaDA has names of its own: `llada.py`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+from jspec.checkpoints import llada
+from jspec.checkpoints.hf_fields import Fields
+from jspec.checkpoints.other_kinds import kind_of_config, quantisation_of
 from jspec.errors import UserError
-from jspec.models import llada
 from jspec.models.config import ROPE_NAMES, DecoderConfig, Rope, RopeKind
-from jspec.models.hf_fields import Fields
-from jspec.models.other_kinds import kind_of_config, quantisation_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ FAMILIES = {
 """By `model_type`. Vicuna is a llama, Qwen2.5 a qwen2."""
 
 
-def read_config(values: dict[str, Any]) -> DecoderConfig:
+def read_hf_config(values: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` describes."""
     quantised = quantisation_of(values)
     if quantised:
@@ -149,7 +150,7 @@ def read_config(values: dict[str, Any]) -> DecoderConfig:
         raise UserError(f"config.json: {error}") from None
 
 
-def _family(values: dict[str, Any]) -> tuple[str, Family]:
+def _family(values: Mapping[str, Any]) -> tuple[str, Family]:
     name = values.get("model_type")
     architectures = values.get("architectures") or []
     if name is None:
@@ -164,7 +165,7 @@ def _family(values: dict[str, Any]) -> tuple[str, Family]:
     return name, FAMILIES[name]
 
 
-def _read_rope(values: dict[str, Any], fields: Fields) -> Rope:
+def _read_rope(values: Mapping[str, Any], fields: Fields) -> Rope:
     """The rotary embedding; the original length defaults as Hugging Face does it."""
     longest = fields.integer("max_position_embeddings")
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}
@@ -245,7 +246,7 @@ def _read_windows(family: Family, fields: Fields, layers: int) -> tuple[int | No
     return tuple(known[kind] for kind in kinds[:layers])
 
 
-def write_config(config: DecoderConfig) -> dict[str, Any]:
+def write_hf_config(config: DecoderConfig) -> dict[str, Any]:
     """The `config.json` of a decoder."""
     if config.family == llada.FAMILY:
         return llada.write_llada(config)
@@ -277,13 +278,13 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     values |= _write_windows(config, family)
     if family.has_old_rope:
         values = with_old_rope(values)
-    if read_config(values) != config:
+    if read_hf_config(values) != config:
         raise ValueError(f"a {config.family} checkpoint cannot express {config}")
     return values
 
 
 def _write_rope(rope: Rope) -> dict[str, Any]:
-    values: dict[str, Any] = {"rope_type": rope.kind.value}
+    values: Mapping[str, Any] = {"rope_type": rope.kind.value}
     for field in dataclasses.fields(Rope):
         value = getattr(rope, field.name)
         if field.name != "kind" and value is not None:
@@ -292,7 +293,7 @@ def _write_rope(rope: Rope) -> dict[str, Any]:
     return values
 
 
-def with_old_rope(values: dict[str, Any]) -> dict[str, Any]:
+def with_old_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     """A written `config.json` with its rotary embedding in the style of transformers 4."""
     values = dict(values)
     rope = dict(values.pop("rope_parameters"))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from jspec.checkpoints import shipped as module
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.shipped import check_digest, shipped, weights_digest
 from jspec.config import config_names, find_config, read_yaml
 from jspec.errors import UserError
 from jspec.infer.command.cli import main
-from jspec.models import shipped as module
-from jspec.models.hub import local_directory
-from jspec.models.shipped import check_digest, shipped, weights_digest
 from tests.infer.conftest import write_model
 
 MB = 1_000_000

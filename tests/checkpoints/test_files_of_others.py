@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.hub import find_directory, local_directory
+from jspec.checkpoints.target import load_target
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
-from jspec.infer.text import load_tokenizer
-from jspec.models.found import find_shapes
-from jspec.models.hf import read_config, write_checkpoint
-from jspec.models.hub import find_directory, local_directory
 from jspec.models.model import build, random_params
-from jspec.models.target import load_target
 from jspec.testing.models import tiny_config
 
 CONFIG = tiny_config(n_layers=3)
@@ -191,14 +191,14 @@ def test_a_head_that_equals_the_embedding_is_the_embedding(tmp_path):
     tensors[EMBEDDING] = tensors[EMBEDDING].copy()
     tensors[EMBEDDING][-1] = np.nan  # as unused rows may be
     save(tmp_path, tensors | {HEAD: tensors[EMBEDDING].copy()})
-    assert read_config(tmp_path).has_tied_head
+    assert find_checkpoint(tmp_path).config.has_tied_head
 
 
 def test_plans_know_of_the_other_head(other_head):
-    assert not read_config(other_head).has_tied_head
-    assert not find_shapes(other_head).config.has_tied_head
+    assert not find_checkpoint(other_head).config.has_tied_head
+    assert not find_checkpoint(other_head, downloads=False).config.has_tied_head
     (other_head / "model.safetensors").unlink()
-    assert find_shapes(other_head).config.has_tied_head, "nothing but config.json tells"
+    assert find_checkpoint(other_head, downloads=False).config.has_tied_head
 
 
 def test_the_embedding_may_be_stored_as_the_head_alone(tmp_path, caplog):

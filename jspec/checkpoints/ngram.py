@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jspec.checkpoints.tensor_files import read_json
 from jspec.errors import UserError
 from jspec.models.ngram_model import Grams, NGramModel, NGramSizes
-from jspec.models.tensor_files import read_json
 
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "ngram.safetensors"

@@ -1,6 +1,6 @@
 """The `config.json` of LLaDA, which has names of its own for the fields of a plain decoder.
 
-Its weights are named in `names.LLADA`. Only what the released models use is supported: rotary
+Its weights are named in `layouts.LLADA`. Only what the released models use is supported: rotary
 positions, RMS norms, gated MLPs, no biases but those of queries, keys and values.
 
 Source: Nie et al. 2025 (LLaDA, arXiv 2502.09992), the released configurations.
@@ -8,11 +8,12 @@ Source: Nie et al. 2025 (LLaDA, arXiv 2502.09992), the released configurations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from jspec.checkpoints.hf_fields import Fields
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig, Rope, RopeKind
-from jspec.models.hf_fields import Fields
 
 FAMILY = "llada"
 ARCHITECTURE = "LLaDAModelLM"
@@ -51,18 +52,18 @@ _NEEDS: dict[str, Any] = {
 """Options of which one value is supported, by their names."""
 
 
-def is_llada(values: dict[str, Any]) -> bool:
+def is_llada(values: Mapping[str, Any]) -> bool:
     """Whether a `config.json` is one of these."""
     name = values.get("model_type")
     return name == FAMILY or (name is None and ARCHITECTURE in (values.get("architectures") or []))
 
 
-def group_size(values: dict[str, Any]) -> int:
+def group_size(values: Mapping[str, Any]) -> int:
     """How many blocks stand together in a group; 1 where there are no groups."""
     return Fields(values, {"block_group_size": 1}).integer("block_group_size")
 
 
-def read_llada(values: dict[str, Any]) -> DecoderConfig:
+def read_llada(values: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that such a `config.json` describes.
 
     Raises:

@@ -7,7 +7,7 @@ Nothing here is read but small JSON files. Every phrase ends with what to do.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def what_else(directory: Path) -> str:
     return f"there is only {_listed(files)}: give a model's directory"
 
 
-def looks_like_a_decoder(directory: Path, values: dict[str, Any]) -> str | None:
+def looks_like_a_decoder(directory: Path, values: Mapping[str, Any]) -> str | None:
     """What a directory is, and what to do, whose `config.json` alone could be a decoder's."""
     if (directory / "modules.json").is_file():
         return what_else(directory)
@@ -146,7 +146,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_interme
 _ENCODERS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "BertModel")
 
 
-def kind_of_config(values: dict[str, Any]) -> str | None:
+def kind_of_config(values: Mapping[str, Any]) -> str | None:
     """What a `config.json` of an unknown model type describes, where that can be told."""
     architectures = values.get("architectures")
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
@@ -162,7 +162,7 @@ def kind_of_config(values: dict[str, Any]) -> str | None:
     return None
 
 
-def quantisation_of(values: dict[str, Any]) -> str | None:
+def quantisation_of(values: Mapping[str, Any]) -> str | None:
     """How a `config.json` says that its weights are quantised; None where they are not."""
     for name in ("quantization_config", "compression_config", "quantization"):
         given = values.get(name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jspec.checkpoints.tokenizer.files import TokenizerFiles
 from jspec.errors import UserError
-from jspec.infer.tokenizer_files import TokenizerFiles
 
 
 def is_byte_level(pieces: Mapping[str, int]) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from jspec.checkpoints.target import Target
+from jspec.checkpoints.tensor_files import read_json
 from jspec.errors import UserError
-from jspec.models.target import Target
-from jspec.models.tensor_files import read_json
 from jspec.text_files import read_text
 
 

@@ -1,11 +1,12 @@
 """Directories in the style of llama2.c: a `config.json` with `"arch": "llama"`.
 
 The model is a plain Llama; only the names of fields and weights, and the order of rotary pairs,
-differ (`names.LLAMA2C`).
+differ (`layouts.LLAMA2C`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jspec.errors import UserError
@@ -23,12 +24,12 @@ _FIELDS = {
 }
 
 
-def is_llama2c(values: dict[str, Any]) -> bool:
+def is_llama2c(values: Mapping[str, Any]) -> bool:
     """Whether a `config.json` is one of these."""
     return "arch" in values and "model_type" not in values
 
 
-def read_llama2c_config(values: dict[str, Any]) -> DecoderConfig:
+def read_llama2c_config(values: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that such a `config.json` describes."""
     if values["arch"] != "llama":
         raise UserError(f"config.json: arch must be 'llama', got {values['arch']!r}")

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jspec.checkpoints.tokenizer.files import AddedToken, TokenizerFiles
+from jspec.checkpoints.tokenizer.vocabulary import Pieces
 from jspec.errors import UserError
-from jspec.infer.tokenizer_files import AddedToken, TokenizerFiles
-from jspec.infer.vocabulary import Pieces
 
 _UNKNOWN, _CONTROL = 2, 3
 """Types of pieces that no text is split into."""

@@ -1,4 +1,7 @@
-"""A target: a model with its weights on their devices, and what its checkpoint says of texts."""
+"""A target: a model with its weights on their devices.
+
+In reading order: the value, loading one, the shapes of one, and a drafter's model beside it.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jspec.checkpoints.checkpoint import GENERATION_FILE, Checkpoint, find_checkpoint
+from jspec.checkpoints.params import read_params
 from jspec.config import shown
 from jspec.errors import UserError
-from jspec.models import hf
 from jspec.models.config import DecoderConfig
-from jspec.models.found import find_shapes
-from jspec.models.hub import find_directory, local_directory
 from jspec.models.model import Model, abstract_params, build
-from jspec.models.tensor_files import read_json
 from jspec.models.weights import fit_to_mesh, sharded_shapes
 from jspec.sharding import REPLICATED, TARGET, Table, make_mesh
 from jspec.state import Params
 
 logger = logging.getLogger(__name__)
-
-GENERATION_FILE = "generation_config.json"
 
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -39,7 +38,7 @@ class Target:
       params: the weights; of an abstract target, their shapes and places.
       dtype: their type, by name.
       mesh: where they are.
-      path: the checkpoint directory; None for a model made in memory.
+      checkpoint: where it comes from; None for a model made in memory.
       stop_ids: tokens that end a text, from the checkpoint.
       max_length: longest text in tokens, prompt included.
     """
@@ -48,9 +47,14 @@ class Target:
     params: Params
     dtype: str
     mesh: Mesh
-    path: Path | None
+    checkpoint: Checkpoint | None
     stop_ids: tuple[int, ...]
     max_length: int
+
+    @property
+    def path(self) -> Path | None:
+        """The directory of its files, where it has any."""
+        return self.checkpoint and self.checkpoint.directory
 
     @property
     def vocab_size(self) -> int:
@@ -71,7 +75,7 @@ class Target:
 
 
 def load_target(
-    path_or_id: str | Path,
+    path_or_id: str | Path | Checkpoint,
     *,
     dtype: str = "float32",
     mesh: Mesh | None = None,
@@ -80,7 +84,7 @@ def load_target(
     """Load a checkpoint directory, or a hub id, onto a mesh.
 
     Args:
-      path_or_id: a directory, or a hub id.
+      path_or_id: a directory, a hub id, or a checkpoint that was found.
       dtype: "float32" or "bfloat16": of weights and cache.
       mesh: from `jspec.make_mesh`; one device where None.
       table: where logical axes go on the mesh.
@@ -93,7 +97,7 @@ def load_target(
 
 
 def load_model(
-    path_or_id: str | Path,
+    path_or_id: str | Path | Checkpoint,
     *,
     dtype: str = "float32",
     mesh: Mesh | None = None,
@@ -104,7 +108,7 @@ def load_model(
 
     Args:
       path_or_id: a Hugging Face directory (safetensors, or `.bin` with torch), a llama2.c-style
-        one, or an id on the hub.
+        one, an id on the hub, or a checkpoint that was found.
       dtype: type of weights and cache: float32, bfloat16 (or float64, with x64 enabled).
       mesh: one device if not given.
       table: where logical axes go on the mesh.
@@ -117,52 +121,50 @@ def load_model(
     mesh = make_mesh() if mesh is None else mesh
     if not isinstance(mesh, Mesh):
         raise UserError(f"mesh: expected what jspec.make_mesh returns, given {shown(mesh)}")
-    directory = local_directory(path_or_id)
-    config = hf.read_config(directory)
+    checkpoint = find_checkpoint(path_or_id)
     if must_be_causal:
-        check_causal(config, directory)
-    model = build(fit_to_mesh(config, mesh, table))
-    _warn_of_penalty(directory)
-    params = hf.read_params(directory, config, model, dtype=name, mesh=mesh, table=table)
+        check_causal(checkpoint)
+    model = build(fit_to_mesh(checkpoint.config, mesh, table))
+    _warn_of_penalty(checkpoint)
     return Target(
         model=model,
-        params=params,
+        params=read_params(checkpoint, model, dtype=name, mesh=mesh, table=table),
         dtype=name,
         mesh=mesh,
-        path=directory,
-        stop_ids=read_stop_ids(directory),
-        max_length=config.max_length,
+        checkpoint=checkpoint,
+        stop_ids=checkpoint.stop_ids,
+        max_length=checkpoint.config.max_length,
     )
 
 
 def abstract_target(
-    config: DecoderConfig,
-    *,
-    dtype: str,
-    mesh: Mesh,
-    table: Table = TARGET,
-    path: Path | None = None,
+    model: Checkpoint | DecoderConfig, *, dtype: str, mesh: Mesh, table: Table = TARGET
 ) -> Target:
-    """What loading a model of this config would give, its weights being shapes.
+    """What loading a model would give, its weights being shapes.
+
+    Args:
+      model: a checkpoint, or the config of a model without one.
 
     Raises:
       UserError: heads that the mesh does not divide.
     """
-    model = build(fit_to_mesh(config, mesh, table))
+    checkpoint = model if isinstance(model, Checkpoint) else None
+    config = model.config if isinstance(model, Checkpoint) else model
+    fitted = build(fit_to_mesh(config, mesh, table))
     return Target(
-        model=model,
-        params=sharded_shapes(abstract_params(model, jnp.dtype(dtype)), mesh, table),
+        model=fitted,
+        params=sharded_shapes(abstract_params(fitted, jnp.dtype(dtype)), mesh, table),
         dtype=dtype,
         mesh=mesh,
-        path=path,
-        stop_ids=() if path is None else read_stop_ids(path),
+        checkpoint=checkpoint,
+        stop_ids=() if checkpoint is None else checkpoint.stop_ids,
         max_length=config.max_length,
     )
 
 
 def load_beside(
     target: Target,
-    path_or_id: str | Path,
+    path_or_id: str | Path | Checkpoint,
     *,
     table: Table = REPLICATED,
     must_be_causal: bool = False,
@@ -172,48 +174,34 @@ def load_beside(
     Raises:
       UserError: as `load_model`; of an abstract one, where its config is not here.
     """
-    if not target.is_abstract:
-        return load_model(
-            path_or_id,
-            dtype=target.dtype,
-            mesh=target.mesh,
-            table=table,
-            must_be_causal=must_be_causal,
-        )
-    found = find_shapes(path_or_id)
+    checkpoint = checkpoint_beside(target, path_or_id)
     if must_be_causal:
-        check_causal(found.config, found.name)
-    return abstract_target(
-        found.config, dtype=target.dtype, mesh=target.mesh, table=table, path=found.directory
-    )
+        check_causal(checkpoint)
+    placed = {"dtype": target.dtype, "mesh": target.mesh, "table": table}
+    load = abstract_target if target.is_abstract else load_model
+    return load(checkpoint, **placed)
 
 
-def directory_beside(target: Target, path_or_id: str | Path) -> Path:
-    """Where a drafter's files are; for an abstract target nothing is downloaded.
+def checkpoint_beside(target: Target, path_or_id: str | Path | Checkpoint) -> Checkpoint:
+    """A drafter's checkpoint; for an abstract target nothing is downloaded.
 
     Raises:
-      UserError: neither a directory nor an id that can be fetched, or may be.
+      UserError: as `find_checkpoint`.
     """
-    if not target.is_abstract:
-        return local_directory(path_or_id)
-    directory = find_directory(path_or_id)
-    if directory is None:
-        raise UserError(
-            f"{path_or_id}: no directory here, and not in the hub's cache; give a directory"
-        )
-    return directory
+    return find_checkpoint(path_or_id, downloads=not target.is_abstract)
 
 
-def check_causal(config: DecoderConfig, name: str | Path) -> None:
+def check_causal(checkpoint: Checkpoint) -> None:
     """Refuse a model that cannot decode from left to right.
 
     Raises:
       UserError: rows of the model see what comes after them.
     """
+    config = checkpoint.config
     if not config.is_causal:
         raise UserError(
-            f"{name}: a {config.family} model that reads in both directions cannot be decoded from "
-            "left to right; give a causal model here, this one as a diffusion drafter"
+            f"{checkpoint.where}: a {config.family} model that reads in both directions cannot be "
+            "decoded from left to right; give a causal model here, this one as a diffusion drafter"
         )
 
 
@@ -230,39 +218,9 @@ def check_dtype(dtype: Any) -> str:
     return name
 
 
-def read_stop_ids(directory: Path) -> tuple[int, ...]:
-    """Stop ids of a checkpoint: `generation_config.json` first, else `config.json`.
-
-    Nothing else is taken from `generation_config.json`.
-    """
-    generation = _read_generation_config(directory)
-    config = read_json(directory / "config.json")
-    for values, name in (
-        (generation, "eos_token_id"),
-        (config, "eos_token_id"),
-        (config, "eos_id"),
-    ):
-        ids = values.get(name)
-        if ids is not None:
-            ids = ids if isinstance(ids, list) else [ids]
-            if not all(type(token) is int and token >= 0 for token in ids):
-                file = GENERATION_FILE if values is generation else "config.json"
-                raise UserError(
-                    f"{directory / file}: {name} must be a token id, a list of them or null, got "
-                    f"{values[name]!r}; correct it"
-                )
-            return tuple(dict.fromkeys(ids))
-    return ()
-
-
-def _warn_of_penalty(directory: Path) -> None:
+def _warn_of_penalty(checkpoint: Checkpoint) -> None:
     """A repetition penalty is ignored, because the law has no memory."""
-    penalty = _read_generation_config(directory).get("repetition_penalty")
+    penalty = checkpoint.generation.get("repetition_penalty")
     if penalty not in (None, 1, 1.0):
-        path = directory / GENERATION_FILE
+        path = f"{checkpoint.where}/{GENERATION_FILE}"
         logger.warning("%s: repetition_penalty %s is ignored", path, penalty)
-
-
-def _read_generation_config(directory: Path) -> dict[str, Any]:
-    path = directory / GENERATION_FILE
-    return read_json(path) if path.is_file() else {}

@@ -9,13 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.same_tokenizer import check_same_tokenizer, count_ids
+from jspec.checkpoints.target import Target, load_beside
+from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
-from jspec.models.found import Found, find_shapes
-from jspec.models.hf import write_checkpoint
-from jspec.models.target import Target, load_beside
-from jspec.models.tensor_files import read_json
-from jspec.models.vocabulary import check_same_tokenizer, count_ids
 from jspec.sharding import REPLICATED, Table
 from jspec.state import Params
 
@@ -24,7 +23,7 @@ _IS_SHIFTED = {"Dream": True, "llada": False}
 
 
 def load_diffusion(
-    path_or_id: str | Path,
+    path_or_id: str | Path | Checkpoint,
     *,
     target: Target,
     is_shifted: bool | None = None,
@@ -53,7 +52,6 @@ def load_diffusion(
         n_ids=count_ids(target),
         is_shifted=is_shifted,
         forbidden=forbidden,
-        found=find_shapes(path_or_id) if target.is_abstract else None,
     )
     return model, loaded.params
 
@@ -64,7 +62,6 @@ def describe(
     n_ids: int | None = None,
     is_shifted: bool | None = None,
     forbidden: tuple[int, ...] = (),
-    found: Found | None = None,
 ) -> DiffusionModel:
     """A loaded bidirectional model with what its `config.json` says of masks.
 
@@ -72,16 +69,12 @@ def describe(
       n_ids: the first id that is never predicted; the length of the model's own tokenizer if not
         given.
       is_shifted, forbidden: as in `load_diffusion`.
-      found: what is known of a model that may have no directory.
 
     Raises:
       UserError: a causal model, or no word on the mask or the shift.
     """
-    if found is not None:
-        values, where = found.values, found.name
-    else:
-        assert loaded.path is not None, "a model in memory has no config.json"
-        values, where = read_json(loaded.path / "config.json"), str(loaded.path)
+    assert loaded.checkpoint is not None, "a model in memory has no config.json"
+    values, where = loaded.checkpoint.values, loaded.checkpoint.where
     family = loaded.model.config.family
     if is_shifted is None:
         is_shifted = values.get("is_shifted", _IS_SHIFTED.get(family))

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jspec.checkpoints.other_kinds import what_file
+from jspec.checkpoints.shipped import shipped
 from jspec.config import shown
 from jspec.config.folders import recipe_of
 from jspec.errors import UserError
-from jspec.models.other_kinds import what_file
-from jspec.models.shipped import shipped
 
 _TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _IGNORED = ("original/*", "consolidated*", "onnx/*", "*.pth")

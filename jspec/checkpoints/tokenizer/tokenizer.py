@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jspec.checkpoints.tensor_files import check_not_pointer
+from jspec.checkpoints.tokenizer.byte_level import has_pieces, is_byte_level, read_byte_level
+from jspec.checkpoints.tokenizer.files import TokenizerFiles, chosen_template
+from jspec.checkpoints.tokenizer.vocabulary import JsonVocabulary, Pieces, Vocabulary
 from jspec.errors import UserError
-from jspec.infer.byte_level import has_pieces, is_byte_level, read_byte_level
-from jspec.infer.tokenizer_files import TokenizerFiles, chosen_template
-from jspec.infer.vocabulary import JsonVocabulary, Pieces, Vocabulary
-from jspec.models.tensor_files import check_not_pointer
 from jspec.text_files import read_json_object, read_text
 
 Messages = Sequence[Mapping[str, str]]
@@ -243,7 +243,7 @@ def _load(folder: Path, files: TokenizerFiles) -> Vocabulary:
 
         return JsonVocabulary(Backend.from_str(read_text(folder / "tokenizer.json")))
     if (folder / "tokenizer.model").is_file():
-        from jspec.infer.sentencepiece import SentencePieceVocabulary, read_model
+        from jspec.checkpoints.tokenizer.sentencepiece import SentencePieceVocabulary, read_model
 
         return SentencePieceVocabulary(read_model(folder / "tokenizer.model"), files)
     return JsonVocabulary(_backend_of_class(folder, files))

@@ -11,9 +11,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from jspec.checkpoints.other_kinds import what_else
+from jspec.checkpoints.tensor_files import (
+    Tensors,
+    missing_file,
+    open_safetensors,
+    open_torch,
+    read_json,
+)
 from jspec.errors import UserError
-from jspec.models.other_kinds import what_else
-from jspec.models.tensor_files import Tensors, missing_file, open_safetensors, open_torch, read_json
 
 Open = Callable[[Path], Tensors]
 

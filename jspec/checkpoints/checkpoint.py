@@ -1,0 +1,203 @@
+"""A checkpoint: what its files say of a model, each read once.
+
+In reading order: `Checkpoint`, and `find_checkpoint`, which makes one of a directory, a shipped
+model's name, or a hub id. Whoever was given a checkpoint hands it on, so that nothing is read
+twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jspec.checkpoints import llada
+from jspec.checkpoints.fit import canonical, has_other_head
+from jspec.checkpoints.hf_config import read_hf_config
+from jspec.checkpoints.hub import find_directory, local_directory
+from jspec.checkpoints.known import KNOWN, MASK_IDS
+from jspec.checkpoints.layouts import HUGGING_FACE, LLAMA2C, Layout, llada_layout
+from jspec.checkpoints.llama2c import is_llama2c, read_llama2c_config
+from jspec.checkpoints.other_kinds import looks_like_a_decoder, what_else
+from jspec.checkpoints.shards import open_checkpoint
+from jspec.checkpoints.tensor_files import Tensors, read_json
+from jspec.errors import UserError
+from jspec.models.config import DecoderConfig
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model's files. All properties are read when they are first asked for, and kept.
+
+    Attributes:
+      name: as it was asked for: a path, a shipped model's name, or a hub id.
+      directory: where the files are; None for a model that is only known.
+      values: the contents of `config.json`; of a model that is only known, the little that its
+        decoder's config leaves out.
+    """
+
+    name: str
+    directory: Path | None
+    values: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """Its directory, or its name where it has none; for messages."""
+        return self.name if self.directory is None else os.fspath(self.directory)
+
+    @property
+    def files(self) -> Path:
+        """The directory.
+
+        Raises:
+          UserError: a model that is only known.
+        """
+        if self.directory is None:
+            raise UserError(f"{self.name}: its files are not here; give a directory that has them")
+        return self.directory
+
+    @functools.cached_property
+    def described(self) -> DecoderConfig:
+        """The decoder that `config.json` describes.
+
+        Raises:
+          UserError: it describes another kind of model, which is named.
+        """
+        if self.directory is None:
+            return KNOWN[self.name]
+        other = looks_like_a_decoder(self.directory, self.values)
+        if other:
+            raise UserError(f"{self.directory}: {other}")
+        read = read_llama2c_config if is_llama2c(self.values) else read_hf_config
+        try:
+            return read(self.values)
+        except UserError as error:
+            raise UserError(f"{self.directory}/{error}") from None
+
+    @functools.cached_property
+    def config(self) -> DecoderConfig:
+        """The decoder: as described, but with a head of its own where the weights have one.
+
+        Raises:
+          UserError: as `described`.
+        """
+        if self.described.has_tied_head and self._has_other_head():
+            return dataclasses.replace(self.described, has_tied_head=False)
+        return self.described
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """How the decoder's weights are named."""
+        if is_llama2c(self.values):
+            return LLAMA2C
+        if llada.is_llada(self.values):
+            return llada_layout(llada.group_size(self.values))
+        return HUGGING_FACE
+
+    @functools.cached_property
+    def tensors(self) -> Tensors:
+        """All tensors by their names in the files, opened and not yet read.
+
+        Raises:
+          UserError: no weights here, or files that cannot be read.
+        """
+        return open_checkpoint(self.files)
+
+    @functools.cached_property
+    def decoder_tensors(self) -> Tensors:
+        """The same by the layout's names, however their saver wrapped the model."""
+        return canonical(self.files, self.tensors, self.layout)
+
+    @functools.cached_property
+    def generation(self) -> Mapping[str, Any]:
+        """The contents of `generation_config.json`; empty where there is none."""
+        path = None if self.directory is None else self.directory / GENERATION_FILE
+        return read_json(path) if path is not None and path.is_file() else {}
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text: those of `generation_config.json`, else of `config.json`.
+
+        Nothing else is taken from `generation_config.json`.
+
+        Raises:
+          UserError: something that is no token id.
+        """
+        for values, file, key in (
+            (self.generation, GENERATION_FILE, "eos_token_id"),
+            (self.values, CONFIG_FILE, "eos_token_id"),
+            (self.values, CONFIG_FILE, "eos_id"),
+        ):
+            ids = values.get(key)
+            if ids is None:
+                continue
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(type(token) is int and token >= 0 for token in ids):
+                raise UserError(
+                    f"{self.where}/{file}: {key} must be a token id, a list of them or null, got "
+                    f"{values[key]!r}; correct it"
+                )
+            return tuple(dict.fromkeys(ids))
+        return ()
+
+    @property
+    def origin(self) -> str:
+        """Where the shapes come from, for people."""
+        if self.directory is None:
+            return "the table of known checkpoints"
+        return os.fspath(self.directory / CONFIG_FILE)
+
+    def _has_other_head(self) -> bool:
+        """Whether the weights, as far as they are here, have a head besides the embedding."""
+        if self.directory is None:
+            return False
+        try:
+            tensors = self.decoder_tensors
+        except UserError:  # only the config is needed, to plan; whoever reads the weights is told
+            return False
+        return has_other_head(tensors, self.layout)
+
+
+def find_checkpoint(path_or_id: str | Path | Checkpoint, *, downloads: bool = True) -> Checkpoint:
+    """The checkpoint of a directory, a shipped model's name, or a hub id.
+
+    Args:
+      path_or_id: a checkpoint is handed back.
+      downloads: whether files may be fetched from the hub. If not, its cache is looked at, and a
+        model that is not there may be one whose shapes are known.
+
+    Raises:
+      UserError: no such checkpoint, or no readable `config.json` in it.
+    """
+    if isinstance(path_or_id, Checkpoint):
+        return path_or_id
+    if downloads:
+        return _read(local_directory(path_or_id), os.fspath(path_or_id))
+    directory, name = find_directory(path_or_id), os.fspath(path_or_id)
+    if directory is not None:
+        return _read(directory, name)
+    if name in KNOWN:
+        values = {"mask_token_id": MASK_IDS[name]} if name in MASK_IDS else {}
+        return Checkpoint(name=name, directory=None, values=values)
+    raise UserError(
+        f"{name}: no directory here, not in the hub's cache, and not a known checkpoint; "
+        f"give a directory that holds {CONFIG_FILE}, or one of {', '.join(KNOWN)}"
+    )
+
+
+def _read(directory: Path, name: str) -> Checkpoint:
+    """A directory's checkpoint.
+
+    Raises:
+      UserError: no `config.json`, or one that cannot be read.
+    """
+    path = directory / CONFIG_FILE
+    if not path.exists() and not path.is_symlink() and directory.is_dir():
+        raise UserError(f"{path}: no such file; {what_else(directory)}")
+    return Checkpoint(name=name, directory=directory, values=read_json(path))

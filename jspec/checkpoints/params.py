@@ -1,0 +1,80 @@
+"""The parameters of a decoder, read tensor by tensor onto their devices."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.fit import check_tensors, fit
+from jspec.checkpoints.layouts import Stored
+from jspec.models.model import Model
+from jspec.models.weights import AXES, leaf_name
+from jspec.sharding import TARGET, Table, sharding
+from jspec.state import Params
+
+logger = logging.getLogger(__name__)
+
+
+def read_params(
+    checkpoint: Checkpoint,
+    model: Model,
+    *,
+    dtype,
+    mesh: Mesh,
+    table: Table = TARGET,
+) -> Params:
+    """Read the parameters of a checkpoint, in `dtype`, onto their shardings.
+
+    Each device's part of a tensor is read, converted and placed before the next tensor, so the
+    host holds little more than one tensor of memory of its own.
+
+    Args:
+      model: what to fill; its key/value heads may be those of the checkpoint repeated.
+
+    Raises:
+      UserError: unreadable files; missing, unexpected or misshapen tensors, told all at once.
+    """
+    directory, layout, config = checkpoint.files, checkpoint.layout, checkpoint.config
+    tensors = fit(directory, checkpoint.decoder_tensors, layout, config)
+    expected = layout.stored(config)
+    shapes = {stored.name: stored.shape for stored in jax.tree.leaves(expected)}
+    check_tensors(directory, tensors, shapes, lambda name: name.endswith(layout.harmless))
+    if not config.has_tied_head and checkpoint.described.has_tied_head:
+        logger.warning(
+            "%s: config.json ties the head to the embedding, and %s has other numbers: it is used;"
+            " set tie_word_embeddings to false to say so",
+            directory,
+            layout.top["head_weight"],
+        )
+    repeats = model.config.n_kv_heads // config.n_kv_heads
+
+    def one(path, stored: Stored) -> jax.Array:
+        axes = AXES[leaf_name(path)]
+        array = stored.load(tensors[stored.name]())
+        if "kv_heads" in axes and repeats > 1:
+            array = _repeat_heads(array, axes.index("kv_heads"), config.n_kv_heads, repeats)
+        return place(array, dtype, sharding(mesh, table, axes, array.shape))
+
+    return jax.tree.map_with_path(one, expected)
+
+
+def place(array: np.ndarray, dtype, where: NamedSharding) -> jax.Array:
+    """An array of the host in `dtype` on its sharding, converted part by part."""
+
+    def part(index) -> np.ndarray:
+        # A copy of its own, never a view of the file, which may change or go away.
+        return np.array(array[index], dtype=jnp.dtype(dtype), order="C")
+
+    return jax.make_array_from_callback(array.shape, where, part)
+
+
+def _repeat_heads(array: np.ndarray, axis: int, n_heads: int, repeats: int) -> np.ndarray:
+    """Every head, folded into `axis`, `repeats` times next to itself."""
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    heads = np.repeat(array.reshape(*before, n_heads, -1, *after), repeats, axis=axis)
+    return heads.reshape(*before, -1, *after)
