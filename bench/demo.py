@@ -19,6 +19,7 @@ from jspec.console.exit_codes import Parser, exit_code
 from jspec.bench.cli import main as bench
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch, load_tokenizer
+from jspec.console.exit_codes import Parser, exit_code
 from jspec.errors import UserError
 
 PROMPTS = "prompts.jsonl"

@@ -33,6 +33,8 @@ from jspec.bench.records import device_record, provenance
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.shipped import weights_digest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.exit_codes import exit_code
 from jspec.drafters.diffuspec.loading import NGRAM_FOLDER
 from jspec.errors import UserError
 from jspec.infer.request import Request

@@ -36,6 +36,8 @@ from jspec.bench.summary import PLAIN
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.shipped import weights_digest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.exit_codes import exit_code
 from jspec.drafters.base import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.engine import Engine

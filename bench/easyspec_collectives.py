@@ -26,6 +26,7 @@ import jspec
 from jspec.aot.hlo import Instruction, collective_instructions, read
 from jspec.bench.records import provenance
 from jspec.checkpoints.target import Target
+from jspec.console.exit_codes import exit_code
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.infer.programs import Programs

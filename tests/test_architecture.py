@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,9 @@ LEVELS = (
     ("checkpoints",),
     ("drafters", "verify"),
     ("infer",),
-    ("aot", "bench", "plan", "train"),
+    ("train",),
+    ("console",),
+    ("aot", "bench", "infer.command", "plan", "train.command"),
     ("testing",),
     ("certify",),
     ("__main__",),
@@ -46,7 +48,12 @@ PLANNED = ("falcon", "easyspec", "diffuspec", "eagle", "medusa", "lookahead")
 
 def part_of(path: Path) -> str:
     """The part of the house that a module belongs to: `jspec/ops/rope.py` is in `ops`."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return part_named(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def part_named(words: Sequence[str]) -> str:
+    """A folder or file of the package; the commands inside `infer` and `train` are their own."""
+    return ".".join(words[: 2 if tuple(words[1:2]) == ("command",) else 1])
 
 
 def level_of(part: str) -> int:
@@ -84,7 +91,7 @@ def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
     for line, name in imports(path):
         words = name.split(".")
         if words[0] == "jspec" and len(words) > 1:
-            yield line, words[1]
+            yield line, part_named(words[1:])
 
 
 def name_of(path: Path) -> str:

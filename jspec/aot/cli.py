@@ -28,6 +28,7 @@ from jspec.aot.training import find_recipe, training_steps
 from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from jspec.checkpoints.target import Target, abstract_target, check_causal
 from jspec.config import InferConfig, find_config, parse_mesh, parse_sets, read_yaml, resolve
+from jspec.console.configs import infer_config
 from jspec.console.exit_codes import Parser, add_config_flags, exit_code
 from jspec.console.log import Failure, Log
 from jspec.drafters import LoadedDrafter, load_drafter
@@ -148,9 +149,7 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
 def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
     """The config with its flags, the target it names, and tokens that a row has room for."""
     given = {"batch_size": args.batch_size, "max_length": args.context, "mesh": args.mesh}
-    config = infer_command.make_config(
-        argparse.Namespace(config=args.config, set=args.set, **given)
-    )
+    config = infer_config(args.config, args.set, given)
     assert config.target is not None
     found = find_checkpoint(config.target, downloads=False)
     check_causal(found)

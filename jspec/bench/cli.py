@@ -18,6 +18,8 @@ from jspec.console.settings import add_flags, settings_of, target_config
 from jspec.console.signals import at_work
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO
+from jspec.console.configs import DEMO
+from jspec.console.settings import add_flags, settings_of, target_config_of
 
 OUT = "runs/bench"
 
@@ -82,7 +84,7 @@ def make_configs(args: argparse.Namespace) -> tuple[str, BenchConfig, InferConfi
     """Name of the config, what is measured, and of which models."""
     no_peers = {"has_peers": False} if args.no_peers else {}
     bench = settings_of(args, BenchConfig, tuple(_FLAGS), **no_peers)
-    config = target_config(args, BenchConfig, DEMO)
+    config = target_config_of(args, BenchConfig)
     return Path(args.config or DEMO).stem, bench, config
 
 

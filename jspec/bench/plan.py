@@ -19,19 +19,18 @@ from jspec.bench.contestants import WAYS
 from jspec.bench.prompts import Prompt, Prompts, fitting
 from jspec.bench.records import provenance
 from jspec.bench.summary import PEERS, PLAIN
-from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
-from jspec.checkpoints.shipped import check_digest, weights_digest
-from jspec.checkpoints.target import Target, load_target
-from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jspec.checkpoints.target import Target
 from jspec.config import DrafterConfig, InferConfig, drafters_of
 from jspec.console.prompts import Conversation, Reader
 from jspec.console.session import directory_of, find_drafter_files
 from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
+from jspec.console.prompts import Conversation
+from jspec.console.session import Models, Session, directory_of, find_models
+from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
-from jspec.sharding import make_mesh
 from jspec.versions import installed
 
 
@@ -41,31 +40,27 @@ class Plan:
 
     Attributes:
       name: of the config.
-      checkpoint: the target's.
-      drafters: by label.
-      files: of the drafters, by label; those that have any.
+      models: the target, and the drafters by label.
       prompts: in tokens.
-      limit: longest text that the target was made for, or that the config allows.
       peers: names of the other library's ways that take part.
     """
 
     name: str
     bench: BenchConfig
-    config: InferConfig
-    checkpoint: Checkpoint
-    drafters: dict[str, DrafterConfig]
-    files: dict[str, Checkpoint | Path]
-    tokenizer: Tokenizer | None
+    models: Models
     prompts: Prompts
-    limit: int
     peers: tuple[str, ...]
+
+    @property
+    def config(self) -> InferConfig:
+        return self.models.config
 
     @property
     def capacity(self) -> int:
         """Tokens that all texts have room for."""
         some = self.prompts.by_category.values()
         longest = max(len(prompt.tokens) for prompts in some for prompt in prompts)
-        return room_for(longest + self.bench.max_new_tokens, self.limit)
+        return room_for(longest + self.bench.max_new_tokens, self.models.reader.max_length)
 
     def settings(self) -> dict[str, Any]:
         """What all starts with one --out have to share."""
@@ -73,14 +68,15 @@ class Plan:
         texts = [(p.id, p.category, p.tokens) for some in by_category.values() for p in some]
         same = ("ignore_eos", "threads", "has_profile")
         sizes = ("temperatures", "batch_sizes", "contexts", "repeats", "max_new_tokens", "limit")
-        drafters = {label: each.model_dump() for label, each in self.drafters.items()}
-        for label, files in self.files.items():
-            drafters[label]["digest"] = _digest(files)
+        digests = self.models.digests()
+        drafters = {label: each.model_dump() for label, each in self.models.drafters.items()}
+        for label in self.models.files:
+            drafters[label]["digest"] = digests[label]
         return {
             "kind": "settings",
             "config": self.name,
             "target": self.config.target,
-            "target_digest": _digest(self.checkpoint),
+            "target_digest": digests["target"],
             "drafters": drafters,
             "categories": {name: len(some) for name, some in by_category.items()},
             "prompts_digest": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16],
@@ -138,33 +134,9 @@ def make_plan(
     Raises:
       UserError: whatever is wrong with the config, the directories or the prompts.
     """
-    assert config.target is not None
-    drafters = _drafters(config, labels)
-    # Drafters first, since they are the smaller downloads where something is missing.
-    found = {label: find_drafter_files(each) for label, each in drafters.items()}
-    files = {label: each for label, each in found.items() if each is not None}
-    checkpoint = find_checkpoint(config.target)
-    check_digest(checkpoint.files, config.target_digest)
-    longest = checkpoint.config.max_length
-    limit = min(config.max_length or longest, longest)
-    reader = Reader(
-        tokenizer=load_tokenizer(checkpoint.files, config.chat_template),
-        max_length=limit,
-        vocab_size=checkpoint.config.vocab_size,
-    )
-    prompts = fitting(given, reader, max_new_tokens=bench.max_new_tokens, limit=bench.limit)
-    return Plan(
-        name=name,
-        bench=bench,
-        config=config,
-        checkpoint=checkpoint,
-        drafters=drafters,
-        files=files,
-        tokenizer=reader.tokenizer,
-        prompts=prompts,
-        limit=limit,
-        peers=_peers(bench, config, _draft_directory(drafters, files)),
-    )
+    models = find_models(config, _drafters(config, labels))
+    prompts = fitting(given, models.reader, max_new_tokens=bench.max_new_tokens, limit=bench.limit)
+    return Plan(name=name, bench=bench, models=models, prompts=prompts, peers=_peers(bench, models))
 
 
 def _drafters(config: InferConfig, labels: Sequence[str] | None) -> dict[str, DrafterConfig]:
@@ -173,37 +145,28 @@ def _drafters(config: InferConfig, labels: Sequence[str] | None) -> dict[str, Dr
         drafters = {k: v for k, v in drafters.items() if v.drafter != "none"}
     if not drafters:
         raise UserError("no drafter to measure: give --drafters, or a config with some")
-    for label, each in drafters.items():
+    for label in drafters:
         if label == PLAIN or label.startswith(PEERS):
             raise UserError(f"drafter {label!r}: plain decoding always takes part; leave it out")
-        check_drafter(each.drafter, each.drafter_options)
     return drafters
 
 
-def _draft_directory(
-    drafters: dict[str, DrafterConfig], files: dict[str, Checkpoint | Path]
-) -> Path | None:
+def draft_directory(models: Models) -> Path | None:
     """Weights of the first small model that drafts by itself, as the other library's do."""
-    for label, found in files.items():
-        if drafters[label].drafter == "draft-model":
-            return directory_of(found)
+    for label, files in models.files.items():
+        if models.drafters[label].drafter == "draft-model":
+            return directory_of(files)
     return None
 
 
-def _peers(bench: BenchConfig, config: InferConfig, draft: Path | None) -> tuple[str, ...]:
+def _peers(bench: BenchConfig, models: Models) -> tuple[str, ...]:
     """Which ways of `transformers` can take part."""
-    devices = config.mesh.data * config.mesh.layer * config.mesh.tensor
-    can = 1 in bench.batch_sizes and bench.ignore_eos and devices == 1
+    mesh, draft = models.config.mesh, draft_directory(models)
+    is_one = mesh.data * mesh.layer * mesh.tensor == 1
+    can = 1 in bench.batch_sizes and bench.ignore_eos and is_one
     if not (bench.has_peers and can) or importlib.util.find_spec("torch") is None:
         return ()
     return tuple(f"{PEERS}{way}" for way in WAYS if way != "assisted" or draft is not None)
-
-
-def _digest(files: Checkpoint | Path) -> str | None:
-    """None for weights in another format than safetensors."""
-    directory = directory_of(files)
-    has_any = any(directory.glob("*.safetensors"))
-    return weights_digest(directory) if has_any else None
 
 
 class Loaded:
@@ -211,17 +174,9 @@ class Loaded:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        config = plan.config
-        mesh = make_mesh(**config.mesh.model_dump())
-        self.target: Target = load_target(plan.checkpoint, dtype=config.dtype, mesh=mesh)
-        self.drafters: dict[str, LoadedDrafter | None] = {PLAIN: None}
-        for label, each in plan.drafters.items():
-            self.drafters[label] = load_drafter(
-                each.drafter,
-                plan.files.get(label),
-                target=self.target,
-                **each.drafter_options,
-            )
+        self._session = Session(plan.models)
+        self.target: Target = self._session.target
+        self.drafters: dict[str, LoadedDrafter | None] = {PLAIN: None, **self._session.drafters}
         self.stop_ids = () if plan.bench.ignore_eos else self.target.stop_ids
 
     def engine(self, label: str, batch_size: int, *, trace: bool = False) -> Engine:
@@ -237,9 +192,8 @@ class Loaded:
 
     def peer_arguments(self) -> list[str]:
         """What the worker of `transformers` is started with, its kind left out."""
-        plan = self.plan
-        threads = len(os.sched_getaffinity(0))
-        target = str(directory_of(plan.checkpoint))
-        arguments = [target, "--threads", str(threads), "--dtype", plan.config.dtype]
-        draft = _draft_directory(plan.drafters, plan.files)
+        models = self.plan.models
+        threads, target = len(os.sched_getaffinity(0)), str(directory_of(models.checkpoint))
+        arguments = [target, "--threads", str(threads), "--dtype", models.config.dtype]
+        draft = draft_directory(models)
         return [*arguments, "--draft", str(draft)] if draft else arguments

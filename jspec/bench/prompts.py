@@ -15,11 +15,11 @@ from pathlib import Path
 from jspec.config import InferConfig, Settings, shown
 from jspec.console.prompts import (
     Conversation,
-    Reader,
     from_lines,
     from_texts,
     told_passed_over,
 )
+from jspec.console.reader import Reader
 from jspec.errors import UserError
 from jspec.text_files import without_mark
 

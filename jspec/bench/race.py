@@ -281,13 +281,13 @@ class Race:
 
     def _capacity(self, context: int) -> int | None:
         """Room for texts of this length; None where the target was not made for so many tokens."""
-        needed, limit = self._needed(context), self._plan.limit
+        needed, limit = self._needed(context), self._plan.models.reader.max_length
         return max(room_for(needed, limit), self._plan.capacity) if needed <= limit else None
 
     def _too_long(self, context: int) -> dict[str, Any]:
         reason = (
             f"context {context} is left out: its texts would grow to {self._needed(context)} "
-            f"tokens, and the target was made for {self._plan.limit}"
+            f"tokens, and the target was made for {self._plan.models.reader.max_length}"
         )
         return {"kind": SKIPPED, "context": context, "reason": reason}
 
@@ -311,7 +311,7 @@ class Race:
             for t in self._plan.bench.temperatures:
                 (request,) = self._plan.requests([prompt], t, self._loaded.stop_ids)
                 try:
-                    record = picture(engine, request, self._plan.tokenizer)
+                    record = picture(engine, request, self._plan.models.reader.tokenizer)
                 except PictureFailed as error:
                     reason = f"no picture of {label} on {category} at T = {t:g}: {error}"
                     record = {"kind": SKIPPED, "reason": reason}

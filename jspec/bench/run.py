@@ -74,7 +74,7 @@ def _say_what_is_left_out(plan: Plan, log: Log) -> None:
     if prompts.n_passed_over:
         log.warning(
             f"prompts passed over: {prompts.n_passed_over}; with {plan.bench.max_new_tokens} new "
-            f"tokens their texts would outgrow {plan.limit}"
+            f"tokens their texts would outgrow {plan.models.reader.max_length}"
         )
     for line in prompts.not_obeyed:
         log.warning(line)
@@ -104,7 +104,7 @@ def _measure_all(plan: Plan, results: Results, out: Path, log: Log) -> None:
         return
     if done:
         log.note(f"{done} of {counted(count, 'block')} done before")
-    with log.status(f"loading {plan.checkpoint.where}"):
+    with log.status(f"loading {plan.models.checkpoint.where}"):
         loaded = Loaded(plan)
     sizes = plan.bench.batch_sizes
     written = time.monotonic()

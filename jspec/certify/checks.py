@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 from jspec.certify import float64, grid, law_tier, planted, tiny, walk_tier
-from jspec.certify.models import Models
 from jspec.certify.records import Check, Found
 from jspec.certify.roster import entries
+from jspec.certify.subject import Subject
 
 _Run = Callable[[], Found]
 
@@ -33,7 +33,7 @@ class Tiny:
         return tiny.make_case(batch_size=self._batch_size)
 
 
-def all_checks(models: Models, *, is_quick: bool) -> list[Check]:
+def all_checks(subject: Subject, *, is_quick: bool) -> list[Check]:
     """Every check and every fault of this certificate."""
     shared = Tiny(batch_size=8 if is_quick else 1)
     return [
@@ -41,7 +41,7 @@ def all_checks(models: Models, *, is_quick: bool) -> list[Check]:
         *_joint_laws(shared, is_quick),
         *_bitwise(shared, is_quick),
         *_replays(shared, is_quick),
-        *_of_the_models(models),
+        *_of_the_models(subject),
         _float64(is_quick),
         *([] if is_quick else _grid()),
         *_faults(shared),
@@ -164,27 +164,27 @@ def _replays(shared: Tiny, is_quick: bool) -> list[Check]:
     return checks
 
 
-def _of_the_models(models: Models) -> list[Check]:
-    asked = models.asked
-    settings = f"{len(models.requests)} prompts, {asked.max_new_tokens} tokens, mixed settings"
-    checks = [_check("plain", "E2", f"plain decoding by replay: {settings}", models.check_plain)]
-    for name in models.drafters:
+def _of_the_models(subject: Subject) -> list[Check]:
+    asked = subject.asked
+    settings = f"{len(subject.requests)} prompts, {asked.max_new_tokens} tokens, mixed settings"
+    checks = [_check("plain", "E2", f"plain decoding by replay: {settings}", subject.check_plain)]
+    for name in subject.models.drafters:
         for size in asked.batch_sizes:
             checks.append(
                 _check(
                     f"{name}, batch {size}",
                     "E2",
                     f"by replay: {settings}",
-                    partial(models.check_drafter, name, size),
+                    partial(subject.check_drafter, name, size),
                 )
             )
-    for name in models.drafters:
+    for name in subject.models.drafters:
         checks.append(
             _check(
                 f"{name} by the reference",
                 "target",
                 "a text of each setting by the decoder and law in NumPy, from the files",
-                partial(models.check_reference, name),
+                partial(subject.check_reference, name),
             )
         )
     return checks

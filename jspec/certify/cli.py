@@ -13,6 +13,7 @@ from jspec.console.exit_codes import Parser, add_config_flags, exit_code, file_n
 from jspec.console.signals import at_work
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO, make_config
+from jspec.console.configs import DEMO, infer_config
 
 RUNS = Path("runs") / "certificate"
 
@@ -84,8 +85,8 @@ def names(flag: str, text: str) -> tuple[str, ...]:
 
 def make_asked(args: argparse.Namespace):
     """What the flags ask for, checked as far as no model is needed."""
-    config = make_config(argparse.Namespace(config=args.config, set=args.set))
-    from jspec.certify.models import Asked
+    config = infer_config(args.config, args.set)
+    from jspec.certify.subject import Asked
 
     if config.rule != "walk":
         raise UserError(

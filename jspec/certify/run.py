@@ -14,10 +14,10 @@ from rich.console import Console
 from jspec.certify.certificate import Certificate, facts_of_machine
 from jspec.certify.checks import all_checks
 from jspec.certify.journal import Journal, fingerprint_of, source_digest
-from jspec.certify.models import Asked, Models
 from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
+from jspec.certify.subject import Asked, Subject
 from jspec.console.log import Failure, Log
 from jspec.console.progress import Progress
 from jspec.testing.programs import forget_when_many
@@ -30,10 +30,10 @@ def run(asked: Asked, *, title: str, out: Path, is_quick: bool, as_json: bool) -
       UserError: found before anything has run.
     """
     log = Log()
-    models = Models(asked)
+    subject = Subject(asked)
     machine = facts_of_machine()
-    checks = all_checks(models, is_quick=is_quick)
-    facts = _facts(asked, models, machine, is_quick)
+    checks = all_checks(subject, is_quick=is_quick)
+    facts = _facts(asked, subject, machine, is_quick)
     journal = Journal(out, fingerprint_of(facts))
     if journal.starts_anew:
         log.note(f"{out} has checks of other settings, versions or sources: starting anew")
@@ -66,22 +66,24 @@ def run(asked: Asked, *, title: str, out: Path, is_quick: bool, as_json: bool) -
 _NOT_TOLD = ("config", "requests")
 
 
-def _facts(asked: Asked, models: Models, machine: dict[str, str], is_quick: bool) -> dict[str, Any]:
+def _facts(
+    asked: Asked, subject: Subject, machine: dict[str, str], is_quick: bool
+) -> dict[str, Any]:
     """Everything that could change what a check finds."""
     return {
         "scope": "quick" if is_quick else "full",
         "target": str(asked.config.target),
-        "drafters": ", ".join(models.drafters),
-        "prompts": f"{len(models.requests)} of {asked.prompts or 'the built-in ones'}",
+        "drafters": ", ".join(subject.models.drafters),
+        "prompts": f"{len(subject.requests)} of {asked.prompts or 'the built-in ones'}",
         "new tokens": asked.max_new_tokens,
         "batch sizes": ", ".join(map(str, asked.batch_sizes)),
         "dtype": asked.config.dtype,
         "seed": asked.config.seed,
         "source": source_digest()[:16],
-        "weights": ", ".join(f"{name} {digest[:12]}" for name, digest in models.digests.items()),
+        "weights": ", ".join(f"{name} {digest[:12]}" for name, digest in subject.digests.items()),
         **machine,
         "config": asked.config.model_dump(mode="json"),
-        "requests": [list(request.tokens) for request in models.requests],
+        "requests": [list(request.tokens) for request in subject.requests],
     }
 
 

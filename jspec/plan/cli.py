@@ -19,6 +19,8 @@ from jspec.console.settings import add_flags, settings_of, target_config
 from jspec.console.signals import at_work
 from jspec.errors import UserError
 from jspec.infer.command.cli import DEMO
+from jspec.console.configs import DEMO
+from jspec.console.settings import add_flags, settings_of, target_config_of
 from jspec.plan.config import ONLY, PlanConfig
 from jspec.plan.job import Job
 
@@ -134,7 +136,7 @@ def make_job(args: argparse.Namespace) -> tuple[str, Job]:
       UserError: whatever can be refused before a model is looked at.
     """
     settings = settings_of(args, PlanConfig, (*_FLAGS, *_METAVARS))
-    config = target_config(args, PlanConfig, DEMO)
+    config = target_config_of(args, PlanConfig)
     label, drafter = _drafter(config, args.drafter, args.drafter_path)
     if drafter.drafter not in PLANNERS:
         raise UserError(

@@ -90,7 +90,7 @@ def run(job: Job) -> int:
         probe = find(job.probe).without_gaps() if job.probe else None
         known = read_costs(job.costs) if job.costs else None
         plan = _plan(job)
-        with log.status(f"loading {plan.checkpoint.where}"):
+        with log.status(f"loading {plan.models.checkpoint.where}"):
             loaded = Loaded(plan)
         fit = _fit(job, loaded, probe, known, log)
         record = _record(job, plan, fit)

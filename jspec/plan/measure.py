@@ -69,11 +69,12 @@ class Timer:
         self._loaded, self._n_nodes = loaded, n_nodes
         self._batch_size, context = plan.bench.batch_sizes[0], plan.bench.contexts[0]
         needed = room_needed(context, max_depth)
-        self._capacity = max(room_for(needed + n_nodes, plan.limit), plan.capacity)
-        if needed + n_nodes > plan.limit:
+        limit = plan.models.reader.max_length
+        self._capacity = max(room_for(needed + n_nodes, limit), plan.capacity)
+        if needed + n_nodes > limit:
             raise UserError(
                 f"--context {context}: while rounds are timed, texts grow to {needed + n_nodes} "
-                f"tokens, and the target was made for {plan.limit}; lower it, or --nodes"
+                f"tokens, and the target was made for {limit}; lower it, or --nodes"
             )
         self._plain = loaded.engine(PLAIN, self._batch_size)
         plain = Ours(PLAIN, self._plain)

@@ -17,6 +17,7 @@ from jspec.bench import race
 from jspec.bench import run as command
 from jspec.bench.cli import main
 from jspec.checkpoints.write import write_checkpoint
+from jspec.console.progress import Progress
 from jspec.testing.models import tiny_target
 
 

@@ -8,10 +8,10 @@ import threading
 import pytest
 
 from jspec.certify import checks, cli, faults, run
-from jspec.certify.models import SETTINGS, Models
 from jspec.certify.records import Check, Found
 from jspec.certify.roster import ROSTER
-from jspec.infer.command import log
+from jspec.certify.subject import SETTINGS, Subject
+from jspec.console import log
 
 ISSUE = {
     "wrong_q",
@@ -54,7 +54,7 @@ def certify(monkeypatch, tmp_path):
 @pytest.mark.parametrize("is_quick", [True, False])
 def test_all_faults_are_planted_and_judged_by_checks_that_are_done(is_quick):
     asked = cli.make_asked(cli.make_parser().parse_args(["--quick"] if is_quick else []))
-    found = checks.all_checks(Models(asked), is_quick=is_quick)
+    found = checks.all_checks(Subject(asked), is_quick=is_quick)
     names = [check.name for check in found]
     assert len(set(names)) == len(names)
     planted = [check for check in found if check.tier == "fault"]
@@ -66,7 +66,7 @@ def test_all_faults_are_planted_and_judged_by_checks_that_are_done(is_quick):
 
 
 def test_the_quick_list_has_all_drafters_and_one_entry_of_each_method():
-    models = Models(cli.make_asked(cli.make_parser().parse_args(["--quick"])))
+    models = Subject(cli.make_asked(cli.make_parser().parse_args(["--quick"])))
     assert len({(r.temperature, r.top_k, r.top_p, r.min_p) for r in models.requests}) == len(
         SETTINGS
     )
@@ -83,7 +83,7 @@ def test_the_quick_list_has_all_drafters_and_one_entry_of_each_method():
 
 
 def test_the_models_checks_mix_settings_and_go_over_all_drafters_and_batches():
-    models = Models(cli.make_asked(cli.make_parser().parse_args([])))
+    models = Subject(cli.make_asked(cli.make_parser().parse_args([])))
     assert len(models.requests) == 40
     assert len({(r.temperature, r.top_k, r.top_p, r.min_p) for r in models.requests}) == len(
         SETTINGS

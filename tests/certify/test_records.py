@@ -18,6 +18,7 @@ from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
 from jspec.certify.run import do_all
+from jspec.console.log import Log
 from jspec.testing import programs
 
 

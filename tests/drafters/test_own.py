@@ -11,7 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jspec.certify.models import Asked, Models
+from jspec.certify.subject import Asked, Subject
 from jspec.config import InferConfig
 from jspec.drafters import LoadedDrafter, chain_size, check_drafter, load_drafter
 from jspec.drafters.contract import Broken, check_contract
@@ -82,7 +82,7 @@ def test_a_certificate_and_a_config_know_it_too(stutter, model):
         max_new_tokens=6,
         batch_sizes=(1,),
     )
-    found = Models(asked).check_drafter("stutter:load", 1)
+    found = Subject(asked).check_drafter("stutter:load", 1)
     assert not found.problems
 
 

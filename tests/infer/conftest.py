@@ -12,6 +12,8 @@ from jspec.console.log import Log
 from jspec.console.progress import Progress
 
 from jspec.checkpoints.write import write_checkpoint
+from jspec.console.log import Log
+from jspec.console.progress import Progress
 from jspec.testing.models import tiny_target
 
 VOCABULARY = 320

@@ -11,7 +11,9 @@ from jspec.console.log import Log
 from jspec.console.session import make_plan
 
 from jspec.checkpoints.write import write_checkpoint
+from jspec.console.log import Log
 from jspec.infer.answers import Generation, Stats
+from jspec.infer.command.answering import find_questions
 from jspec.infer.command.cli import make_config, make_parser, read_prompts
 from jspec.infer.command.kept import Kept
 from jspec.infer.engine import Engine
@@ -133,10 +135,10 @@ def keep_one_answer(path, words: tuple[str, ...]) -> None:
     """As an earlier start of this command would have, to the first of its prompts."""
     args = make_parser().parse_args(words)
     config = make_config(args)
-    plan = make_plan(config, read_prompts(args, config))
-    kept = Kept(path, plan, Log())
+    questions = find_questions(config, read_prompts(args, config))
+    kept = Kept(path, questions, Log())
     made_up = Generation(tokens=(5,), text="x", stop_reason="max_tokens", stats=Stats())
-    kept.add(plan.turns[0], made_up, None)
+    kept.add(questions.turns[0], made_up, None)
     kept.close()
 
 

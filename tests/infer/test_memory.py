@@ -16,6 +16,8 @@ from jspec.checkpoints.shipped import shipped
 from jspec.checkpoints.target import Target, abstract_target, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.config import InferConfig, find_config, read_yaml, resolve
+from jspec.console import session
+from jspec.console.memory import memory_line, memory_warning
 from jspec.drafters import NAMES, LoadedDrafter, load_drafter
 from jspec.drafters.falcon.checkpoint import write_checkpoint as write_head
 from jspec.infer.command import session

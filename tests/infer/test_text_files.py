@@ -14,6 +14,7 @@ from jspec.console.prompts import from_file, from_standard_input
 from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.config import InferConfig, read_yaml
+from jspec.console.prompts import from_file, from_standard_input
 from jspec.errors import UserError
 from jspec.text_files import decode_text, read_json_object, read_text
 from jspec.train.corpus import read_rows

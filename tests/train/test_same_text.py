@@ -22,6 +22,8 @@ from jspec.console.prompts import Conversation, Reader
 from jspec.checkpoints.shipped import shipped
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import InferConfig, LineConfig, find_config, read_yaml, resolve
+from jspec.console.prompts import Conversation
+from jspec.console.reader import Reader
 from jspec.train.command.corpora import training_rows
 from jspec.train.config import CorpusConfig, DataConfig, FalconConfig
 from jspec.train.corpus import Row, Tally

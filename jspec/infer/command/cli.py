@@ -1,7 +1,7 @@
 """`python -m jspec.infer`: prompts in, text or JSON lines out.
 
-In reading order: the flags, the config and the prompts that they make, and `main`, which turns
-every ending into an exit code.
+In reading order: the flags, the prompts that they ask for, and `main`, which turns every ending
+into an exit code.
 """
 
 from __future__ import annotations
@@ -10,18 +10,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from jspec.config import (
-    InferConfig,
-    Layer,
-    config_names,
-    find_config,
-    parse_sets,
-    parse_text,
-    read_yaml,
-    resolve,
-    runnable_names,
-)
+from jspec.config import InferConfig
 from jspec.console.compile_cache import keep_compiled_programs
+from jspec.console.configs import infer_config
 from jspec.console.exit_codes import (
     Parser,
     add_config_flags,
@@ -29,17 +20,17 @@ from jspec.console.exit_codes import (
     exit_code,
     file_name,
 )
-from jspec.console.prompts import Conversation, from_file, from_standard_input, from_texts
+from jspec.console.prompts import (
+    Conversation,
+    from_file,
+    from_standard_input,
+    from_texts,
+)
 from jspec.console.signals import at_work
 from jspec.errors import UserError
 from jspec.hosts import agreed, join_hosts
 from jspec.infer.command.output import reserve_stdout
 
-DEMO = "demo"
-"""The config that runs where nothing else is asked for."""
-
-_OF_THE_DRAFTER = ("drafter_path", "drafter_options")
-_OF_THE_TARGET = ("target_digest",)
 _NO_FLAG = ("drafters", "drafter_options", "chat_template", "target_digest", "prompt")
 _FLAGS = {"stop_ids": "--stop-id"}
 _METAVARS = {
@@ -138,75 +129,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- config and prompts --------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def make_config(args: argparse.Namespace) -> InferConfig:
-    """The config file, then `--set`, then flags.
-
-    Options and weights in the file belong to the drafter it names; where another one is asked for,
-    they are left out.
-    """
-    given = {
-        name: _value(name, getattr(args, name))
-        for name in InferConfig.model_fields
-        if name != "prompt" and getattr(args, name, None) is not None  # read_prompts takes it
-    }
-    layers: list[Layer] = [("--set", parse_sets(args.set)), ("command line", given)]
-    named = args.config
-    if named is None and not any("target" in values for _, values in layers):
-        if DEMO not in config_names():
-            known = ", ".join(runnable_names(is_training=False))
-            raise UserError(
-                f"nothing to run: give --target with a checkpoint directory, or --config ({known})"
-            )
-        named = DEMO
-    if named is not None:
-        path = find_config(named)
-        values = read_yaml(path)
-        if "kind" in values:
-            raise UserError(
-                f"{path} is a recipe for training; run python -m jspec.train --config {named}"
-            )
-        if any("target" in layer for _, layer in layers):
-            values = {k: v for k, v in values.items() if k not in _OF_THE_TARGET}
-        layers = _with_its_drafter((str(path), values), layers)
-    config = resolve(InferConfig, layers)
-    if config.target is None:
-        raise UserError(f"{named}: no target; add `target: DIR`, or give --target")
-    if config.drafter_path and config.drafter == InferConfig.model_fields["drafter"].default:
-        raise UserError(
-            f"drafter_path {config.drafter_path} is given, but no drafter that could use it; add "
-            "--drafter NAME"
-        )
-    if given.get("system") and config.raw:
-        raise UserError("--system is part of the chat template, which --raw leaves out; drop one")
-    return config
-
-
-def _with_its_drafter(file: Layer, layers: Sequence[Layer]) -> list[Layer]:
-    """The file below the other layers, its drafter the one that was asked for.
-
-    A name of the file's `drafters` stands for what is written there.
-    """
-    origin, values = file
-    asked = [layer["drafter"] for _, layer in layers if "drafter" in layer]
-    name = asked[-1] if asked else values.get("drafter")
-    if name != values.get("drafter"):
-        values = {k: v for k, v in values.items() if k not in _OF_THE_DRAFTER}
-    drafters = values.get("drafters")
-    entry = drafters.get(name) if isinstance(drafters, dict) else None
-    if isinstance(entry, dict):
-        values = {k: v for k, v in values.items() if k != "drafter"}
-        values = entry | values
-        layers = [(o, {k: v for k, v in layer.items() if k != "drafter"}) for o, layer in layers]
-    return [(origin, values), *layers]
-
-
-def _value(name: str, given: Any) -> Any:
-    if name == "stop_ids":
-        return [parse_text(InferConfig, name, text) for text in given]
-    return parse_text(InferConfig, name, given) if isinstance(given, str) else given
+    """The config that the flags ask for."""
+    fields = set(InferConfig.model_fields) - {"prompt"}  # which `read_prompts` takes
+    return infer_config(args.config, args.set, {name: vars(args).get(name) for name in fields})
 
 
 def read_prompts(args: argparse.Namespace, config: InferConfig) -> list[Conversation]:

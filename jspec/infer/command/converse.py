@@ -1,4 +1,4 @@
-"""Conversations through a session: turn by turn, each answer feeding the next prompt."""
+"""Conversations: turn by turn, each answer feeding the next prompt."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from jspec.console.log import Log
 from jspec.console.progress import Progress
 from jspec.console.session import Session
+from jspec.console.reader import Turn
 from jspec.console.signals import interrupts, stop_wish
 from jspec.errors import UserError
 from jspec.infer.answers import Generation, Piece
+from jspec.infer.command.answering import Answering
 from jspec.infer.command.compare import Comparison, compare
 from jspec.infer.command.kept import Kept
 from jspec.infer.command.output import InOrder, Printer
@@ -42,7 +44,7 @@ class Outcome:
 
 
 def converse(
-    session: Session,
+    answering: Answering,
     printer: Printer,
     kept: Kept,
     outcome: Outcome,
@@ -58,19 +60,19 @@ def converse(
       outcome: filled while answers come, so that an interrupted run keeps what it has.
       progress: told what every chunk and every answer took.
     """
-    turns = list(session.plan.turns)
+    turns = list(answering.questions.turns)
     said: list[list[str]] = [[] for _ in turns]
     while turns:
         known = [kept.known(turn) for turn in turns]
         asked = [turn for turn, answer in zip(turns, known, strict=True) if answer is None]
-        new = iter(_answer_turns(session, asked, printer, kept, outcome, progress))
+        new = iter(_answer_turns(answering, asked, printer, kept, outcome, progress))
         answers = [next(new) if answer is None else answer for answer in known]
         next_turns, next_said = [], []
         for turn, texts, generation in zip(turns, said, answers, strict=True):
             if is_last(turn, generation):
                 continue
             texts = [*texts, generation.text or ""]
-            following = _next_turn(session, turn, texts, log)
+            following = _next_turn(answering, turn, texts, log)
             if following is not None:
                 next_turns.append(following)
                 next_said.append(texts)
@@ -83,24 +85,24 @@ def is_last(turn: Turn, generation: Generation) -> bool:
     return is_over or turn.number >= turn.conversation.n_turns
 
 
-def _next_turn(session: Session, turn: Turn, said: Sequence[str], log: Log) -> Turn | None:
+def _next_turn(answering: Answering, turn: Turn, said: Sequence[str], log: Log) -> Turn | None:
     """The prompt after some answers; None where the chat template refuses them."""
     conversation, number = turn.conversation, len(said) + 1
     try:
-        tokens = session.plan.reader.next_tokens(conversation, said)
+        tokens = answering.questions.models.reader.next_tokens(conversation, said)
     except UserError as error:
         log.warning(f"turn {number} is left out: {error}")
         return None
-    if not session.plan.reader.has_room(tokens):
+    if not answering.questions.models.reader.has_room(tokens):
         log.warning(
             f"{conversation.where}: turn {number} has no room: its prompt has {len(tokens)} "
-            f"tokens of {session.plan.reader.max_length}"
+            f"tokens of {answering.questions.models.reader.max_length}"
         )
     return dataclasses.replace(turn, number=number, tokens=tokens)
 
 
 def _answer_turns(
-    session: Session,
+    answering: Answering,
     turns: Sequence[Turn],
     printer: Printer,
     kept: Kept,
@@ -120,18 +122,20 @@ def _answer_turns(
 
     places = []
     for place, turn in enumerate(turns):
-        if session.plan.reader.has_room(turn.tokens):
+        if answering.questions.models.reader.has_room(turn.tokens):
             places.append(place)
         else:
-            end(place, session.answerer.no_room(), None)
+            end(place, answering.answerer.no_room(), None)
     try:
         with interrupts():
-            requests = session.requests([turns[place] for place in places])
-            size = session.plan.config.batch_size if session.plain else max(len(requests), 1)
+            requests = answering.requests([turns[place] for place in places])
+            size = (
+                answering.questions.config.batch_size if answering.plain else max(len(requests), 1)
+            )
             for first in range(0, len(requests), size):
                 group = slice(first, first + size)
                 for place, generation, comparison in _answer_group(
-                    session, requests[group], places[group], in_order, progress
+                    answering, requests[group], places[group], in_order, progress
                 ):
                     end(place, generation, comparison)
     except KeyboardInterrupt:
@@ -141,7 +145,7 @@ def _answer_turns(
 
 
 def _answer_group(
-    session: Session,
+    answering: Answering,
     requests: Sequence[Request],
     places: Sequence[int],
     in_order: InOrder,
@@ -150,24 +154,24 @@ def _answer_group(
     """Answers of some requests as they end; with a baseline, which goes second, all at its end."""
     answers: dict[int, Generation] = {}
     stop, in_pieces = stop_wish(), in_order.in_pieces
-    pieces = session.answerer.answer(requests, in_pieces=in_pieces, should_stop=stop)
+    pieces = answering.answerer.answer(requests, in_pieces=in_pieces, should_stop=stop)
     for piece, seconds in _timed(pieces):
         progress.took(seconds, tokens=len(piece.tokens))
         in_order.text(places[piece.index], piece.text)
         if piece.generation is None:
             continue
         answers[piece.index] = piece.generation
-        if session.plain is None:
+        if answering.plain is None:
             yield places[piece.index], piece.generation, None
-    if session.plain is None:
+    if answering.plain is None:
         return
     baseline: dict[int, Generation] = {}
-    pieces = session.plain.answer(requests, in_pieces=in_pieces, should_stop=stop)
+    pieces = answering.plain.answer(requests, in_pieces=in_pieces, should_stop=stop)
     for piece, seconds in _timed(pieces):
         progress.took(seconds)
         if piece.generation is not None:
             baseline[piece.index] = piece.generation
-    engine = session.answerer.engine
+    engine = answering.answerer.engine
     for i, request in enumerate(requests):
         yield places[i], answers[i], compare(engine, request, answers[i], baseline[i])
 

@@ -21,12 +21,16 @@ from typing import Any
 from jspec.config import LineConfig
 from jspec.console.log import Failure, Log
 from jspec.console.session import Plan, directory_of, weight_files
+from jspec.console.reader import Turn
+from jspec.console.session import Models, directory_of, weight_files
 from jspec.console.signals import ask_to_stop
 from jspec.errors import UserError
 from jspec.hosts import agreed, are_joined, from_first, is_first
 from jspec.infer.answers import Generation, Stats
+from jspec.infer.command.answering import Questions
 from jspec.infer.command.compare import Comparison
 from jspec.infer.command.report import Turn, answer_record
+from jspec.infer.command.report import answer_record
 from jspec.records import whole_records
 
 BEGINS = b'{"position": '
@@ -57,7 +61,7 @@ class Kept:
 
     Args:
       path: the file, made where it is not there; None keeps nothing.
-      plan: of this start.
+      questions: of this start.
 
     Attributes:
       unexcused: differences from plain decoding that earlier starts have found.
@@ -67,11 +71,11 @@ class Kept:
       UserError: a file of other prompts or models, of something else, or of a run that still goes.
     """
 
-    def __init__(self, path: Path | None, plan: Plan, log: Log):
+    def __init__(self, path: Path | None, questions: Questions, log: Log):
         self.path, self.failure = path, None
         self._descriptor: int | None = None
-        self._turns = plan.turns
-        self._made_with = made_with(plan) if path else {}
+        self._turns = questions.turns
+        self._made_with = made_with(questions.models) if path else {}
         records = agreed(lambda: self._open(path, log) if path and is_first() else [])
         records = from_first(records)
         self.unexcused = sum(record.get("unexcused", 0) for record in records)
@@ -153,17 +157,17 @@ class Kept:
             )
 
 
-def made_with(plan: Plan) -> dict[str, Any]:
+def made_with(models: Models) -> dict[str, Any]:
     """What texts depend on beside prompts and their settings: digests of weights, config fields.
 
     Fields with their default value are left out, and long values are digests.
     """
     out = _NO_MATTER | set(LineConfig.model_fields)
-    given = plan.config.model_dump(mode="json", exclude=out, exclude_defaults=True)
-    given["drafter"] = plan.config.drafter
-    found = {"target": _weights_digest(directory_of(plan.checkpoint))}
-    if plan.drafter:
-        found["drafter_path"] = _weights_digest(directory_of(plan.drafter))
+    given = models.config.model_dump(mode="json", exclude=out, exclude_defaults=True)
+    given["drafter"] = models.config.drafter
+    found = {"target": _weights_digest(directory_of(models.checkpoint))}
+    for files in models.files.values():
+        found["drafter_path"] = _weights_digest(directory_of(files))
     return found | {name: _short(value) for name, value in given.items()}
 
 

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.console.log import Failure, Log
+from jspec.console.reader import Turn
 from jspec.console.signals import ask_to_stop
 from jspec.console.streams import write_result
 from jspec.hosts import are_joined, is_first
 from jspec.infer.answers import Generation, total_stats
 from jspec.infer.command.compare import Comparison, total
 from jspec.infer.command.report import (
-    Turn,
     acceptance_line,
     answer_record,
     comparison_line,

@@ -13,39 +13,12 @@ import jax
 
 from jspec.config import InferConfig
 from jspec.console.prompts import Conversation
+from jspec.console.reader import Turn
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.compare import Comparison
 
 NEVER_ACCEPTED = 64
 """Proposed tokens after which a drafter that was never right is worth a warning."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One prompt, to be answered or answered already.
-
-    Attributes:
-      conversation: it belongs to.
-      number: 1 for the first turn.
-      position: of its conversation among all, from 1.
-      tokens: its whole prompt, earlier turns included.
-    """
-
-    conversation: Conversation
-    number: int
-    position: int
-    tokens: tuple[int, ...]
-
-    @property
-    def text(self) -> str | None:
-        """What the user said in this turn; None where tokens were given."""
-        turns = self.conversation.turns
-        return turns[self.number - 1] if turns else None
-
-    @property
-    def name(self) -> str:
-        several = f", turn {self.number}" if self.conversation.n_turns > 1 else ""
-        return f"{self.conversation.id}{several}"
 
 
 # --- for machines --------------------------------------------------------------------------------

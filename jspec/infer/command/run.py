@@ -1,4 +1,4 @@
-"""One run of the command: plan, load, answer, and say how it went."""
+"""One run of the command: check, load, answer, and say how it went."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from jspec.console.exit_codes import INTERRUPTED
 from jspec.console.log import Failure, Log
 from jspec.console.prompts import Conversation, repeated_ids, told_passed_over
 from jspec.console.session import Plan, Session, make_plan
+from jspec.console.reader import Turn
 from jspec.hosts import agreed, check_same, is_first
 from jspec.infer.answers import Stats, total_stats
+from jspec.infer.command.answering import Answering, Questions, find_questions
 from jspec.infer.command.compare import Comparison, total
 from jspec.infer.command.converse import Outcome, converse, is_last
 from jspec.infer.command.kept import Kept
 from jspec.infer.command.output import JsonPrinter, Output, Printer, TextPrinter
 from jspec.infer.command.report import (
-    Turn,
     acceptance_line,
     comparison_line,
     compile_line,
@@ -51,27 +52,27 @@ def run(
     logger.addHandler(log)
     kept = None
     try:
-        plan = agreed(lambda: make_plan(config, conversations))
-        check_same(**plan.essence)
-        kept = Kept(None if output is None else Path(output), plan, log)
+        questions = agreed(lambda: find_questions(config, conversations))
+        check_same(**questions.models.essence)
+        kept = Kept(None if output is None else Path(output), questions, log)
         for line in told_passed_over(conversations):
             log.warning(line)
         repeated = repeated_ids(conversations)
-        broken, has_all = _earlier(plan, kept)
-        session = None if has_all else Session(plan, log)
+        broken, has_all = _earlier(questions, kept)
+        answering = None if has_all else Answering(questions, log)
         if repeated:
             log.warning(f"several prompts have the id {repeated[0]!r}; they keep their order")
-        return _answer_all(plan, session, kept, Outcome(broken=broken), log, as_json)
+        return _answer_all(questions, answering, kept, Outcome(broken=broken), log, as_json)
     finally:
         if kept is not None:
             kept.close()
         logger.removeHandler(log)
 
 
-def _earlier(plan: Plan, kept: Kept) -> tuple[list[Turn], bool]:
+def _earlier(questions: Questions, kept: Kept) -> tuple[list[Turn], bool]:
     """Turns whose logits an earlier start found to be no numbers, and whether it answered all."""
     broken, has_all = [], True
-    for turn in plan.turns:
+    for turn in questions.turns:
         while (generation := kept.known(turn)) is not None:
             if generation.stop_reason == StopReason.BAD_LOGITS.label:
                 broken.append(turn)
@@ -83,33 +84,38 @@ def _earlier(plan: Plan, kept: Kept) -> tuple[list[Turn], bool]:
 
 
 def _answer_all(
-    plan: Plan, session: Session | None, kept: Kept, outcome: Outcome, log: Log, as_json: bool
+    questions: Questions,
+    answering: Answering | None,
+    kept: Kept,
+    outcome: Outcome,
+    log: Log,
+    as_json: bool,
 ) -> int:
     output = Output()
-    n_answers = sum(turn.conversation.n_turns for turn in plan.turns)
+    n_answers = sum(turn.conversation.n_turns for turn in questions.turns)
     is_complete = True
-    if session is not None:
-        printer = _printer(plan, output, log, as_json, has_headings=n_answers > 1)
+    if answering is not None:
+        printer = _printer(questions, output, log, as_json, has_headings=n_answers > 1)
         is_wanted = not (printer.in_pieces and output.is_terminal)
         with log.progress(n_answers, is_wanted, done=len(kept)) as progress:
             try:
-                converse(session, printer, kept, outcome, log, progress)
+                converse(answering, printer, kept, outcome, log, progress)
             except KeyboardInterrupt:
                 is_complete = False
-    stats = _stats(plan, session, outcome)
+    stats = _stats(questions, answering, outcome)
     comparison = total(outcome.comparisons, outcome.generations) if outcome.comparisons else None
     if as_json:
         record = summary_record(
-            config=plan.config,
+            config=questions.config,
             total=stats,
-            n_prompts=len(plan.turns),
+            n_prompts=len(questions.turns),
             n_answers=len(outcome.generations),
             n_before=len(kept),
             is_complete=is_complete,
             comparison=comparison,
         )
         output.record(record)
-    if session is not None:
+    if answering is not None:
         _tell(stats, comparison, log, is_total=as_json or n_answers > 1)
     if len(kept):
         log.note(f"{len(kept)} of {n_answers} answers were in {kept.path} before")
@@ -121,21 +127,23 @@ def _answer_all(
         goes_on = f", kept in {kept.path}; the same command goes on from there" if kept.path else ""
         log.warning(f"interrupted after {done}{goes_on}")
         return INTERRUPTED
-    _check(outcome.broken, kept.unexcused + (comparison.unexcused if comparison else 0), plan)
+    _check(outcome.broken, kept.unexcused + (comparison.unexcused if comparison else 0), questions)
     return 0
 
 
-def _printer(plan: Plan, output: Output, log: Log, as_json: bool, *, has_headings: bool) -> Printer:
+def _printer(
+    questions: Questions, output: Output, log: Log, as_json: bool, *, has_headings: bool
+) -> Printer:
     if as_json or not is_first():
         return JsonPrinter(output)
-    return TextPrinter(output, log, plan.tokenizer, has_headings=has_headings)
+    return TextPrinter(output, log, questions.models.reader.tokenizer, has_headings=has_headings)
 
 
-def _stats(plan: Plan, session: Session | None, outcome: Outcome) -> Stats:
+def _stats(questions: Questions, answering: Answering | None, outcome: Outcome) -> Stats:
     answers = [generation.stats for generation in outcome.generations]
-    if session is None:
-        return total_stats(answers, drafter=plan.config.drafter, rule=plan.config.rule)
-    return session.answerer.stats(answers)
+    if answering is None:
+        return total_stats(answers, drafter=questions.config.drafter, rule=questions.config.rule)
+    return answering.answerer.stats(answers)
 
 
 def _tell(stats: Stats, comparison: Comparison | None, log: Log, *, is_total: bool) -> None:
@@ -150,11 +158,11 @@ def _tell(stats: Stats, comparison: Comparison | None, log: Log, *, is_total: bo
         log.warning(warning)
 
 
-def _check(broken: Sequence[Turn], n_unexcused: int, plan: Plan) -> None:
+def _check(broken: Sequence[Turn], n_unexcused: int, questions: Questions) -> None:
     """What makes a complete run a failure."""
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        is_exact = plan.config.dtype == "float32"
+        is_exact = questions.config.dtype == "float32"
         hint = "the weights may be damaged" if is_exact else "try --dtype float32"
         raise Failure(f"prompt {broken[0].name}{more}: the target's logits are not numbers; {hint}")
     if n_unexcused:

@@ -183,7 +183,7 @@ def _measured(job: Job, drafter: ModelShape, log: Log) -> Acceptance:
     points = measured.grid(job.settings, drafter.n_layers)
     bench = job.settings.as_bench(ignore_eos=job.config.ignore_eos)
     plan = make_plan(job.name, bench, job.config, [job.label], job.prompts)
-    with log.status(f"loading {plan.checkpoint.where}"):
+    with log.status(f"loading {plan.models.checkpoint.where}"):
         loaded = Loaded(plan)
     return measured.measure(loaded, job.label, job.settings, points, log)
 

@@ -46,7 +46,8 @@ def measure(
 
     Tokens are means over temperatures.
     """
-    path, config = loaded.plan.files[label], loaded.plan.drafters[label]
+    models = loaded.plan.models
+    path, config = models.files[label], models.drafters[label]
     deepest = max(settings.depths)
     found = []
     for n, width in points:

@@ -17,10 +17,13 @@ from jspec.console.prompts import from_lines
 from jspec.console.session import Plan, make_plan
 
 from jspec.config import InferConfig
+from jspec.console.log import Failure, Log
+from jspec.console.prompts import from_lines
 from jspec.errors import UserError
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command import kept as module
 from jspec.infer.command import run as run_module
+from jspec.infer.command.answering import Questions, find_questions
 from jspec.infer.command.compare import Comparison
 from jspec.infer.command.kept import BEGINS, Kept, _opened
 
@@ -41,11 +44,11 @@ def records_of(path: Path) -> list[dict]:
 
 @pytest.fixture
 def planned(checkpoints):
-    """Makes a plan, of which no weight is read."""
+    """Makes questions, for which no weight is read."""
 
-    def make(lines=LINES, **config) -> Plan:
+    def make(lines=LINES, **config) -> Questions:
         given = InferConfig(**{"target": str(checkpoints.bare), "temperature": 0.5} | config)
-        return make_plan(given, from_lines(as_bytes(lines), "p.jsonl", given))
+        return find_questions(given, from_lines(as_bytes(lines), "p.jsonl", given))
 
     return make
 
@@ -62,16 +65,16 @@ def path(tmp_path) -> Path:
 @pytest.fixture
 def whole(planned, path) -> bytes:
     """A file with the answers to all prompts, the last one's first."""
-    plan = planned()
-    kept = Kept(path, plan, Log())
+    questions = planned()
+    kept = Kept(path, questions, Log())
     for place in (2, 0, 1):
-        kept.add(plan.turns[place], answer(place, 8), None)
+        kept.add(questions.turns[place], answer(place, 8), None)
     kept.close()
     return path.read_bytes()
 
 
-def reopened(path: Path, plan: Plan) -> Kept:
-    kept = Kept(path, plan, Log())
+def reopened(path: Path, questions: Questions) -> Kept:
+    kept = Kept(path, questions, Log())
     kept.close()
     return kept
 
@@ -80,10 +83,10 @@ def reopened(path: Path, plan: Plan) -> Kept:
 
 
 def test_answers_of_an_earlier_start_are_known_by_position(planned, path, whole):
-    plan = planned()
-    kept = reopened(path, plan)
+    questions = planned()
+    kept = reopened(path, questions)
     assert [record["position"] for record in records_of(path)] == [3, 1, 2]
-    found = [kept.known(turn) for turn in plan.turns]
+    found = [kept.known(turn) for turn in questions.turns]
     assert [each and each.tokens for each in found] == [(0, 8), (1, 8), (2, 8)]
     assert path.read_bytes() == whole and len(kept) == 3
 
@@ -99,13 +102,13 @@ def test_a_line_that_was_cut_short_is_taken_out(planned, path, whole, place, mor
         "the first record": (BEGINS, 0),
     }[place]
     path.write_bytes(left + more)
-    plan = planned()
-    kept = Kept(path, plan, Log())
+    questions = planned()
+    kept = Kept(path, questions, Log())
     lines = whole.splitlines(keepends=True)[:n_whole]
     assert path.read_bytes() == b"".join(lines)
     has_said = "the last line was cut short" in capsys.readouterr().err
     assert has_said == (bool(more) or place != "the end")
-    for turn in plan.turns:
+    for turn in questions.turns:
         if kept.known(turn) is None:
             kept.add(turn, answer(turn.position - 1, 8), None)
     kept.close()
@@ -160,9 +163,9 @@ def test_answers_of_another_drafter_of_the_same_name_are_refused(planned, path, 
             target=str(checkpoints.chat), drafter="draft-model", drafter_path=str(folder)
         )
 
-    plan = drafted(checkpoints.small)
-    kept = Kept(path, plan, Log())
-    kept.add(plan.turns[0], answer(1), None)
+    questions = drafted(checkpoints.small)
+    kept = Kept(path, questions, Log())
+    kept.add(questions.turns[0], answer(1), None)
     kept.close()
     with pytest.raises(UserError, match="answered with other drafter_path;"):
         reopened(path, drafted(checkpoints.chat))
@@ -236,8 +239,8 @@ def test_a_file_system_without_locks_will_do(planned, path, monkeypatch):
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(planned, path, whole, monkeypatch):
-    plan = planned([*LINES, {"prompt_tokens": [0, 1]}])
-    kept = Kept(path, plan, Log())
+    questions = planned([*LINES, {"prompt_tokens": [0, 1]}])
+    kept = Kept(path, questions, Log())
     write, left = os.write, iter([10])
 
     def full(descriptor, data):
@@ -248,19 +251,19 @@ def test_a_full_disk_is_one_line_and_loses_nothing(planned, path, whole, monkeyp
 
     monkeypatch.setattr(module.os, "write", full)
     with pytest.raises(Failure, match="No space left on device"):
-        kept.add(plan.turns[3], answer(1), None)
+        kept.add(questions.turns[3], answer(1), None)
     kept.close()
     assert path.read_bytes() == whole + BEGINS[:10]
     monkeypatch.undo()
-    assert len(reopened(path, plan)) == 3 and path.read_bytes() == whole
+    assert len(reopened(path, questions)) == 3 and path.read_bytes() == whole
 
 
 def test_every_answer_is_on_the_disk_before_the_next(planned, path, monkeypatch):
     synced = []
     monkeypatch.setattr(module.os, "fsync", lambda _: synced.append(path.read_bytes().count(b"\n")))
-    plan = planned()
-    kept = Kept(path, plan, Log())
-    for turn in plan.turns:
+    questions = planned()
+    kept = Kept(path, questions, Log())
+    for turn in questions.turns:
         kept.add(turn, answer(1), None)
     kept.close()
     assert synced == [1, 2, 3]
@@ -346,10 +349,10 @@ def test_faults_that_an_earlier_start_has_found_stay_faults(planned, path, capsy
         (answer(1), 2, "2 tokens differ"),
     ):
         path.unlink(missing_ok=True)
-        plan = planned()
-        kept = Kept(path, plan, Log())
+        questions = planned()
+        kept = Kept(path, questions, Log())
         wrong = Comparison(baseline=Stats(), is_identical=not unexcused, unexcused=unexcused)
-        for turn, each in zip(plan.turns, (answer(1), generation, answer(1)), strict=True):
+        for turn, each in zip(questions.turns, (answer(1), generation, answer(1)), strict=True):
             kept.add(turn, each, wrong if each is generation else None)
         kept.close()
         with pytest.raises(Failure, match=said):

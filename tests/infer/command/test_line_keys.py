@@ -10,6 +10,9 @@ from jspec.console.prompts import Reader, from_lines, told_passed_over
 
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.config import InferConfig
+from jspec.console.line_keys import KINDS, OBEYED
+from jspec.console.prompts import from_lines, told_passed_over
+from jspec.console.reader import Reader
 from jspec.errors import UserError
 
 CONFIG = InferConfig(system="be kind", stop=["X"], stop_ids=[5])

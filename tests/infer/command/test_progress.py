@@ -9,6 +9,9 @@ from jspec.console.log import Log
 from jspec.console.progress import Progress, duration
 
 from jspec.infer.command import log as log_module
+from jspec.console import log as log_module
+from jspec.console.log import Log
+from jspec.console.progress import Progress, duration
 
 
 class Clock:

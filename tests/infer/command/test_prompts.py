@@ -8,17 +8,17 @@ import json
 import sys
 
 import pytest
+
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
+from jspec.config import InferConfig
 from jspec.console.prompts import (
-    Reader,
     from_file,
     from_lines,
     from_standard_input,
     from_texts,
     repeated_ids,
 )
-
-from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
-from jspec.config import InferConfig
+from jspec.console.reader import Reader
 from jspec.errors import UserError
 
 CONFIG = InferConfig(temperature=0.5, seed=3)

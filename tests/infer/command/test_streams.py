@@ -14,6 +14,9 @@ from jspec.console.log import Log
 from jspec.console.streams import safe_streams
 from rich.console import Console
 
+from jspec.console.exit_codes import exit_code
+from jspec.console.log import Log
+from jspec.console.streams import safe_streams
 from jspec.errors import UserError
 
 FULL = "/dev/full"

@@ -13,6 +13,7 @@ import yaml
 from jspec.console.log import Log
 
 from jspec.checkpoints.target import load_target
+from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.train.command import run_falcon, run_texts
 from jspec.train.command.run_model import (

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from jspec.console.log import Log
 
+from jspec.console.log import Log
 from jspec.train.command import run_texts
 from jspec.train.command.run_texts import choose_openings
 from jspec.train.config import TextsConfig

@@ -12,16 +12,8 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
-from jspec.config import (
-    InferConfig,
-    TargetConfig,
-    find_config,
-    parse_sets,
-    parse_text,
-    read_yaml,
-    resolve,
-)
-from jspec.errors import UserError
+from jspec.config import InferConfig, TargetConfig, parse_sets, parse_text, resolve
+from jspec.console.configs import DEMO, target_config
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -58,26 +50,12 @@ def settings_of(
     return resolve(model, [("--set", _whole(model, ours)), ("command line", flags | more)])
 
 
-def target_config(args: argparse.Namespace, model: type[BaseModel], default: str) -> InferConfig:
-    """The config of the target, with what `--set` says of it.
-
-    Raises:
-      UserError: no such config, one for training, or one without a target.
-    """
+def target_config_of(
+    args: argparse.Namespace, model: type[BaseModel], default: str = DEMO
+) -> InferConfig:
+    """The config of the target, with what `--set` says of it."""
     _, theirs = _sets(args.set, model)
-    name = args.config or default
-    path = find_config(name)
-    values = read_yaml(path)
-    if "kind" in values:
-        raise UserError(
-            f"{path} is a recipe for training; run python -m jspec.train --config {name}"
-        )
-    if "target" in theirs:
-        values = {key: value for key, value in values.items() if key != "target_digest"}
-    config = resolve(InferConfig, [(str(path), values), ("--set", theirs)])
-    if config.target is None:
-        raise UserError(f"{name}: no target; add `target: DIR`, or give --set target=DIR")
-    return config
+    return target_config(args.config or default, theirs)
 
 
 def _sets(given: Sequence[str], model: type[BaseModel]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,7 +7,8 @@ import pytest
 from jspec.console.exit_codes import exit_code
 from jspec.console.signals import at_work, interrupts, stop_wish
 
-from jspec.infer.command import interrupts as interrupts_module
+from jspec.console import signals as interrupts_module
+from jspec.console.signals import at_work, interrupts, stop_wish
 from jspec.infer.command import output as output_module
 from jspec.infer.command.output import Output
 from jspec.infer.engine import Engine

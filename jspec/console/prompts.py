@@ -1,7 +1,6 @@
 """Prompts from flags, files and standard input, all checked before anything runs.
 
-In reading order: `Conversation`, the three ways to get some, and `Reader`, which makes the tokens
-of a turn.
+In reading order: `Conversation`, and the three ways to get some. `reader.py` makes their tokens.
 
 A line of a prompts file is a JSON object with one of
 
@@ -22,12 +21,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.config import InferConfig, LineConfig, resolve, shown
 from jspec.console.line_keys import LAST_ANSWER, OBEYED, check_keys, find_kind
 from jspec.errors import UserError
 from jspec.infer.messages import check_messages, to_be_answered
-from jspec.infer.stops import Stops, find_stops
 from jspec.text_files import decode_text, without_mark
 
 _OTHER_FILES = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"PAR1": "Parquet"}
@@ -284,102 +281,3 @@ def _read(path: str) -> bytes:
         raise UserError(
             f"prompts {path}: cannot be read ({error.strerror}); expected a JSONL file, or -"
         ) from None
-
-
-# --- tokens --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reader:
-    """Makes the prompt tokens of a turn.
-
-    Attributes:
-      tokenizer: None where the checkpoint has none.
-      max_length: longest text in tokens, one new token included.
-      vocab_size: of the target.
-    """
-
-    tokenizer: Tokenizer | None
-    max_length: int
-    vocab_size: int
-
-    def tokens(self, conversation: Conversation) -> tuple[int, ...]:
-        """The prompt of the first turn, or of a prompt given as tokens; it is sure to fit.
-
-        Raises:
-          UserError: naming file and line.
-        """
-        tokens = conversation.tokens or self.next_tokens(conversation, ())
-        self._check(tokens, conversation.where)
-        return tokens
-
-    def next_tokens(self, conversation: Conversation, answers: Sequence[str]) -> tuple[int, ...]:
-        """The prompt of the turn after some answers, which may have outgrown the context.
-
-        Raises:
-          UserError: naming file and line.
-        """
-        try:
-            return self._encode(conversation, answers)
-        except UserError as error:
-            raise UserError(f"{conversation.where}: {error}") from None
-
-    def _encode(self, conversation: Conversation, answers: Sequence[str]) -> tuple[int, ...]:
-        if self.tokenizer is None:
-            raise UserError(
-                "the target's directory has no tokenizer files; add them, or give prompt_tokens "
-                "in a --prompts file"
-            )
-        settings, history = conversation.settings, list(conversation.history)
-        is_single = conversation.n_turns == 1 and not history
-        if not is_single and settings.raw:
-            raise UserError("several turns need the chat template; leave out --raw")
-        if settings.system and not settings.raw and not self.tokenizer.has_chat_template:
-            raise UserError(
-                "a system message needs a chat template, and the tokenizer has none; drop it"
-            )
-        if is_single and (settings.raw or not self.tokenizer.has_chat_template):
-            return self.tokenizer.encode(conversation.turns[0])
-        system = [{"role": "system", "content": settings.system}] if settings.system else []
-        messages = [*system, *history]
-        for i, turn in enumerate(conversation.turns[: len(answers) + 1]):
-            messages.append({"role": "user", "content": turn})
-            if i < len(answers):
-                messages.append({"role": "assistant", "content": answers[i]})
-        return self.tokenizer.encode_chat(messages)
-
-    def _check(self, tokens: tuple[int, ...], where: str) -> None:
-        if not tokens:
-            raise UserError(f"{where}: the prompt has no tokens; give it some text")
-        outside = [token for token in tokens if token >= self.vocab_size]
-        if outside:
-            raise UserError(
-                f"{where}: token id {outside[0]} is not in the vocabulary; ids go from 0 to "
-                f"{self.vocab_size - 1}"
-            )
-        if not self.has_room(tokens):
-            raise UserError(
-                f"{where}: the prompt has {len(tokens)} tokens and the text may have "
-                f"{self.max_length}, at least one of them new; shorten it, or raise --max-length "
-                "as far as the model goes"
-            )
-
-    def stops(self, conversation: Conversation) -> Stops:
-        """What ends its answers, beside the target's own stop tokens.
-
-        Raises:
-          UserError: naming file and line.
-        """
-        settings = conversation.settings
-        try:
-            return find_stops(settings.stop, settings.stop_ids, self.tokenizer, self.vocab_size)
-        except UserError as error:
-            raise UserError(f"{conversation.where}: {error}") from None
-
-    def count(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return len(self.tokenizer.encode(text)) if self.tokenizer else 0
-
-    def has_room(self, tokens: Sequence[int]) -> bool:
-        """Whether at least one new token fits."""
-        return len(tokens) < self.max_length

@@ -1,6 +1,6 @@
 """E2 on the models of a config: every drafter against plain decoding, judged by replay.
 
-In reading order: the settings that prompts take in turn, and `Models`, which loads what its checks
+In reading order: the settings that prompts take in turn, and `Subject`, which loads what its checks
 need when they need it.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,13 @@ from jspec.certify import proof, reference, tiny
 from jspec.certify.prompts import PROMPTS
 from jspec.certify.proof import Replayed
 from jspec.certify.records import Found
-from jspec.checkpoints.checkpoint import Checkpoint
-from jspec.checkpoints.shipped import weights_digest
 from jspec.checkpoints.target import Target, load_target
 from jspec.config import DrafterConfig, InferConfig, drafters_of
 from jspec.console.prompts import Conversation, from_file, from_texts
 from jspec.console.session import Plan, directory_of, find_drafter_files, make_plan
 from jspec.drafters import check_drafter, load_drafter
+from jspec.config import InferConfig, drafters_of
+from jspec.console.session import find_models
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request, Result
@@ -66,7 +65,7 @@ class Asked:
     batch_sizes: tuple[int, ...]
 
 
-class Models:
+class Subject:
     """A target, its drafters, and what plain decoding says to the prompts.
 
     Everything that can be checked without weights is checked at once.
@@ -77,30 +76,21 @@ class Models:
 
     def __init__(self, asked: Asked):
         self.asked = asked
-        self.drafters: dict[str, DrafterConfig] = drafters_of(asked.config, asked.drafters)
-        self.files: dict[str, Checkpoint | Path | None] = {}
-        for name, drafter in self.drafters.items():
-            check_drafter(drafter.drafter, drafter.drafter_options)
-            self.files[name] = find_drafter_files(drafter)
-        self.plan: Plan = make_plan(asked.config, _conversations(asked))
+        self.models = find_models(asked.config, drafters_of(asked.config, asked.drafters))
+        self.turns = self.models.reader.first_turns(_conversations(asked))
         self.requests = self._requests()
         self._results: dict[tuple[str, int], list[Result]] = {}
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """Of all weights, by whose they are."""
-        files = {"target": self.plan.checkpoint} | self.files
-        directories = {name: directory_of(each) for name, each in files.items() if each is not None}
-        return {
-            name: weights_digest(directory) if any(directory.glob("*.safetensors")) else "unread"
-            for name, directory in directories.items()
-        }
+        return {name: digest or "unread" for name, digest in self.models.digests().items()}
 
     @functools.cached_property
     def target(self) -> Target:
         config = self.asked.config
         mesh = make_mesh(**config.mesh.model_dump())
-        return load_target(self.plan.checkpoint, dtype=config.dtype, mesh=mesh)
+        return load_target(self.models.checkpoint, dtype=config.dtype, mesh=mesh)
 
     @functools.cached_property
     def plain(self) -> list[Result]:
@@ -126,18 +116,19 @@ class Models:
 
     def check_reference(self, name: str) -> Found:
         """A text of each setting against the target written once more in NumPy, from its files."""
-        config, directory = self.plan.checkpoint.config, directory_of(self.plan.checkpoint)
+        checkpoint = self.models.checkpoint
+        config = checkpoint.config
         why = reference.why_not(config)
         n_weights = sum(leaf.size for leaf in _leaves(self.target))
         if n_weights > LARGEST_FOR_REFERENCE:
             why = why or f"{n_weights:,} weights are too many for NumPy"
-        weights = None if why else reference.weights_on_disk(directory)
+        weights = None if why else reference.weights_on_disk(checkpoint.files)
         if weights is None:
             return Found(note=f"left out: {why or 'the weights are not a Hugging Face decoder'}")
         results = self._decoded_with(name, self.asked.batch_sizes[0])
         pairs = list(zip(self.requests, results, strict=True))[:REFERENCE_TEXTS]
         if self.asked.config.dtype == "bfloat16":
-            rounded = self.plan.checkpoint.values.get("dtype") != "bfloat16"
+            rounded = checkpoint.values.get("dtype") != "bfloat16"
             pairs = [
                 (r, said) for r, said in pairs if r.top_k == 0 and r.top_p == 1 and r.min_p == 0
             ]
@@ -150,20 +141,13 @@ class Models:
         """A drafter's texts, decoded once for all checks that judge them."""
         key = (name, batch_size)
         if key not in self._results:
-            self._results[key] = self._decode(self._load(name), batch_size)
+            self._results[key] = self._decode(
+                self.models.load_drafter(name, self.target), batch_size
+            )
         return self._results[key]
 
-    def _load(self, name: str) -> LoadedDrafter:
-        drafter = self.drafters[name]
-        return load_drafter(
-            drafter.drafter,
-            self.files[name],
-            target=self.target,
-            **drafter.drafter_options,
-        )
-
     def _requests(self) -> list[Request]:
-        stop_ids = self.plan.checkpoint.stop_ids
+        stop_ids = self.models.checkpoint.stop_ids
         return [
             Request(
                 tokens=turn.tokens,
@@ -173,13 +157,13 @@ class Models:
                 stop_ids=() if i % 2 else stop_ids,  # every other text goes on past its end
                 **SETTINGS[i % len(SETTINGS)],
             )
-            for i, turn in enumerate(self.plan.turns)
+            for i, turn in enumerate(self.turns)
         ]
 
     @property
     def _max_length(self) -> int:
         longest = max(len(r.tokens) + r.max_new_tokens for r in self.requests)
-        return room_for(longest, self.plan.reader.max_length)
+        return room_for(longest, self.models.reader.max_length)
 
     def _decode(self, drafter: LoadedDrafter | None, batch_size: int) -> list[Result]:
         return proof.decode(

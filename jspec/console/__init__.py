@@ -1,0 +1,6 @@
+"""What all commands share.
+
+`configs` and `settings` turn flags and files into checked values, `prompts` and `reader` texts into
+tokens, `session` has the models; `log`, `progress` and `streams` speak, `signals` listens, and
+`exit_codes` is how a command ends.
+"""
