@@ -19,7 +19,7 @@ from jspec.models.model import build, empty_cache, forward, random_params
 from jspec.models.weights import AXES, cache_shardings, fit_to_mesh, param_shardings
 from jspec.sharding import MESH_AXES, REPLICATED, TARGET, make_mesh, sharding
 from jspec.testing.models import tiny_config
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 CONFIG = tiny_config(family="qwen2", vocab_size=64, n_heads=8, has_qkv_bias=True, windows=(None, 4))
 MESHES = [(1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (1, 2, 4), (1, 1, 8), (2, 2, 2), (4, 1, 2)]

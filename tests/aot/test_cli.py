@@ -16,10 +16,10 @@ from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.infer.memory import memory_of
 from jspec.sharding import make_mesh
-from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import tiny_config, tiny_target
 from jspec.train.config import FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import head_of, trainable_of
+from tests.support.diffusion import write_tiny
 
 TOPOLOGY = ["--topology", "v5e:2x4"]
 

@@ -21,7 +21,7 @@ from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import singles
 from jspec.plan.easyspec.acceptance import read_acceptance
 from jspec.testing.models import in_memory, tiny_target
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 DEPTH, NEW = 2, 16

@@ -8,7 +8,7 @@ import pytest
 from jspec.checkpoints.arpa import read_arpa, write_arpa
 from jspec.errors import UserError
 from jspec.train.ngram import estimate
-from tests.ngram_reference import GOLDEN, golden_entries, golden_model, random_texts
+from tests.support.ngram_reference import GOLDEN, golden_entries, golden_model, random_texts
 
 SMALL = """
 \\data\\

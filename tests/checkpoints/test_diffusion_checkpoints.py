@@ -20,8 +20,9 @@ from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.models.blocks import bidirectional_block
 from jspec.models.model import abstract_params, build, empty_cache, forward, random_params
-from jspec.testing.checkpoints import write_directory
-from jspec.testing.diffusion import (
+from jspec.testing.models import tiny_config, tiny_target
+from tests.support.checkpoints import write_directory
+from tests.support.diffusion import (
     CONFIGS,
     DREAM,
     LLADA,
@@ -31,7 +32,6 @@ from jspec.testing.diffusion import (
     tensors_of,
     write_tiny,
 )
-from jspec.testing.models import tiny_config, tiny_target
 
 TEXT = [5, 17, 99, 2, 64, 64, 31, MASK, 0, 127, MASK]
 run = jax.jit(forward, static_argnames=("model", "capture"))

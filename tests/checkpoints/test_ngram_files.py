@@ -20,7 +20,7 @@ from jspec.checkpoints.ngram import (
 from jspec.errors import UserError
 from jspec.models.ngram_model import NGramModel
 from jspec.train.ngram import estimate
-from tests.ngram_reference import random_texts
+from tests.support.ngram_reference import random_texts
 
 
 def a_model(order: int = 3, begin: int | None = None) -> NGramModel:

@@ -23,7 +23,7 @@ from jspec.models.model import empty_cache, forward
 from jspec.state import Context, Prompt, replace
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 ROWS, VOCABULARY, CAPACITY, SLOTS = 8, 31, 40, 64
 SMALL = {"n_layers": 1, "width": 16, "mlp_width": 16, "n_heads": 2, "n_kv_heads": 1}

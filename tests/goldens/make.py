@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jspec.testing.checkpoints import CASES, prompt_of, random_tensors, write_directory
+from tests.support.checkpoints import CASES, prompt_of, random_tensors, write_directory
 
 HERE = Path(__file__).parent
 LOGITS_KEPT = 8

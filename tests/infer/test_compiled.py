@@ -19,10 +19,10 @@ from jspec.law import Mode
 from jspec.models.model import abstract_params, build
 from jspec.ops import cache as cache_ops
 from jspec.state import Sampling
-from jspec.testing.compiled import makers, n_bytes
 from jspec.testing.drafters import Oracle, RandomTrees
 from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config
+from tests.support.compiled import makers, n_bytes
 
 SLOTS = 4096
 

@@ -19,8 +19,8 @@ from jspec.infer.command.kept import Kept
 from jspec.infer.engine import Engine
 from jspec.infer.programs import Programs
 from jspec.law import Mode
-from jspec.testing.hosts import DEVICES, Case, Said, free_port, requests, run_together
 from jspec.testing.models import tiny_target
+from tests.support.hosts import DEVICES, Case, Said, free_port, requests, run_together
 
 HOSTS = 2
 DRAFTERS = {
@@ -70,7 +70,7 @@ def found(tmp_path_factory):
     def cases(chosen) -> str:
         return json.dumps([dataclasses.asdict(case) for case in chosen])
 
-    program = ("-m", "jspec.testing.hosts", folder)
+    program = ("-m", "tests.support.hosts", folder)
     hosts = [(*command, cases(CASES)) for command in as_hosts(*program)]
     said = run_together([*hosts, (*program, "alone", cases([PLAIN]))])
     assert [each.code for each in said] == [0] * (HOSTS + 1), [each.err[-2000:] for each in said]

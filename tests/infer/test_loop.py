@@ -23,7 +23,7 @@ from jspec.state import StopReason
 from jspec.testing.drafters import Oracle
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 ROWS, CAPACITY = 4, 48
 TARGET = tiny_target(n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1, vocab_size=31)

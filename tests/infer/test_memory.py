@@ -30,9 +30,9 @@ from jspec.law import Mode, Rule
 from jspec.models import sar_head
 from jspec.models.sar_head import SarConfig
 from jspec.sharding import make_mesh
-from jspec.testing.diffusion import write_tiny
 from jspec.testing.models import random_head, tiny_config, tiny_target
 from jspec.train.ngram import estimate
+from tests.support.diffusion import write_tiny
 
 CAPACITY, WIDTH = 64, 32
 FIELDS = dict(vocab_size=128, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)

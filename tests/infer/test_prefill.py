@@ -19,7 +19,7 @@ from jspec.testing.decoding import full_logits
 from jspec.testing.light import jit_light
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 WIDTH, CAPACITY, CHUNK = 24, 40, 8
 LENGTHS = np.asarray([8, 24, 11, 1, 16], np.int32)

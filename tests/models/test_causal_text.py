@@ -23,7 +23,7 @@ from jspec.models.diffusion import (
 )
 from jspec.models.model import build, random_params
 from jspec.testing.models import tiny_config
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 CONFIG = DiffusionConfig(mask_id=60, is_shifted=True, n_ids=61, is_text_causal=True)
 MODEL = DiffusionModel(model=build(tiny_config(is_causal=False)), config=CONFIG)

@@ -24,11 +24,11 @@ from jspec.models.diffusion import (
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
 from jspec.models.model import build, random_params
 from jspec.state import Context, Sampling
-from jspec.testing.compiled import makers
-from jspec.testing.diffusion import CONFIGS, MASK, in_llama_names, tensors_of, write_tiny
 from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config, tiny_target
-from jspec.testing.tolerances import tolerance
+from tests.support.compiled import makers
+from tests.support.diffusion import CONFIGS, MASK, in_llama_names, tensors_of, write_tiny
+from tests.support.tolerances import tolerance
 
 ATOL = tolerance("float32").logits
 CAPACITY = 48

@@ -15,9 +15,9 @@ from jspec.checkpoints.hf_config import read_hf_config
 from jspec.models.diffusion import Slots
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
 from jspec.models.diffusion_steps import Confidence, Refinement, Schedule, confidence_of
-from jspec.testing.diffusion import DREAM, MASK, tensors_of, write_tiny
 from jspec.testing.models import tiny_target
 from tests.models.test_diffusion import context_of, log_softmax, texts
+from tests.support.diffusion import DREAM, MASK, tensors_of, write_tiny
 
 COUNTS = {
     (20, 1): (20,),

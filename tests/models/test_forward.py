@@ -27,7 +27,7 @@ from jspec.models.model import (
 from jspec.state import Block
 from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config, tiny_target
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 run = jax.jit(forward, static_argnames=("model", "capture"))
 
@@ -311,7 +311,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 from jspec.models.blocks import causal_block
 from jspec.models.model import build, empty_cache, forward, random_params
 from jspec.testing.models import tiny_config
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 model = build(tiny_config(has_qk_norm=True, windows=(4, None)))
 params = random_params(model, key=jax.random.key(0), dtype="float64", scale=0.3)
 tokens = jnp.arange(10, dtype=jnp.int32)[None]

@@ -22,7 +22,7 @@ from jspec.models.model import (
     random_params,
 )
 from jspec.testing.models import tiny_config
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 CONFIGS = {
     "windows": tiny_config(windows=(3, None), has_tied_head=True),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jspec.checkpoints.target import load_target
-from jspec.testing.checkpoints import CASES, prompt_of, random_tensors, write_directory
 from jspec.testing.decoding import full_logits, greedy
-from jspec.testing.tolerances import tolerance
+from tests.support.checkpoints import CASES, prompt_of, random_tensors, write_directory
+from tests.support.tolerances import tolerance
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

@@ -16,7 +16,7 @@ from jspec.models.layer_groups import Groups, aligned, check_groups, contiguous,
 from jspec.models.model import Model, build, empty_cache, forward, random_params
 from jspec.testing.light import jit_light
 from jspec.testing.models import in_memory, tiny_config
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 run = jit_light(forward, static_argnames=("model", "groups", "capture"))
 LAYERS, TOKENS = 8, 7

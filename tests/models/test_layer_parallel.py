@@ -20,7 +20,7 @@ from jspec.models.weights import fit_to_mesh
 from jspec.sharding import make_mesh
 from jspec.testing.light import jit_light, light
 from jspec.testing.models import tiny_config
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 ROWS, SLOTS, LAYERS, READ, NEW = 2, 24, 6, 9, 3
 CLOSE = tolerance("float32").logits

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from jspec.models.ngram import logprobs, logprobs_with_text, place_ngram, uniform_table
 from jspec.models.ngram_model import NGramModel
 from jspec.train.ngram import estimate
-from tests.ngram_reference import SIGNIFICANT, Reference, golden_entries, golden_model, random_texts
+from tests.support.ngram_reference import (
+    SIGNIFICANT,
+    Reference,
+    golden_entries,
+    golden_model,
+    random_texts,
+)
 
 SINGLE = 4e-6
 """A log-probability of float32 to 20 nats, the sum of a few such."""

@@ -19,9 +19,9 @@ from jspec.errors import UserError
 from jspec.infer.generate import generate
 from jspec.models.blocks import bidirectional_block
 from jspec.models.model import empty_cache, forward
-from jspec.testing.checkpoints import CASES, prompt_of
 from jspec.testing.decoding import full_logits, greedy
-from jspec.testing.tolerances import tolerance
+from tests.support.checkpoints import CASES, prompt_of
+from tests.support.tolerances import tolerance
 
 pytestmark = pytest.mark.parity
 

@@ -22,7 +22,7 @@ from jspec.models.sar_head import (
 )
 from jspec.ops.masks import relaxed_window
 from jspec.state import Block, KVCache
-from jspec.testing.golden_head import (
+from tests.support.golden_head import (
     D,
     F,
     Golden,
@@ -32,7 +32,7 @@ from jspec.testing.golden_head import (
     golden_target_head,
     golden_tokens,
 )
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 SLOTS = 12
 POINTWISE, SEQUENCE = LstmMode.POINTWISE, LstmMode.SEQUENCE

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jspec.ops.attention import attend_text
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 B, T, H = 2, 21, 8
 SEGMENTS = jnp.asarray([[0] * 9 + [1] * 1 + [2] * 8 + [-1] * 3, [0] * 21], jnp.int32)

@@ -9,7 +9,7 @@ import pytest
 from jspec.ops.attention import attend
 from jspec.ops.cache import write_rows
 from jspec.ops.masks import attention_mask, bidirectional_window, causal_window
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 B, T, S, N, K, H = 2, 3, 9, 6, 2, 4
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jspec.ops.branches import switch_in_place
-from jspec.testing.compiled import makers
 from jspec.testing.light import usual_form
+from tests.support.compiled import makers
 
 CACHE = jnp.arange(6000.0).reshape(300, 20)
 WEIGHT = jnp.asarray(np.random.default_rng(0).standard_normal((20, 20)), jnp.float32)

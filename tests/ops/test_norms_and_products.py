@@ -9,7 +9,7 @@ import pytest
 
 from jspec.ops.linear import project, wide, wide_dtype, wide_einsum, wide_project
 from jspec.ops.norms import rms_norm
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

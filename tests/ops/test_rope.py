@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jspec.ops import rope
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 H, THETA = 16, 10_000.0
 ATOL = tolerance("float32").ops

@@ -15,12 +15,12 @@ from jspec.drafters.falcon.trees import chain
 from jspec.infer.engine import Engine, Finished
 from jspec.infer.request import Request, RowStats
 from jspec.testing.models import perturbed, random_head, tiny_target
-from jspec.testing.training import random_text
 from jspec.train import acceptance
 from jspec.train.acceptance import Acceptance, openings
 from jspec.train.command.run_falcon import acceptance_of
 from jspec.train.config import FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import head_of
+from tests.support.training import random_text
 
 ROUNDS = 6
 FALCON = FalconConfig(

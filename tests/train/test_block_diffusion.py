@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jspec.models.model import forward_text, head, random_params
-from jspec.testing.training import random_packed, training_model
 from jspec.train.block_diffusion import BlockDiffusion, Blocks, block_mask, lay
 from jspec.train.masked_diffusion import slot_weights
+from tests.support.training import random_packed, training_model
 
 MASK, V, K = 60, 61, 3
 MODEL, TEACHER = training_model(), training_model()

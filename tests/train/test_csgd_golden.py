@@ -18,7 +18,7 @@ from jspec.models.sar_head import SarConfig
 from jspec.testing.models import tiny_target
 from jspec.train.csgd import Csgd, Glance
 from jspec.train.falcon import initial_params
-from tests.csgd_reference import Options, batch_loss
+from tests.support.numpy_csgd import Options, batch_loss
 
 T, STEPS = 24, 40
 KEY = jax.random.key(20241216)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from jspec.errors import UserError
-from jspec.testing.training import LENGTH, random_packed, random_text
 from jspec.train import corpus_files
 from jspec.train import data as data_module
 from jspec.train.data import TextData, load_text
+from tests.support.training import LENGTH, random_packed, random_text
 
 
 def keys(batch) -> list[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from jspec.testing.hosts import free_port, run_together
+from tests.support.hosts import free_port, run_together
 
 PROCESS = """
 import sys

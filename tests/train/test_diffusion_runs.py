@@ -16,13 +16,13 @@ from jspec.checkpoints.target import load_model
 from jspec.checkpoints.write import write_checkpoint
 from jspec.models.model import build, forward_text, head, random_params
 from jspec.testing.models import tiny_config
-from jspec.testing.tolerances import tolerance
-from jspec.testing.training import kill_at, loop_config, run_training, told
 from jspec.train.block_diffusion import BlockDiffusion
 from jspec.train.command.cli import main
 from jspec.train.config import CorpusConfig, DataConfig, DiffusionConfig
 from jspec.train.diffusion import diffusion_model, objective_of, trainable_of
 from jspec.train.masked_diffusion import MaskedDiffusion
+from tests.support.tolerances import tolerance
+from tests.support.training import kill_at, loop_config, run_training, told
 
 STEPS = 5
 CHANGES = dict(steps=STEPS, log_every=2)

@@ -16,9 +16,9 @@ from jspec.drafters.falcon.checkpoint import read_config, read_params
 from jspec.errors import UserError
 from jspec.models import sar_head
 from jspec.sharding import make_training_mesh
-from jspec.testing.training import kill_at, loop_config, run_training, told
 from jspec.train.config import CorpusConfig, FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import initial_params, start_of, trainable_of
+from tests.support.training import kill_at, loop_config, run_training, told
 
 STEPS = 5
 CHANGES = dict(steps=STEPS, log_every=2)

@@ -6,9 +6,9 @@ import pytest
 
 from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.drafters.falcon.checkpoint import read_config as read_head_config
-from jspec.testing.hosts import free_port, run_together
-from jspec.testing.training import PARTS, TwoParts, loop_config, random_text, run_training
 from jspec.train.journal import read_journal
+from tests.support.hosts import free_port, run_together
+from tests.support.training import PARTS, TwoParts, loop_config, random_text, run_training
 
 PROCESS = """
 import sys
@@ -21,8 +21,8 @@ directory, port, process = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 kind = sys.argv[4]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
 from jspec.errors import UserError
-from jspec.testing.hosts import free_port, run_together
-from jspec.testing.training import loop_config, run_training
+from tests.support.hosts import free_port, run_together
+from tests.support.training import loop_config, run_training
 config = loop_config(data=2, fsdp=2, micro_batch_size=4)
 asked = iter(range(1, 5))
 def should_stop():

@@ -16,7 +16,14 @@ import pytest
 
 from jspec.checkpoints.target import load_target
 from jspec.errors import UserError
-from jspec.testing.training import (
+from jspec.train import loop
+from jspec.train.checkpoints import Checkpoints
+from jspec.train.journal import read_journal
+from jspec.train.loop import planned_steps
+from jspec.train.objective import Distil, Loss, NextToken
+from jspec.train.step import TrainState
+from jspec.train.trainable import initial_params
+from tests.support.training import (
     kill_at,
     language_parts,
     loop_config,
@@ -25,13 +32,6 @@ from jspec.testing.training import (
     told,
     training_model,
 )
-from jspec.train import loop
-from jspec.train.checkpoints import Checkpoints
-from jspec.train.journal import read_journal
-from jspec.train.loop import planned_steps
-from jspec.train.objective import Distil, Loss, NextToken
-from jspec.train.step import TrainState
-from jspec.train.trainable import initial_params
 
 STEPS = 6
 CHANGES = dict(steps=STEPS, log_every=3, micro_batch_size=4)

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jspec.models.model import forward_text, head, random_params
-from jspec.testing.training import random_packed, training_model
 from jspec.train.csgd import same_text
 from jspec.train.masked_diffusion import (
     MaskedDiffusion,
@@ -24,6 +23,7 @@ from jspec.train.masked_diffusion import (
     cut,
     slot_weights,
 )
+from tests.support.training import random_packed, training_model
 
 MASK, V = 60, 61
 MODEL = training_model(is_causal=False)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jspec.errors import UserError
 from jspec.models.ngram_model import NGramModel
 from jspec.train.ngram import FALLBACK, discounts_of, estimate
-from tests.ngram_reference import (
+from tests.support.ngram_reference import (
     GOLDEN,
     SIGNIFICANT,
     Reference,

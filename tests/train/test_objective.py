@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jspec.models.model import forward_text, head, random_params
-from jspec.testing.training import random_packed, training_model
 from jspec.train.objective import Distil, NextToken, cross_entropy
+from tests.support.training import random_packed, training_model
 
 MODEL = training_model()
 BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).arrays().items()}

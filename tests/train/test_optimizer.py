@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from jspec.models.model import abstract_params
-from jspec.testing.training import training_model
 from jspec.train.config import OptimizerConfig
 from jspec.train.optimizer import MUON_RMS, make_optimizer, make_schedule
+from tests.support.training import training_model
 
 MODEL = training_model(has_qk_norm=True, has_qkv_bias=True)
 TABLES = ("embedding", "head_weight")

@@ -12,10 +12,10 @@ import optax
 import pytest
 
 from jspec.models.model import forward_text, head
-from jspec.testing.training import random_packed, training_model
 from jspec.train.objective import Loss, NextToken
 from jspec.train.step import Step
 from jspec.train.trainable import initial_params
+from tests.support.training import random_packed, training_model
 
 MODEL = training_model()
 BATCH = {

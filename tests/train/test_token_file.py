@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jspec.testing.training import random_rows
 from jspec.train.token_file import Texts, read_texts, write_texts
+from tests.support.training import random_rows
 
 ROWS = random_rows(12, seed=0, vocab_size=150_000)
 for i, row in enumerate(ROWS):

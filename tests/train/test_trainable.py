@@ -11,12 +11,12 @@ import numpy as np
 from jspec.checkpoints.target import load_target
 from jspec.models.model import abstract_params
 from jspec.sharding import make_training_mesh
-from jspec.testing.training import training_model
 from jspec.train.config import OptimizerConfig
 from jspec.train.objective import NextToken
 from jspec.train.optimizer import make_optimizer
 from jspec.train.step import Step
 from jspec.train.trainable import initial_params, language_model
+from tests.support.training import training_model
 
 MODEL = training_model(n_layers=2, width=32, has_qkv_bias=True)
 

@@ -30,11 +30,11 @@ from jspec.models.diffusion import Slots, slot_logprobs
 from jspec.models.diffusion_prefix import RECOMPUTE
 from jspec.sharding import make_mesh
 from jspec.state import Context, Prompt
-from jspec.testing.diffusion import write_tiny
 from jspec.testing.light import light
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.train.ngram import estimate
+from tests.support.diffusion import write_tiny
 
 TARGET = tiny_target(vocab_size=128, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
 SHORT = dict(shortest=2, longest=4)

@@ -31,7 +31,6 @@ from jspec.state import Context, Draft, StopReason
 from jspec.testing.decoding import greedy
 from jspec.testing.light import jit_light
 from jspec.testing.settings import settings as sampling_of
-from jspec.testing.tolerances import tolerance
 from jspec.verify import reject, walk
 from tests.drafters.easyspec.test_drafter import (
     CAPACITY,
@@ -45,6 +44,7 @@ from tests.drafters.easyspec.test_drafter import (
     advance,
     start,
 )
+from tests.support.tolerances import tolerance
 
 WIDTH, MOST_ROUNDS = 2, 40
 CLOSE = tolerance("float32").logits

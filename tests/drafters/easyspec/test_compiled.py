@@ -25,9 +25,9 @@ from jspec.models.layer_parallel import Passes, Plan
 from jspec.models.model import abstract_params, build
 from jspec.models.weights import sharded_shapes
 from jspec.sharding import make_mesh
-from jspec.testing.compiled import makers
 from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config
+from tests.support.compiled import makers
 
 SLOTS, DEPTH, WIDTH, LAYERS = 4096, 3, 2, 6
 TARGET_LAYERS = 2

@@ -26,7 +26,7 @@ from jspec.models.model import empty_cache, forward
 from jspec.testing.light import jit_light
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
-from jspec.testing.tolerances import tolerance
+from tests.support.tolerances import tolerance
 
 ROWS, VOCABULARY, CAPACITY, LAYERS, DEPTH = 4, 23, 40, 5, 3
 CLOSE = tolerance("float32").logits

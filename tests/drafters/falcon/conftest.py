@@ -23,8 +23,8 @@ from jspec.models.sar_head import LstmMode, SarConfig
 from jspec.state import Context, Draft, Prompt, StopReason, TargetOutput, Verdict, replace
 from jspec.testing.models import random_head, tiny_config, tiny_target
 from jspec.testing.settings import settings
-from jspec.testing.slow_head import SlowHead
-from jspec.testing.tolerances import tolerance
+from tests.support.numpy_head import SlowHead
+from tests.support.tolerances import tolerance
 
 V, D, PROMPT, CAPACITY, SLOTS = 23, 16, 13, 64, 96
 LENGTHS = np.asarray([2, 3, 5, 6, 9, 12, 13, 4], np.int32)

@@ -18,7 +18,6 @@ from jspec.drafters.falcon.trees import chain, find, plan
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.models import sar_head
 from jspec.state import Draft, TargetOutput, Verdict
-from jspec.testing.tolerances import tolerance
 from tests.drafters.falcon.conftest import (
     HEAT,
     LENGTHS,
@@ -32,6 +31,7 @@ from tests.drafters.falcon.conftest import (
     propose,
     start,
 )
+from tests.support.tolerances import tolerance
 
 CLOSE = tolerance("float32").logits
 LONG = LENGTHS > 2

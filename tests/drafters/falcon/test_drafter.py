@@ -17,11 +17,8 @@ from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import Tree, chain, find
 from jspec.models.sar_head import LstmMode
 from jspec.state import Context, Prompt
-from jspec.testing.golden_head import golden, golden_features, golden_target_head, golden_tokens
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
-from jspec.testing.slow_head import SlowText
-from jspec.testing.tolerances import tolerance
 from tests.drafters.falcon.conftest import (
     CAPACITY,
     FEATURES,
@@ -40,6 +37,9 @@ from tests.drafters.falcon.conftest import (
     propose,
     start,
 )
+from tests.support.golden_head import golden, golden_features, golden_target_head, golden_tokens
+from tests.support.numpy_head import SlowText
+from tests.support.tolerances import tolerance
 
 CLOSE = tolerance("float32").logits
 

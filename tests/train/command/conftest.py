@@ -11,7 +11,7 @@ import pytest
 
 from jspec.checkpoints.write import write_checkpoint
 from jspec.models.model import random_params
-from jspec.testing.training import training_model
+from tests.support.training import training_model
 from tests.train.conftest import VOCABULARY
 
 WORDS = "the cat saw a dog and the dog ran to the sea where a ship with red sails lay".split()

@@ -7,9 +7,9 @@ import json
 import pytest
 import yaml
 
-from jspec.testing.hosts import free_port, run_together
 from jspec.train.command.cli import main
 from jspec.train.journal import read_journal
+from tests.support.hosts import free_port, run_together
 
 PROCESS = """
 import sys

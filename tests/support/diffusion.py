@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jspec.testing.checkpoints import random_tensors, write_directory
+from tests.support.checkpoints import random_tensors, write_directory
 
 MASK = 120
 

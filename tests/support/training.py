@@ -186,7 +186,7 @@ from pathlib import Path
 import jax
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_num_cpu_devices", 8)
-from jspec.testing.training import loop_config, run_training
+from tests.support.training import loop_config, run_training
 
 directory, kind, step, changes = sys.argv[1:]
 

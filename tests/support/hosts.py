@@ -2,7 +2,7 @@
 
 In reading order: starting some processes together, and what one does that decodes:
 
-    python -m jspec.testing.hosts FOLDER alone|ADDRESS:PORT,COUNT,INDEX CASES
+    python -m tests.support.hosts FOLDER alone|ADDRESS:PORT,COUNT,INDEX CASES
 
 It decodes `requests()` once for every case, in float64, with the models `target` and `small` of the
 folder, and writes what it found there: `alone.json`, or `0.json`, `1.json`, ...

@@ -1,0 +1,1 @@
+"""What only tests need: references in NumPy, tiny trainings, checkpoints of others, processes."""
