@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from jspec.infer.generate import generate, stream
     from jspec.infer.loop import decode_loop
     from jspec.infer.prefill import prefill
+    from jspec.infer.replay import replay
     from jspec.infer.request import Request, sampling_of
     from jspec.infer.state import Program
     from jspec.sharding import make_mesh
     from jspec.state import Draft, KVCache, Sampling, StopReason, Verdict
-    from jspec.verify.replay import replay
 
     __version__: str
 
@@ -72,7 +72,7 @@ _HOMES = {
     "load_target": "jspec.checkpoints.target",
     "make_mesh": "jspec.sharding",
     "prefill": "jspec.infer.prefill",
-    "replay": "jspec.verify.replay",
+    "replay": "jspec.infer.replay",
     "sampling_of": "jspec.infer.request",
     "stream": "jspec.infer.generate",
     "total_stats": "jspec.infer.answers",

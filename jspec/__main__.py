@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import jspec
-from jspec.config.words import hint
+from jspec.arguments import hint
 
 COMMANDS = {
     "infer": "generate text, with a drafter or without, from any checkpoint",

@@ -15,7 +15,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jspec.config import whole_number
+from jspec.arguments import whole_number
 from jspec.errors import UserError
 
 MESH_AXES = ("data", "layer", "tensor")

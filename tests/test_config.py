@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jspec.arguments import nearest
 from jspec.checkpoints.hub import local_directory
 from jspec.config import (
     InferConfig,
@@ -12,7 +13,6 @@ from jspec.config import (
     config_names,
     drafters_of,
     find_config,
-    nearest,
     parse_sets,
     read_yaml,
     resolve,

@@ -12,7 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jspec.config import InferConfig, Settings, shown
+from jspec.arguments import shown
+from jspec.config import InferConfig, Settings
 from jspec.console.prompts import (
     Conversation,
     from_lines,

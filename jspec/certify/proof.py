@@ -22,6 +22,7 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.infer.engine import Engine
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill
+from jspec.infer.replay import replay
 from jspec.infer.request import Finished, Request, Result, sampling_of
 from jspec.infer.state import Program
 from jspec.law import Mode, Rule
@@ -29,7 +30,6 @@ from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.state import StopReason
 from jspec.testing.light import jit_light
-from jspec.verify import replay
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},

@@ -19,13 +19,13 @@ from jspec.certify.records import Found, NearTie
 from jspec.certify.roster import entry
 from jspec.checkpoints.target import Target
 from jspec.drafters import load_drafter
+from jspec.infer.replay import BOUNDS
 from jspec.infer.request import Request, Result
 from jspec.law import Mode, Stream
 from jspec.models.config import DecoderConfig
 from jspec.testing import drafters as hostile
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
-from jspec.verify.replay import BOUNDS
 
 MAX_LENGTH = 80
 

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jspec.arguments import shown
 from jspec.checkpoints.other_kinds import what_file
 from jspec.checkpoints.shipped import shipped
-from jspec.config import shown
 from jspec.config.folders import recipe_of
 from jspec.errors import UserError
 

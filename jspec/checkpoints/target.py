@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jspec.arguments import shown
 from jspec.checkpoints.checkpoint import GENERATION_FILE, Checkpoint, find_checkpoint
 from jspec.checkpoints.params import read_params
-from jspec.config import shown
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, abstract_params, build

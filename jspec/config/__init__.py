@@ -19,7 +19,6 @@ from jspec.config.schema import (
     TargetConfig,
     drafters_of,
 )
-from jspec.config.words import nearest, number, plain, shown, truth, whole_number
 from jspec.config.yaml_files import read_yaml
 from jspec.lazy import submodules
 
@@ -42,19 +41,13 @@ __all__ = [
     "drafters_of",
     "field",
     "find_config",
-    "nearest",
-    "number",
     "parse_mesh",
     "parse_sets",
     "parse_text",
-    "plain",
     "read_yaml",
     "resolve",
     "runnable_names",
     "seed_field",
-    "shown",
-    "truth",
-    "whole_number",
 ]
 
 if not TYPE_CHECKING:

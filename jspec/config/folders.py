@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jspec.config.words import hint
+from jspec.arguments import hint
 from jspec.errors import UserError
 
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import pydantic
 from pydantic import BaseModel
 
+from jspec.arguments import hint, plain, shown
 from jspec.config.schema import InferConfig, MeshConfig
-from jspec.config.words import hint, plain, shown
 from jspec.config.yaml_files import parse_yaml
 from jspec.errors import UserError
 

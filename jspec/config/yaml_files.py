@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from jspec.config.words import shown
+from jspec.arguments import shown
 from jspec.errors import UserError
 from jspec.text_files import read_text
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jspec.config import InferConfig, LineConfig, nearest, shown
+from jspec.arguments import nearest, shown
+from jspec.config import InferConfig, LineConfig
 from jspec.errors import UserError
 
 KINDS = ("turns", "prompt", "prompt_tokens", "messages")

@@ -21,7 +21,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jspec.config import InferConfig, LineConfig, resolve, shown
+from jspec.arguments import shown
+from jspec.config import InferConfig, LineConfig, resolve
 from jspec.console.line_keys import LAST_ANSWER, OBEYED, check_keys, find_kind
 from jspec.errors import UserError
 from jspec.infer.messages import check_messages, to_be_answered

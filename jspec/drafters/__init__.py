@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from jspec.config import plain, shown
+from jspec.arguments import plain, shown
 from jspec.drafters.base import Drafter, DraftSize, LoadedDrafter, chain_draft, chain_size
 from jspec.drafters.own import find, is_own, load_own
 from jspec.errors import UserError

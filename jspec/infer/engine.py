@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
+from jspec.arguments import shown, whole_number
 from jspec.checkpoints.target import Target
-from jspec.config import shown, whole_number
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
 from jspec.hosts import fetch

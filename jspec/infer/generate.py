@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jspec.arguments import plain, shown, truth, whole_number
 from jspec.checkpoints.target import Target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from jspec.config import Settings, plain, resolve, shown, truth, whole_number
+from jspec.config import Settings, resolve
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer, Generation, Piece, whole_answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jspec.config.words import shown
+from jspec.arguments import shown
 from jspec.errors import UserError
 
 ROLES = ("system", "user", "assistant")

@@ -15,8 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
+from jspec.arguments import shown
 from jspec.checkpoints.target import Target
-from jspec.config import shown
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.state import DecodeState, Program

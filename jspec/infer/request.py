@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jspec.config import MAX_SEED, MAX_TOKENS, number, plain, shown, whole_number
+from jspec.arguments import number, plain, shown, whole_number
+from jspec.config import MAX_SEED, MAX_TOKENS
 from jspec.errors import UserError
 from jspec.law import TEMPERATURES, Mode, is_temperature, mode_of
 from jspec.state import Sampling, StopReason

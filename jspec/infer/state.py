@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jspec.config import shown
+from jspec.arguments import shown
 from jspec.drafters.base import Drafter, described
 from jspec.errors import UserError
 from jspec.law import Mode, Rule

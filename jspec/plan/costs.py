@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from jspec.arguments import shown
 from jspec.bench.terms import Terms
-from jspec.config import read_yaml, shown
+from jspec.config import read_yaml
 from jspec.errors import UserError
 
 KEYS = ("r", "prime", "pass", "overhead")

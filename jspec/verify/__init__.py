@@ -5,19 +5,14 @@ from typing import TYPE_CHECKING
 from jspec.lazy import submodules
 from jspec.verify.judge import Judgement, judge, judge_nodes
 from jspec.verify.rejection import reject, residual
-from jspec.verify.replay import BOUNDS, Difference, ReplayReport, replay
 from jspec.verify.walk_rule import reason_to_stop, walk
 
 __all__ = [
-    "BOUNDS",
-    "Difference",
     "Judgement",
-    "ReplayReport",
     "judge",
     "judge_nodes",
     "reason_to_stop",
     "reject",
-    "replay",
     "residual",
     "walk",
 ]

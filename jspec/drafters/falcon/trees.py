@@ -25,7 +25,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jspec.config import nearest, read_yaml, shown
+from jspec.arguments import nearest, shown
+from jspec.config import read_yaml
 from jspec.errors import UserError
 
 Path = tuple[int, ...]

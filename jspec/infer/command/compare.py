@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from jspec.infer.answers import Generation, Stats, total_stats
 from jspec.infer.engine import Engine
+from jspec.infer.replay import Difference, ReplayReport, replay
 from jspec.infer.request import Request
 from jspec.law import Rule
-from jspec.verify.replay import Difference, ReplayReport, replay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from jspec.config import nearest, read_yaml, shown
+from jspec.arguments import nearest, shown
+from jspec.config import read_yaml
 from jspec.errors import UserError
 
 ROUND = "round"

@@ -17,8 +17,8 @@ import numpy as np
 import yaml
 from pydantic import Field, field_validator
 
+from jspec.arguments import hint
 from jspec.config import Config, field, read_yaml, resolve
-from jspec.config.words import hint
 from jspec.errors import UserError
 
 GROWTH = 0.15

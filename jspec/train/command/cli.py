@@ -10,16 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jspec.arguments import nearest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
-from jspec.config import (
-    Config,
-    find_config,
-    nearest,
-    parse_sets,
-    read_yaml,
-    resolve,
-    runnable_names,
-)
+from jspec.config import Config, find_config, parse_sets, read_yaml, resolve, runnable_names
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.console.exit_codes import Parser, add_config_flags, add_hosts_flag, exit_code
 from jspec.console.log import Log

@@ -10,8 +10,8 @@ import pytest
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command import compare as module
 from jspec.infer.command.compare import Comparison, FirstDifference, compare, total
+from jspec.infer.replay import Difference, ReplayReport
 from jspec.law import Rule
-from jspec.verify.replay import Difference, ReplayReport
 
 SHORT = ("--max-new-tokens", "16", "--max-length", "128")
 

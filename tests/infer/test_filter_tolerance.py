@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jspec import law
+from jspec.infer.filter_tolerance import kept_within
 from jspec.testing.settings import settings
-from jspec.verify.edges import kept_within
 
 ROWS, VOCABULARY = 300, 17
 SLACK = 0.25

@@ -11,13 +11,12 @@ import pytest
 
 from jspec import law
 from jspec.checkpoints.target import Target
+from jspec.infer.replay import BOUNDS, CHUNK, ReplayReport, replay, tolerant_gap
 from jspec.infer.request import Request
 from jspec.law import Mode, Stream
 from jspec.testing.decoding import full_logits
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
-from jspec.verify import BOUNDS, ReplayReport, replay
-from jspec.verify.replay import CHUNK, tolerant_gap
 
 PROMPT = 9
 SIZES = {"n_layers": 1, "width": 16, "mlp_width": 16, "n_heads": 2, "n_kv_heads": 1}

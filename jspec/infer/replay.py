@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +21,13 @@ from jspec import law
 from jspec.checkpoints.params import place
 from jspec.checkpoints.target import Target
 from jspec.hosts import fetch
+from jspec.infer.filter_tolerance import kept_within
+from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Stream
 from jspec.models.blocks import causal_block
 from jspec.models.model import Model, empty_cache, forward
 from jspec.models.weights import cache_shardings
 from jspec.state import KVCache, Sampling, state
-from jspec.verify.edges import kept_within
 
 BOUNDS = {"float32": 2e-4, "bfloat16": 0.25, "float64": 1e-9}
 """Largest gap in logits that an excused near-tie may have, by dtype; divided by the temperature.
@@ -40,23 +40,6 @@ state moves the logits of a larger model by 0.03 and more. To be measured again 
 
 CHUNK = 128
 """Tokens judged per forward."""
-
-
-class Settings(Protocol):
-    """What a request says of the law; `jspec.infer.request.Request` is one."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_k(self) -> int: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def min_p(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def sample(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +96,7 @@ def replay(
     target: Target,
     prompt_tokens: Sequence[int],
     new_tokens: Sequence[int],
-    request: Settings,
+    request: Request,
     bound: float | None = None,
 ) -> ReplayReport:
     """Judge every new token of a text against the law.
@@ -143,14 +126,14 @@ def replay(
     return ReplayReport(n_tokens=count, bound=bound / scale, differences=differences)
 
 
-def _judge_text(target: Target, text: np.ndarray, request: Settings, slack: float):
+def _judge_text(target: Target, text: np.ndarray, request: Request, slack: float):
     """The law's pick after every token but the last, and how far ahead of the next one it is."""
     width = -(-len(text) // CHUNK) * CHUNK
     padded = np.zeros((width,), np.int32)
     padded[: len(text)] = text
     following = np.roll(padded, -1)
     cache = _cache_of(target, width)
-    sampling = _sampling(request)
+    sampling = sampling_of([request], max_length=width, max_stop_ids=len(request.stop_ids))
     mode = law.mode_of(request.temperature, request.top_k, request.top_p, request.min_p)
     expected, gaps = [], []
     for start in range(0, width, CHUNK):
@@ -186,22 +169,6 @@ def _cache_of(target: Target, slots: int) -> KVCache:
         return place(np.broadcast_to(np.float32(0), leaf.shape), leaf.dtype, where)
 
     return jax.tree.map(zeros, shapes, cache_shardings(shapes, target.mesh))
-
-
-def _sampling(request: Settings) -> Sampling:
-    def one(value, dtype) -> Any:
-        return np.asarray([value], dtype)
-
-    return Sampling(
-        temperature=one(request.temperature, np.float32),
-        top_k=one(request.top_k, np.int32),
-        top_p=one(request.top_p, np.float32),
-        min_p=one(request.min_p, np.float32),
-        seed=one(request.seed, np.uint32),
-        sample=one(request.sample, np.uint32),
-        stop_ids=one([-1], np.int32),
-        max_length=one(0, np.int32),
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mode"), donate_argnames="cache")
