@@ -18,7 +18,7 @@ from jspec.checkpoints.target import Target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
-from jspec.train.corpus import Row, is_held_out, read_rows
+from jspec.train.corpus import CorpusRow, is_held_out, read_rows
 from jspec.train.data import TextData
 from jspec.train.encode import encode_rows
 from jspec.train.ngram import NGramModel, estimate
@@ -179,7 +179,7 @@ def choose_samples(
     return samples
 
 
-def opening_of(row: Row, tokenizer: Tokenizer) -> tuple[int, ...]:
+def opening_of(row: CorpusRow, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that the model continues; none where the row is too short or nobody asks."""
     if row.messages:
         asks = [i for i, message in enumerate(row.messages) if message["role"] == "user"]

@@ -33,14 +33,14 @@ from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.sharding import make_mesh
 from jspec.testing.light import light
 
 RECORD, TABLE = "collectives.json", "collectives.md"
 DEVICES = 8
 ALONG_TENSOR = (1, 8)
-MESHES = {Plan.A: (8, 1), Plan.A_PLUS: (8, 1), Plan.B_TENSOR: (2, 4)}
+MESHES = {Parallelism.A: (8, 1), Parallelism.A_PLUS: (8, 1), Parallelism.B_TENSOR: (2, 4)}
 """Devices along `layer` and `tensor`, of plans that want some along `layer`."""
 
 STAGES = ("draft", "verify", "commit")
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=4, metavar="N", help="layers a group at most")
     add("--depth", type=int, default=5)
     add("--width", type=int, default=12)
-    add("--plans", nargs="+", default=[plan.value for plan in Plan], metavar="PLAN")
+    add("--plans", nargs="+", default=[plan.value for plan in Parallelism], metavar="PLAN")
     add("--without-round", action="store_true", help="passes alone, which compile much faster")
     return parser
 
@@ -109,23 +109,23 @@ def of_round(target: Target, loaded: LoadedDrafter) -> dict[str, Counter[str]]:
     } | {"elsewhere": counted(e for e in found if not any(f"/{s}/" in e.op_name for s in STAGES))}
 
 
-def expected(plan: Plan, loaded: LoadedDrafter) -> Counter[str]:
+def expected(plan: Parallelism, loaded: LoadedDrafter) -> Counter[str]:
     """What the plan's definition says of a pass in groups."""
     drafter = loaded.drafter
     assert isinstance(drafter, EasySpec)
     groups, layers = drafter.passes.groups, drafter.passes.model.config.n_layers
     several = sum(len(group) > 1 for group in groups)
     return {
-        Plan.A: Counter({"all-gather": several}),
-        Plan.A_PLUS: Counter({"all-gather": several, "all-reduce": layers}),
-        Plan.B: Counter({"all-reduce": len(groups) + layers}),
-        Plan.B_MINUS: Counter({"all-reduce": len(groups)}),
-        Plan.B_TENSOR: Counter({"all-reduce": len(groups) + layers}),
-        Plan.C: Counter(),
+        Parallelism.A: Counter({"all-gather": several}),
+        Parallelism.A_PLUS: Counter({"all-gather": several, "all-reduce": layers}),
+        Parallelism.B: Counter({"all-reduce": len(groups) + layers}),
+        Parallelism.B_MINUS: Counter({"all-reduce": len(groups)}),
+        Parallelism.B_TENSOR: Counter({"all-reduce": len(groups) + layers}),
+        Parallelism.C: Counter(),
     }[plan]
 
 
-def measure(arguments: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, plan: Parallelism) -> dict[str, Any]:
     """The record of a plan."""
     sizes = MESHES.get(plan, ALONG_TENSOR)
     mesh = make_mesh(layer=sizes[0], tensor=sizes[1])
@@ -173,7 +173,7 @@ def main() -> int:
         jax.config.update("jax_num_cpu_devices", DEVICES)
         arguments.out.mkdir(parents=True, exist_ok=True)
         record: dict[str, Any] = {**provenance(), "devices": DEVICES, "plans": {}}
-        for plan in map(Plan, arguments.plans):
+        for plan in map(Parallelism, arguments.plans):
             print(f"plan {plan.value}", file=sys.stderr)
             record["plans"][plan.value] = measure(arguments, plan)
             path = arguments.out / RECORD

@@ -25,7 +25,7 @@ from tables import table
 from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
 from jspec.models.blocks import causal_block
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.models.model import Model, empty_cache, forward
 from jspec.plan.easyspec.hardware import Hardware, plain
 from jspec.plan.easyspec.passes import Mesh, Work, exact_s
@@ -63,7 +63,7 @@ def shape_of(name: str, dtype: str) -> ModelShape:
 
 def predicted(shape: ModelShape, hardware: Hardware, arguments: argparse.Namespace) -> Times:
     works = {n: Work(tokens=n, context=arguments.context) for n in arguments.rows}
-    return {n: 1e3 * exact_s(shape, hardware, works[n], Plan.C, Mesh()) for n in works}
+    return {n: 1e3 * exact_s(shape, hardware, works[n], Parallelism.C, Mesh()) for n in works}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rows", "context"))

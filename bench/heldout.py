@@ -16,7 +16,7 @@ from jspec.bench.records import ROOT
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.config import read_yaml
 from jspec.errors import UserError
-from jspec.train.corpus import Row, corpus_name, is_held_out, read_rows
+from jspec.train.corpus import CorpusRow, corpus_name, is_held_out, read_rows
 
 RECIPE = ROOT / "configs" / "demo" / "target.yaml"
 
@@ -96,7 +96,7 @@ def openings(path: Path, tokenizer: Tokenizer, *, count: int, seed: int) -> list
     return list(found.values())
 
 
-def _opening(row: Row, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _opening(row: CorpusRow, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Empty where a conversation has no user turn."""
     if row.text is not None:
         return tokenizer.encode(row.text)[:OPENING]

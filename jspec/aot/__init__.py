@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jspec.aot.compiling import Lowering, compile_step, inference_steps
 from jspec.aot.hlo import Collectives, Instruction, collectives, read
-from jspec.aot.report import Memory, Moved, StepReport
+from jspec.aot.report import Moved, ProgramMemory, StepReport
 from jspec.aot.topology import Topology, find_topology
 from jspec.aot.training import Recipe, find_recipe, training_steps
 from jspec.lazy import submodules
@@ -17,7 +17,7 @@ __all__ = [
     "Collectives",
     "Instruction",
     "Lowering",
-    "Memory",
+    "ProgramMemory",
     "Moved",
     "Recipe",
     "StepReport",

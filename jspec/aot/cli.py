@@ -1,6 +1,6 @@
 """`python -m jspec.aot`: compile a config's steps for a TPU topology, without a TPU.
 
-In reading order: the flags, what a config asks for (`Job`), and `main`.
+In reading order: the flags, what a config asks for (`CompileJob`), and `main`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class CompileJob:
     """What a config asks for.
 
     Attributes:
@@ -101,7 +101,7 @@ class Job:
     remedy: Callable[[], str]
 
 
-def make_job(args: argparse.Namespace, topology: Topology) -> Job:
+def make_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
     """The steps of a config that generates, or of a recipe."""
     if _is_recipe(args):
         return _training_job(args, topology)
@@ -112,7 +112,7 @@ def _is_recipe(args: argparse.Namespace) -> bool:
     return args.config is not None and "kind" in read_yaml(find_config(args.config))
 
 
-def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
+def _inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
     config, found, capacity = _plan(args)
     fallback = default_mesh(len(topology.devices), found.config.n_heads)
     sizes, notes = _mesh_sizes(args, config.mesh.model_dump(), fallback, topology)
@@ -128,7 +128,7 @@ def _inference_job(args: argparse.Namespace, topology: Topology) -> Job:
     drafter = load_drafter(
         config.drafter, config.drafter_path, target=target, **config.drafter_options
     )
-    return Job(
+    return CompileJob(
         mesh=sizes,
         origins=_origins(config.target, config.drafter_path),
         notes=notes,
@@ -162,7 +162,7 @@ def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
     return config, found, capacity
 
 
-def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
+def _training_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
     path = find_config(str(args.config))
     values = read_yaml(path)
     kind = RECIPES.get(str(values.get("kind")))
@@ -182,7 +182,7 @@ def _training_job(args: argparse.Namespace, topology: Topology) -> Job:
     sizes, notes = _mesh_sizes(args, config.mesh.model_dump(), fallback, topology)
     mesh = make_training_mesh(**sizes, devices=topology.devices)
     recipe = find_recipe(config, mesh)
-    return Job(
+    return CompileJob(
         mesh=sizes,
         origins=recipe.origins or {"model": str(path)},
         notes=notes,

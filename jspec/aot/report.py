@@ -1,6 +1,6 @@
 """What is known of a compiled step: memory, collectives, work, and arrays that should have stayed.
 
-In reading order: `Memory`, `Moved`, `StepReport`, `examine`, which fills one from a compiled
+In reading order: `ProgramMemory`, `Moved`, `StepReport`, `examine`, which fills one from a compiled
 program, and what is said of a step that does not fit.
 """
 
@@ -33,7 +33,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
+class ProgramMemory:
     """Bytes on one device.
 
     Attributes:
@@ -108,7 +108,7 @@ class StepReport:
     note: str
     available: int | None
     needed: int | None
-    memory: Memory | None
+    memory: ProgramMemory | None
     collectives: tuple[Collectives, ...] = ()
     moved: tuple[Moved, ...] = ()
     unread: str | None = None
@@ -131,10 +131,10 @@ class StepReport:
         return values
 
 
-def memory_of(compiled: Compiled) -> Memory:
+def memory_of(compiled: Compiled) -> ProgramMemory:
     """The allocator's account of a program."""
     stats: Any = compiled.memory_analysis()
-    return Memory(
+    return ProgramMemory(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes,
         aliased=stats.alias_size_in_bytes,

@@ -16,7 +16,7 @@ from typing import Any
 
 from jspec.bench.config import BenchConfig
 from jspec.bench.contestants import WAYS
-from jspec.bench.prompts import Prompt, Prompts, fitting
+from jspec.bench.prompts import BenchPrompt, Prompts, fitting
 from jspec.bench.records import provenance
 from jspec.bench.summary import PEERS, PLAIN
 from jspec.checkpoints.target import Target
@@ -104,7 +104,7 @@ class Plan:
         }
 
     def requests(
-        self, prompts: Sequence[Prompt], temperature: float, stop_ids: tuple[int, ...] = ()
+        self, prompts: Sequence[BenchPrompt], temperature: float, stop_ids: tuple[int, ...] = ()
     ) -> list[Request]:
         """The same for every contestant; the sample tells a repeated prompt's texts apart."""
         bench = self.bench

@@ -43,7 +43,7 @@ _UNUSED = (*Settings.model_fields, "ignore_eos")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt:
+class BenchPrompt:
     """A prompt in tokens.
 
     Attributes:
@@ -67,7 +67,7 @@ class Prompts:
       not_obeyed: what lines ask for and do not get, a text each.
     """
 
-    by_category: dict[str, tuple[Prompt, ...]]
+    by_category: dict[str, tuple[BenchPrompt, ...]]
     n_passed_over: int
     not_obeyed: tuple[str, ...] = ()
 
@@ -131,7 +131,7 @@ def fitting(
     """
     room = reader.max_length - max_new_tokens
     patient = dataclasses.replace(reader, max_length=_NO_LIMIT)
-    kept: dict[str, list[Prompt]] = {}
+    kept: dict[str, list[BenchPrompt]] = {}
     seen: set[tuple[str, str]] = set()
     n_passed_over, shortest = 0, _NO_LIMIT
     for category, each in given:
@@ -145,7 +145,7 @@ def fitting(
             continue
         name = _unused(str(each.id), category, seen)
         text = each.turns[0] if each.turns else _decoded(reader, tokens)
-        some.append(Prompt(id=name, category=category, tokens=tokens, text=text))
+        some.append(BenchPrompt(id=name, category=category, tokens=tokens, text=text))
     by_category = {category: tuple(some) for category, some in kept.items() if some}
     if not by_category:
         raise UserError(

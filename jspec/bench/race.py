@@ -1,6 +1,6 @@
 """A race block by block: who takes part, and what a block's records say.
 
-In reading order: `Block`, `blocks_of`, what the timing of parts starts from (`rounds_of`,
+In reading order: `Measurement`, `blocks_of`, what the timing of parts starts from (`rounds_of`,
 `texts_of_length`), `Race` (contestants of one batch size, warm).
 """
 
@@ -18,7 +18,7 @@ from jspec.bench.contestants import Contestant, Ours, Ran, Theirs, sameness
 from jspec.bench.costs import Costs, n_parts, room_needed, rounds_for
 from jspec.bench.peers import Peer
 from jspec.bench.plan import Loaded, Plan
-from jspec.bench.prompts import Prompt
+from jspec.bench.prompts import BenchPrompt
 from jspec.bench.stages import MOST_PICTURES, PictureFailed, picture, split
 from jspec.bench.summary import PEERS, PLAIN, SKIPPED
 from jspec.infer.engine import Engine
@@ -30,7 +30,7 @@ WARM_UP = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Block:
+class Measurement:
     """What is measured in one go and kept together.
 
     Attributes:
@@ -50,17 +50,17 @@ class Block:
         return json.dumps([str(value) for value in vars(self).values() if value is not None])
 
 
-def blocks_of(plan: Plan, batch_size: int) -> list[Block]:
+def blocks_of(plan: Plan, batch_size: int) -> list[Measurement]:
     """All there is to measure at one batch size, in order."""
     bench, categories = plan.bench, list(plan.prompts.by_category)
     found = []
     for repeat in range(bench.repeats):
         if bench.contexts:
-            found.append(Block(kind="cost", batch_size=batch_size, repeat=repeat))
+            found.append(Measurement(kind="cost", batch_size=batch_size, repeat=repeat))
         for category in categories:
             for t in bench.temperatures:
                 found.append(
-                    Block(
+                    Measurement(
                         kind="run",
                         batch_size=batch_size,
                         repeat=repeat,
@@ -69,10 +69,10 @@ def blocks_of(plan: Plan, batch_size: int) -> list[Block]:
                     )
                 )
     if bench.has_profile:
-        found.append(Block(kind="split", batch_size=batch_size))
+        found.append(Measurement(kind="split", batch_size=batch_size))
         if batch_size == bench.batch_sizes[0] and plan.config.mesh.data == 1:
             for category in categories[:MOST_PICTURES]:
-                found.append(Block(kind="picture", batch_size=batch_size, category=category))
+                found.append(Measurement(kind="picture", batch_size=batch_size, category=category))
     return found
 
 
@@ -173,7 +173,7 @@ class Race:
                 if capacity is not None:
                     self._costs(context, capacity, begin)
 
-    def prompts(self, category: str) -> list[Prompt]:
+    def prompts(self, category: str) -> list[BenchPrompt]:
         """A category's, said again until the last batch is full too."""
         some = self._plan.prompts.by_category[category]
         count = -(-len(some) // self._batch_size) * self._batch_size
@@ -183,7 +183,7 @@ class Race:
         """The same for every contestant."""
         return self._plan.requests(self.prompts(category), temperature, self._loaded.stop_ids)
 
-    def run(self, block: Block) -> list[dict[str, Any]]:
+    def run(self, block: Measurement) -> list[dict[str, Any]]:
         """The records of a block, at least one; what cannot be measured has one that says why."""
         where = {name: v for name, v in vars(block).items() if v is not None}
         if block.kind == "cost":
@@ -198,7 +198,7 @@ class Race:
 
     # --- runs ------------------------------------------------------------------------------------
 
-    def _run(self, block: Block) -> list[dict[str, Any]]:
+    def _run(self, block: Measurement) -> list[dict[str, Any]]:
         category, temperature = str(block.category), float(block.temperature or 0)
         requests = self.requests(category, temperature)
         takers = self._takers(temperature)

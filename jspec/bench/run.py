@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from jspec.bench.config import BenchConfig
-from jspec.bench.pace import Pace
+from jspec.bench.pace import RacePace
 from jspec.bench.peers import Peer
 from jspec.bench.plan import Loaded, Plan, make_plan
-from jspec.bench.race import Block, Race, blocks_of
+from jspec.bench.race import Measurement, Race, blocks_of
 from jspec.bench.report.page import page
 from jspec.bench.results import Results
 from jspec.bench.summary import PLAIN, SKIPPED, Record, Summary, counted, summarise
@@ -87,7 +87,7 @@ def _say_what_is_left_out(plan: Plan, log: Log) -> None:
         log.note("texts end at stop tokens: they differ in length, and predictions are rougher")
 
 
-def _missing(plan: Plan, results: Results, batch_size: int) -> list[Block]:
+def _missing(plan: Plan, results: Results, batch_size: int) -> list[Measurement]:
     return [block for block in blocks_of(plan, batch_size) if not results.has(block.name)]
 
 
@@ -108,7 +108,7 @@ def _measure_all(plan: Plan, results: Results, out: Path, log: Log) -> None:
         loaded = Loaded(plan)
     sizes = plan.bench.batch_sizes
     written = time.monotonic()
-    pace = Pace((block for size in sizes for block in _missing(plan, results, size)), done)
+    pace = RacePace((block for size in sizes for block in _missing(plan, results, size)), done)
     for batch_size in sizes:
         missing = _missing(plan, results, batch_size)
         if not missing:
@@ -132,7 +132,7 @@ def _measure_all(plan: Plan, results: Results, out: Path, log: Log) -> None:
                 peer.close()
 
 
-def _measure(block: Block, race: Race, results: Results, pace: Pace, log: Log) -> None:
+def _measure(block: Measurement, race: Race, results: Results, pace: RacePace, log: Log) -> None:
     """One block, kept and told."""
     known = {record.get("reason") for record in results.records}
     began = time.monotonic()
@@ -146,7 +146,7 @@ def _measure(block: Block, race: Race, results: Results, pace: Pace, log: Log) -
             log.warning(record["reason"])
 
 
-def told(block: Block, records: Sequence[Record]) -> str:
+def told(block: Measurement, records: Sequence[Record]) -> str:
     """A block in a line, for progress."""
     if block.kind != "run":
         return _name(block)
@@ -155,7 +155,7 @@ def told(block: Block, records: Sequence[Record]) -> str:
     return f"{_name(block)}: {', '.join([f'plain {seconds[PLAIN]:.2f} s', *speeds])}"
 
 
-def _name(block: Block) -> str:
+def _name(block: Measurement) -> str:
     where = f"batch {block.batch_size}, repeat {block.repeat + 1}"
     if block.kind == "run":
         return f"{where}, {block.category}, T={block.temperature:g}"

@@ -29,7 +29,7 @@ class Tiny:
         self._batch_size = batch_size
 
     @functools.cached_property
-    def case(self) -> tiny.Case:
+    def case(self) -> tiny.TinyCase:
         return tiny.make_case(batch_size=self._batch_size)
 
 

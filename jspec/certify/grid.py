@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 
 Case = Mapping[str, str]
 
 FACTORS: Mapping[str, tuple[str, ...]] = {
-    "plan": tuple(plan.value for plan in Plan),
+    "plan": tuple(plan.value for plan in Parallelism),
     "mesh": ("1,1,1", "1,2,1", "1,2,2", "1,4,2", "2,2,2"),
     "calibration": ("never", "prefill", "mismatch", "round"),
     "size": ("1", "2", "3", "5"),

@@ -31,7 +31,7 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-class Journal:
+class CheckJournal:
     """Records of one fingerprint in `checks.jsonl`; each is on disk before the next check starts.
 
     Attributes:

@@ -31,7 +31,7 @@ from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.models.diffusion_prefix import Prefix
 from jspec.models.diffusion_steps import Refinement
 from jspec.models.layer_groups import contiguous
-from jspec.models.layer_parallel import Passes, Plan, place
+from jspec.models.layer_parallel import Parallelism, Passes, place
 from jspec.models.model import build, random_params
 from jspec.models.ngram import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
@@ -158,7 +158,7 @@ def untrained_easyspec(
     depth: int = 3,
     width: int = 1,
     n_layers: int = 5,
-    plan: Plan = Plan.C,
+    plan: Parallelism = Parallelism.C,
     **options,
 ):
     """A deeper model than the target's, begun as it, in groups of `size` layers."""
@@ -189,7 +189,7 @@ def easyspec_entry(name: str) -> Entry:
         int(given["size"]),
         width=int(given["width"]),
         n_layers=6,
-        plan=Plan(given["plan"]),
+        plan=Parallelism(given["plan"]),
         calibration=Calibration(given["calibration"]),
     )
     is_chain = given["width"] == "1"

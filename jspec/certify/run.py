@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jspec.certify.certificate import Certificate, facts_of_machine
 from jspec.certify.checks import all_checks
-from jspec.certify.journal import Journal, fingerprint_of, source_digest
+from jspec.certify.journal import CheckJournal, fingerprint_of, source_digest
 from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
@@ -34,7 +34,7 @@ def run(asked: Asked, *, title: str, out: Path, is_quick: bool, as_json: bool) -
     machine = facts_of_machine()
     checks = all_checks(subject, is_quick=is_quick)
     facts = _facts(asked, subject, machine, is_quick)
-    journal = Journal(out, fingerprint_of(facts))
+    journal = CheckJournal(out, fingerprint_of(facts))
     if journal.starts_anew:
         log.note(f"{out} has checks of other settings, versions or sources: starting anew")
     elif journal.done:
@@ -87,7 +87,7 @@ def _facts(
     }
 
 
-def do_all(checks: Sequence[Check], journal: Journal, log: Log) -> None:
+def do_all(checks: Sequence[Check], journal: CheckJournal, log: Log) -> None:
     """Do what the journal has not; an interrupt loses the check in progress, nothing else."""
     pace = Progress(len(checks), "checks", done=sum(c.name in journal.done for c in checks))
     for number, check in enumerate(checks, start=1):

@@ -1,6 +1,6 @@
 """The checks on tiny random models: bitwise (E1), replay (E2), and the reference in NumPy.
 
-In reading order: `Case`, what they share, then the checks; each returns what it found.
+In reading order: `TinyCase`, what they share, then the checks; each returns what it found.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_LENGTH = 80
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class TinyCase:
     """A target, mixed requests and what plain decoding says to them."""
 
     target: Target
@@ -54,16 +54,16 @@ class Case:
         return self._padded[key]
 
 
-def make_case(count: int = 24, batch_size: int = 1) -> Case:
+def make_case(count: int = 24, batch_size: int = 1) -> TinyCase:
     target = tiny_target()
     requests = proof.mixed_requests(target, count)
-    return Case(target, requests, proof.decode(target, requests, batch_size=batch_size))
+    return TinyCase(target, requests, proof.decode(target, requests, batch_size=batch_size))
 
 
 # --- E1 and E2 -----------------------------------------------------------------------------------
 
 
-def bitwise(case: Case, name: str, batch_size: int) -> Found:
+def bitwise(case: TinyCase, name: str, batch_size: int) -> Found:
     """E1: a chain against plain decoding that is padded to the same rows, bit for bit.
 
     A chain of several sizes has other rows from round to round; it is judged by replay instead.
@@ -83,7 +83,7 @@ def bitwise(case: Case, name: str, batch_size: int) -> Found:
     return Found(n_tokens=sum(len(r.tokens) for r in ours), problems=tuple(problems))
 
 
-def replayed(case: Case, name: str, batch_size: int, count: int | None = None) -> Found:
+def replayed(case: TinyCase, name: str, batch_size: int, count: int | None = None) -> Found:
     """E2: a drafter of the roster, all settings mixed, judged by replay."""
     drafter = entry(name).make(case.target, case.texts)
     requests, plain = case.requests[:count], case.plain[:count]
@@ -111,7 +111,7 @@ def compared(
     )
 
 
-def texts_that_fill_the_cache(case: Case) -> Found:
+def texts_that_fill_the_cache(case: TinyCase) -> Found:
     """Texts end at the longest length, and nowhere else, whatever was drafted beyond it."""
     tight = [dataclasses.replace(r, max_new_tokens=100, stop_ids=()) for r in case.requests[:6]]
     drafter = entry("oracle-tree").make(case.target, case.texts)
@@ -162,7 +162,7 @@ def judged_by_reference(
     return Found(n_tokens=n_tokens, problems=tuple(problems), near_ties=tuple(ties))
 
 
-def judge_tree_by_reference(case: Case, count: int | None = None) -> Found:
+def judge_tree_by_reference(case: TinyCase, count: int | None = None) -> Found:
     """A tree drafter's texts, with the rank and depth that each token is said to come from."""
     requests = case.requests[:count]
     drafter = hostile.oracle(

@@ -33,7 +33,7 @@ FORMS = ({"all_nodes": False, "may_exit_early": True}, {"all_nodes": True, "may_
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class WalkCase:
     """What a walk is given, and the law's score at every node, worked out beforehand; all NumPy."""
 
     draft: Draft
@@ -54,7 +54,7 @@ class Case:
         )
 
 
-def make_case(seed: int = 0) -> Case:
+def make_case(seed: int = 0) -> WalkCase:
     rng = np.random.default_rng(seed)
     parent, depth = _random_shapes(rng)
     logits = (2 * rng.standard_normal((ROWS, NODES, VOCABULARY))).astype(np.float32)
@@ -85,7 +85,7 @@ def make_case(seed: int = 0) -> Case:
     names = ("token", "parent", "depth", "is_valid", "is_acceptable")
     draft = Draft(**dict(zip(names, arrays, strict=True)))
     draft, context = jax.tree.map(np.asarray, (draft, context))
-    return Case(draft, logits, context, requests, scores)
+    return WalkCase(draft, logits, context, requests, scores)
 
 
 def _random_shapes(rng) -> np.ndarray:
@@ -130,7 +130,7 @@ def _scores(logits, depth, requests, length) -> np.ndarray:
     return scores
 
 
-def walked(case: Case, row: int) -> tuple[list[int], list[int], int, StopReason]:
+def walked(case: WalkCase, row: int) -> tuple[list[int], list[int], int, StopReason]:
     """Walk one row: path, accepted tokens, last token of the law, reason to stop."""
     draft, context = jax.tree.map(lambda x: np.asarray(x[row]), (case.draft, case.context))
     stop_ids, limit = context.sampling.stop_ids.tolist(), int(context.sampling.max_length)
@@ -212,7 +212,7 @@ def _told(verdict: Any, row: int) -> dict[str, Any]:
     }
 
 
-def _wanted(case: Case, row: int) -> dict[str, Any]:
+def _wanted(case: WalkCase, row: int) -> dict[str, Any]:
     """What it has to say."""
     if not case.context.is_active[row]:
         return {"reason to stop": 0, "accepted": 0, "emitted": 0}

@@ -22,7 +22,7 @@ def safe_streams() -> Iterator[None]:
     """Replace `sys.stdout` and `sys.stderr` while a command runs."""
     _occupy_standard_streams()
     before = sys.stdout, sys.stderr
-    sys.stdout = Results(_Closed() if sys.stdout is None else sys.stdout)
+    sys.stdout = ResultStream(_Closed() if sys.stdout is None else sys.stdout)
     if sys.stderr is not None:
         sys.stderr = Notes(sys.stderr)
     try:
@@ -37,7 +37,7 @@ def write_result(text: str) -> None:
     Raises:
       Failure: it cannot be shown.
     """
-    stream = sys.stdout if isinstance(sys.stdout, Results) else Results(sys.stdout or _Closed())
+    stream = sys.stdout if isinstance(sys.stdout, ResultStream) else ResultStream(sys.stdout or _Closed())
     stream.write(text)
     stream.flush()
 
@@ -128,7 +128,7 @@ class _Closed(io.TextIOBase):
         raise ValueError("it is closed")
 
 
-class Results(_Stream):
+class ResultStream(_Stream):
     """Standard output.
 
     Raises:

@@ -1,6 +1,6 @@
 """Passes of a decoder over a mesh, its layers in groups whose attention runs side by side.
 
-In reading order: the plans (`Plan`), what is kept (`PassCache`), and `Passes`, which a
+In reading order: the plans (`Parallelism`), what is kept (`PassCache`), and `Passes`, which a
 drafter calls, and which places its weights. What one device does is in `device_share.py`.
 
 A pass is one `shard_map` over all axes of the mesh, so that its collectives are those written here:
@@ -45,7 +45,7 @@ _OWN = "own"
 """Where the weights are that only one device of a `layer` axis has."""
 
 
-class Plan(enum.Enum):
+class Parallelism(enum.Enum):
     """How passes are divided, by the names that people give.
 
     Attributes:
@@ -104,7 +104,7 @@ class Passes:
 
     model: Model
     groups: Groups = ()
-    plan: Plan = Plan.C
+    plan: Parallelism = Parallelism.C
     mesh: Mesh | None = None
 
     def __post_init__(self):

@@ -69,7 +69,7 @@ class SarConfig:
 
 
 @state
-class Memory:
+class HeadMemory:
     """States of the two LSTM layers, axis -2; pointwise heads have none."""
 
     hidden: Float[Array, "B *T 2 D"]
@@ -198,12 +198,12 @@ def cache_of(model: SarModel, batch: int, slots: int, dtype) -> KVCache:
     return empty_cache(model.config.decoder, batch, slots, dtype)
 
 
-def no_memory(model: SarModel, batch: int, dtype) -> Memory | None:
+def no_memory(model: SarModel, batch: int, dtype) -> HeadMemory | None:
     """The LSTM's state before a text; None for pointwise heads."""
     if not model.config.is_sequence:
         return None
     zeros = jnp.zeros((batch, 2, model.config.decoder.width), dtype)
-    return Memory(hidden=zeros, cell=zeros)
+    return HeadMemory(hidden=zeros, cell=zeros)
 
 
 def mix(
@@ -211,12 +211,12 @@ def mix(
     model: SarModel,
     embeddings: Float[Array, "B T D"],
     features: Float[Array, "B T D"],
-    memory: Memory | None = None,
+    memory: HeadMemory | None = None,
     *,
     is_first: Array | None = None,
     dropout: float = 0.0,
     key: Array | None = None,
-) -> tuple[Float[Array, "B T D"], Memory | None]:
+) -> tuple[Float[Array, "B T D"], HeadMemory | None]:
     """Embedding and feature of every row through the LSTM, and its states after every row.
 
     Args:
@@ -238,7 +238,7 @@ def mix(
     if memory is None:
         return x, None
     hidden, cell = (jnp.stack(parts, axis=2) for parts in zip(*states, strict=True))
-    return x, Memory(hidden=hidden, cell=cell)
+    return x, HeadMemory(hidden=hidden, cell=cell)
 
 
 def forward(

@@ -39,7 +39,7 @@ def openings(held_out: Mapping[str, Batch], *, length: int, a_corpus: int) -> np
     return np.concatenate(found) if found else np.zeros((0, length), np.int32)
 
 
-class Acceptance:
+class HeldOutAcceptance:
     """Measures a drafter in training; compiles once.
 
     Args:

@@ -220,7 +220,7 @@ class ModelConfig(LanguageModelConfig):
     kind: Literal["model"] = field("model", "what is trained", "model", is_text=True)
 
 
-class DiffusionConfig(LanguageModelConfig):
+class DiffusionTrainingConfig(LanguageModelConfig):
     """Trains a masked diffusion language model, such as one that drafts."""
 
     kind: Literal["diffusion"] = field("diffusion", "what is trained", "diffusion", is_text=True)
@@ -270,7 +270,7 @@ class DiffusionConfig(LanguageModelConfig):
     )
 
     @pydantic.model_validator(mode="after")
-    def _long_pieces(self) -> DiffusionConfig:
+    def _long_pieces(self) -> DiffusionTrainingConfig:
         if not self.piece_lengths or min(self.piece_lengths) <= self.k_max:
             raise ValueError("piece_lengths that are each more than k_max")
         return self
@@ -379,7 +379,7 @@ class TextsConfig(Config):
 KINDS: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
     "model": ModelConfig,
-    "diffusion": DiffusionConfig,
+    "diffusion": DiffusionTrainingConfig,
     "falcon": FalconConfig,
     "ngram": NGramConfig,
     "texts": TextsConfig,

@@ -1,6 +1,6 @@
 """Training text: files of JSON or plain text, and datasets of the hub, checked row by row.
 
-In reading order: `Row`, `Tally` of what is left out, `read_rows`, which rows are held out of
+In reading order: `CorpusRow`, `Tally` of what is left out, `read_rows`, which rows are held out of
 training, and how a row is checked.
 """
 
@@ -39,7 +39,7 @@ Source = Path | HubDataset
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class CorpusRow:
     """One text, one conversation, or the tokens of a text.
 
     Attributes:
@@ -90,7 +90,9 @@ def corpus_name(source: Source) -> str:
     return source.name if isinstance(source, HubDataset) else source.name.split(".")[0]
 
 
-def read_rows(source: Source, *, tally: Tally | None = None, told: Told = untold) -> Iterator[Row]:
+def read_rows(
+    source: Source, *, tally: Tally | None = None, told: Told = untold
+) -> Iterator[CorpusRow]:
     """The rows of a corpus, one after the other.
 
     `.jsonl` holds an object a line, `.json` a list of objects (both also compressed, `.xz` or
@@ -117,7 +119,7 @@ def read_rows(source: Source, *, tally: Tally | None = None, told: Told = untold
     name, n_seen = corpus_name(source), 0
     if isinstance(source, Path) and not {".jsonl", ".json"} & set(source.suffixes):
         for n_seen, text in enumerate(passages(source, told=told), 1):
-            yield Row(id=f"{name}-{n_seen - 1}", text=text)
+            yield CorpusRow(id=f"{name}-{n_seen - 1}", text=text)
         if not n_seen:
             raise UserError(f"{source} has no text")
         return
@@ -158,7 +160,7 @@ def _parsed(where: str, text: str) -> Any:
         raise UserError(f"{where}: broken JSON ({getattr(error, 'msg', error)})") from None
 
 
-def _row(where: str, name: str, values: Any, tally: Tally) -> Row | None:
+def _row(where: str, name: str, values: Any, tally: Tally) -> CorpusRow | None:
     """A checked row, called `name` if it has no id; None for a conversation without a turn."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected an object with one of {', '.join(CONTENTS)}")
@@ -186,7 +188,7 @@ def _row(where: str, name: str, values: Any, tally: Tally) -> Row | None:
             tally.add("conversations have no turn that can be used, and are left out", where)
             return None
     row_id = name if values.get("id") is None else str(values["id"])
-    row = Row(id=row_id, text=text, messages=messages, tokens=tokens)
+    row = CorpusRow(id=row_id, text=text, messages=messages, tokens=tokens)
     try:
         "".join([row.id, row.text or "", *(m["content"] for m in row.messages)]).encode("utf-8")
     except UnicodeEncodeError:

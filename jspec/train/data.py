@@ -23,7 +23,7 @@ import numpy as np
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.errors import UserError
 from jspec.hosts import one_after_another
-from jspec.train.corpus import Row, Source, Tally, corpus_name, is_held_out, read_rows
+from jspec.train.corpus import CorpusRow, Source, Tally, corpus_name, is_held_out, read_rows
 from jspec.train.encode import ENCODING, Encoded, encode_rows
 from jspec.train.hub_dataset import HubDataset
 from jspec.train.packing import Packed, pack
@@ -237,7 +237,7 @@ def encoded_rows(
       note: told how far it is.
       notes: gets what was left out, when all is read.
     """
-    tally, progress = Tally(), Progress(corpus_name(source), note)
+    tally, progress = Tally(), EncodingProgress(corpus_name(source), note)
     for rows in _batches(read_rows(source, tally=tally, told=progress.told)):
         encoded = encode_rows(rows, tokenizer, loss_on=how.loss_on, system=how.system, tally=tally)
         for row, text in zip(rows, encoded, strict=True):
@@ -247,7 +247,7 @@ def encoded_rows(
     notes += tally.lines()
 
 
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def _batches(rows: Iterator[CorpusRow]) -> Iterator[list[CorpusRow]]:
     """Rows in turn, so many at once as have about `AT_ONCE` characters."""
     batch, size = [], 0
     for row in rows:
@@ -260,7 +260,7 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-class Progress:
+class EncodingProgress:
     """Says now and then how far the encoding of a corpus is, and at its end what there is."""
 
     EVERY_S = 10.0

@@ -15,19 +15,24 @@ import jax.numpy as jnp
 
 from jspec.checkpoints.diffusion import write_diffusion
 from jspec.checkpoints.hf_config import FAMILIES
-from jspec.models.diffusion import DiffusionConfig as MaskConfig
 from jspec.models.diffusion import DiffusionModel
+from jspec.models.diffusion import DiffusionTrainingConfig as MaskConfig
 from jspec.models.model import Model, build
 from jspec.state import Params
 from jspec.train.block_diffusion import BlockDiffusion
-from jspec.train.config import DiffusionConfig
+from jspec.train.config import DiffusionTrainingConfig
 from jspec.train.masked_diffusion import MaskedDiffusion
 from jspec.train.objective import Objective
 from jspec.train.trainable import Trainable, language_model
 
 
 def diffusion_model(
-    config: DiffusionConfig, causal: Model, start: Params | None, *, mask_id: int, n_ids: int
+    config: DiffusionTrainingConfig,
+    causal: Model,
+    start: Params | None,
+    *,
+    mask_id: int,
+    n_ids: int,
 ) -> tuple[DiffusionModel, Params | None]:
     """The model of a config, and the weights it starts from (None: random ones).
 
@@ -113,7 +118,7 @@ def _with_rows(params: Params, vocab_size: int) -> Params:
 
 
 def objective_of(
-    config: DiffusionConfig, model: DiffusionModel, teacher: Model | None
+    config: DiffusionTrainingConfig, model: DiffusionModel, teacher: Model | None
 ) -> Objective:
     """What a config minimises."""
     both: dict[str, Any] = dict(

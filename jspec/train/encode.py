@@ -16,7 +16,7 @@ import numpy as np
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.checkpoints.tokenizer.vocabulary import Pieces
 from jspec.errors import UserError
-from jspec.train.corpus import Row, Tally
+from jspec.train.corpus import CorpusRow, Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ ENCODING = 1
 
 
 def encode_rows(
-    rows: Sequence[Row],
+    rows: Sequence[CorpusRow],
     tokenizer: Tokenizer,
     *,
     loss_on: str,
@@ -74,7 +74,7 @@ def encode_rows(
     return encoded
 
 
-def with_system(row: Row, system: str | None) -> Row:
+def with_system(row: CorpusRow, system: str | None) -> CorpusRow:
     """A conversation that begins with a system message: its own, else the one that is given."""
     if not system or not row.messages or row.messages[0]["role"] == "system":
         return row
@@ -93,7 +93,7 @@ def _one(token_id: int | None) -> tuple[int, ...]:
     return () if token_id is None else (token_id,)
 
 
-def _chat(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple[int, int]]]:
+def _chat(row: CorpusRow, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation, and which of its characters are learnt."""
     if not tokenizer.has_chat_template:
         raise UserError(
@@ -118,7 +118,7 @@ def _chat(row: Row, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple
     return text, learnt
 
 
-def _fill_in(row: Row, n: int, tokenizer: Tokenizer, *, is_asking: bool = False) -> str:
+def _fill_in(row: CorpusRow, n: int, tokenizer: Tokenizer, *, is_asking: bool = False) -> str:
     """The first `n` turns as the chat template writes them."""
     try:
         return tokenizer.chat_text(row.messages[:n], is_asking=is_asking)
@@ -126,7 +126,7 @@ def _fill_in(row: Row, n: int, tokenizer: Tokenizer, *, is_asking: bool = False)
         raise UserError(f"row {row.id}: {error}; change the row or the template") from None
 
 
-def _given(row: Row, tokenizer: Tokenizer) -> Encoded:
+def _given(row: CorpusRow, tokenizer: Tokenizer) -> Encoded:
     if max(row.tokens) >= tokenizer.n_ids:
         raise UserError(
             f"row {row.id} has token {max(row.tokens)}, the tokenizer {tokenizer.n_ids} entries; "
@@ -135,7 +135,7 @@ def _given(row: Row, tokenizer: Tokenizer) -> Encoded:
     return Encoded(np.asarray(row.tokens, np.int32), np.ones(len(row.tokens), np.float32))
 
 
-def _learnt(row: Row, pieces: Pieces, learnt: list[tuple[int, int]], tally: Tally) -> Encoded:
+def _learnt(row: CorpusRow, pieces: Pieces, learnt: list[tuple[int, int]], tally: Tally) -> Encoded:
     """Tokens with a weight where they begin in what is learnt.
 
     A token that begins before what the assistant says and ends in it is not learnt, and tells that

@@ -18,7 +18,7 @@ def read_journal(directory: Path) -> list[dict[str, Any]]:
     return [record for record, _ in whole_records(directory / FILE)]
 
 
-class Journal:
+class TrainingJournal:
     """Appends to the journal of a directory; silent where `is_writing` is False."""
 
     def __init__(self, directory: Path, *, step: int, is_writing: bool):

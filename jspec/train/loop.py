@@ -28,7 +28,7 @@ from jspec.train.checkpoints import Checkpoints
 from jspec.train.config import LoopConfig
 from jspec.train.data import Batch, Data
 from jspec.train.files import written_whole
-from jspec.train.journal import Journal
+from jspec.train.journal import TrainingJournal
 from jspec.train.objective import Objective
 from jspec.train.optimizer import make_schedule
 from jspec.train.setup import set_up
@@ -45,7 +45,7 @@ Probe = Callable[[Params], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """How a run ended.
 
     Attributes:
@@ -74,7 +74,7 @@ def train(
     announce: Callable[[str], None] = lambda text: None,
     should_stop: Callable[[], bool] = lambda: False,
     probe: Probe | None = None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train until the planned steps are done, and export the best weights.
 
     A run that is resumed goes on with the same batches, the same randomness and the same losses as
@@ -105,7 +105,7 @@ def train(
         is_complete = run.go(checkpoints, report, should_stop)
         best = checkpoints.best if checkpoints.best is not None else run.step
         held_out = run.export(checkpoints, best) if is_complete else None
-    return Outcome(
+    return TrainingOutcome(
         steps=run.step,
         planned=run.planned,
         held_out=held_out,
@@ -170,7 +170,7 @@ class _Run:
     def go(self, checkpoints: Checkpoints, report: Report, should_stop: Callable[[], bool]) -> bool:
         """Steps until all are done (True) or it is told to stop (False)."""
         is_first = jax.process_index() == 0
-        journal = Journal(self.path, step=self.step, is_writing=is_first)
+        journal = TrainingJournal(self.path, step=self.step, is_writing=is_first)
 
         def tell(record: Mapping[str, Any]) -> None:
             journal.write(record)

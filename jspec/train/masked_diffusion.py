@@ -91,7 +91,7 @@ def slot_weights(slots: Int[Array, "*X"], decay: float) -> Float[Array, "*X"]:
 
 
 @state
-class Comparison:
+class PredictionLosses:
     """Predictions beside the text and, where there is one, beside the teacher.
 
     Attributes:
@@ -124,7 +124,7 @@ def compare(
     labels: Int[Array, "B R"],
     wanted: Float[Array, "B R W"] | None,
     teacher_share: float,
-) -> Comparison:
+) -> PredictionLosses:
     """Cross-entropy of the labels, mixed with that against the teacher's whole distribution.
 
     Args:
@@ -132,12 +132,12 @@ def compare(
     """
     likeliest, nll = jnp.argmax(logits, axis=-1), cross_entropy(logits, labels)
     if wanted is None:
-        return Comparison(losses=nll, is_right=likeliest == labels, text_losses=nll)
+        return PredictionLosses(losses=nll, is_right=likeliest == labels, text_losses=nll)
     logprobs = jax.nn.log_softmax(logits, axis=-1)[..., : wanted.shape[-1]]
     against = -jnp.sum(jax.nn.softmax(wanted, axis=-1) * logprobs, axis=-1)
     losses = teacher_share * against + (1 - teacher_share) * nll
     is_right = likeliest == jnp.argmax(wanted, axis=-1)
-    return Comparison(losses=losses, is_right=is_right, text_losses=nll)
+    return PredictionLosses(losses=losses, is_right=is_right, text_losses=nll)
 
 
 def by_slot(

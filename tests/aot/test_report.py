@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import pytest
 
-from jspec.aot.report import Memory, StepReport, gib, out_of_memory, text_of, work_of
+from jspec.aot.report import ProgramMemory, StepReport, gib, out_of_memory, text_of, work_of
 from jspec.aot.topology import GIB, check_name, default_mesh
 from jspec.checkpoints.known import KNOWN
 from jspec.models.model import abstract_params, build
 
-MEMORY = Memory(arguments=10 * GIB, outputs=4 * GIB, aliased=3 * GIB, temporaries=2 * GIB)
+MEMORY = ProgramMemory(arguments=10 * GIB, outputs=4 * GIB, aliased=3 * GIB, temporaries=2 * GIB)
 
 
-def report(memory: Memory | None, available: int | None) -> StepReport:
+def report(memory: ProgramMemory | None, available: int | None) -> StepReport:
     return StepReport(
         name="round",
         note="",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from jspec.bench.costs import FEWEST_ROUNDS, ROUNDS, rounds_for
-from jspec.bench.pace import SHORTER, Pace
-from jspec.bench.race import Block
+from jspec.bench.pace import SHORTER, RacePace
+from jspec.bench.race import Measurement
 
-COSTS = [Block(kind="cost", batch_size=size, repeat=r) for size in (1, 8) for r in range(2)]
-RUNS = [Block(kind="run", batch_size=1, repeat=r, category="a") for r in range(3)]
+COSTS = [Measurement(kind="cost", batch_size=size, repeat=r) for size in (1, 8) for r in range(2)]
+RUNS = [Measurement(kind="run", batch_size=1, repeat=r, category="a") for r in range(3)]
 
 
 def test_what_is_left_is_the_sum_of_blocks_alike():
-    pace = Pace([*COSTS, *RUNS])
+    pace = RacePace([*COSTS, *RUNS])
     pace.took(COSTS[0], 10.0)
     assert pace.left_s == 6 * 10.0
     assert SHORTER not in pace.told()
@@ -23,15 +23,15 @@ def test_what_is_left_is_the_sum_of_blocks_alike():
 
 
 def test_a_size_that_was_not_timed_takes_as_long_as_the_nearest():
-    blocks = [Block(kind="cost", batch_size=size) for size in (1, 4, 32)]
-    pace = Pace(blocks)
+    blocks = [Measurement(kind="cost", batch_size=size) for size in (1, 4, 32)]
+    pace = RacePace(blocks)
     pace.took(blocks[0], 10.0)
     pace.took(blocks[2], 100.0)
     assert pace.left_s == 10.0
 
 
 def test_how_to_change_the_length_is_told_once_when_runs_and_costs_are_known():
-    pace = Pace([*COSTS[:2], *RUNS], n_done=4)
+    pace = RacePace([*COSTS[:2], *RUNS], n_done=4)
     words = []
     for block in (COSTS[0], RUNS[0], RUNS[1], COSTS[1], RUNS[2]):
         pace.took(block, 1.0)

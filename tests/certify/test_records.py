@@ -13,7 +13,7 @@ from jspec.console.log import Log
 from rich.console import Console
 
 from jspec.certify.certificate import Certificate, outcome_of
-from jspec.certify.journal import NAME, Journal, fingerprint_of, source_digest
+from jspec.certify.journal import NAME, CheckJournal, fingerprint_of, source_digest
 from jspec.certify.page import page_of
 from jspec.certify.records import Check, Found, Record, record_of
 from jspec.certify.report import print_certificate
@@ -96,32 +96,32 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_tells():
 
 
 def test_the_journal_keeps_what_is_done(tmp_path):
-    first = Journal(tmp_path / "out", "a")
+    first = CheckJournal(tmp_path / "out", "a")
     assert not first.done and not first.starts_anew
     first.add(RECORDS[0])
     first.add(RECORDS[3])
-    again = Journal(tmp_path / "out", "a")
+    again = CheckJournal(tmp_path / "out", "a")
     assert list(again.done.values()) == [RECORDS[0], RECORDS[3]]
 
 
 def test_a_line_that_was_cut_off_is_not_there(tmp_path):
-    Journal(tmp_path, "a").add(RECORDS[0])
+    CheckJournal(tmp_path, "a").add(RECORDS[0])
     with open(tmp_path / NAME, "a") as file:
         file.write('{"fingerprint": "a", "rec')
-    again = Journal(tmp_path, "a")
+    again = CheckJournal(tmp_path, "a")
     assert list(again.done) == ["fine"]
     again.add(RECORDS[2])
-    assert list(Journal(tmp_path, "a").done) == ["fine", "law of trees"]
+    assert list(CheckJournal(tmp_path, "a").done) == ["fine", "law of trees"]
 
 
 def test_another_fingerprint_starts_anew(tmp_path):
-    Journal(tmp_path, "a").add(RECORDS[0])
-    other = Journal(tmp_path, "b")
+    CheckJournal(tmp_path, "a").add(RECORDS[0])
+    other = CheckJournal(tmp_path, "b")
     assert other.starts_anew and not other.done
-    assert Journal(tmp_path, "a").done, "nothing is lost before there is something new"
+    assert CheckJournal(tmp_path, "a").done, "nothing is lost before there is something new"
     other.add(RECORDS[1])
-    assert not Journal(tmp_path, "a").done
-    assert list(Journal(tmp_path, "b").done) == [RECORDS[1].name]
+    assert not CheckJournal(tmp_path, "a").done
+    assert list(CheckJournal(tmp_path, "b").done) == [RECORDS[1].name]
 
 
 def test_fingerprints_tell_facts_apart():
@@ -149,10 +149,10 @@ def test_programs_are_dropped_between_checks_once_there_are_many(tmp_path, monke
         return Check(name=name, tier="E1", covers="", run=found)
 
     names, log = ("a", "b", "c"), Log()
-    do_all([check(name) for name in names], Journal(tmp_path / "few", "some"), log)
+    do_all([check(name) for name in names], CheckJournal(tmp_path / "few", "some"), log)
     assert len(traced) == 1
     monkeypatch.setattr(programs, "MOST_MAPPINGS", 0)
-    journal = Journal(tmp_path / "many", "some")
+    journal = CheckJournal(tmp_path / "many", "some")
     do_all([check(name) for name in names], journal, log)
     assert list(journal.done) == list(names)
     assert len(traced) == 1 + 2

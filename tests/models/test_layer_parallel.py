@@ -14,7 +14,7 @@ import pytest
 from jspec.aot.hlo import read as instructions_of
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import Groups, aligned, contiguous, singles
-from jspec.models.layer_parallel import Passes, Plan, best_of, place
+from jspec.models.layer_parallel import Parallelism, Passes, best_of, place
 from jspec.models.model import build, random_params
 from jspec.models.weights import fit_to_mesh
 from jspec.sharding import make_mesh
@@ -62,7 +62,7 @@ def alone(config, groups: Groups) -> tuple[Passes, dict]:
     return Passes(model, groups), params
 
 
-def spread(passes: Passes, params, plan: Plan, **sizes) -> tuple[Passes, dict]:
+def spread(passes: Passes, params, plan: Parallelism, **sizes) -> tuple[Passes, dict]:
     """The same over a mesh; key/value heads are repeated as a loaded checkpoint's are."""
     mesh = make_mesh(**sizes)
     config = fit_to_mesh(passes.model.config, mesh, plan.table)
@@ -112,7 +112,7 @@ def test_every_plan_is_the_same_function(case, config):
     passes, params = alone(config, contiguous(LAYERS, GROUPS_OF.get(case, 4)))
     tokens = tokens_of(config)
     expected, whole = story(params, passes, tokens)
-    over, placed = spread(passes, params, Plan(case.split(",")[0]), **MESHES[case])
+    over, placed = spread(passes, params, Parallelism(case.split(",")[0]), **MESHES[case])
     with jax.set_mesh(over.mesh):
         found, cache = story(placed, over, tokens)
     for ours, theirs in zip(found, expected, strict=True):
@@ -125,7 +125,7 @@ def test_every_plan_is_the_same_function(case, config):
         )
 
 
-def collectives(plan: Plan, is_exact: bool = False, **sizes) -> Counter[str]:
+def collectives(plan: Parallelism, is_exact: bool = False, **sizes) -> Counter[str]:
     """Of one compiled pass of ten layers, but for the sum that the embedding needs."""
     config = dataclasses.replace(CONFIG, n_layers=10, windows=())
     passes, params = alone(config, aligned(10, 4))
@@ -145,19 +145,19 @@ def collectives(plan: Plan, is_exact: bool = False, **sizes) -> Counter[str]:
 
 def test_collectives_are_those_that_the_plans_say():
     """F6 of the method's checklist: ten layers in groups of 1, 3, 4, 1 and 1."""
-    assert collectives(Plan.A, layer=4) == {"all-gather": 2}
-    assert collectives(Plan.A_PLUS, layer=4) == {"all-reduce": 10, "all-gather": 2}
-    assert collectives(Plan.B, tensor=4) == {"all-reduce": 15}
-    assert collectives(Plan.B_MINUS, tensor=4) == {"all-reduce": 5}
-    assert collectives(Plan.B_TENSOR, layer=2, tensor=2) == {"all-reduce": 15}
-    assert collectives(Plan.C, tensor=4) == {}
-    assert collectives(Plan.B, is_exact=True, tensor=4) == {"all-reduce": 20}
-    assert collectives(Plan.A, is_exact=True, layer=4) == {}
+    assert collectives(Parallelism.A, layer=4) == {"all-gather": 2}
+    assert collectives(Parallelism.A_PLUS, layer=4) == {"all-reduce": 10, "all-gather": 2}
+    assert collectives(Parallelism.B, tensor=4) == {"all-reduce": 15}
+    assert collectives(Parallelism.B_MINUS, tensor=4) == {"all-reduce": 5}
+    assert collectives(Parallelism.B_TENSOR, layer=2, tensor=2) == {"all-reduce": 15}
+    assert collectives(Parallelism.C, tensor=4) == {}
+    assert collectives(Parallelism.B, is_exact=True, tensor=4) == {"all-reduce": 20}
+    assert collectives(Parallelism.A, is_exact=True, layer=4) == {}
 
 
 def test_groups_of_more_layers_than_devices_are_split():
     passes, params = alone(CONFIG, contiguous(LAYERS, 4))
-    over, _ = spread(passes, params, Plan.A, layer=2)
+    over, _ = spread(passes, params, Parallelism.A, layer=2)
     assert [len(group) for group in over.groups] == [1, 2, 2, 1]
 
 
@@ -175,7 +175,7 @@ def test_groups_of_one_are_the_model():
 def test_the_best_of_split_scores_are_the_best_of_all(k):
     """Also among ties, of which the lowest ids win."""
     passes, params = alone(CONFIG, singles(LAYERS))
-    over, _ = spread(passes, params, Plan.B, tensor=4)
+    over, _ = spread(passes, params, Parallelism.B, tensor=4)
     scores = jnp.asarray(np.random.default_rng(0).integers(0, 9, (6, 64)), jnp.float32)
     scores = scores.at[0].set(-jnp.inf).at[1, :40].set(-jnp.inf)
     with jax.set_mesh(over.mesh):

@@ -11,8 +11,8 @@ import pytest
 
 from jspec.models.config import DecoderConfig
 from jspec.models.sar_head import (
+    HeadMemory,
     LstmMode,
-    Memory,
     SarConfig,
     cache_of,
     forward,
@@ -79,7 +79,7 @@ def over_cache(head: Golden, tokens: int, *, cuts: tuple[int, ...] = (), align: 
             head.params, head.model, cache, embeddings[:, rows], features[:, rows], block, memory
         )
         if after is not None:
-            memory = Memory(hidden=after.hidden[:, -1], cell=after.cell[:, -1])
+            memory = HeadMemory(hidden=after.hidden[:, -1], cell=after.cell[:, -1])
         outs.append(np.asarray(out[0]))
     return np.concatenate(outs), cache
 

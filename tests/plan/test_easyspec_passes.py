@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jspec.checkpoints.known import KNOWN
 from jspec.models.config import DecoderConfig
 from jspec.models.layer_groups import contiguous, singles
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.plan.easyspec.hardware import SHIPPED, Hardware
 from jspec.plan.easyspec.passes import (
     Mesh,
@@ -75,9 +75,13 @@ PASSES = [
 ]
 
 WAYS = [
-    *((Plan.B, Mesh(1, t), 1) for t in (1, 2, 4, 8)),
-    *((plan, Mesh(n, 1), n) for n in (4, 8) for plan in (Plan.A, Plan.A_PLUS, Plan.C)),
-    *((Plan.B, Mesh(1, t), n) for t, n in ((4, 4), (8, 4), (8, 8))),
+    *((Parallelism.B, Mesh(1, t), 1) for t in (1, 2, 4, 8)),
+    *(
+        (plan, Mesh(n, 1), n)
+        for n in (4, 8)
+        for plan in (Parallelism.A, Parallelism.A_PLUS, Parallelism.C)
+    ),
+    *((Parallelism.B, Mesh(1, t), n) for t, n in ((4, 4), (8, 4), (8, 8))),
 ]
 
 
@@ -111,7 +115,7 @@ FREE = Hardware(name="no floors", bandwidth=1e9, flops=1e12, memory=1e9)
 
 
 @given(
-    plan=st.sampled_from(Plan),
+    plan=st.sampled_from(Parallelism),
     layer=st.sampled_from([1, 2, 4]),
     tensor=st.sampled_from([1, 2]),
     n=st.integers(1, 8),
@@ -138,14 +142,14 @@ def test_what_every_plan_pays():
         return layers_s(SMALL, hardware, work, plan, mesh, groups)
 
     assert (len(groups), multi) == (5, 2)
-    assert paid(gather, Plan.A) == pytest.approx(multi * 1e3, rel=1e-3)
-    assert paid(gather, Plan.A_PLUS) == pytest.approx(multi * 1e3, rel=1e-3)
-    assert paid(gather, Plan.B) < 1 and paid(gather, Plan.C) < 1
-    assert paid(reduce, Plan.A) == pytest.approx((11 + 5) * 1e3, rel=1e-3)
-    assert paid(reduce, Plan.A_PLUS) == pytest.approx(11 * 1e6 + 5 * 1e3, rel=1e-3)
-    assert paid(reduce, Plan.B) == pytest.approx((11 + 5) * 1e6, rel=1e-3)
-    assert paid(reduce, Plan.B_MINUS) == pytest.approx(5 * 1e6, rel=1e-3)
-    assert paid(reduce, Plan.C) < 1
+    assert paid(gather, Parallelism.A) == pytest.approx(multi * 1e3, rel=1e-3)
+    assert paid(gather, Parallelism.A_PLUS) == pytest.approx(multi * 1e3, rel=1e-3)
+    assert paid(gather, Parallelism.B) < 1 and paid(gather, Parallelism.C) < 1
+    assert paid(reduce, Parallelism.A) == pytest.approx((11 + 5) * 1e3, rel=1e-3)
+    assert paid(reduce, Parallelism.A_PLUS) == pytest.approx(11 * 1e6 + 5 * 1e3, rel=1e-3)
+    assert paid(reduce, Parallelism.B) == pytest.approx((11 + 5) * 1e6, rel=1e-3)
+    assert paid(reduce, Parallelism.B_MINUS) == pytest.approx(5 * 1e6, rel=1e-3)
+    assert paid(reduce, Parallelism.C) < 1
 
 
 def test_wide_passes_meet_the_compute_ceiling():
@@ -155,14 +159,14 @@ def test_wide_passes_meet_the_compute_ceiling():
     assert wide == pytest.approx(2 * SMALL.mlp_weights * 64 / 2e9)
     measured = FREE.model_copy(update={"rows": {1: 1.0, 64: 3.0}})
     assert mlp_s(SMALL, measured, Work(tokens=64)) == pytest.approx(3 * narrow)
-    few, many = (vocabulary_s(SMALL, slow, Work(tokens=n), Plan.C, Mesh()) for n in (1, 64))
+    few, many = (vocabulary_s(SMALL, slow, Work(tokens=n), Parallelism.C, Mesh()) for n in (1, 64))
     assert many > 10 * few
 
 
 def test_a_longer_context_is_read_by_attention_alone():
     short, long = (Work(context=n) for n in (0, 10_000))
     extra = 10_000 * 11 * SMALL.kv_bytes() / 1e9
-    both = [exact_s(SMALL, FREE, work, Plan.C, Mesh()) for work in (short, long)]
+    both = [exact_s(SMALL, FREE, work, Parallelism.C, Mesh()) for work in (short, long)]
     assert both[1] - both[0] == pytest.approx(extra)
     assert mlp_s(SMALL, FREE, short) == mlp_s(SMALL, FREE, long)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jspec.checkpoints.known import KNOWN
 from jspec.models.layer_groups import contiguous
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.plan.easyspec.acceptance import (
     STARTING,
     Acceptance,
@@ -140,7 +140,7 @@ of_width_12 = functools.partial(candidates, widths=[12], depths=[5])
 def of_paper(target: ModelShape, drafter: ModelShape) -> Candidate:
     """The paper's drafter: four layers a group, each on its device, 12 wide and 5 deep."""
     pair = Pair(target=target, drafter=drafter, hardware=SHIPPED["paper"], devices=8, context=256)
-    found, _ = of_width_12(pair, STARTING, plans=[Plan.A], sizes=[4])
+    found, _ = of_width_12(pair, STARTING, plans=[Parallelism.A], sizes=[4])
     whole = [c for c in found if c.way.mesh == Mesh(8, 1) and c.way.rule == "contiguous"]
     assert len(whole) == 1
     return whole[0]
@@ -172,7 +172,7 @@ def test_fast_links_and_streamed_weights_call_for_the_exact_drafter_if_layers_mu
     for name in ("a100", "h100"):
         hardware = SHIPPED[name].model_copy(update={"attention_floor": 0.0, "mlp_floor": 0.0})
         pair = Pair(target=L70, drafter=L8, hardware=hardware, devices=8)
-        found, _ = of_width_12(pair, STARTING, plans=[Plan.A])
+        found, _ = of_width_12(pair, STARTING, plans=[Parallelism.A])
         best = choose(found)
         assert best is not None and best.way.size == 1 and best.way.mesh == Mesh(1, 8)
         dealt = [c for c in found if c.way.size > 1]
@@ -185,8 +185,8 @@ def test_dealt_layers_beat_shared_heads_on_slow_links_only():
         table = {"all_reduce": {4: c_ar}, "attention_floor": 0.0, "mlp_floor": 0.0}
         hardware = SHIPPED["a100"].model_copy(update=table)
         groups = contiguous(32, 4)
-        dealt = layers_s(L8, hardware, Work(), Plan.A, Mesh(4, 1), groups)
-        shared = layers_s(L8, hardware, Work(), Plan.B, Mesh(1, 4), contiguous(32, 1))
+        dealt = layers_s(L8, hardware, Work(), Parallelism.A, Mesh(4, 1), groups)
+        shared = layers_s(L8, hardware, Work(), Parallelism.B, Mesh(1, 4), contiguous(32, 1))
         assert (dealt < shared) == is_faster
 
 
@@ -195,7 +195,9 @@ def test_floors_call_for_groups_without_more_collectives(drafter):
     pair = Pair(target=L70, drafter=drafter, hardware=SHIPPED["paper"], devices=8)
     found, _ = of_width_12(pair, STARTING)
     best = choose(found)
-    assert best is not None and best.way.plan in (Plan.A, Plan.C) and best.way.size >= 3
+    assert (
+        best is not None and best.way.plan in (Parallelism.A, Parallelism.C) and best.way.size >= 3
+    )
     exact = max(c.throughput for c in found if c.way.size == 1)
     assert 1.1 < best.throughput / exact < 1.4
 
@@ -211,7 +213,9 @@ def falling(alphas: list[float], width: int) -> Acceptance:
 def test_throughput_has_one_peak_over_n_where_alpha_falls_ever_faster(width):
     alphas = [0.88 - 0.006 * (n - 1) ** 2 for n in range(1, 9)]
     pair = Pair(target=L70, drafter=L8, hardware=SHIPPED["paper"], devices=8)
-    found, _ = candidates(pair, falling(alphas, width), plans=[Plan.C], widths=[width], depths=[5])
+    found, _ = candidates(
+        pair, falling(alphas, width), plans=[Parallelism.C], widths=[width], depths=[5]
+    )
     best = [c.throughput for c in best_of(found, lambda c: c.way.size)]
     top = best.index(max(best))
     assert 0 < top < 7
@@ -223,12 +227,14 @@ def test_what_does_not_fit_is_left_out_with_a_reason():
     """A replica of Llama 3 8B in bfloat16 is 14 GB without its vocabulary; a v5e has 16."""
     pair = Pair(target=L70, drafter=L8, hardware=SHIPPED["v5e"], devices=16, room=1024)
     found, left = of_width_12(pair, STARTING)
-    (whole,) = [one for one in left if one.plan is Plan.A and one.mesh == Mesh(16, 1)]
+    (whole,) = [one for one in left if one.plan is Parallelism.A and one.mesh == Mesh(16, 1)]
     assert whole.sizes == tuple(range(1, 9))
     assert "drafter 14.1" in whole.why and "which has 16.0 GB" in whole.why
-    assert Plan.C not in {c.way.plan for c in found} and Plan.B in {c.way.plan for c in found}
+    assert Parallelism.C not in {c.way.plan for c in found} and Parallelism.B in {
+        c.way.plan for c in found
+    }
     small = dataclasses.replace(pair, target=L8, devices=8, room=8192)
-    found, left = of_width_12(small, STARTING, plans=[Plan.A])
+    found, left = of_width_12(small, STARTING, plans=[Parallelism.A])
     (whole,) = [one for one in left if one.mesh == Mesh(8, 1)]
     assert whole.sizes == tuple(range(1, 9))
     assert all(c.way.mesh.tensor > 1 for c in found)
@@ -237,12 +243,14 @@ def test_what_does_not_fit_is_left_out_with_a_reason():
 def test_a_device_has_the_attention_that_it_runs_twice():
     groups, mesh = contiguous(32, 4), Mesh(4, 1)
     held = functools.partial(memory_of, L70, L8, mesh=mesh, slots=1000)
-    grouped = held(plan=Plan.A, groups=groups)
-    exact, alone = (held(plan=plan, groups=contiguous(32, 1)) for plan in (Plan.A, Plan.C))
+    grouped = held(plan=Parallelism.A, groups=groups)
+    exact, alone = (
+        held(plan=plan, groups=contiguous(32, 1)) for plan in (Parallelism.A, Parallelism.C)
+    )
     assert exact == alone
     assert grouped.drafter - exact.drafter == 8 * L8.attention_bytes()
     assert grouped.caches - exact.caches == 8 * 1000 * L8.kv_bytes()
-    split = held(plan=Plan.B, groups=groups)
+    split = held(plan=Parallelism.B, groups=groups)
     assert split.drafter == (L8.layers_bytes + L8.vocabulary_bytes) / 4
     assert split.target == grouped.target == (L70.layers_bytes + L70.vocabulary_bytes) / 4
 
@@ -250,9 +258,14 @@ def test_a_device_has_the_attention_that_it_runs_twice():
 def test_heads_that_devices_cannot_share_are_a_reason():
     pair = Pair(target=Q72, drafter=Q7, hardware=SHIPPED["h100"], devices=8)
     found, left = of_width_12(pair, STARTING)
-    assert {one.plan for one in left} >= {Plan.B, Plan.B_MINUS}
+    assert {one.plan for one in left} >= {Parallelism.B, Parallelism.B_MINUS}
     assert all("28 query heads cannot be split over 8" in one.why for one in left)
-    assert {c.way.plan for c in found} == {Plan.A, Plan.A_PLUS, Plan.B_TENSOR, Plan.C}
+    assert {c.way.plan for c in found} == {
+        Parallelism.A,
+        Parallelism.A_PLUS,
+        Parallelism.B_TENSOR,
+        Parallelism.C,
+    }
 
 
 def test_texts_and_data_rows_multiply_tokens():

@@ -20,5 +20,5 @@ def alone_and_together(entries: Sequence[Entry]) -> list:
 
 
 @pytest.fixture(scope="session")
-def case() -> tiny.Case:
+def case() -> tiny.TinyCase:
     return tiny.make_case()

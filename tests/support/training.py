@@ -32,7 +32,7 @@ from jspec.train.data import TextData
 from jspec.train.encode import Encoded
 from jspec.train.falcon import trainable_of
 from jspec.train.journal import read_journal
-from jspec.train.loop import Outcome, train
+from jspec.train.loop import TrainingOutcome, train
 from jspec.train.objective import NextToken, Objective
 from jspec.train.packing import Packed, pack
 from jspec.train.trainable import Trainable, language_model
@@ -156,7 +156,7 @@ def run_training(
     frozen: Params = None,
     data: TextData | None = None,
     **options,
-) -> Outcome:
+) -> TrainingOutcome:
     """`train` on random text, with the options of `train`.
 
     Args:

@@ -16,7 +16,7 @@ from jspec.infer.engine import Engine, Finished
 from jspec.infer.request import Request, RowStats
 from jspec.testing.models import perturbed, random_head, tiny_target
 from jspec.train import acceptance
-from jspec.train.acceptance import Acceptance, openings
+from jspec.train.acceptance import HeldOutAcceptance, openings
 from jspec.train.command.run_falcon import acceptance_of
 from jspec.train.config import FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import head_of
@@ -76,7 +76,7 @@ def test_a_drafter_that_is_right_now_and_then(target):
     drafter = DraftModel(model=small.model, vocab_size=target.vocab_size, depth=3)
     prompts = openings(random_text().held_out(), length=6, a_corpus=2)
     assert prompts.shape == (4, 6)
-    probe = Acceptance(target, drafter, lambda params: params, prompts)
+    probe = HeldOutAcceptance(target, drafter, lambda params: params, prompts)
     loaded = LoadedDrafter(name="draft-model", drafter=drafter, params=small.params)
     found = probe(small.params)
     assert 0 < found["accepted_by_depth"][2] < found["accepted_by_depth"][0] < 1
@@ -104,7 +104,7 @@ def test_weights_of_now_are_asked(target):
     small = perturbed(target)
     drafter = DraftModel(model=small.model, vocab_size=target.vocab_size, depth=2)
     prompts = openings(random_text().held_out(), length=6, a_corpus=1)
-    probe = Acceptance(target, drafter, lambda params: params, prompts)
+    probe = HeldOutAcceptance(target, drafter, lambda params: params, prompts)
     assert probe(target.params)["accepted_by_depth"] == [1.0, 1.0]
     other = jax.tree.map(lambda leaf: -leaf, small.params)
     assert probe(other)["accepted_by_depth"][0] < 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jspec.errors import UserError
 from jspec.infer.messages import check_messages
 from jspec.train import corpus_files
-from jspec.train.corpus import Row, Tally, corpus_name, is_held_out, read_rows
+from jspec.train.corpus import CorpusRow, Tally, corpus_name, is_held_out, read_rows
 
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello, ü"}]
 LINES = [
@@ -26,10 +26,10 @@ LINES = [
     {"id": 5, "tokens": [0, 7]},
 ]
 ROWS = [
-    Row(id="one", text="süß 😀"),
-    Row(id="things-3", messages=tuple(TALK)),
-    Row(id="things-4", text=""),
-    Row(id="5", tokens=(0, 7)),
+    CorpusRow(id="one", text="süß 😀"),
+    CorpusRow(id="things-3", messages=tuple(TALK)),
+    CorpusRow(id="things-4", text=""),
+    CorpusRow(id="5", tokens=(0, 7)),
 ]
 """The second line of the file is blank."""
 
@@ -72,7 +72,7 @@ def shared(*turns: str) -> dict:
     return {"conversations": [{"from": who, "value": what} for who, what in pairs]}
 
 
-def said(row: Row) -> list[str]:
+def said(row: CorpusRow) -> list[str]:
     return [f"{m['role']} {m['content']}" for m in row.messages]
 
 

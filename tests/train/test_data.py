@@ -251,7 +251,7 @@ def test_what_is_left_out_and_cut_is_told_at_every_start(tmp_path, tokenizer_fol
 
 def test_long_encodings_say_how_far_they_are(tmp_path, tokenizer_folder, monkeypatch):
     monkeypatch.setattr(data_module, "AT_ONCE", 1)
-    monkeypatch.setattr(data_module.Progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(data_module.EncodingProgress, "EVERY_S", 0.0)
     told: list[str] = []
     load([talks(tmp_path / "talks.json", 4)], tokenizer_folder, note=told.append)
     assert re.match(r"encoding talks: 0 of 0 MB, 1 texts, \d+ tokens", told[0])

@@ -18,7 +18,7 @@ from jspec.models.model import build, forward_text, head, random_params
 from jspec.testing.models import tiny_config
 from jspec.train.block_diffusion import BlockDiffusion
 from jspec.train.command.cli import main
-from jspec.train.config import CorpusConfig, DataConfig, DiffusionConfig
+from jspec.train.config import CorpusConfig, DataConfig, DiffusionTrainingConfig
 from jspec.train.diffusion import diffusion_model, objective_of, trainable_of
 from jspec.train.masked_diffusion import MaskedDiffusion
 from tests.support.tolerances import tolerance
@@ -37,9 +37,9 @@ def light():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def recipe(**fields) -> DiffusionConfig:
+def recipe(**fields) -> DiffusionTrainingConfig:
     data = DataConfig(corpora=[CorpusConfig(file="unused")], length=16)
-    return DiffusionConfig(out="unused", tokenizer="unused", steps=1, data=data, **fields)
+    return DiffusionTrainingConfig(out="unused", tokenizer="unused", steps=1, data=data, **fields)
 
 
 # --- how it begins -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.errors import UserError
-from jspec.train.corpus import Row
+from jspec.train.corpus import CorpusRow
 from jspec.train.encode import encode_rows
 from tests.train.conftest import BOS, CHAT_TEMPLATE, EOS, write_tokenizer
 
@@ -25,11 +25,11 @@ MESSAGES = st.lists(
 )
 
 
-def talk(*turns: str) -> Row:
+def talk(*turns: str) -> CorpusRow:
     """A conversation that the user begins."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-    return Row(id="talk", messages=tuple(messages))
+    return CorpusRow(id="talk", messages=tuple(messages))
 
 
 def raw(tokenizer, ids) -> str:
@@ -40,7 +40,7 @@ def raw(tokenizer, ids) -> str:
 @settings(max_examples=60, deadline=None)
 @given(messages=MESSAGES)
 def test_what_the_assistant_says_and_its_end_of_turn_are_learnt(tokenizer, messages):
-    row = Row(id="x", messages=tuple(messages))
+    row = CorpusRow(id="x", messages=tuple(messages))
     [encoded] = encode_rows([row], tokenizer, loss_on="assistant")
     learnt = raw(tokenizer, encoded.tokens[encoded.weights == 1])
     said = [m["content"] + EOS + "\n" for m in messages if m["role"] == "assistant"]
@@ -69,7 +69,11 @@ def test_a_conversation_begins_as_decoding_begins_it(tokenizer, tokenizer_folder
 
 @pytest.mark.parametrize("loss_on", ["all", "assistant"])
 def test_plain_text_stands_between_bos_and_eos_and_counts_whole(tokenizer, loss_on):
-    rows = [Row(id="a", text="the cat"), Row(id="b", text=""), Row(id="c", text="süß\n\n")]
+    rows = [
+        CorpusRow(id="a", text="the cat"),
+        CorpusRow(id="b", text=""),
+        CorpusRow(id="c", text="süß\n\n"),
+    ]
     encoded = encode_rows(rows, tokenizer, loss_on=loss_on)
     texts = [raw(tokenizer, one.tokens) for one in encoded]
     assert texts == [f"{BOS}the cat{EOS}", f"{BOS}{EOS}", f"{BOS}süß\n\n{EOS}"]
@@ -77,13 +81,17 @@ def test_plain_text_stands_between_bos_and_eos_and_counts_whole(tokenizer, loss_
 
 
 def test_given_tokens_are_kept_beside_texts_and_must_be_the_tokenizers(tokenizer):
-    rows = [Row(id="a", text="cat"), Row(id="b", tokens=(7, 0, 299)), Row(id="c", text="cat")]
+    rows = [
+        CorpusRow(id="a", text="cat"),
+        CorpusRow(id="b", tokens=(7, 0, 299)),
+        CorpusRow(id="c", text="cat"),
+    ]
     first, given, last = encode_rows(rows, tokenizer, loss_on="assistant")
     assert given.tokens.tolist() == [7, 0, 299] and given.tokens.dtype == np.int32
     assert given.weights.tolist() == [1, 1, 1]
     np.testing.assert_array_equal(first.tokens, last.tokens)
     with pytest.raises(UserError, match="row d has token 300, the tokenizer 300 entries"):
-        encode_rows([Row(id="d", tokens=(300,))], tokenizer, loss_on="all")
+        encode_rows([CorpusRow(id="d", tokens=(300,))], tokenizer, loss_on="all")
 
 
 def test_no_rows_are_no_rows(tokenizer):

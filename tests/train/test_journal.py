@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jspec.train.journal import FILE, Journal, read_journal
+from jspec.train.journal import FILE, TrainingJournal, read_journal
 
 
 def record(step: int) -> dict:
@@ -10,7 +10,7 @@ def record(step: int) -> dict:
 
 
 def write(directory, steps, **options) -> None:
-    journal = Journal(directory, **options)
+    journal = TrainingJournal(directory, **options)
     for step in steps:
         journal.write(record(step))
     journal.close()
@@ -38,7 +38,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
 
 
 def test_lines_are_there_before_the_journal_is_closed(tmp_path):
-    journal = Journal(tmp_path, step=0, is_writing=True)
+    journal = TrainingJournal(tmp_path, step=0, is_writing=True)
     journal.write(record(1))
     assert read_journal(tmp_path) == [record(1)]
     journal.close()

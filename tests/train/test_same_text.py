@@ -26,7 +26,7 @@ from jspec.console.prompts import Conversation
 from jspec.console.reader import Reader
 from jspec.train.command.corpora import training_rows
 from jspec.train.config import CorpusConfig, DataConfig, FalconConfig
-from jspec.train.corpus import Row, Tally
+from jspec.train.corpus import CorpusRow, Tally
 from jspec.train.encode import encode_rows
 
 TRAINED_FOR = {
@@ -79,7 +79,7 @@ def check(tokenizer: Tokenizer, turns: list[str], system: str | None, loss_on="a
     roles = ("user", "assistant")
     messages = tuple({"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns))
     tally = Tally()
-    rows = [Row(id="row", messages=messages)]
+    rows = [CorpusRow(id="row", messages=messages)]
     [row] = encode_rows(rows, tokenizer, loss_on=loss_on, system=system, tally=tally)
     assert tally.lines() == []
     reader = Reader(tokenizer=tokenizer, max_length=10**6, vocab_size=10**6)
@@ -119,7 +119,7 @@ def test_vicunas_conversations_begin_with_one_bos_and_a_whole_word(llama2):
     data = recipe("falcon_vicuna").data
     tokenizer = load_tokenizer(llama2, data.chat_template)
     assert tokenizer is not None
-    row = Row(id="a", messages=({"role": "user", "content": "Hi"},))
+    row = CorpusRow(id="a", messages=({"role": "user", "content": "Hi"},))
     [row] = encode_rows([row], tokenizer, loss_on="assistant", system=data.system)
     assert row.tokens[:7].tolist() == [1, 319, 13563, 1546, 263, 12758, 1404]
 
@@ -149,7 +149,7 @@ def test_whatever_is_said_the_prompts_are_the_same(shared_data, turns):
     messages = [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)]
     tally = Tally()
     [row] = encode_rows(
-        [Row(id="x", messages=tuple(messages))],
+        [CorpusRow(id="x", messages=tuple(messages))],
         tokenizer,
         loss_on="assistant",
         system=system,
@@ -171,7 +171,7 @@ def test_an_answer_that_is_joined_to_its_prompt_is_counted():
     messages = tuple({"role": role, "content": content} for role, content in pairs)
     tally = Tally()
     [row] = encode_rows(
-        [Row(id="x", messages=messages)], tokenizer, loss_on="assistant", tally=tally
+        [CorpusRow(id="x", messages=messages)], tokenizer, loss_on="assistant", tally=tally
     )
     prompt = tokenizer.encode_chat(messages[:1])
     assert tuple(row.tokens[: len(prompt)]) != prompt
@@ -197,7 +197,11 @@ def test_recipes_have_the_words_of_the_configs_that_decode(name):
 
 def test_a_conversations_own_system_message_wins(tokenizer):
     own = ({"role": "system", "content": "own"}, {"role": "user", "content": "cat"})
-    rows = [Row(id="a", messages=own), Row(id="b", messages=own[1:]), Row(id="c", text="cat")]
+    rows = [
+        CorpusRow(id="a", messages=own),
+        CorpusRow(id="b", messages=own[1:]),
+        CorpusRow(id="c", text="cat"),
+    ]
     found = encode_rows(rows, tokenizer, loss_on="all", system="given")
     texts = [tokenizer.decode(row.tokens) for row in found]
     assert ["own" in text for text in texts] == [True, False, False]
@@ -219,5 +223,5 @@ def test_a_plain_text_begins_as_decoding_begins_it(shared_data, tmp_path, is_leg
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer is not None
     for text in ("The sea.", " two", "\nü"):
-        [row] = encode_rows([Row(id="a", text=text)], tokenizer, loss_on="assistant")
+        [row] = encode_rows([CorpusRow(id="a", text=text)], tokenizer, loss_on="assistant")
         assert tuple(row.tokens) == (*tokenizer.encode(text), tokenizer.eos_id)

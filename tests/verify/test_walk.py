@@ -13,7 +13,7 @@ from jspec.certify.walk_tier import (
     DEPTH,
     NODES,
     ROWS,
-    Case,
+    WalkCase,
     make_case,
     verdict_of,
     walk_by_its_words,
@@ -25,7 +25,7 @@ from jspec.verify import reason_to_stop
 
 
 @pytest.fixture(scope="module")
-def case() -> Case:
+def case() -> WalkCase:
     return make_case()
 
 

@@ -14,7 +14,7 @@ from jspec.drafters.growth import Grower
 from jspec.drafters.options import named
 from jspec.errors import UserError
 from jspec.models.layer_groups import Groups, aligned, check_groups, contiguous, parse, singles
-from jspec.models.layer_parallel import Passes, Plan
+from jspec.models.layer_parallel import Parallelism, Passes
 
 RULES: dict[str, Callable[[int, int], Groups]] = {"contiguous": contiguous, "aligned": aligned}
 
@@ -42,7 +42,7 @@ def load(
       groups: all of them, in place of `size` and `rule`: `0,1-3,4-7,8`.
       plan: how passes are divided over the mesh: `A` (layers side by side along `layer`, as
         published), `A+`, `B` (heads split, one sum a group), `B-`, `B-tensor` or `C` (every device
-        the same); if not given, `B` over several devices and `C` on one. See `Plan`.
+        the same); if not given, `B` over several devices and `C` on one. See `Parallelism`.
       depth, width: D and k of the tree, `depth` levels of `width` nodes; width 1 is a chain.
       spread: s, what scores are divided by where they are compared across parents.
       calibration: when keys and values are made exact: `never`, `prefill`, `mismatch`, `round`.
@@ -79,7 +79,7 @@ def load(
     return LoadedDrafter(name="easyspec", drafter=drafter, params=passes.with_own(small.params))
 
 
-def plan_for(name: str, mesh: Mesh) -> Plan:
+def plan_for(name: str, mesh: Mesh) -> Parallelism:
     """The plan of this name; without a name, the one that is recommended for the mesh.
 
     Raises:
@@ -87,8 +87,8 @@ def plan_for(name: str, mesh: Mesh) -> Plan:
     """
     n_devices = mesh.shape["layer"] * mesh.shape["tensor"]
     if not name:
-        return Plan.B if n_devices > 1 else Plan.C
-    plan = named(Plan, "plan", name)
+        return Parallelism.B if n_devices > 1 else Parallelism.C
+    plan = named(Parallelism, "plan", name)
     if plan.layers and mesh.shape[plan.layers] == 1:
         raise ValueError(
             f"plan {name} runs layers side by side along the mesh axis {plan.layers}, which has "

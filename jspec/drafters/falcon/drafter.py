@@ -25,11 +25,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jspec import law
 from jspec.drafters.base import DraftSize, chain_size
-from jspec.drafters.falcon.trees import Pass, Plan, Tree, plan
+from jspec.drafters.falcon.trees import Pass, Tree, TreePlan, plan
 from jspec.law import Randomness
 from jspec.models import sar_head
 from jspec.models.model import Model, embed, head
-from jspec.models.sar_head import Memory, SarModel
+from jspec.models.sar_head import HeadMemory, SarModel
 from jspec.ops.linear import wide_project
 from jspec.ops.masks import relaxed_window
 from jspec.state import Block, Context, Draft, KVCache, Params, Prompt, replace, state
@@ -53,8 +53,8 @@ class FalconState:
     cache: KVCache
     predicted: Float[Array, "B k D"]
     history: Float[Array, "B k1 D"]
-    earlier: Memory | None
-    latest: Memory | None
+    earlier: HeadMemory | None
+    latest: HeadMemory | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Falcon:
         return self.model.config.block_size
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> TreePlan:
         return plan(self.tree, self.block_size)
 
     @property
@@ -138,8 +138,8 @@ class Falcon:
         return self.block_size + self.tree.depth
 
     def _read(
-        self, params: Params, cache: KVCache, memory: Memory | None, prompt: Prompt
-    ) -> tuple[KVCache, Memory | None]:
+        self, params: Params, cache: KVCache, memory: HeadMemory | None, prompt: Prompt
+    ) -> tuple[KVCache, HeadMemory | None]:
         """The prompt in chunks, and the memory after every row.
 
         Rows whose block goes on in the next chunk do not see the rest of it. Keys of a first layer
@@ -235,7 +235,7 @@ class Falcon:
         at = jnp.clip(positions + 1, 0, context.capacity - 1)
         return jnp.take_along_axis(context.tokens, at, axis=1)
 
-    def _mix(self, params: Params, tokens, features, memory: Memory | None):
+    def _mix(self, params: Params, tokens, features, memory: HeadMemory | None):
         embeddings = embed(params["target"], self.target, tokens)
         return sar_head.mix(params["head"], self.model, embeddings, features, memory)
 
@@ -277,10 +277,10 @@ class Falcon:
         one: Pass,
         tokens: Int[Array, "B M"],
         out: Float[Array, "B R D"],
-        memories: Memory | None,
+        memories: HeadMemory | None,
         cache: KVCache,
         context: Context,
-    ) -> tuple[Float[Array, "B R D"], Memory | None, KVCache]:
+    ) -> tuple[Float[Array, "B R D"], HeadMemory | None, KVCache]:
         """The rows of a pass: features that the parent block predicted, tokens that it drafted."""
         k, rows = self.block_size, tokens.shape[0]
         fed = jnp.take(tokens, one.path_nodes.reshape(-1), axis=1)

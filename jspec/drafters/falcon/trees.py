@@ -268,7 +268,7 @@ class Pass:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Plan:
+class TreePlan:
     """What is static about drafting a tree with blocks of k; int32 arrays over the `M` nodes.
 
     Attributes:
@@ -283,12 +283,12 @@ class Plan:
 
 
 @functools.cache
-def plan(tree: Tree, block_size: int) -> Plan:
+def plan(tree: Tree, block_size: int) -> TreePlan:
     """The passes that draft this tree with blocks of `block_size`; its arrays are read-only."""
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     blocks = [tree.blocks(depth) for depth in range(0, tree.depth, block_size)]
-    return Plan(
+    return TreePlan(
         parent=_integers(tree.parents()),
         depth=_integers([len(path) for path in tree.number]),
         passes=tuple(_pass(tree, block_size, blocks[: s + 1]) for s in range(len(blocks))),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from jspec.drafters.easyspec.loading import RULES
 from jspec.models.layer_groups import Groups, split
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.plan.easyspec.acceptance import Acceptance
 from jspec.plan.easyspec.hardware import Hardware
 from jspec.plan.easyspec.memory import memory_of
@@ -55,7 +55,9 @@ class Pair:
     def verify_s(self, nodes: int) -> float:
         """Seconds of one forward of the target over the nodes of a tree, the root included."""
         work = self.work(nodes)
-        return exact_s(self.target, self.hardware.for_target, work, Plan.B, Mesh(1, self.devices))
+        return exact_s(
+            self.target, self.hardware.for_target, work, Parallelism.B, Mesh(1, self.devices)
+        )
 
     @property
     def plain(self) -> float:
@@ -75,7 +77,7 @@ class Way:
       rule: how groups are cut.
     """
 
-    plan: Plan
+    plan: Parallelism
     mesh: Mesh
     size: int
     rule: str
@@ -131,13 +133,13 @@ class Left:
       sizes: layers a group, of those that were asked for.
     """
 
-    plan: Plan
+    plan: Parallelism
     mesh: Mesh
     sizes: tuple[int, ...]
     why: str
 
 
-def groups_of(n_layers: int, size: int, rule: str, plan: Plan, mesh: Mesh) -> Groups:
+def groups_of(n_layers: int, size: int, rule: str, plan: Parallelism, mesh: Mesh) -> Groups:
     """As the drafter cuts them: no group has more layers than devices to run them side by side."""
     groups = RULES[rule](n_layers, size)
     return split(groups, mesh.layer) if plan.layers and mesh.layer > 1 else groups
@@ -159,7 +161,7 @@ def candidates(
     pair: Pair,
     acceptance: Acceptance,
     *,
-    plans: Sequence[Plan] = tuple(Plan),
+    plans: Sequence[Parallelism] = tuple(Parallelism),
     sizes: Sequence[int] = SIZES,
     widths: Sequence[int] = WIDTHS,
     depths: Sequence[int] = DEPTHS,
@@ -170,7 +172,11 @@ def candidates(
     parallelism (plan B with N = 1) is always there to compare with.
     """
     found, left, plain = [], [], pair.plain
-    asked = [Plan.C] if pair.devices == 1 else [*plans, *(() if Plan.B in plans else (Plan.B,))]
+    asked = (
+        [Parallelism.C]
+        if pair.devices == 1
+        else [*plans, *(() if Parallelism.B in plans else (Parallelism.B,))]
+    )
     for plan in asked:
         for mesh in _meshes(pair, plan):
             refused: dict[int, str] = {}
@@ -186,14 +192,14 @@ def candidates(
     return found, left
 
 
-def _meshes(pair: Pair, plan: Plan) -> list[Mesh]:
+def _meshes(pair: Pair, plan: Parallelism) -> list[Mesh]:
     """Layouts that differ for a plan: to those that take both axes together they are one."""
-    if plan.layers or plan is Plan.B_TENSOR:
+    if plan.layers or plan is Parallelism.B_TENSOR:
         return [mesh for mesh in pair.meshes if mesh.layer > 1]
     return [Mesh(1, pair.devices)]
 
 
-def _ways(pair: Pair, plan: Plan, mesh: Mesh, sizes: Sequence[int]) -> Iterator[Way]:
+def _ways(pair: Pair, plan: Parallelism, mesh: Mesh, sizes: Sequence[int]) -> Iterator[Way]:
     """Different ones only; layers run side by side on at least as many devices."""
     seen = set()
     for size in sizes:

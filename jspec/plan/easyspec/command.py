@@ -20,7 +20,7 @@ from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.hub import find_directory
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.plan.easyspec import measured, report
 from jspec.plan.easyspec.acceptance import PAPER, ROUND, Acceptance, as_rows, read_acceptance
 from jspec.plan.easyspec.candidates import Candidate, Left, Pair, candidates, choose
@@ -107,7 +107,7 @@ def _fit(job: Job, log: Log) -> Fit:
     found, left = candidates(
         pair,
         acceptance,
-        plans=[Plan(name) for name in settings.plans],
+        plans=[Parallelism(name) for name in settings.plans],
         sizes=settings.sizes,
         widths=settings.widths,
         depths=settings.depths,

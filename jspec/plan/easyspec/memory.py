@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from jspec.models.layer_groups import Groups
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.plan.easyspec.passes import Mesh
 from jspec.plan.easyspec.shapes import ModelShape
 
@@ -36,7 +36,13 @@ class Held:
 
 
 def memory_of(
-    target: ModelShape, drafter: ModelShape, plan: Plan, mesh: Mesh, groups: Groups, *, slots: int
+    target: ModelShape,
+    drafter: ModelShape,
+    plan: Parallelism,
+    mesh: Mesh,
+    groups: Groups,
+    *,
+    slots: int,
 ) -> Held:
     """Weights and caches.
 
@@ -50,13 +56,13 @@ def memory_of(
     cached += (drafter.n_layers + own) * drafter.kv_bytes(heads_over)
     attention = own * drafter.attention_bytes(heads_over)
     return Held(
-        target=weights_bytes(target, Plan.B, mesh),
+        target=weights_bytes(target, Parallelism.B, mesh),
         drafter=weights_bytes(drafter, plan, mesh) + attention,
         caches=slots * cached,
     )
 
 
-def weights_bytes(shape: ModelShape, plan: Plan, mesh: Mesh) -> float:
+def weights_bytes(shape: ModelShape, plan: Parallelism, mesh: Mesh) -> float:
     """Of a model, on each device."""
     attention = shape.attention_bytes(mesh.over(plan, "heads", shape.config.n_heads))
     mlp = shape.mlp_bytes / mesh.over(plan, "mlp", shape.config.mlp_width)
@@ -64,6 +70,6 @@ def weights_bytes(shape: ModelShape, plan: Plan, mesh: Mesh) -> float:
     return shape.n_layers * (attention + mlp) + vocabulary
 
 
-def _n_own(plan: Plan, mesh: Mesh, groups: Groups) -> int:
+def _n_own(plan: Parallelism, mesh: Mesh, groups: Groups) -> int:
     """Layers whose attention a device has twice: for exact passes, and as its own of a group."""
     return sum(len(group) > 1 for group in groups) if mesh.side_by_side(plan) > 1 else 0

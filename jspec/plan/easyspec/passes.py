@@ -16,7 +16,7 @@ import math
 from collections import Counter
 
 from jspec.models.layer_groups import Groups, singles
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.plan.easyspec.hardware import Hardware
 from jspec.plan.easyspec.shapes import ModelShape
 from jspec.sharding import mesh_axes
@@ -33,17 +33,17 @@ class Mesh:
     def size(self) -> int:
         return self.layer * self.tensor
 
-    def devices(self, plan: Plan, axis: str) -> int:
+    def devices(self, plan: Parallelism, axis: str) -> int:
         """Devices that are to share a logical axis."""
         sizes = {"layer": self.layer, "tensor": self.tensor}
         return math.prod(sizes[name] for name in mesh_axes(plan.table, axis))
 
-    def over(self, plan: Plan, axis: str, length: int) -> int:
+    def over(self, plan: Parallelism, axis: str, length: int) -> int:
         """Devices that do share it; one where they do not divide its length."""
         devices = self.devices(plan, axis)
         return 1 if length % devices else devices
 
-    def side_by_side(self, plan: Plan) -> int:
+    def side_by_side(self, plan: Parallelism) -> int:
         """Devices that run layers of one group; 1 for a plan without."""
         return self.layer if plan.layers else 1
 
@@ -89,7 +89,7 @@ def mlp_s(shape: ModelShape, hardware: Hardware, work: Work, *, over: int = 1) -
 
 
 def layers_s(
-    shape: ModelShape, hardware: Hardware, work: Work, plan: Plan, mesh: Mesh, groups: Groups
+    shape: ModelShape, hardware: Hardware, work: Work, plan: Parallelism, mesh: Mesh, groups: Groups
 ) -> float:
     """Seconds of all layers in these groups.
 
@@ -110,7 +110,7 @@ def layers_s(
 
 
 def vocabulary_s(
-    shape: ModelShape, hardware: Hardware, work: Work, plan: Plan, mesh: Mesh
+    shape: ModelShape, hardware: Hardware, work: Work, plan: Parallelism, mesh: Mesh
 ) -> float:
     """Seconds of embedding, head, and choosing the best tokens, whose values and ids travel."""
     over = mesh.over(plan, "vocab", shape.config.vocab_size)
@@ -120,13 +120,15 @@ def vocabulary_s(
 
 
 def fuzzy_s(
-    shape: ModelShape, hardware: Hardware, work: Work, plan: Plan, mesh: Mesh, groups: Groups
+    shape: ModelShape, hardware: Hardware, work: Work, plan: Parallelism, mesh: Mesh, groups: Groups
 ) -> float:
     """Seconds of a whole pass in groups."""
     layers = layers_s(shape, hardware, work, plan, mesh, groups)
     return layers + vocabulary_s(shape, hardware, work, plan, mesh)
 
 
-def exact_s(shape: ModelShape, hardware: Hardware, work: Work, plan: Plan, mesh: Mesh) -> float:
+def exact_s(
+    shape: ModelShape, hardware: Hardware, work: Work, plan: Parallelism, mesh: Mesh
+) -> float:
     """Seconds of a whole pass with every layer alone. Under plan B it is tensor parallelism."""
     return fuzzy_s(shape, hardware, work, plan, mesh, singles(shape.n_layers))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jspec.train.config import CorpusConfig, DataConfig
-from jspec.train.corpus import Row, Source, is_held_out, read_rows
+from jspec.train.corpus import CorpusRow, Source, is_held_out, read_rows
 from jspec.train.data import TextData, load_text
 from jspec.train.encode import with_system
 from jspec.train.hub_dataset import HubDataset
@@ -47,7 +47,7 @@ def load_corpora(
     )
 
 
-def training_rows(source: Source, data: DataConfig) -> Iterator[Row]:
+def training_rows(source: Source, data: DataConfig) -> Iterator[CorpusRow]:
     """The rows of a corpus that are not held out; `data.system` begins their conversations."""
     rows = (row for row in read_rows(source) if not is_held_out(row.id, data.held_out))
     return (with_system(row, data.system) for row in rows)

@@ -35,7 +35,7 @@ class TrainingProgress:
     ):
         self.failure: Failure | None = None
         self._planned, self._log, self._as_json, self._clock = planned, log, as_json, clock
-        self._pace = Pace(planned, clock)
+        self._pace = StepPace(planned, clock)
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if is_first() and console.is_terminal:
@@ -113,7 +113,7 @@ class TrainingProgress:
             )
 
 
-class Pace:
+class StepPace:
     """How long the rest takes, by the time since the first count that was told.
 
     What comes before it (loading, compiling) does not come again.

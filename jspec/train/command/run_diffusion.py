@@ -14,11 +14,11 @@ from jspec.train.command.run_model import (
     tokenizer_of,
     train_language_model,
 )
-from jspec.train.config import DiffusionConfig
+from jspec.train.config import DiffusionTrainingConfig
 from jspec.train.diffusion import diffusion_model, objective_of, trainable_of
 
 
-def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> int:
+def run(config: DiffusionTrainingConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
     mesh = mesh_of(config)
     tokenizer = tokenizer_of(config)
@@ -46,7 +46,7 @@ def run(config: DiffusionConfig, *, log: Log, resume: bool, as_json: bool) -> in
     )
 
 
-def mask_id_of(config: DiffusionConfig, tokenizer: Tokenizer) -> int:
+def mask_id_of(config: DiffusionTrainingConfig, tokenizer: Tokenizer) -> int:
     """The tokenizer's id of the mask token, or the first id that it does not use."""
     found = tokenizer.id_of(config.mask_token)
     return tokenizer.n_ids if found is None else found

@@ -20,7 +20,7 @@ from jspec.drafters.falcon.trees import chain
 from jspec.errors import UserError
 from jspec.models.sar_head import SarModel
 from jspec.sharding import TRAINING
-from jspec.train.acceptance import Acceptance, openings
+from jspec.train.acceptance import HeldOutAcceptance, openings
 from jspec.train.command.corpora import load_corpora
 from jspec.train.command.recipes import after_falcon
 from jspec.train.command.run_model import (
@@ -96,13 +96,13 @@ def check_tokenizer(config: FalconConfig, target: Target) -> None:
 
 def acceptance_of(
     config: FalconConfig, head: SarModel, target: Target, data: TextData
-) -> Acceptance | None:
+) -> HeldOutAcceptance | None:
     """The acceptance of a chain of two passes, to be told at every evaluation."""
     prompts = openings(data.held_out(), length=min(PROMPT, config.data.length // 2), a_corpus=2)
     if not len(prompts):
         return None
     dtype = jnp.dtype(target.dtype)
-    return Acceptance(
+    return HeldOutAcceptance(
         target,
         Falcon(model=head, target=target.model, tree=chain(2 * config.block_size)),
         lambda params: {

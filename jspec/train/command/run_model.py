@@ -36,7 +36,7 @@ from jspec.train.config import FalconConfig, LanguageModelConfig, LoopConfig, Mo
 from jspec.train.data import TextData
 from jspec.train.files import write_whole
 from jspec.train.journal import read_journal
-from jspec.train.loop import Outcome, planned_steps, train
+from jspec.train.loop import TrainingOutcome, planned_steps, train
 from jspec.train.objective import Distil, NextToken, Objective
 from jspec.train.picture import save_picture
 from jspec.train.setup import model_of
@@ -260,10 +260,10 @@ def train_in(
     planned: int,
     log: Log,
     as_json: bool,
-    training: Callable[..., Outcome],
+    training: Callable[..., TrainingOutcome],
     *,
     next_commands: Sequence[str] = (),
-) -> Outcome:
+) -> TrainingOutcome:
     """Run a training with its progress on stderr, and say how it ended.
 
     Args:
@@ -294,7 +294,7 @@ def train_in(
     return outcome
 
 
-def _say_outcome(outcome: Outcome, directory: Path, log: Log) -> None:
+def _say_outcome(outcome: TrainingOutcome, directory: Path, log: Log) -> None:
     if not outcome.is_complete:
         log.warning(f"stopped after step {outcome.steps} of {outcome.planned}; --resume goes on")
         return

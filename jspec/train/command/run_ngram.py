@@ -23,7 +23,7 @@ from jspec.errors import UserError
 from jspec.models.ngram_model import NGramModel
 from jspec.train.command.corpora import corpus_sources
 from jspec.train.config import NGramConfig
-from jspec.train.corpus import Row, Source, corpus_name, is_held_out, read_rows
+from jspec.train.corpus import CorpusRow, Source, corpus_name, is_held_out, read_rows
 from jspec.train.encode import Encoded, encode_rows
 from jspec.train.files import write_whole, written_whole
 from jspec.train.ngram import estimate
@@ -115,7 +115,7 @@ def _texts(
             f"{source}: repeat {share:g} would count every n-gram more often than it occurs, and "
             "spoil the discounts; give at most 1"
         )
-    rows: tuple[list[Row], list[Row]] = ([], [])
+    rows: tuple[list[CorpusRow], list[CorpusRow]] = ([], [])
     for row in read_rows(source):
         rows[is_held_out(row.id, config.data.held_out)].append(row)
     train = rows[0][: math.ceil(len(rows[0]) * share)]

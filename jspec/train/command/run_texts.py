@@ -34,7 +34,7 @@ from jspec.sharding import make_mesh
 from jspec.train.command.corpora import corpus_sources, training_rows
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.config import TextsConfig
-from jspec.train.corpus import Row, corpus_name
+from jspec.train.corpus import CorpusRow, corpus_name
 from jspec.train.files import append_line
 
 _STOP_IDS = 8
@@ -189,11 +189,11 @@ def choose_openings(config: TextsConfig, tokenizer: Tokenizer) -> list[Opening]:
     return [kept[i] for i in random.permutation(len(kept))]
 
 
-def _characters(row: Row) -> int:
+def _characters(row: CorpusRow) -> int:
     return len(row.text or "") + sum(len(message["content"]) for message in row.messages)
 
 
-def _opening(row: Row, tokenizer: Tokenizer, count: int, random: Any) -> tuple[int, ...]:
+def _opening(row: CorpusRow, tokenizer: Tokenizer, count: int, random: Any) -> tuple[int, ...]:
     if row.text is not None:
         return tokenizer.encode(row.text[: 16 * count])[:count]
     turns = [i for i, message in enumerate(row.messages) if message["role"] == "user"]

@@ -21,7 +21,7 @@ from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
 from jspec.models.layer_groups import contiguous
-from jspec.models.layer_parallel import Passes, Plan
+from jspec.models.layer_parallel import Parallelism, Passes
 from jspec.models.model import abstract_params, build
 from jspec.models.weights import sharded_shapes
 from jspec.sharding import make_mesh
@@ -45,7 +45,7 @@ SMALL = tiny_config(
 )
 
 
-def compiled_chunk(plan: Plan, calibration: Calibration, sizes: dict[str, int]):
+def compiled_chunk(plan: Parallelism, calibration: Calibration, sizes: dict[str, int]):
     """One round, compiled as users have it; and what is in a device's memory."""
     mesh = make_mesh(devices=None, **sizes)
     target = abstract_target(CONFIG, dtype="float32", mesh=mesh)
@@ -82,10 +82,10 @@ def on_one(leaf) -> int:
 
 
 CASES = {
-    "one device, mismatch": (Plan.C, Calibration.MISMATCH, {}),
-    "A": (Plan.A, Calibration.ROUND, {"layer": 4}),
-    "A, mismatch": (Plan.A, Calibration.MISMATCH, {"layer": 2, "tensor": 2}),
-    "B": (Plan.B, Calibration.ROUND, {"layer": 2, "tensor": 2}),
+    "one device, mismatch": (Parallelism.C, Calibration.MISMATCH, {}),
+    "A": (Parallelism.A, Calibration.ROUND, {"layer": 4}),
+    "A, mismatch": (Parallelism.A, Calibration.MISMATCH, {"layer": 2, "tensor": 2}),
+    "B": (Parallelism.B, Calibration.ROUND, {"layer": 2, "tensor": 2}),
 }
 
 
@@ -123,7 +123,7 @@ def test_collectives_of_a_round_are_those_of_its_passes(compiled):
         pytest.skip("both branches are in the text, of which one is taken")
     n_fuzzy = DEPTH - 1
     groups = contiguous(LAYERS, 4)
-    if plan is Plan.A:
+    if plan is Parallelism.A:
         sums, gathers = 1 + n_fuzzy, n_fuzzy  # embeddings; one group of four a pass
     else:
         sums = 1 + 2 * LAYERS + n_fuzzy * (1 + len(groups) + LAYERS)

@@ -14,7 +14,7 @@ from jspec.drafters import load_drafter
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.errors import UserError
 from jspec.models.layer_groups import aligned, contiguous, parse, singles
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.sharding import make_mesh
 from jspec.testing.models import tiny_target
 
@@ -44,8 +44,8 @@ def test_what_is_not_said_is_as_published(models):
     assert (drafter.grower.depth, drafter.grower.width) == (5, 12)
     assert drafter.sizes[0].n_nodes == 61
     assert drafter.calibration is Calibration.ROUND
-    assert drafter.passes.plan is Plan.C
-    assert load(models, mesh={"tensor": 2})[0].passes.plan is Plan.B
+    assert drafter.passes.plan is Parallelism.C
+    assert load(models, mesh={"tensor": 2})[0].passes.plan is Parallelism.B
 
 
 def test_groups_by_rule_and_by_hand(models):

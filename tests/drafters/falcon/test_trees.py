@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jspec.drafters.falcon.trees import (
     Pass,
     Path,
-    Plan,
     Tree,
+    TreePlan,
     chain,
     find,
     fingerprint,
@@ -68,11 +68,11 @@ def trees(draw) -> Tree:
 # --- what a plan amounts to ----------------------------------------------------------------------
 
 
-def n_rows(planned: Plan, k: int) -> int:
+def n_rows(planned: TreePlan, k: int) -> int:
     return sum(p.n_blocks * k for p in planned.passes)
 
 
-def flat_indices(planned: Plan, k: int) -> list[int]:
+def flat_indices(planned: TreePlan, k: int) -> list[int]:
     """Where each drafted node's token stands in `[root k tokens] ++ [rows x 20]`."""
     indices: dict[int, int] = {}
     for p in planned.passes:

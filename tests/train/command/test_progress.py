@@ -16,9 +16,9 @@ from jspec.console import log as log_module
 from jspec.console.log import Failure, Log
 from jspec.console.progress import EVERY_S
 from jspec.train.command import progress as progress_module
-from jspec.train.command.progress import Pace, TrainingProgress
+from jspec.train.command.progress import StepPace, TrainingProgress
 from jspec.train.command.run_model import train_in
-from jspec.train.loop import Outcome
+from jspec.train.loop import TrainingOutcome
 
 
 def step(number: int) -> dict:
@@ -59,10 +59,10 @@ def test_of_several_hosts_the_first_one_tells(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(log_module, "is_first", lambda: False)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
 
-    def training(*, report, announce, should_stop) -> Outcome:
+    def training(*, report, announce, should_stop) -> TrainingOutcome:
         announce("compiling")
         report(step(1))
-        return Outcome(steps=1, planned=1, held_out=None, best_step=1, is_complete=True)
+        return TrainingOutcome(steps=1, planned=1, held_out=None, best_step=1, is_complete=True)
 
     train_in(tmp_path, 1, Log(), True, training, next_commands=["and now: do this"])
     said = capsys.readouterr()
@@ -87,9 +87,9 @@ def test_evaluations_are_told_at_once(capsys):
 
 
 def test_a_run_that_was_stopped_says_how_it_goes_on(tmp_path, capsys):
-    def training(*, report, announce, should_stop) -> Outcome:
+    def training(*, report, announce, should_stop) -> TrainingOutcome:
         report(step(1))
-        return Outcome(steps=1, planned=9, held_out=None, best_step=1, is_complete=False)
+        return TrainingOutcome(steps=1, planned=9, held_out=None, best_step=1, is_complete=False)
 
     train_in(tmp_path, 9, Log(), False, training, next_commands=["and now: do this"])
     said = capsys.readouterr()
@@ -99,7 +99,7 @@ def test_a_run_that_was_stopped_says_how_it_goes_on(tmp_path, capsys):
 
 def test_the_pace_is_that_of_the_steps_after_the_first():
     clock = Clock()
-    pace = Pace(10, clock)
+    pace = StepPace(10, clock)
     assert pace.left(2) == ""
     clock.now = 30.0
     assert pace.left(4) == ", about 2 min left"
@@ -113,12 +113,12 @@ def test_records_that_cannot_be_written_stop_the_run_in_order(tmp_path, monkeypa
     monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
     asked = []
 
-    def training(*, report, announce, should_stop) -> Outcome:
+    def training(*, report, announce, should_stop) -> TrainingOutcome:
         asked.append(should_stop())
         report(step(1))
         asked.append(should_stop())
         report(step(2))
-        return Outcome(steps=2, planned=9, held_out=None, best_step=2, is_complete=False)
+        return TrainingOutcome(steps=2, planned=9, held_out=None, best_step=2, is_complete=False)
 
     with pytest.raises(Failure, match="nobody reads standard output"):
         train_in(tmp_path, 9, Log(), True, training)
@@ -126,9 +126,9 @@ def test_records_that_cannot_be_written_stop_the_run_in_order(tmp_path, monkeypa
 
 
 def test_records_are_lines_and_the_summary_is_the_last(tmp_path, capsys):
-    def training(*, report, announce, should_stop) -> Outcome:
+    def training(*, report, announce, should_stop) -> TrainingOutcome:
         report(step(1))
-        return Outcome(steps=2, planned=2, held_out=0.5, best_step=1, is_complete=True)
+        return TrainingOutcome(steps=2, planned=2, held_out=0.5, best_step=1, is_complete=True)
 
     train_in(tmp_path, 2, Log(), True, training, next_commands=["and now: do this"])
     said = capsys.readouterr()
