@@ -1,6 +1,6 @@
 """From records to a `Summary`: what was run gathered, rows made, places to avoid found.
 
-In reading order: `Gathered`, the parts of a row, where speculation turns, `summary_of`.
+In reading order: `Gathered`, the parts of a row, where speculation turns, `summarise`.
 """
 
 from __future__ import annotations
@@ -364,8 +364,9 @@ def _changed(gathered: Gathered) -> tuple[str, ...]:
     return tuple(names)
 
 
-def summary_of(records: Sequence[Record]) -> Summary:
-    """See `jspec.bench.summary.summarise`."""
+def summarise(records: Iterable[Record]) -> Summary:
+    """Everything that a run's records say, incomplete repeats left out where any is complete."""
+    records = list(records)
     gathered = gather(records)
     rows = tuple(
         row_of(gathered, temperature, batch_size, name)

@@ -19,7 +19,8 @@ from jspec.bench.plan import Loaded, Plan, make_plan
 from jspec.bench.race import Measurement, Race, blocks_of
 from jspec.bench.report.page import page
 from jspec.bench.results import Results
-from jspec.bench.summary import PLAIN, SKIPPED, Record, Summary, counted, summarise
+from jspec.bench.rows import summarise
+from jspec.bench.summary import PLAIN, SKIPPED, Record, Summary, counted
 from jspec.bench.table import markdown, show
 from jspec.config import InferConfig
 from jspec.console.exit_codes import INTERRUPTED

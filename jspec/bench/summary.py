@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jspec.bench.terms import Interval, Line, Terms
@@ -239,10 +239,3 @@ class Summary:
         return next(
             (r for r in self.rows if (r.contestant, r.temperature, r.batch_size) == wanted), None
         )
-
-
-def summarise(records: Iterable[Record]) -> Summary:
-    """Everything that a run's records say, incomplete repeats left out where any is complete."""
-    from jspec.bench.rows import summary_of
-
-    return summary_of(list(records))

@@ -10,7 +10,7 @@ from jspec.certify import proof
 from jspec.certify.records import Found
 from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
-from jspec.drafters.draft_model import DraftModel
+from jspec.drafters.draft_model import draft_model
 from jspec.infer.request import Request
 from jspec.law import Rule
 from jspec.testing.models import perturbed, tiny_target
@@ -45,7 +45,7 @@ def five_token_target() -> Target:
 def drafter_for(target: Target, **options) -> LoadedDrafter:
     """A draft model that is right now and then."""
     small = perturbed(target, scale=0.2)
-    drafter = DraftModel(model=small.model, vocab_size=V, **options)
+    drafter = draft_model(small.model, vocab_size=V, **options)
     return LoadedDrafter(name="draft-model", drafter=drafter, params=small.params)
 
 

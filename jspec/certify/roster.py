@@ -19,7 +19,7 @@ from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
 from jspec.drafters.diffuspec.search import EosRule
-from jspec.drafters.draft_model import DraftModel
+from jspec.drafters.draft_model import draft_model
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.falcon import trees
 from jspec.drafters.falcon.drafter import Falcon
@@ -66,7 +66,7 @@ class Entry:
 def _draft_model(**options):
     def make(target: Target, texts: Texts) -> LoadedDrafter:
         small = perturbed(target)
-        drafter = DraftModel(model=small.model, vocab_size=target.vocab_size, **options)
+        drafter = draft_model(small.model, vocab_size=target.vocab_size, **options)
         return LoadedDrafter(name="draft-model", drafter=drafter, params=small.params)
 
     return make

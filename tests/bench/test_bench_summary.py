@@ -9,7 +9,7 @@ import pytest
 
 from jspec.bench import terms
 from jspec.bench.report.page import page
-from jspec.bench.summary import summarise
+from jspec.bench.rows import summarise
 from jspec.bench.table import PRELIMINARY, markdown, remarks
 
 PLACES = [(repeat, category) for repeat in range(3) for category in ("a", "b")]

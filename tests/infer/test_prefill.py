@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.drafters import draft_model
-from jspec.drafters.draft_model import DraftModel
+from jspec.drafters.draft_model import draft_model
+from jspec.drafters.easyspec import drafter as easyspec
 from jspec.infer import prefill as prefilling
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import first_token, prefill, prompt_bucket, room_for, slots_for
@@ -28,7 +28,7 @@ ROWS, VOCABULARY = len(LENGTHS), 31
 SMALL = {"n_layers": 1, "width": 16, "mlp_width": 16, "n_heads": 2, "n_kv_heads": 1}
 TARGET = tiny_target(vocab_size=VOCABULARY, **SMALL)
 DRAFT = perturbed(TARGET, scale=0.1)
-DRAFTER = DraftModel(model=DRAFT.model, vocab_size=VOCABULARY, depth=2)
+DRAFTER = draft_model(DRAFT.model, vocab_size=VOCABULARY, depth=2)
 PROGRAM = Program(target=TARGET.model, drafter=DRAFTER, mode=Mode.PLAIN, trace=True)
 PROMPTS = np.random.default_rng(5).integers(0, VOCABULARY, (ROWS, WIDTH)).astype(np.int32)
 SAMPLING = settings(ROWS, temperature=[0, 0, 0, 0, 1], max_length=CAPACITY)
@@ -52,7 +52,7 @@ def states():
     whole = begun(0), begun(4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefilling, "CHUNK", CHUNK)
-        patch.setattr(draft_model, "CHUNK", CHUNK)
+        patch.setattr(easyspec, "CHUNK", CHUNK)
         return whole, (begun(0), begun(4))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jspec.drafters.base import LoadedDrafter
-from jspec.drafters.draft_model import DraftModel
+from jspec.drafters.draft_model import draft_model
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import chain
 from jspec.infer.engine import Engine, Finished
@@ -73,7 +73,7 @@ def check(found: dict, rows: list[RowStats]) -> None:
 
 def test_a_drafter_that_is_right_now_and_then(target):
     small = perturbed(target, scale=0.02)
-    drafter = DraftModel(model=small.model, vocab_size=target.vocab_size, depth=3)
+    drafter = draft_model(small.model, vocab_size=target.vocab_size, depth=3)
     prompts = openings(random_text().held_out(), length=6, a_corpus=2)
     assert prompts.shape == (4, 6)
     probe = HeldOutAcceptance(target, drafter, lambda params: params, prompts)
@@ -102,7 +102,7 @@ def test_a_falcon_head_in_float32_as_it_is_trained(target):
 def test_weights_of_now_are_asked(target):
     """It is compiled once, and knows no weights of its own."""
     small = perturbed(target)
-    drafter = DraftModel(model=small.model, vocab_size=target.vocab_size, depth=2)
+    drafter = draft_model(small.model, vocab_size=target.vocab_size, depth=2)
     prompts = openings(random_text().held_out(), length=6, a_corpus=1)
     probe = HeldOutAcceptance(target, drafter, lambda params: params, prompts)
     assert probe(target.params)["accepted_by_depth"] == [1.0, 1.0]

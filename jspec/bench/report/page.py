@@ -15,7 +15,8 @@ from jspec.bench.report.markup import element, section, sentence, text
 from jspec.bench.report.picture import token_pictures
 from jspec.bench.report.plots import plots
 from jspec.bench.report.tables import main_table, raw_table, vllm_table
-from jspec.bench.summary import Summary, counted, summarise
+from jspec.bench.rows import summarise
+from jspec.bench.summary import Summary, counted
 
 Record = Mapping[str, Any]
 

@@ -1,7 +1,10 @@
-"""The drafter: passes of a smaller model whose layers are grouped, and an exact one every round.
+"""A smaller model drafts a chain or a tree; its layers may run in groups, calibrated every round.
 
 In reading order: when keys and values are calibrated (`Calibration`), what is kept between rounds
-(`EasySpecState`), and the drafter.
+(`EasySpecState`), the drafter, and the passes that it makes over a text.
+
+With every layer in a group of its own all passes are exact, nothing needs calibration, and the
+drafter is the plain draft model of Leviathan et al. (`draft_model.py` loads it so).
 
 A round drafts `depth` levels. The first needs no pass: its logits are left by the calibration of
 the round before, one exact pass over what was accepted and the target's own token. The others are
@@ -16,12 +19,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jspec.drafters.draft_model import catch_up, keep_accepted, read_prompt
 from jspec.drafters.growth import Grower, draft_of
 from jspec.law import Randomness
 from jspec.models.blocks import causal_block
@@ -37,6 +40,13 @@ class Calibration(enum.StrEnum):
     PREFILL = "prefill"
     MISMATCH = "mismatch"
     ROUND = "round"
+
+
+Run = Callable[..., tuple[jax.Array, PassCache]]
+"""`Passes.exact`, or `Passes.grouped`."""
+
+CHUNK = 512
+"""Prompt tokens per pass of the small model."""
 
 
 @state
@@ -169,3 +179,37 @@ class EasySpec:
         params, context, _ = given
         logits, cache = catch_up(self.passes.grouped, params, cache, context)
         return logits[:, 0], cache
+
+
+# --- passes over a text ---------------------------------------------------------------------------
+
+
+def keep_accepted(passes: Passes, cache: PassCache, context, verdict, size) -> PassCache:
+    """The cache after a round, its accepted nodes one after another; `context` is the text then."""
+    if size.is_chain:
+        return cache
+    start = jnp.maximum(context.length - verdict.n_emitted - 1, 0)
+    return passes.compact(cache, start, verdict.path, size.n_nodes)
+
+
+def catch_up(run: Run, params: Params, cache: PassCache, context):
+    """The last two tokens of a text in one pass: logits after the pending one, and the cache.
+
+    The token before the pending one may be a leaf that was drafted but never fed.
+    """
+    base = jnp.maximum(context.length - 2, 0)
+    places = base[:, None] + jnp.arange(2, dtype=jnp.int32)[None, :]
+    tokens = jnp.take_along_axis(context.tokens, places, axis=1)
+    at = (context.length - 1 - base)[:, None]
+    return run(params, cache, tokens, causal_block(base, 2), logits_rows=at)
+
+
+def read_prompt(run: Run, params: Params, cache: PassCache, prompt: Prompt) -> PassCache:
+    """The small model over the prompt, in chunks; logits are not computed."""
+    rows = prompt.context.tokens.shape[0]
+    nothing = jnp.zeros((rows, 0), jnp.int32)
+    for start in range(0, prompt.width, CHUNK):
+        piece = prompt.context.tokens[:, start : min(start + CHUNK, prompt.width)]
+        block = causal_block(jnp.full((rows,), start, jnp.int32), piece.shape[1])
+        _, cache = run(params, cache, piece, block, logits_rows=nothing)
+    return cache

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.drafters.draft_model import DraftModel
+from jspec.drafters.draft_model import draft_model
 from jspec.drafters.easyspec import drafter as easyspec
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.growth import Grower
@@ -172,7 +172,7 @@ def test_the_cache_has_room_for_a_calibration_of_the_longest_text(calibration, w
 
 @pytest.mark.parametrize("calibration", Calibration)
 def test_groups_of_one_draft_as_a_draft_model_does(calibration):
-    exact = DraftModel(model=SMALL.model, vocab_size=VOCABULARY, depth=DEPTH, width=2)
+    exact = draft_model(SMALL.model, vocab_size=VOCABULARY, depth=DEPTH, width=2)
     grouped = drafter(size=1, calibration=calibration)
     assert grouped.passes.groups == singles(LAYERS)
     ours, theirs = rounds(grouped), rounds(exact)
