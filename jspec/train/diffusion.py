@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from jspec.checkpoints.diffusion import write_diffusion
 from jspec.checkpoints.hf_config import FAMILIES
+from jspec.models.diffusion import DiffusionConfig as MaskConfig
 from jspec.models.diffusion import DiffusionModel
-from jspec.models.diffusion import DiffusionTrainingConfig as MaskConfig
 from jspec.models.model import Model, build
 from jspec.state import Params
 from jspec.train.block_diffusion import BlockDiffusion

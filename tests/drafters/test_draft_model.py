@@ -236,4 +236,4 @@ def test_bad_options_are_refused_before_anything_is_loaded(options, message):
 @pytest.mark.parametrize("options", [{"depth": 0}, {"width": 0}, {"spread": 0.0}], ids=str)
 def test_sizes_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
-        dataclasses.replace(CHAIN, **options)
+        draft_model(DRAFT.model, **({"vocab_size": VOCABULARY, "depth": 3} | options))

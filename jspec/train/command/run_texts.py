@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.shipped import check_digest
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
@@ -66,9 +66,9 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     mesh = make_mesh(**config.mesh.model_dump())
     check_all_devices(mesh)
     done = agreed(lambda: _done(path, resume) if is_first() else set())
-    directory = local_directory(config.target)
-    check_digest(directory, config.target_digest)
-    tokenizer = cached_tokenizer(directory, config.data.chat_template)
+    checkpoint = find_checkpoint(config.target)
+    check_digest(checkpoint.files, config.target_digest)
+    tokenizer = cached_tokenizer(checkpoint.files, config.data.chat_template)
     if tokenizer is None:
         raise UserError(f"{config.target} has no tokenizer; expected tokenizer.json there")
     openings = agreed(lambda: choose_openings(config, tokenizer))
@@ -76,8 +76,8 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     is_done = from_first([opening.id in done for opening in openings])
     left = [opening for opening, is_there in zip(openings, is_done, strict=True) if not is_there]
     log.note(f"{len(openings)} texts, {len(openings) - len(left)} of them written")
-    with log.status(f"loading {directory}"):
-        target = load_target(directory, dtype=config.dtype, mesh=mesh)
+    with log.status(f"loading {checkpoint.where}"):
+        target = load_target(checkpoint, dtype=config.dtype, mesh=mesh)
     engine, requests = _engine(target, left, config), _requests(target, left, config)
     with stop_requests(log.warning) as should_stop:
         with log.status("compiling"):

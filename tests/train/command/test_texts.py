@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from jspec.console.log import Log
 
 from jspec.console.log import Log
+from jspec.infer.request import Finished
 from jspec.train.command import run_texts
 from jspec.train.command.run_texts import choose_openings
 from jspec.train.config import TextsConfig
@@ -72,11 +74,14 @@ def test_what_the_first_host_has_written_no_host_writes_again(config, monkeypatc
     monkeypatch.setattr(run_texts, "from_first", lambda given: done)
 
     def written(target, left, config):
+        """In place of an engine: every text is one token."""
         n_left.append(len(left))
         assert str(target.dtype) == "bfloat16"
-        return iter((opening, (1,)) for opening in left)
+        result: Any = SimpleNamespace(tokens=(1,))
+        ended = [Finished(index=i, result=result) for i in range(len(left))]
+        return SimpleNamespace(warm_up=lambda requests: None, run=lambda requests: iter(ended))
 
-    monkeypatch.setattr(run_texts, "write_texts", written)
+    monkeypatch.setattr(run_texts, "_engine", written)
     config = config.model_copy(update={"dtype": "bfloat16"})
     assert run_texts.run(config, log=Log(), resume=True, as_json=False) == 0
     assert n_left == [10]
