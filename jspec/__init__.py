@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jspec import certify as certify
     from jspec import checkpoints as checkpoints
     from jspec import config as config
+    from jspec import console as console
     from jspec import drafters as drafters
     from jspec import hosts as hosts
     from jspec import infer as infer

@@ -4,3 +4,10 @@
 tokens, `session` has the models; `log`, `progress` and `streams` speak, `signals` listens, and
 `exit_codes` is how a command ends.
 """
+
+from typing import TYPE_CHECKING
+
+from jspec.lazy import submodules
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

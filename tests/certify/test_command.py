@@ -122,8 +122,8 @@ def test_whatever_could_change_what_is_found_starts_anew(what, certify, monkeypa
     if what == "prompts":
         prompts.write_text('{"prompt": "the dog"}')
     else:
-        module = {"weights": "models", "source": "run"}[what]
-        monkeypatch.setattr(f"jspec.certify.{module}.{what}_digest", lambda *_: "0" * 64)
+        module = {"weights": "console.session", "source": "certify.run"}[what]
+        monkeypatch.setattr(f"jspec.{module}.{what}_digest", lambda *_: "0" * 64)
     assert certify(Found(), argv=asked) == (0, ["check 0"])
 
 

@@ -16,11 +16,11 @@ from jspec.checkpoints.shipped import shipped
 from jspec.checkpoints.target import Target, abstract_target, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.config import InferConfig, find_config, read_yaml, resolve
-from jspec.console import session
 from jspec.console.memory import memory_line, memory_warning
 from jspec.drafters import NAMES, LoadedDrafter, load_drafter
 from jspec.drafters.falcon.checkpoint import write_checkpoint as write_head
 from jspec.infer.command import session
+from jspec.infer.command import answering
 from jspec.infer.memory import Memory, memory_of
 from jspec.infer.prefill import prefill
 from jspec.infer.programs import Programs, place_rows
@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_told_with_its_largest_part(part, said):
 
 
 def test_a_run_that_does_not_fit_is_warned_of_once_and_tried(checkpoints, infer, monkeypatch):
-    monkeypatch.setattr(session, "device_memory", lambda: 1000)
+    monkeypatch.setattr(answering, "device_memory", lambda: 1000)
     run = infer("--target", checkpoints.chat, "--prompt", "the cat", "--max-new-tokens", "2")
     assert run.code == 0 and run.out
     (line,) = [line for line in run.err.splitlines() if line.startswith("memory a device: ")]

@@ -314,7 +314,7 @@ def test_a_run_that_was_cut_off_goes_on(asked, path, infer, monkeypatch):
     assert "1 of 4 answers were in" in run.err
     assert "0/4 answers" not in run.err and "1/4 answers | " in run.err and "4/4" in run.err
 
-    monkeypatch.setattr(run_module, "Session", None)  # nothing is left to be answered
+    monkeypatch.setattr(run_module, "Answering", None)  # nothing is left to be answered
     run = infer(*asked, "--json")
     assert run.code == 0 and [*run.records[0]] == ["summary"]
     assert run.records[0]["summary"]["answered_before"] == 4
@@ -343,7 +343,7 @@ def test_an_interrupt_keeps_the_answers_that_ended(asked, path, infer, monkeypat
 def test_faults_that_an_earlier_start_has_found_stay_faults(planned, path, capsys, monkeypatch):
     config = planned().config
     conversations = [turn.conversation for turn in planned().turns]
-    monkeypatch.setattr(run_module, "Session", None)
+    monkeypatch.setattr(run_module, "Answering", None)
     for generation, unexcused, said in (
         (answer(stop_reason="bad_logits"), 0, "not numbers"),
         (answer(1), 2, "2 tokens differ"),
