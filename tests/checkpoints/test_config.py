@@ -113,7 +113,7 @@ def test_a_factor_of_attention_that_is_given_overrides_the_derived_one(kind):
     scaling = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 16} | factors
 
     def factor(**given) -> float:
-        rope = DecoderConfig.from_hf(LLAMA | {"rope_scaling": scaling | given}).rope
+        rope = read_hf_config(LLAMA | {"rope_scaling": scaling | given}).rope
         return rope.frequencies(8)[1]
 
     assert factor() > 1 and factor(attention_factor=0.7) == 0.7
