@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from heldout import ABOUT, default_folder, find_corpora, openings
-from jspec.console.exit_codes import Parser
 from numpy.typing import ArrayLike
 
 from jspec.checkpoints.hub import local_directory

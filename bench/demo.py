@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from heldout import ABOUT, default_folder, find_corpora, openings
-from jspec.console.exit_codes import Parser, exit_code
 
 from jspec.bench.cli import main as bench
 from jspec.checkpoints.hub import local_directory

@@ -25,8 +25,6 @@ from diffuspec_pictures import draw
 from diffuspec_report import best_length, judgements, part_table, survival_costs
 from diffuspec_stages import split
 from diffuspec_variants import Part, Variant
-from jspec.console.compile_cache import keep_compiled_programs
-from jspec.console.exit_codes import exit_code
 
 import jspec
 from jspec.bench.records import device_record, provenance

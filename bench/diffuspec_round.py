@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jspec.console.exit_codes import exit_code, leave
 from rounds import add_common_flags, n_read, random_target, write_record
 from shapes import DIFFUSION, TARGETS, random_model
 from tables import table
@@ -37,6 +36,7 @@ from jspec.bench.costs import ROUNDS, drafts, forwards
 from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
 from jspec.checkpoints.target import Target
+from jspec.console.exit_codes import exit_code, leave
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.lattice import Proxy, candidates

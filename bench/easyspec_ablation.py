@@ -25,8 +25,6 @@ from any_groups import any_groups
 from easyspec_grid import LONG, MISMATCH, PARTS, SPEED, Cell
 from easyspec_pictures import draw
 from easyspec_report import acceptance_points, report
-from jspec.console.compile_cache import keep_compiled_programs
-from jspec.console.exit_codes import exit_code
 from told import kept, texts_of
 
 import jspec

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jspec.console.exit_codes import exit_code
 from tables import table
 
 import jspec

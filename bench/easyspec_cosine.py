@@ -19,8 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from ablation import Estimate, estimate, parser_of, quotient, requests_of
 from easyspec_pictures import COSINES, draw_cosines
-from jspec.console.compile_cache import keep_compiled_programs
-from jspec.console.exit_codes import exit_code
 from pictures import save
 from similarity import QUANTITIES, READINGS, approximated, grouped, similarities
 from tables import table

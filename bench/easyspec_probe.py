@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jspec.console.exit_codes import exit_code, leave
 from rounds import add_common_flags, write_record
 from shapes import SHAPES, TARGETS, random_model
 from tables import table
 
 from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
+from jspec.console.exit_codes import exit_code, leave
 from jspec.models.blocks import causal_block
 from jspec.models.layer_parallel import Parallelism
 from jspec.models.model import Model, empty_cache, forward

@@ -20,13 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jspec.console.exit_codes import exit_code, leave
 from rounds import add_common_flags, n_read, write_record
 from shapes import TARGETS, random_model
 from tables import table
 
 from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
+from jspec.console.exit_codes import exit_code, leave
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import Groups, contiguous, singles
 from jspec.models.model import ALONE, Model, Parts, empty_cache, merged, through

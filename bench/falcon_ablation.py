@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from ablation import Journal, acceptance, parser_of, requests_of
-from jspec.console.exit_codes import exit_code
 from tables import table
 
 import jspec

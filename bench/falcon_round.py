@@ -16,7 +16,6 @@ import dataclasses
 from typing import Any
 
 import jax
-from jspec.console.exit_codes import exit_code, leave
 from rounds import add_common_flags, n_read, random_target, write_record
 from shapes import TARGETS, n_parameters
 from tables import table
@@ -26,6 +25,7 @@ from jspec.bench.records import device_record, provenance
 from jspec.bench.stages import split
 from jspec.bench.summary import PLAIN
 from jspec.checkpoints.target import Target
+from jspec.console.exit_codes import exit_code, leave
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import find

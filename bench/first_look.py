@@ -21,12 +21,12 @@ import sys
 from pathlib import Path
 
 import jax
-from jspec.console.exit_codes import exit_code, leave
 from sections import PROFILES, SECTIONS, Look
 from shapes import n_parameters, random_model
 from tables import markdown
 
 from jspec.bench.records import device_record, provenance
+from jspec.console.exit_codes import exit_code, leave
 
 
 def parse_sections(text: str) -> list[str]:

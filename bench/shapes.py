@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-from jspec.console.memory import device_memory
 
 from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.known import KNOWN
+from jspec.console.memory import device_memory
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, abstract_params, build, random_params

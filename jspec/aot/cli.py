@@ -33,7 +33,6 @@ from jspec.console.exit_codes import Parser, add_config_flags, exit_code
 from jspec.console.log import Failure, Log
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
-from jspec.infer.command import cli as infer_command
 from jspec.infer.memory import memory_of
 from jspec.law import Rule, mode_of
 from jspec.sharding import make_mesh, make_training_mesh

@@ -13,13 +13,11 @@ from pathlib import Path
 from jspec.bench.config import BenchConfig
 from jspec.bench.prompts import read_prompts
 from jspec.config import InferConfig
+from jspec.console.configs import DEMO
 from jspec.console.exit_codes import Parser, add_config_flags, exit_code, file_name
-from jspec.console.settings import add_flags, settings_of, target_config
+from jspec.console.settings import add_flags, settings_of, target_config_of
 from jspec.console.signals import at_work
 from jspec.errors import UserError
-from jspec.infer.command.cli import DEMO
-from jspec.console.configs import DEMO
-from jspec.console.settings import add_flags, settings_of, target_config_of
 
 OUT = "runs/bench"
 

@@ -21,9 +21,6 @@ from jspec.bench.records import provenance
 from jspec.bench.summary import PEERS, PLAIN
 from jspec.checkpoints.target import Target
 from jspec.config import DrafterConfig, InferConfig, drafters_of
-from jspec.console.prompts import Conversation, Reader
-from jspec.console.session import directory_of, find_drafter_files
-from jspec.drafters import LoadedDrafter, check_drafter, load_drafter
 from jspec.console.prompts import Conversation
 from jspec.console.session import Models, Session, directory_of, find_models
 from jspec.drafters import LoadedDrafter

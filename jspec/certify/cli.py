@@ -9,11 +9,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from jspec.console.configs import DEMO, infer_config
 from jspec.console.exit_codes import Parser, add_config_flags, exit_code, file_name
 from jspec.console.signals import at_work
 from jspec.errors import UserError
-from jspec.infer.command.cli import DEMO, make_config
-from jspec.console.configs import DEMO, infer_config
 
 RUNS = Path("runs") / "certificate"
 

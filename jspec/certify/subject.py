@@ -18,11 +18,8 @@ from jspec.certify.prompts import PROMPTS
 from jspec.certify.proof import Replayed
 from jspec.certify.records import Found
 from jspec.checkpoints.target import Target, load_target
-from jspec.config import DrafterConfig, InferConfig, drafters_of
-from jspec.console.prompts import Conversation, from_file, from_texts
-from jspec.console.session import Plan, directory_of, find_drafter_files, make_plan
-from jspec.drafters import check_drafter, load_drafter
 from jspec.config import InferConfig, drafters_of
+from jspec.console.prompts import Conversation, from_file, from_texts
 from jspec.console.session import find_models
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.prefill import room_for

@@ -37,7 +37,11 @@ def write_result(text: str) -> None:
     Raises:
       Failure: it cannot be shown.
     """
-    stream = sys.stdout if isinstance(sys.stdout, ResultStream) else ResultStream(sys.stdout or _Closed())
+    stream = (
+        sys.stdout
+        if isinstance(sys.stdout, ResultStream)
+        else ResultStream(sys.stdout or _Closed())
+    )
     stream.write(text)
     stream.flush()
 

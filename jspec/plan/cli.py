@@ -14,13 +14,11 @@ from typing import Any
 
 from jspec.bench.prompts import read_prompts
 from jspec.config import DrafterConfig, InferConfig, drafters_of
+from jspec.console.configs import DEMO
 from jspec.console.exit_codes import Parser, add_config_flags, exit_code, file_name
-from jspec.console.settings import add_flags, settings_of, target_config
+from jspec.console.settings import add_flags, settings_of, target_config_of
 from jspec.console.signals import at_work
 from jspec.errors import UserError
-from jspec.infer.command.cli import DEMO
-from jspec.console.configs import DEMO
-from jspec.console.settings import add_flags, settings_of, target_config_of
 from jspec.plan.config import ONLY, PlanConfig
 from jspec.plan.job import Job
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from jspec.console.progress import Progress
 
 from jspec.bench import race
 from jspec.bench import run as command

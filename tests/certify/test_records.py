@@ -9,7 +9,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jspec.console.log import Log
 from rich.console import Console
 
 from jspec.certify.certificate import Certificate, outcome_of

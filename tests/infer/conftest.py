@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from jspec.console.log import Log
-from jspec.console.progress import Progress
 
 from jspec.checkpoints.write import write_checkpoint
 from jspec.console.log import Log

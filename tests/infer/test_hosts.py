@@ -7,8 +7,6 @@ import json
 
 import numpy as np
 import pytest
-from jspec.console.log import Log
-from jspec.console.session import make_plan
 
 from jspec.checkpoints.write import write_checkpoint
 from jspec.console.log import Log

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from jspec.console.memory import memory_line, memory_warning
 
 from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.known import KNOWN
@@ -19,7 +18,6 @@ from jspec.config import InferConfig, find_config, read_yaml, resolve
 from jspec.console.memory import memory_line, memory_warning
 from jspec.drafters import NAMES, LoadedDrafter, load_drafter
 from jspec.drafters.falcon.checkpoint import write_checkpoint as write_head
-from jspec.infer.command import session
 from jspec.infer.command import answering
 from jspec.infer.memory import Memory, memory_of
 from jspec.infer.prefill import prefill

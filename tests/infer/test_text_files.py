@@ -9,7 +9,6 @@ import shutil
 import sys
 
 import pytest
-from jspec.console.prompts import from_file, from_standard_input
 
 from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from jspec.console.prompts import Conversation, Reader
 
 from jspec.checkpoints.shipped import shipped
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer

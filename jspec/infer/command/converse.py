@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from jspec.console.log import Log
 from jspec.console.progress import Progress
-from jspec.console.session import Session
 from jspec.console.reader import Turn
 from jspec.console.signals import interrupts, stop_wish
 from jspec.errors import UserError
@@ -17,7 +16,6 @@ from jspec.infer.command.answering import Answering
 from jspec.infer.command.compare import Comparison, compare
 from jspec.infer.command.kept import Kept
 from jspec.infer.command.output import InOrder, Printer
-from jspec.infer.command.report import Turn
 from jspec.infer.request import Request
 from jspec.state import StopReason
 

@@ -20,7 +20,6 @@ from typing import Any
 
 from jspec.config import LineConfig
 from jspec.console.log import Failure, Log
-from jspec.console.session import Plan, directory_of, weight_files
 from jspec.console.reader import Turn
 from jspec.console.session import Models, directory_of, weight_files
 from jspec.console.signals import ask_to_stop
@@ -29,7 +28,6 @@ from jspec.hosts import agreed, are_joined, from_first, is_first
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.answering import Questions
 from jspec.infer.command.compare import Comparison
-from jspec.infer.command.report import Turn, answer_record
 from jspec.infer.command.report import answer_record
 from jspec.records import whole_records
 

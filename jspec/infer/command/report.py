@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from jspec.config import InferConfig
-from jspec.console.prompts import Conversation
 from jspec.console.reader import Turn
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.compare import Comparison

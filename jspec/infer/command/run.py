@@ -11,7 +11,6 @@ from jspec.config import InferConfig
 from jspec.console.exit_codes import INTERRUPTED
 from jspec.console.log import Failure, Log
 from jspec.console.prompts import Conversation, repeated_ids, told_passed_over
-from jspec.console.session import Plan, Session, make_plan
 from jspec.console.reader import Turn
 from jspec.hosts import agreed, check_same, is_first
 from jspec.infer.answers import Stats, total_stats

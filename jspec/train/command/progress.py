@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jspec.console.log import Failure, Log
 from jspec.console.progress import duration
-from jspec.console.progress import EVERY_S, duration
 from jspec.console.streams import write_result
 from jspec.hosts import is_first
 

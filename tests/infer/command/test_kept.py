@@ -12,9 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from jspec.console.log import Failure, Log
-from jspec.console.prompts import from_lines
-from jspec.console.session import Plan, make_plan
 
 from jspec.config import InferConfig
 from jspec.console.log import Failure, Log

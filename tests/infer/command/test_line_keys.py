@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from jspec.console.line_keys import KINDS, OBEYED
-from jspec.console.prompts import Reader, from_lines, told_passed_over
 
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.config import InferConfig

@@ -5,10 +5,7 @@ from __future__ import annotations
 import queue
 
 import pytest
-from jspec.console.log import Log
-from jspec.console.progress import Progress, duration
 
-from jspec.infer.command import log as log_module
 from jspec.console import log as log_module
 from jspec.console.log import Log
 from jspec.console.progress import Progress, duration

@@ -9,9 +9,6 @@ import sys
 import warnings
 
 import pytest
-from jspec.console.exit_codes import exit_code
-from jspec.console.log import Log
-from jspec.console.streams import safe_streams
 from rich.console import Console
 
 from jspec.console.exit_codes import exit_code

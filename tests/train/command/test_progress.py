@@ -9,12 +9,9 @@ import sys
 
 import jax
 import pytest
-from jspec.console.log import Failure, Log
 
-from jspec.infer.command import log as log_module
 from jspec.console import log as log_module
 from jspec.console.log import Failure, Log
-from jspec.console.progress import EVERY_S
 from jspec.train.command import progress as progress_module
 from jspec.train.command.progress import StepPace, TrainingProgress
 from jspec.train.command.run_model import train_in

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import pytest
 import yaml
-from jspec.console.log import Log
 
 from jspec.checkpoints.target import load_target
 from jspec.console.log import Log

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from jspec.console.log import Log
 
 from jspec.console.log import Log
 from jspec.infer.request import Finished
