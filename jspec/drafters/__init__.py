@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,11 @@ NAMES = tuple(_MODULES)
 _GIVEN = ("path", "target")
 """What every load function takes beside its options."""
 
+_RENAMED = {"spread": "score_temperature"}
+"""Options by the names they had in the release before, which still work."""
+
+_logger = logging.getLogger(__name__)
+
 if not TYPE_CHECKING:
     __getattr__ = submodules(__name__)
 
@@ -69,7 +75,7 @@ def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter
     if is_own(name):
         loaded = load_own(name, load, path, target, options)
     else:
-        loaded = load(path, target=target, **options)
+        loaded = load(path, target=target, **_with_new_names(name, options))
     return dataclasses.replace(loaded, loaded_for=getattr(target, "model", None))
 
 
@@ -94,7 +100,7 @@ def check_drafter(name: str, options: Mapping[str, Any]) -> None:
         for key, p in parameters.items()
         if key not in _GIVEN and p.kind is not p.VAR_KEYWORD
     }
-    for key, value in options.items():
+    for key, value in _with_new_names(name, options, warns=False).items():
         if takes_any and key not in (*known, *_GIVEN):
             continue
         if key not in known:
@@ -110,6 +116,17 @@ def check_drafter(name: str, options: Mapping[str, Any]) -> None:
     for key, default in known.items():
         if default is inspect.Parameter.empty and key not in options:
             raise UserError(f"drafter {name} needs option {key}: give drafter_options.{key}")
+
+
+def _with_new_names(name: str, options: Mapping[str, Any], *, warns: bool = True) -> dict[str, Any]:
+    """The options, those with a name of before under the one of today."""
+    found = dict(options)
+    for old, new in _RENAMED.items():
+        if old in found and not is_own(name):
+            found.setdefault(new, found.pop(old))
+            if warns:
+                _logger.warning("drafter %s: option %s is now called %s", name, old, new)
+    return found
 
 
 def _load(name: str) -> Callable[..., LoadedDrafter]:

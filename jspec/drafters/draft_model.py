@@ -30,7 +30,7 @@ def draft_model(model: Model, **growth) -> EasySpec:
 
 
 def load(
-    path, *, target: Target, depth: int = 4, width: int = 1, spread: float = 1.0
+    path, *, target: Target, depth: int = 4, width: int = 1, score_temperature: float = 1.0
 ) -> LoadedDrafter:
     """A Hugging Face checkpoint as a drafter, in the target's dtype and on its mesh.
 
@@ -48,7 +48,11 @@ def load(
     check_same_tokenizer(target, small)
     try:
         drafter = draft_model(
-            small.model, vocab_size=target.vocab_size, depth=depth, width=width, spread=spread
+            small.model,
+            vocab_size=target.vocab_size,
+            depth=depth,
+            width=width,
+            score_temperature=score_temperature,
         )
     except ValueError as error:
         raise UserError(f"draft-model: {error}") from None

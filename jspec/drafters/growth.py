@@ -54,19 +54,19 @@ class Grower:
       vocab_size: the target's. Ids that only one of the two models has are never drafted.
       depth: levels.
       width: nodes a level; 1 is a chain.
-      spread: scale s of the ranking across parents, log softmax((log q / T + g) / s).
+      score_temperature: scale s of the ranking across parents, log softmax((log q / T + g) / s).
     """
 
     vocab_size: int
     depth: int
     width: int = 1
-    spread: float = 1.0
+    score_temperature: float = 1.0
 
     def __post_init__(self):
         if self.depth < 1 or self.width < 1:
             raise ValueError(f"depth {self.depth} and width {self.width}: both must be at least 1")
-        if not self.spread > 0:
-            raise ValueError(f"spread must be positive, not {self.spread}")
+        if not self.score_temperature > 0:
+            raise ValueError(f"score_temperature must be positive, not {self.score_temperature}")
 
     @property
     def size(self) -> DraftSize:
@@ -119,8 +119,8 @@ class Grower:
         if noise is not None:
             noise = jnp.repeat(noise, n_parents, axis=0)
         scores = law.scores(flat, sampling, noise, randomness.mode)
-        best, tokens, total = best_of(scores, self.width, self.spread)
-        steps = best / self.spread - total
+        best, tokens, total = best_of(scores, self.width, self.score_temperature)
+        steps = best / self.score_temperature - total
         steps = jnp.where(jnp.isfinite(best), steps, law.NEVER)
         joint = grown.path_score[:, :, None] + steps.reshape(rows, n_parents, self.width)
         path_score, place = jax.lax.top_k(joint.reshape(rows, -1), self.width)

@@ -175,15 +175,15 @@ class Passes:
         return self._over_mesh(kept, (where, rows, rows), where)(cache, start, path)
 
     def best_of(
-        self, scores: Float[Array, "R V"], k: int, spread: float
+        self, scores: Float[Array, "R V"], k: int, score_temperature: float
     ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
         """`best_of` scores that lie over the vocabulary, in one collective."""
         axes = self._axes_of("vocab", scores.shape[-1])
         if not axes or self.mesh is None:
-            return best_of(scores, k, spread)
+            return best_of(scores, k, score_temperature)
 
         def best(local):
-            total = jax.nn.logsumexp(local / spread, axis=-1, keepdims=True)
+            total = jax.nn.logsumexp(local / score_temperature, axis=-1, keepdims=True)
             values, ids, totals = best_of_all(local, k, axes, total)
             return values, ids, jax.nn.logsumexp(totals, axis=0)
 
@@ -325,11 +325,11 @@ class Passes:
 
 
 def best_of(
-    scores: Float[Array, "R V"], k: int, spread: float
+    scores: Float[Array, "R V"], k: int, score_temperature: float
 ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
-    """The k best scores and their ids, of ties the lowest, and log sum exp(score / spread)."""
+    """The k best scores and their ids, of ties the lowest, and log sum exp(score / s)."""
     values, ids = lax.top_k(scores, k)
-    return values, ids, jax.nn.logsumexp(scores / spread, axis=-1, keepdims=True)
+    return values, ids, jax.nn.logsumexp(scores / score_temperature, axis=-1, keepdims=True)
 
 
 def place(passes: Passes, params: Params) -> Params:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jspec import law
+from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.drafters.draft_model import draft_model
 from jspec.drafters.easyspec.drafter import EasySpec
@@ -33,7 +34,7 @@ CLOSE = tolerance("float32").logits
 TARGET = tiny_target(vocab_size=VOCABULARY, **SMALL)
 DRAFT = perturbed(TARGET, scale=0.1)
 CHAIN = draft_model(DRAFT.model, vocab_size=VOCABULARY, depth=3)
-TREE = draft_model(DRAFT.model, vocab_size=VOCABULARY, depth=3, width=3, spread=1.7)
+TREE = draft_model(DRAFT.model, vocab_size=VOCABULARY, depth=3, width=3, score_temperature=1.7)
 
 
 def random_texts(rows: int, *, longest: int = 12, seed: int = 0):
@@ -120,7 +121,7 @@ def tree_by_brute_force(drafter, tokens, length, sampling):
         noise = np.asarray(noise_at(sampling, length + level))
         heat = np.asarray(sampling.temperature)[:, None, None]
         scores = logits.reshape(rows, n, -1) / np.where(heat > 0, heat, 1)
-        scores = (scores + np.where(heat > 0, noise[:, None], 0)) / drafter.grower.spread
+        scores = (scores + np.where(heat > 0, noise[:, None], 0)) / drafter.grower.score_temperature
         steps = scores - np.log(np.exp(scores).sum(axis=2, keepdims=True))
         joint = (path_scores[:, :, None] + steps).reshape(rows, -1)
         best = np.argsort(-joint, axis=1)[:, :width]
@@ -221,7 +222,7 @@ def test_ids_that_only_one_model_has_are_never_drafted(vocabulary, rule):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"widht": 2}, "no option 'widht'; it has depth, width, spread"),
+        ({"widht": 2}, "no option 'widht'; it has depth, width, score_temperature"),
         ({"width": 2.0}, "must be int, not 2.0"),
         ({"depth": True}, "must be int, not True"),
         ({}, "needs the small model's checkpoint"),
@@ -233,7 +234,16 @@ def test_bad_options_are_refused_before_anything_is_loaded(options, message):
         load_drafter("draft-model", target=TARGET, **options)
 
 
-@pytest.mark.parametrize("options", [{"depth": 0}, {"width": 0}, {"spread": 0.0}], ids=str)
+def test_an_option_of_an_earlier_name_still_works_and_is_told(tmp_path, caplog):
+    write_checkpoint(tmp_path, DRAFT.params, DRAFT.model.config)
+    loaded = load_drafter("draft-model", tmp_path, target=TARGET, spread=2.0)
+    assert loaded.drafter.grower.score_temperature == 2.0
+    assert "option spread is now called score_temperature" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"depth": 0}, {"width": 0}, {"score_temperature": 0.0}], ids=str
+)
 def test_sizes_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         draft_model(DRAFT.model, **({"vocab_size": VOCABULARY, "depth": 3} | options))

@@ -65,18 +65,18 @@ class Scoring:
       weight: lambda in the paper.
       is_normalised: take the log-softmax over the candidates of the slot, which makes steps of
         several depths comparable. Sampling rows always do, see `step_scores`.
-      spread: s, what scores are divided by before that; fitted offline.
+      score_temperature: s, what scores are divided by before that; fitted offline.
     """
 
     weight: float = 0.5
     is_normalised: bool = False
-    spread: float = 1.0
+    score_temperature: float = 1.0
 
     def __post_init__(self):
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, not {self.weight}")
-        if not self.spread > 0:
-            raise ValueError(f"spread must be positive, not {self.spread}")
+        if not self.score_temperature > 0:
+            raise ValueError(f"score_temperature must be positive, not {self.score_temperature}")
 
 
 EQUATION_8 = Scoring()
@@ -228,7 +228,7 @@ def step_scores(
         divisor = jnp.where(is_greedy, 1, temperature[:, None, None]).astype(joint.dtype)
         scaled = joint / divisor + jnp.where(is_greedy, 0, noise)
         is_plain = is_greedy & is_plain
-    shares = jax.nn.log_softmax(scaled / scoring.spread, axis=-1)
+    shares = jax.nn.log_softmax(scaled / scoring.score_temperature, axis=-1)
     return jnp.where(jnp.isfinite(joint), jnp.where(is_plain, joint, shares), NEVER)
 
 

@@ -61,7 +61,7 @@ def load(
     wide: int = 0,
     beam: int = 3,
     weight: float = 0.5,
-    spread: float = 1.0,
+    score_temperature: float = 1.0,
     eos_rule: str = "argmax_depth",
     length_normalised: bool = True,
     shape: str = "path",
@@ -90,7 +90,7 @@ def load(
       wide: at temperature > 0, how many of a slot's likeliest tokens the noise chooses its
         candidates from; 0 for all.
       weight: lambda, of the model beside the proxy.
-      spread: s, what scores are divided by where they are compared across depths.
+      score_temperature: s, what scores are divided by where they are compared across depths.
       eos_rule: `argmax_depth` or `forced_literal`.
       shape: `path`, `beams` (all of them in one tree) or `tree` (the `nodes` best prefixes).
       extra_slot: draft the slot that a shifted model's last mask predicts as well.
@@ -141,7 +141,7 @@ def load(
                 mass=mass,
                 wide=wide,
                 beam=beam,
-                scoring=Scoring(weight=weight, spread=spread),
+                scoring=Scoring(weight=weight, score_temperature=score_temperature),
                 eos_rule=named(EosRule, "eos_rule", eos_rule),
                 is_length_normalised=length_normalised,
                 shape=named(Shape, "shape", shape),

@@ -29,7 +29,7 @@ def load(
     plan: str = "",
     depth: int = 5,
     width: int = 12,
-    spread: float = 1.0,
+    score_temperature: float = 1.0,
     calibration: str = "round",
 ) -> LoadedDrafter:
     """A smaller model of the target's series, in the target's dtype and on its mesh.
@@ -44,7 +44,7 @@ def load(
         published), `A+`, `B` (heads split, one sum a group), `B-`, `B-tensor` or `C` (every device
         the same); if not given, `B` over several devices and `C` on one. See `Parallelism`.
       depth, width: D and k of the tree, `depth` levels of `width` nodes; width 1 is a chain.
-      spread: s, what scores are divided by where they are compared across parents.
+      score_temperature: s, what scores are divided by where they are compared across parents.
       calibration: when keys and values are made exact: `never`, `prefill`, `mismatch`, `round`.
 
     Raises:
@@ -59,7 +59,12 @@ def load(
     try:
         chosen = plan_for(plan, target.mesh)
         policy = named(Calibration, "calibration", calibration)
-        grower = Grower(vocab_size=target.vocab_size, depth=depth, width=width, spread=spread)
+        grower = Grower(
+            vocab_size=target.vocab_size,
+            depth=depth,
+            width=width,
+            score_temperature=score_temperature,
+        )
         if rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
         if size < 1:

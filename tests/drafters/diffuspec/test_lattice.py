@@ -184,8 +184,8 @@ def test_steps_with_noise_are_the_log_softmax_of_perturbed_scores():
     joint = random_logprobs()[:, :, :7].at[0, 0, 3].set(-jnp.inf)
     noise = random_noise(3, joint.shape)
     heat = jnp.asarray([0.5, 0.0, 2.0], jnp.float32)
-    plain = step_scores(joint, noise, heat, Scoring(spread=1.7))
-    whole = step_scores(joint, noise, heat, Scoring(spread=1.7, is_normalised=True))
+    plain = step_scores(joint, noise, heat, Scoring(score_temperature=1.7))
+    whole = step_scores(joint, noise, heat, Scoring(score_temperature=1.7, is_normalised=True))
     for row, t in enumerate(heat.tolist()):
         x = np.asarray(joint[row], np.float64) / (t or 1) + (t > 0) * np.asarray(noise[row])
         share = np.exp(x / 1.7) / np.exp(x / 1.7).sum(axis=1, keepdims=True)
@@ -223,7 +223,7 @@ def test_the_first_stop_token_is_counted_from_1_and_past_the_end_where_there_is_
     assert first_stop(tokens, stops[:, :1]).tolist() == [1, 4, 5, 5]
 
 
-@pytest.mark.parametrize("given", [{"weight": 1.5}, {"weight": -0.1}, {"spread": 0.0}])
+@pytest.mark.parametrize("given", [{"weight": 1.5}, {"weight": -0.1}, {"score_temperature": 0.0}])
 def test_a_scoring_that_is_none_is_refused(given):
     with pytest.raises(ValueError, match="must be"):
         Scoring(**given)

@@ -67,7 +67,9 @@ def test_a_directory_is_the_model_with_its_mask_and_its_shift(directory, tmp_pat
 
 def test_constants_are_the_papers_if_not_given(directory):
     drafter, _ = load(directory)
-    published = Choices(cap=15, mass=0.8, beam=3, scoring=Scoring(weight=0.5, spread=1.0))
+    published = Choices(
+        cap=15, mass=0.8, beam=3, scoring=Scoring(weight=0.5, score_temperature=1.0)
+    )
     assert drafter.choices == published
 
 
