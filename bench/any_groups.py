@@ -18,7 +18,7 @@ from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.models.layer_groups import Groups, singles
 from jspec.models.layer_parallel import PassCache, Passes
 from jspec.models.model import Parts, merged, through
-from jspec.state import Laid
+from jspec.state import ShardedArrays
 
 
 class _Reading(Parts):
@@ -73,7 +73,7 @@ class AnyGroups(Passes):
             parts=(_Whole if self.whole else _Reading)(opens),
             at=logits_rows,
         )
-        return output.logits, PassCache(every=Laid(arrays=every))
+        return output.logits, PassCache(every=ShardedArrays(arrays=every))
 
 
 def any_groups(loaded: LoadedDrafter, groups: Groups, *, whole: bool = False) -> LoadedDrafter:

@@ -34,7 +34,7 @@ from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
 from jspec.models.layer_parallel import Parallelism
 from jspec.sharding import make_mesh
-from jspec.testing.light import light
+from jspec.testing.compile_options import light
 
 RECORD, TABLE = "collectives.json", "collectives.md"
 DEVICES = 8

@@ -151,13 +151,13 @@ class KVCache:
 
 
 @state
-class Laid:
+class ShardedArrays:
     """Arrays that lie over a mesh in a way of their own, in the state of a drafter.
 
     Attributes:
       arrays: any pytree; rows are on axis 0 of every leaf.
       axes: for the dimensions after the rows the mesh axes that they are split over, or None.
-        Static. What is not said is whole; so are all arrays of a state outside of this.
+        Static. Unlisted dimensions are replicated, as all arrays of a state outside of this are.
     """
 
     arrays: Any

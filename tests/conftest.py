@@ -16,7 +16,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from jspec.testing.light import light_flags
+from jspec.testing.compile_options import light_flags
 from jspec.testing.programs import forget_when_many
 
 if "XLA_FLAGS" not in os.environ:

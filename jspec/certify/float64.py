@@ -19,7 +19,7 @@ import jax
 
 from jspec.certify.records import Found
 from jspec.certify.roster import ROSTER
-from jspec.testing.light import light, xla_flags
+from jspec.testing.compile_options import light, xla_flags
 
 DEVICES = 8
 _ALL = ",".join(entry.name for entry in ROSTER)

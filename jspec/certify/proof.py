@@ -29,7 +29,7 @@ from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
 from jspec.models.model import empty_cache, forward
 from jspec.state import StopReason
-from jspec.testing.light import jit_light
+from jspec.testing.compile_options import jit_light
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},

@@ -21,7 +21,7 @@ from jspec.certify.records import Found
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule
 from jspec.state import Context, Draft, StopReason
-from jspec.testing.light import jit_light
+from jspec.testing.compile_options import jit_light
 from jspec.testing.settings import settings
 from jspec.verify import judge_nodes, walk
 

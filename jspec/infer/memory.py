@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
 from jspec.infer.prefill import SMALLEST_BUCKET, slots_for
-from jspec.infer.programs import laid_specs
+from jspec.infer.programs import partition_specs
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Program
 from jspec.models.model import empty_cache
@@ -102,7 +102,7 @@ def state_shapes(
     cache, state = jax.eval_shape(start, drafter.params)
     over_rows = "data" if batch_size % target.mesh.shape["data"] == 0 else None
     placed = jax.tree.map(_place, cache, cache_shardings(cache, target.mesh))
-    specs = laid_specs(state, over_rows)
+    specs = partition_specs(state, over_rows)
     where = jax.tree.map(lambda leaf, spec: NamedSharding(target.mesh, spec), state, specs)
     return placed, jax.tree.map(_place, state, where)
 

@@ -33,7 +33,7 @@ from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
 from jspec.ops.platform import backend
 from jspec.sharding import TARGET
-from jspec.state import Laid, replace
+from jspec.state import ShardedArrays, replace
 
 LOOPS = ("while", "static")
 
@@ -95,20 +95,20 @@ def specs_of(generation: DecodeState, rows_apart: int) -> DecodeState:
       rows_apart: devices along `data`; rows that they do not divide are on all of them.
     """
     rows = generation.context.length.shape[0]
-    cache = Laid(arrays=generation.cache, axes=(TARGET["kv_heads"],))
+    cache = ShardedArrays(arrays=generation.cache, axes=(TARGET["kv_heads"],))
     over_rows = "data" if rows % rows_apart == 0 else None
-    specs = laid_specs(replace(generation, cache=cache), over_rows)
+    specs = partition_specs(replace(generation, cache=cache), over_rows)
     return replace(specs, cache=specs.cache.arrays)
 
 
-def laid_specs(tree: Any, over_rows: str | None) -> Any:
-    """A `PartitionSpec` for every array of a tree: its rows, and what a `Laid` says of the rest."""
+def partition_specs(tree: Any, over_rows: str | None) -> Any:
+    """A `PartitionSpec` for every array: its rows, and what `ShardedArrays` say of the rest."""
 
     def spec(node: Any) -> Any:
-        axes = node.axes if isinstance(node, Laid) else ()
+        axes = node.axes if isinstance(node, ShardedArrays) else ()
         return jax.tree.map(lambda leaf: PartitionSpec(over_rows, *axes), node)
 
-    return jax.tree.map(spec, tree, is_leaf=lambda node: isinstance(node, Laid))
+    return jax.tree.map(spec, tree, is_leaf=lambda node: isinstance(node, ShardedArrays))
 
 
 def _mesh_size(axis: str) -> int:

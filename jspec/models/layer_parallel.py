@@ -39,7 +39,7 @@ from jspec.models.model import Model, empty_cache, forward, merged, through
 from jspec.models.weights import AXES, leaf_name
 from jspec.ops import cache as cache_ops
 from jspec.sharding import HEAD_SPLIT, LAYER_PARALLEL, TARGET, Table, sharding, split_axes
-from jspec.state import Block, KVCache, Laid, Params, replace, state
+from jspec.state import Block, KVCache, Params, ShardedArrays, replace, state
 
 _OWN = "own"
 """Where the weights are that only one device of a `layer` axis has."""
@@ -80,8 +80,8 @@ class PassCache:
         runs, of the second, and so on; as all passes write them. None where no layers run so.
     """
 
-    every: Laid
-    own: Laid | None = None
+    every: ShardedArrays
+    own: ShardedArrays | None = None
 
     @property
     def capacity(self) -> int:
@@ -151,7 +151,7 @@ class Passes:
     def empty_cache(self, rows: int, slots: int, dtype) -> PassCache:
         """A cache of zeros."""
         whole = empty_cache(self.model.config, rows, slots, dtype)
-        every = Laid(arrays=whole, axes=(self._heads,))
+        every = ShardedArrays(arrays=whole, axes=(self._heads,))
         if not self._multis:
             return PassCache(every=every)
         _, heads, _, width = whole.keys[0].shape
@@ -159,7 +159,9 @@ class Passes:
         own = tuple(jnp.zeros(shape, dtype) for _ in self._multis)
         assert self.plan.layers is not None
         axes = ((self.plan.layers, *(self._heads or ())),)
-        return PassCache(every=every, own=Laid(arrays=KVCache(keys=own, values=own), axes=axes))
+        return PassCache(
+            every=every, own=ShardedArrays(arrays=KVCache(keys=own, values=own), axes=axes)
+        )
 
     def compact(
         self, cache: PassCache, start: Int[Array, " B"], path: Int[Array, "B W"], window: int
@@ -202,7 +204,7 @@ class Passes:
                 logits_rows=logits_rows,
                 groups=groups,
             )
-            return output.logits, PassCache(every=Laid(arrays=every))
+            return output.logits, PassCache(every=ShardedArrays(arrays=every))
         rows = self._rows(tokens.shape[0])
         where = self._cache_specs(cache)
         weights = jax.tree.map(lambda found: found.spec, self.shardings(params))
@@ -249,9 +251,9 @@ class Passes:
     def _cache_specs(self, cache: PassCache) -> PassCache:
         (over_rows,) = self._rows(cache.every.arrays.keys[0].shape[0])
 
-        def spec(laid: Laid) -> Laid:
+        def spec(laid: ShardedArrays) -> ShardedArrays:
             where = PartitionSpec(over_rows, *laid.axes)
-            return Laid(arrays=jax.tree.map(lambda _: where, laid.arrays), axes=laid.axes)
+            return ShardedArrays(arrays=jax.tree.map(lambda _: where, laid.arrays), axes=laid.axes)
 
         own = None if cache.own is None else spec(cache.own)
         return PassCache(every=spec(cache.every), own=own)

@@ -19,8 +19,8 @@ from jspec.law import Mode
 from jspec.models.model import abstract_params, build
 from jspec.ops import cache as cache_ops
 from jspec.state import Sampling
+from jspec.testing.compile_options import usual_form
 from jspec.testing.drafters import Oracle, RandomTrees
-from jspec.testing.light import usual_form
 from jspec.testing.models import tiny_config
 from tests.support.compiled import makers, n_bytes
 

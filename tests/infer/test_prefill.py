@@ -15,8 +15,8 @@ from jspec.infer.prefill import first_token, prefill, prompt_bucket, room_for, s
 from jspec.infer.state import Program
 from jspec.law import Mode
 from jspec.state import Context, StopReason
+from jspec.testing.compile_options import jit_light
 from jspec.testing.decoding import full_logits
-from jspec.testing.light import jit_light
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
 from tests.support.tolerances import tolerance

@@ -24,7 +24,7 @@ from jspec.models.diffusion import (
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
 from jspec.models.model import build, random_params
 from jspec.state import Context, Sampling
-from jspec.testing.light import usual_form
+from jspec.testing.compile_options import usual_form
 from jspec.testing.models import tiny_config, tiny_target
 from tests.support.compiled import makers
 from tests.support.diffusion import CONFIGS, MASK, in_llama_names, tensors_of, write_tiny

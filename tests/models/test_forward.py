@@ -25,7 +25,7 @@ from jspec.models.model import (
     random_params,
 )
 from jspec.state import Block
-from jspec.testing.light import usual_form
+from jspec.testing.compile_options import usual_form
 from jspec.testing.models import tiny_config, tiny_target
 from tests.support.tolerances import tolerance
 

@@ -14,7 +14,7 @@ from jspec.certify import reference
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import Groups, aligned, check_groups, contiguous, singles, split
 from jspec.models.model import Model, build, empty_cache, forward, random_params
-from jspec.testing.light import jit_light
+from jspec.testing.compile_options import jit_light
 from jspec.testing.models import in_memory, tiny_config
 from tests.support.tolerances import tolerance
 

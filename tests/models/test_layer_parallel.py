@@ -18,7 +18,7 @@ from jspec.models.layer_parallel import Parallelism, Passes, best_of, place
 from jspec.models.model import build, random_params
 from jspec.models.weights import fit_to_mesh
 from jspec.sharding import make_mesh
-from jspec.testing.light import jit_light, light
+from jspec.testing.compile_options import jit_light, light
 from jspec.testing.models import tiny_config
 from tests.support.tolerances import tolerance
 

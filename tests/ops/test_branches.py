@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jspec.ops.branches import switch_in_place
-from jspec.testing.light import usual_form
+from jspec.testing.compile_options import usual_form
 from tests.support.compiled import makers
 
 CACHE = jnp.arange(6000.0).reshape(300, 20)

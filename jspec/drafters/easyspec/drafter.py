@@ -30,7 +30,7 @@ from jspec.law import Randomness
 from jspec.models.blocks import causal_block
 from jspec.models.layer_parallel import PassCache, Passes
 from jspec.ops.branches import switch_in_place
-from jspec.state import Context, Draft, Laid, Params, Prompt, Verdict, replace, state
+from jspec.state import Context, Draft, Params, Prompt, ShardedArrays, Verdict, replace, state
 
 
 class Calibration(enum.StrEnum):
@@ -60,7 +60,7 @@ class EasySpecState:
     """
 
     cache: PassCache
-    logits: Laid
+    logits: ShardedArrays
     n_exact: Int[Array, " B"]
 
 
@@ -102,8 +102,8 @@ class EasySpec:
         n_exact = jnp.where(is_never, 0, context.length).astype(jnp.int32)
         return EasySpecState(cache=cache, logits=self._laid(logits[:, 0]), n_exact=n_exact)
 
-    def _laid(self, logits: Float[Array, "B V"]) -> Laid:
-        return Laid(arrays=logits, axes=(self.passes.vocab_axes or None,))
+    def _laid(self, logits: Float[Array, "B V"]) -> ShardedArrays:
+        return ShardedArrays(arrays=logits, axes=(self.passes.vocab_axes or None,))
 
     def size(self, state: EasySpecState, context: Context) -> Int[Array, ""]:
         return jnp.int32(0)

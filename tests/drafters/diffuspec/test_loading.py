@@ -30,7 +30,7 @@ from jspec.models.diffusion import Slots, slot_logprobs
 from jspec.models.diffusion_prefix import RECOMPUTE
 from jspec.sharding import make_mesh
 from jspec.state import Context, Prompt
-from jspec.testing.light import light
+from jspec.testing.compile_options import light
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.train.ngram import estimate

@@ -28,8 +28,8 @@ from jspec.models.layer_groups import contiguous
 from jspec.models.layer_parallel import Passes
 from jspec.models.model import empty_cache, forward
 from jspec.state import Context, Draft, StopReason
+from jspec.testing.compile_options import jit_light
 from jspec.testing.decoding import greedy
-from jspec.testing.light import jit_light
 from jspec.testing.settings import settings as sampling_of
 from jspec.verify import reject, walk
 from tests.drafters.easyspec.test_drafter import (

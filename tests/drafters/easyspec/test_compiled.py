@@ -25,7 +25,7 @@ from jspec.models.layer_parallel import Parallelism, Passes
 from jspec.models.model import abstract_params, build
 from jspec.models.weights import sharded_shapes
 from jspec.sharding import make_mesh
-from jspec.testing.light import usual_form
+from jspec.testing.compile_options import usual_form
 from jspec.testing.models import tiny_config
 from tests.support.compiled import makers
 

@@ -23,7 +23,7 @@ from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import contiguous, singles
 from jspec.models.layer_parallel import Passes
 from jspec.models.model import empty_cache, forward
-from jspec.testing.light import jit_light
+from jspec.testing.compile_options import jit_light
 from jspec.testing.models import perturbed, tiny_target
 from jspec.testing.settings import settings
 from tests.support.tolerances import tolerance

@@ -1,6 +1,6 @@
 """Compiler options for programs that run a few times only, or not at all.
 
-    python -m jspec.testing.light
+    python -m jspec.testing.compile_options
 
 prints the first as `XLA_FLAGS`. Options come and go with the compiler's version, and one that it
 does not know ends the process. So the installed compiler is asked, and only what it knows is set.
@@ -85,7 +85,7 @@ def light_flags() -> str:
     For a process that sets them for itself: asking the compiler makes it read `XLA_FLAGS`, and it
     reads them once.
     """
-    command = [sys.executable, "-m", "jspec.testing.light"]
+    command = [sys.executable, "-m", "jspec.testing.compile_options"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.strip()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jspec.testing.light import jit_light, known, light, usual_form, xla_flags
+from jspec.testing.compile_options import jit_light, known, light, usual_form, xla_flags
 
 LEVEL = "xla_backend_optimization_level"
 
