@@ -128,7 +128,7 @@ def test_heavy_libraries_are_imported_where_they_are_needed(path):
 
 
 def test_nothing_imports_through_the_links_at_the_top():
-    files = [*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
+    files = [*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     wrong = [
         f"{name_of(path)}:{line}"
         for path in files

@@ -15,7 +15,7 @@ from jspec.drafters import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-FOLDERS = ("bench", "configs", "docs", "jspec", "weights")
+FOLDERS = ("experiments", "configs", "docs", "jspec", "weights")
 
 
 def texts(*suffixes: str) -> list[Path]:

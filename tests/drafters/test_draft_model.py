@@ -237,6 +237,7 @@ def test_bad_options_are_refused_before_anything_is_loaded(options, message):
 def test_an_option_of_an_earlier_name_still_works_and_is_told(tmp_path, caplog):
     write_checkpoint(tmp_path, DRAFT.params, DRAFT.model.config)
     loaded = load_drafter("draft-model", tmp_path, target=TARGET, spread=2.0)
+    assert isinstance(loaded.drafter, EasySpec)
     assert loaded.drafter.grower.score_temperature == 2.0
     assert "option spread is now called score_temperature" in caplog.text
 

@@ -14,7 +14,7 @@ from jspec.checkpoints.target import load_target
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.models.layer_groups import contiguous, singles
 
-BENCH = Path(__file__).resolve().parents[3] / "bench"
+ROOT = Path(__file__).resolve().parents[3]
 PASSAGES = (
     "Once upon a time there was a little girl who lived near the sea. She had a small red boat, "
     "and every morning she went out with her father to catch fish for the village.",
@@ -28,9 +28,7 @@ LAYERS = 8
 
 @pytest.fixture(scope="module")
 def similarity():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        yield importlib.import_module("similarity")
+    return importlib.import_module("experiments.easyspec.similarity")
 
 
 @pytest.fixture(scope="module")
