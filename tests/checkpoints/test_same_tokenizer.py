@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.same_tokenizer import check_same_tokenizer
 from jspec.checkpoints.target import Target
 from jspec.errors import UserError
@@ -23,7 +24,8 @@ def model(tmp_path):
     def make(name: str, pieces: dict[str, int]) -> Target:
         (tmp_path / name).mkdir()
         (tmp_path / name / "vocab.json").write_text(json.dumps(pieces))
-        return dataclasses.replace(bare, path=tmp_path / name)
+        files = Checkpoint(name=name, directory=tmp_path / name, values={})
+        return dataclasses.replace(bare, checkpoint=files)
 
     return make
 
