@@ -57,7 +57,8 @@ def join_hosts(spec: str | None, *, patience_s: float = PATIENCE_S) -> None:
         jax.distributed.initialize(**options, initialization_timeout=int(2 * patience_s))
     except (RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"hosts {spec}: they do not find each other ({first})") from None
+        remedy = "; give ADDRESS:PORT,COUNT,INDEX where no cluster tells" if not options else ""
+        raise UserError(f"hosts {spec}: they do not find each other ({first}){remedy}") from None
     finally:
         alarm.cancel()
 

@@ -80,13 +80,12 @@ def after_falcon(config: FalconConfig) -> tuple[str, ...]:
     name = config_of(config.target)
     drafter = f"--drafter falcon --drafter-path {head}"
     target = f"--config {name}" if name else f"--set target={config.target}"
-    asked = f"--config {name}" if name else f"--target {config.target}"
     return (
         "next, fit its tree to what it has learnt and to this machine (the default tree is for "
         "heads that were trained for long, and slow with others):",
         f"  python -m jspec.plan {target} {drafter} --out {head / 'tree.yaml'}",
         "then decode with it:",
-        f"  python -m jspec.infer {asked} {drafter} --compare",
+        f"  {_decode(config.target, drafter)}",
     )
 
 
@@ -96,11 +95,16 @@ def after_model(config: Any, drafter: str) -> tuple[str, ...]:
     if config.teacher is None and drafter == "draft-model":
         return (f"next: python -m jspec.infer --target {model} --raw --prompt TEXT",)
     target = config.teacher or "TARGET"
+    return (f"next: {_decode(target, f'--drafter {drafter} --drafter-path {model}')}",)
+
+
+def _decode(target: str, drafter: str) -> str:
+    """With the config of the target, if there is one, and a prompt, if that has none."""
     name = config_of(target)
     asked = f"--config {name}" if name else f"--target {target}"
-    return (
-        f"next: python -m jspec.infer {asked} --drafter {drafter} --drafter-path {model} --compare",
-    )
+    has_prompt = name is not None and "prompt" in read_yaml(find_config(name))
+    prompt = "" if has_prompt else " --prompt TEXT"
+    return f"python -m jspec.infer {asked} {drafter} --compare{prompt}"
 
 
 def config_of(target: str) -> str | None:

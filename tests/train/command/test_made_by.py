@@ -69,7 +69,9 @@ def test_a_trained_head_is_fitted_and_used_with_the_ready_config_of_its_target()
     told = after_falcon(FalconConfig.model_validate(values))
     drafter = "--config vicuna --drafter falcon --drafter-path runs/mine/model"
     assert f"  python -m jspec.plan {drafter} --out runs/mine/model/tree.yaml" in told
-    assert f"  python -m jspec.infer {drafter} --compare" in told
+    assert f"  python -m jspec.infer {drafter} --compare --prompt TEXT" in told
+    (*_, demo) = after_falcon(FalconConfig.model_validate(values | {"target": "demo/target"}))
+    assert demo.endswith("--compare"), "its config has a prompt"
 
 
 @pytest.mark.parametrize(
@@ -85,5 +87,5 @@ def test_a_trained_model_is_used_with_its_teacher(teacher, drafter, said):
     values = {"out": "runs/mine", "tokenizer": "t", "steps": 1, "data": {"corpora": ["a.jsonl"]}}
     config = ModelConfig.model_validate(values | {"model": {"width": 8}, "teacher": teacher})
     (told,) = after_model(config, drafter)
-    rest = "" if "--raw" in said else " --drafter-path runs/mine/model --compare"
+    rest = "" if "--raw" in said else " --drafter-path runs/mine/model --compare --prompt TEXT"
     assert told == f"next: python -m jspec.infer {said}{rest}"
