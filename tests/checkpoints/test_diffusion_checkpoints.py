@@ -104,6 +104,12 @@ def test_llada_in_groups_of_blocks(tmp_path):
     grouped = load_model(write_directory(tmp_path / "grouped", values, tensors))
     assert grouped.model == plain.model
     jax.tree.map(np.testing.assert_array_equal, grouped.params, plain.params)
+    fewer = write_directory(tmp_path / "fewer", values | {"n_layers": 2}, tensors)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_model(fewer).params["layers"],
+        plain.params["layers"][:2],
+    )
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -114,6 +120,12 @@ def test_a_later_token_changes_earlier_logits_and_hidden_states(kind, tmp_path):
     other, changed = logits_of(loaded.model, loaded.params, [*TEXT[:-1], 8], capture=(last,))
     assert np.abs(one[0] - other[0]).max() > 1e-3
     assert np.abs(hidden[last][0, 0] - changed[last][0, 0]).max() > 1e-4
+
+
+def test_llada_may_pad_its_vocabulary_and_derive_the_width_of_its_mlp():
+    padded = LLADA | {"vocab_size": 126, "mlp_hidden_size": None, "mlp_ratio": 3}
+    config = DecoderConfig.from_hf(padded)
+    assert (config.vocab_size, config.mlp_width) == (128, 3 * config.width)
 
 
 def test_class_defaults_stand_where_the_file_is_silent():
