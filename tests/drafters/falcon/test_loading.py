@@ -126,6 +126,12 @@ def test_options_out_of_range_are_refused(directory, options, message):
     refused(message, directory, **options)
 
 
+def test_a_later_pass_may_be_the_widest(directory):
+    tree = directory / "late.json"
+    tree.write_text(json.dumps({"paths": [[0], [0, 0], [0, 0, 0], [0, 0, 0, 5]]}))
+    refused("the best 6 tokens of a row, and 5", directory, tree=str(tree), draft_vocabulary=5)
+
+
 def test_a_head_needs_a_directory_that_is_there(tmp_path):
     refused("falcon needs a trained head: give its path", None)
     refused("nowhere", tmp_path / "nowhere")
