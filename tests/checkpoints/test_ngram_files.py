@@ -72,6 +72,9 @@ def test_sixteen_bits_are_a_fraction_of_the_error_of_float16(tmp_path):
     read = read_ngram(tmp_path / "16")
     halves = [np.abs(g.logprobs - g.logprobs.astype(np.float16)).max() for g in model.grams]
     assert 0 < largest_difference(model, read) < max(halves) / 10
+    for one, other in zip(model.grams, read.grams, strict=True):
+        step = np.ptp(one.logprobs) / (2**16 - 1)
+        np.testing.assert_allclose(other.logprobs, one.logprobs, rtol=0, atol=0.501 * step)
     assert read.grams[0].log_backoffs.max() == model.grams[0].log_backoffs.max()  # exact at the end
     probs = [np.exp(read.logprobs([5, 7, token])[-1]) for token in range(100)]
     assert sum(probs) == pytest.approx(1, abs=2e-4)
