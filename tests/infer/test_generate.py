@@ -148,6 +148,7 @@ def test_a_drafter_of_a_target_of_other_sizes_is_refused(target):
     assert refused(
         ("final",), n_layers=config.n_layers + 1, windows=(None,) * (config.n_layers + 1)
     )
+    assert refused(("final",), n_layers=config.n_layers - 1, windows=config.windows[1:])
     assert not refused((), width=2 * config.width)
     assert not refused(("final",))
     assert drafter.loaded_for == target.model
