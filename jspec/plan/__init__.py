@@ -1,7 +1,8 @@
-"""`python -m jspec.plan`: what to draft, from what a target accepts and what a round costs.
+"""`python -m jspec.plan`: fit a draft to what a target accepts and what a round costs.
 
-For a Falcon head, its tree; for EasySpec (`easyspec/`), how its layers are grouped and placed, and
-the width and depth of its tree.
+Reading order: `settings` and `cli`, what is asked; `command`, one plan from beginning to end;
+`candidates`, what could be drafted; `falcon` and `small_model`, a planner per kind of drafter;
+`costs`, `measure`, `trees` and `levels`, what they fit from.
 """
 
 from typing import TYPE_CHECKING

@@ -1,120 +1,153 @@
-"""What a round costs, as a table: measured here, or on another device and read from a file."""
+"""What a round costs, as a table: measured here, or on another device and read from a file.
+
+Every method's round is the same sum, in rounds of plain decoding:
+
+    r(n) + prime + (passes - 1) * pass + overhead
+
+r(n) is a target forward over n nodes. A Falcon head drafts k depths per pass, a smaller model one
+level per pass. An example, the published round of Llama 3 70B with 8B (EasySpec, section 4): plain
+decoding takes 75.5 ms, verifying 61 nodes 86 ms, an exact pass 28.2 ms, one in groups 14.6 ms, and
+the tree has 5 levels. Then r(61) = 1.14, prime = 0.37, pass = 0.19, and a round costs
+1.14 + 0.37 + 4 * 0.19 = 2.28 plain rounds, 172 ms.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from jspec.arguments import shown
 from jspec.bench.terms import Terms
 from jspec.config import read_yaml
 from jspec.errors import UserError
 
-KEYS = ("r", "prime", "pass", "overhead")
+Table = float | Mapping[int, float] | Mapping[float, float]
+"""A number, or numbers by size: straight between known sizes; beyond them the nearest counts."""
+
+Count = Annotated[int, Field(ge=1)]
+_Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Rest = Annotated[float, Field(ge=-1, allow_inf_nan=False)]
+_Number = TypeVar("_Number")
+_Sizes = Annotated[dict[Count, _Number], Field(min_length=1)]
+
+_FILE: dict[str, tuple[Any, str]] = {
+    "r": (
+        Annotated[dict[Count, _Positive], Field(min_length=2)],
+        "nodes and what a forward over them costs, 1 for one node, and more than one node, as in "
+        "{1: 1.0, 8: 1.2}",
+    ),
+    "prime": (_Cost, "plain rounds, 0 or more"),
+    "pass": (
+        _Cost | _Sizes[_Sizes[_Cost]],
+        "plain rounds, 0 or more, or those by layers per group and width, as in {4: {12: 0.2}}",
+    ),
+    "overhead": (
+        _Rest | _Sizes[_Rest],
+        "plain rounds, -1 or more, or those by passes",
+    ),
+}
+"""Keys of a file, their types, and what an error says was expected."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Costs:
-    """All in rounds of plain decoding.
+class RoundCosts:
+    """Costs of a round, in rounds of plain decoding.
 
     Attributes:
       r: a target forward over n nodes, the root included, by n; 1 at n = 1.
       prime: a draft of one pass.
-      further_pass: what each pass after it adds.
-      overhead: what is left of a round: accepting, committing, the head's run over new text, and
-        where the parts do not add up. Below 0 the parts were timed on a busy machine, and it counts
-        as 0.
+      further: each pass after it; of a smaller model by layers per group, and by nodes per level.
+      overhead: what is left of a round, by passes: accepting, committing, a head's or an exact
+        model's run over new text, and where the parts do not add up. Below 0 the parts were timed
+        on a busy machine, and it counts as 0.
     """
 
     r: Mapping[int, float]
     prime: float
-    further_pass: float
-    overhead: float
+    further: float | Mapping[int, Mapping[int, float]]
+    overhead: Table
 
     @property
     def most_nodes(self) -> int:
         """The longest forward that is known."""
         return max(self.r)
 
-    def terms(self, passes: int, n_nodes: int) -> Terms:
-        """Of a round that scores the root and `n_nodes` more; r is straight between known sizes."""
-        sizes = sorted(self.r)
-        r = float(np.interp(1 + n_nodes, sizes, [self.r[n] for n in sizes]))
+    def terms(self, passes: int, n_nodes: int, n: int = 1, width: int = 1) -> Terms:
+        """Costs of a round that scores the root and `n_nodes` more.
+
+        Args:
+          passes: that draft them.
+          n, width: layers per group and nodes per level of a pass.
+        """
+        further = self.further
+        if isinstance(further, Mapping):
+            further = {size: between(of, width) for size, of in further.items()}
         return Terms(
             n_nodes=1 + n_nodes,
-            r=r,
-            c_d=self.prime + (passes - 1) * self.further_pass,
-            overhead=max(self.overhead, 0.0),
+            r=between(self.r, 1 + n_nodes),
+            c_d=self.prime + (passes - 1) * between(further, n),
+            overhead=max(between(self.overhead, passes), 0.0),
         )
 
     @property
     def doubt(self) -> str | None:
         """Why predictions from these costs are not to be trusted."""
-        if self.overhead >= 0:
+        known = self.overhead
+        least = min(known.values()) if isinstance(known, Mapping) else known
+        if least >= 0:
             return None
         return (
-            f"the overhead of a round came out below 0 ({self.overhead:.2f}) and is taken as 0: "
-            "the machine was too busy while it was timed, and the predicted speed is not to be "
+            f"the overhead of a round came out below 0 ({least:.2f}) and is taken as 0: the "
+            "machine was too busy while it was timed, and the predicted speed is not to be "
             "trusted; plan again when it is idle"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As a file has it."""
-        return {
-            "r": {n: float(self.r[n]) for n in sorted(self.r)},
-            "prime": self.prime,
-            "pass": self.further_pass,
-            "overhead": self.overhead,
-        }
+        """The table as a file has it."""
+        return dict(zip(_FILE, dataclasses.asdict(self).values(), strict=True))
 
 
-def read_costs(file: str) -> Costs:
-    """A table from YAML; also from a fitted tree's file, which keeps its own under `costs`.
+def between(known: Table, x: float) -> float:
+    """The value of a table at x."""
+    if not isinstance(known, Mapping):
+        return known
+    sizes, values = zip(*sorted(known.items()), strict=True)
+    return float(np.interp(x, sizes, values))
+
+
+def read_costs(file: str) -> RoundCosts:
+    """A table from YAML; also from a fitted plan's file, which keeps its own under `costs`.
 
         r: {1: 1.0, 8: 1.03, 64: 1.1}
         prime: 0.05
-        pass: 0.04
-        overhead: 0.1
+        pass: 0.04           # or by layers per group and width: {1: {12: 0.4}, 4: {12: 0.2}}
+        overhead: 0.1        # or by passes: {3: 0.1, 8: 0.2}
 
     Raises:
       UserError: no such file, or not such a table.
     """
-    path = Path(file)
+    where, path = f"--costs {file}", Path(file)
     if not path.is_file():
-        raise UserError(f"--costs {file}: no such file; expected YAML with {', '.join(KEYS)}")
+        raise UserError(f"{where}: no such file; expected YAML with {', '.join(_FILE)}")
     values = read_yaml(path)
     values = values["costs"] if isinstance(values.get("costs"), dict) else values
-    missing = [key for key in KEYS if key not in values]
-    if missing:
-        raise UserError(f"--costs {file}: no {', '.join(missing)}; expected {', '.join(KEYS)}")
-    r = values["r"]
-    is_table = isinstance(r, dict) and all(type(n) is int and n >= 1 for n in r)
-    if not is_table or not all(_is_number(x) and x > 0 for x in r.values()) or r.get(1) != 1:
-        raise UserError(
-            f"--costs {file}: r: expected nodes and what a forward over them costs, as in "
-            f"{{1: 1.0, 8: 1.2}}, given {shown(r)}"
-        )
-    if len(r) < 2:
-        raise UserError(f"--costs {file}: r: expected more than one node, given {shown(r)}")
-    for key in KEYS[1:]:
-        least = -1 if key == "overhead" else 0
-        if not _is_number(values[key]) or values[key] < least:
-            raise UserError(
-                f"--costs {file}: {key}: expected plain rounds, {least} or more, "
-                f"given {shown(values[key])}"
-            )
-    return Costs(
-        r={n: float(x) for n, x in r.items()},
-        prime=float(values["prime"]),
-        further_pass=float(values["pass"]),
-        overhead=float(values["overhead"]),
-    )
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # pyright: ignore
+    if missing := [key for key in _FILE if key not in values]:
+        raise UserError(f"{where}: no {', '.join(missing)}; expected {', '.join(_FILE)}")
+    known = []
+    for key, (type_, expected) in _FILE.items():
+        try:
+            found = TypeAdapter(type_).validate_python(values[key], strict=True)
+            if key == "r" and found.get(1) != 1:
+                raise ValueError
+        except (ValidationError, ValueError):
+            given = shown(values[key])
+            raise UserError(f"{where}: {key}: expected {expected}, given {given}") from None
+        known.append(found)
+    r, prime, further, overhead = known
+    return RoundCosts(r=r, prime=prime, further=further, overhead=overhead)

@@ -74,18 +74,6 @@ def test_passes_in_groups_are_timed_beside_exact_ones(tmp_path):
 
 
 @pytest.mark.grid
-def test_a_probe_is_compared_with_passes(tmp_path):
-    text = run("experiments.easyspec.probe", "--tiny", "--out", tmp_path)
-    record = json.loads((tmp_path / "round.json").read_text())
-    for one in record["comparisons"]:
-        assert one["hardware"]["context"] in (0, 16)
-        for found in one["passes"].values():
-            assert all(ms > 0 for key in ("predicted_ms", "ms") for ms in found[key].values())
-    assert len(record["comparisons"]) == 2
-    assert [line.split(" | ")[1] for line in text.splitlines()[2:]] == ["1", "4"] * 2
-
-
-@pytest.mark.grid
 def test_collectives_of_a_pass_are_those_that_the_plan_says(tmp_path):
     flags = ("--plans", "A+", "B-", "--size", 3, "--without-round")
     text = run("experiments.easyspec.collectives", "--out", tmp_path, *flags)

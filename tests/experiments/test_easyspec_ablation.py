@@ -19,7 +19,7 @@ from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import singles
-from jspec.plan.easyspec.acceptance import read_acceptance
+from jspec.plan.levels import read_acceptance
 from jspec.testing.models import in_memory, tiny_target
 from tests.support.tolerances import tolerance
 

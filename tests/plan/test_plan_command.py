@@ -17,7 +17,7 @@ from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import find, fingerprint
 from jspec.models import sar_head
 from jspec.models.sar_head import SarConfig
-from jspec.plan import falcon
+from jspec.plan import measure
 from jspec.plan.cli import main
 from jspec.testing.models import random_head, tiny_target
 from jspec.train import files
@@ -68,13 +68,13 @@ def plan(config: Path, prompts: Path, *more: str) -> int:
 
 
 def test_a_tree_is_fitted_and_the_drafter_takes_it(config, prompts, tmp_path, capsys, monkeypatch):
-    n_plain, rounds_of = [], falcon.rounds_of
+    n_plain, rounds_of = [], measure.rounds_of
 
     def spy(trace, **options):
         n_plain.append(options["n_plain"])
         return rounds_of(trace, **options)
 
-    monkeypatch.setattr(falcon, "rounds_of", spy)
+    monkeypatch.setattr(measure, "rounds_of", spy)
     out, head = tmp_path / "new" / "tree.yaml", config.parent / "head"
     flags = ["--costs", costs(tmp_path, FREE), "--out", str(out), "--nodes", "20", "--json"]
     assert plan(config, prompts, *flags, "--weights", "3,1") == 0
@@ -122,7 +122,7 @@ def test_it_says_when_no_tree_pays(config, prompts, tmp_path, capsys):
     assert plan(config, prompts, *flags) == 0
     said = capsys.readouterr()
     assert "No tree pays here" in said.out and "Decode plainly." in said.out
-    assert "T = 1" in said.out and "rank 0" in said.out
+    assert "T = 1: the probe tree yields" in said.err and "tokens a call" in said.out
     assert "least slow" in said.err and "came out below 0 (-0.50)" in said.err
     written = yaml.safe_load(out.read_text())  # the head would draft 165 nodes without it
     assert not written["pays"] and find(str(out)).n_nodes == written["nodes"] < 5
