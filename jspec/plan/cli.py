@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> in
     def command() -> int:
         job = make_job(make_parser().parse_args(argv))
         with at_work(owns_process=owns_process):
-            from jspec.plan.command import run  # JAX, after the flags are known to be right
+            from jspec.plan.run import run  # JAX, after the flags are known to be right
 
             return run(job)
 

@@ -93,7 +93,7 @@ class RoundTimer:
         if needed > limit:
             raise UserError(
                 f"--context {context}: while rounds are timed, texts grow to {needed} tokens, and "
-                f"the target was made for {limit}; lower it, or --nodes"
+                f"the target was made for {limit}; lower it, or --nodes, --widths or --depths"
             )
         self._plain = loaded.engine(PLAIN, self._batch_size)
         plain = Ours(PLAIN, self._plain)
