@@ -79,11 +79,12 @@ class FalconPlanner:
                     "give more --prompts, or raise --max-new-tokens"
                 )
 
-    def measure_costs(self, timer: RoundTimer) -> RoundCosts:
+    def measure_costs(self, timer: RoundTimer, log: Log) -> RoundCosts:
         """Time drafts of 1, 2, ... passes: of the trees that were best if drafting cost nothing."""
         r, timed = timer.forwards(), {}
         free = self.candidates(RoundCosts(r=r, prime=0.0, further=0.0, overhead=0.0))
         for passes in range(1, self._n_passes + 1):
+            log.note(f"timing drafts, passes = {passes}")
             best = choose([one for one in free if one.shape["passes"] == passes])
             whole = chain(passes * self._block_size).paths
             self._load(Tree((*best.tree.paths, *whole) if best and best.tree else whole))

@@ -77,7 +77,7 @@ def _fitted_to(job: PlanJob, planner: Planner, log: Log) -> tuple[RoundCosts, Me
     if timer is not None:
         log.note(what := "timing target forwards and drafts")
         with log.reminders(what):
-            costs = planner.measure_costs(timer)
+            costs = planner.measure_costs(timer, log)
     assert costs is not None
     return costs, plan
 

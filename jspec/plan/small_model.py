@@ -102,13 +102,14 @@ class SmallModelPlanner:
                 points.append(LevelPoint(n=n, width=width, depth=depth, tokens_per_call=tokens))
         self._acceptance = LevelAcceptance(tuple(points), f"measured here, {len(points)} points")
 
-    def measure_costs(self, timer: RoundTimer) -> RoundCosts:
+    def measure_costs(self, timer: RoundTimer, log: Log) -> RoundCosts:
         """Time the deepest draft of every N and width, and a shallow one of the first of them."""
         r, timed = timer.forwards(), {}
         shallow = min(self._job.settings.depths)
         shallow = shallow if shallow < self._deepest else 1
         cases = {(*self._shapes[0], shallow), *((*shape, self._deepest) for shape in self._shapes)}
         for shape in sorted(cases):
+            log.note("timing N = {}, width {}, depth {}".format(*shape))
             self._load(*shape)
             timed[shape] = timer.terms(self._job.label)
         return costs_of(r, timed)
@@ -171,7 +172,7 @@ def _check_here(job: PlanJob) -> None:
     """Refuse, without asking the network, what cannot be measured here."""
     import jax
 
-    give = f"give --costs FILE and --acceptance FILE, or --acceptance {PAPER}"
+    give = f"give both --costs FILE and --acceptance FILE (or {PAPER})"
     for name in (job.config.target, job.drafter.drafter_path):
         if name is not None and find_directory(name) is None:
             raise UserError(f"measuring takes weights, and those of {name} are not here; {give}")

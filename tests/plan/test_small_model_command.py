@@ -174,7 +174,7 @@ def test_measuring_without_weights_says_what_to_give(flags, config, given, tmp_p
     out = str(tmp_path / "plan.yaml")
     assert main(["--config", str(config), *given[flags], "--out", out]) == 2
     err = capsys.readouterr().err
-    assert "are not here; give --costs FILE and --acceptance FILE, or --acceptance paper" in err
+    assert "are not here; give both --costs FILE and --acceptance FILE (or paper)" in err
 
 
 def test_devices_that_are_not_here_are_not_measured(tiny, tmp_path, capsys):
@@ -182,7 +182,7 @@ def test_devices_that_are_not_here_are_not_measured(tiny, tmp_path, capsys):
     out = ["--drafter", "small", "--out", str(tmp_path / "plan.yaml")]
     assert main([*tiny, *flags, *out]) == 2
     err = capsys.readouterr().err
-    assert "the mesh has 16 devices, and 8 can be measured here; give --costs FILE" in err
+    assert "the mesh has 16 devices, and 8 can be measured here; give both --costs" in err
 
 
 @pytest.fixture
