@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jspec.config import nearest, read_yaml, shown
+from jspec.arguments import nearest, shown
+from jspec.config import read_yaml
 from jspec.errors import UserError
 from jspec.plan.costs import between
 from jspec.plan.trees import DraftRound

@@ -19,7 +19,7 @@ from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.hub import find_directory
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.models.layer_parallel import Plan
+from jspec.models.layer_parallel import Parallelism
 from jspec.plan.candidates import Candidate
 from jspec.plan.costs import RoundCosts
 from jspec.plan.levels import (
@@ -64,7 +64,7 @@ class SmallModelPlanner:
         if self.drafter.drafter != GROUPED:
             return [1]
         most, plan = max(self._n_layers - 2, 1), self.drafter.drafter_options.get("plan")
-        if plan in [each.value for each in Plan if each.layers]:  # a device for each layer
+        if plan in [each.value for each in Parallelism if each.layers]:  # a device for each layer
             most = min(most, self._job.config.mesh.layer)
         return sorted({min(n, most) for n in sizes})
 
