@@ -44,7 +44,7 @@ def config(tmp_path) -> Path:
             "small": {
                 "drafter": "easyspec",
                 "drafter_path": "meta-llama/Meta-Llama-3-8B-Instruct",
-                "drafter_options": {"spread": 2.0, "groups": "0,1-30,31"},
+                "drafter_options": {"score_temperature": 2.0, "groups": "0,1-30,31"},
             },
         },
     }
@@ -59,7 +59,7 @@ def test_a_plan_from_given_numbers_needs_no_weights(config, given, tmp_path, cap
     found = json.loads(capsys.readouterr().out)
     written = yaml.safe_load(out.read_text())
     options = written["drafter_options"]
-    assert options["spread"] == 2.0 and options["calibration"] == "round"
+    assert options["score_temperature"] == 2.0 and options["calibration"] == "round"
     assert (options["size"], options["width"], options["depth"]) == (4, 12, 5)
     assert "groups" not in options, "they would win over the size"
     check_drafter("easyspec", options)
