@@ -39,7 +39,7 @@ STRANGERS = {("drafters", "verify"), ("verify", "drafters")}
 COMMAND_LINES = ("__main__.py", "cli.py")
 """These may reach upward, though not into `testing`, which serves the tests and the certificate."""
 
-HEAVY = {"datasets", "matplotlib", "torch", "transformers"}
+HEAVY = {"datasets", "jinja2", "matplotlib", "torch", "transformers"}
 LINKS = {"infer", "models", "train"}
 LONGEST_FILE = 400
 

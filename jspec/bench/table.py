@@ -1,19 +1,47 @@
-"""A summary as tables: for the terminal, and as Markdown. Both show the same cells."""
+"""A summary as tables: for the terminal, for Markdown and for the page. All show the same cells."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
 
-from jspec.bench.summary import PLAIN, Row, Same, Summary, Turn, counted
+from jspec.bench.summary import PLAIN, Record, Row, Same, Summary, Turn, counted
 from jspec.bench.terms import Interval
 
 Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Head and rows."""
 
 NOTHING = "-"
+
+MEANINGS = {
+    "batch": ("", "texts decoded together"),
+    "T": ("", "temperature of sampling; 0 is greedy"),
+    "contestant": ("", "who decodes"),
+    "tau": ("mean acceptance length", "tokens a target call, the target's own included"),
+    "n": ("", "nodes that the target scores in a round"),
+    "r(n)": ("", "a target forward over n nodes, in forwards over one"),
+    "c_d": ("", "a round's whole draft, in plain rounds"),
+    "overhead": ("", "what else a round costs, in plain rounds"),
+    "predicted": ("", "tau / (r(n) + c_d + overhead), decoding alone"),
+    "decoding": ("", "measured speedup of decoding alone, prompts not counted"),
+    "error": ("", "predicted over measured, less one"),
+    "whole call": ("", "plain decoding's time over this one's: median [95 % interval]"),
+    "same text": ("", "texts that are plain decoding's, token for token"),
+    "kept / proposed": ("draft acceptance rate", "drafted tokens kept, of those proposed"),
+    "kept by depth": ("per-position acceptance rate", "% of rounds that kept depth 1, 2, ..."),
+    "tokens/s": ("output token throughput", "all new tokens over wall time, prompts included"),
+    "first token, ms": ("mean TTFT", "reading a text's prompt, up to its first token"),
+    "next token, ms": ("mean TPOT", "for each token after the first, in its own row"),
+    "new tokens": ("generation_tokens", "generated"),
+    "calls": ("spec_decode_num_drafts", "target forwards in decoding"),
+    "tokens / call": ("mean acceptance length", "(new tokens - texts) / calls"),
+    "proposed": ("spec_decode_num_draft_tokens", "drafted tokens"),
+    "kept": ("spec_decode_num_accepted_tokens", "drafted tokens kept"),
+}
+"""vLLM's name of a column, where it has one, and what the column is."""
 
 PRELIMINARY = "No repeat is complete: these are numbers of the categories measured so far."
 
@@ -54,6 +82,49 @@ def acceptance_table(summary: Summary) -> Cells:
         if row.acceptance is not None
     ]
     return head, rows
+
+
+def metrics_table(summary: Summary) -> Cells:
+    """What vLLM prints of a run, under its names."""
+    head = (
+        *("batch", "T", "contestant", "kept / proposed", "kept by depth"),
+        *("tokens/s", "first token, ms", "next token, ms"),
+    )
+    rows = []
+    for row in summary.rows:
+        found = row.metrics
+        rate = found.draft_acceptance_rate
+        depths = " ".join(f"{100 * share:.0f}" for share in found.per_position_acceptance_rate)
+        rows.append(
+            (
+                *_place(row),
+                NOTHING if rate is None else f"{rate:.0%}",
+                depths or NOTHING,
+                f"{found.output_token_throughput:.0f}",
+                f"{found.mean_ttft_ms:.1f}",
+                _number(found.mean_tpot_ms),
+            )
+        )
+    return head, rows
+
+
+def runs_table(records: Iterable[Record]) -> Cells:
+    """Every run as it was recorded."""
+
+    def cell(value: float | str | None) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return NOTHING if value is None else str(value)
+
+    fields = {
+        **{"batch": "batch_size", "T": "temperature", "contestant": "contestant"},
+        **{"category": "category", "repeat": "repeat", "texts": "texts", "seconds": "seconds"},
+        **{"prompt s": "prefill_s", "decoding s": "decode_s", "new tokens": "new_tokens"},
+        **{"calls": "target_calls", "tokens / call": "tokens_per_call"},
+        **{"proposed": "draft_tokens_proposed", "kept": "draft_tokens_accepted", "load": "load"},
+    }
+    runs = [record for record in records if record["kind"] == "run"]
+    return tuple(fields), [tuple(cell(run.get(name)) for name in fields.values()) for run in runs]
 
 
 def remarks(summary: Summary) -> list[str]:
@@ -149,7 +220,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _number(row.decode_speedup.median if row.decode_speedup else None),
         f"{row.error:+.0%}" if row.error is not None else NOTHING,
         _interval(row.speedup),
-        _same(row.same),
+        same_text(row.same),
     )
 
 
@@ -165,7 +236,8 @@ def _interval(value: Interval | None) -> str:
     return f"{value.median:.2f} [{value.low:.2f}, {value.high:.2f}]" if value else NOTHING
 
 
-def _same(same: Same | None) -> str:
+def same_text(same: Same | None) -> str:
+    """How many texts are plain decoding's, and what is to be said of the others."""
     if same is None:
         return "its own"
     notes = [counted(same.near_ties, "near-tie")] if same.near_ties else []

@@ -1,97 +1,135 @@
-"""The drawings: bars begin at zero, values lie where the scale puts them, trees do not overlap."""
+"""The drawings: bars begin at zero, values lie where they belong, trees hang together."""
 
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
-from jspec.bench.report.axes import WIDTH, Scale, ticks
-from jspec.bench.report.bars import Bar, Part, bars, stacks
-from jspec.bench.report.colours import marks
-from jspec.bench.report.curves import Curve, Dot, Point, curves, scatter
-from jspec.bench.report.picture import laid_out, passage, visible
+from jspec.bench.report.charts import (
+    DASHED,
+    Chart,
+    figure,
+    plot_bars,
+    plot_by_depth,
+    plot_by_size,
+    plot_pairs,
+    plot_stages,
+)
+from jspec.bench.report.looks import looks_of
+from jspec.bench.report.page import page
+from jspec.bench.report.picture import visible
+from jspec.bench.summary import Row
 
-MARK = marks(["plain", "one"])["one"]
+LOOKS = looks_of(["plain", "one", "two"])
 
 
-def rectangles(drawn: str) -> list[tuple[float, float]]:
+@pytest.fixture
+def row() -> Row:
+    return cast(Row, SimpleNamespace(contestant="one"))
+
+
+@pytest.fixture
+def ax() -> Axes:
+    return Figure().add_subplot()
+
+
+def values(numbers: dict[Any, float], down: float = 0.0, up: float = 0.0):
+    return {place: (number, down, up) for place, number in numbers.items()}
+
+
+def bars(ax: Axes) -> list[tuple[float, float]]:
     """Left end and width of every bar."""
-    pattern = r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="[\d.]+" class="bar"'
-    return [(float(x), float(width)) for x, width in re.findall(pattern, drawn)]
+    found = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    return [(bar.get_x(), bar.get_width()) for bar in found]
 
 
-def bar(value: float) -> Bar:
-    return Bar(name="one", value=value, colour="red")
+def lines(ax: Axes, colour: str) -> list[Line2D]:
+    return [line for line in ax.lines if line.get_color() == colour]
 
 
-def test_scales_reach_their_ends_and_halve_where_ratios_do():
-    straight = Scale(low=0, high=2, start=100, stop=300)
-    assert [straight(v) for v in (0, 1, 2)] == [100, 200, 300]
-    ratios = Scale(low=1, high=16, start=0, stop=4, is_log=True)
-    assert ratios(4) == pytest.approx(2)
+def places(line: Line2D) -> list[list[float]]:
+    """Where a line goes: x and y of each of its points."""
+    return np.asarray(line.get_xydata()).tolist()
 
 
-@pytest.mark.parametrize("high", [0.003, 0.7, 1, 1.01, 9.99, 1234])
-def test_ticks_begin_at_zero_and_cover_the_highest(high):
-    found = ticks(high)
-    assert found[0] == 0 and found[-1] >= high * (1 - 1e-9) and 2 <= len(found) <= 8
+def test_bars_begin_at_zero_and_grow_with_their_value(ax):
+    plot_bars(ax, {"one": values({str(v): v for v in (0, 0.5, 1, 2)})}, LOOKS)
+    assert bars(ax) == [(0, 0), (0, 0.5), (0, 1), (0, 2)]
+    low, high = ax.get_xlim()
+    assert low == 0 and high > 2
+    assert [text.get_text() for text in ax.texts] == ["0.00", "0.50", "1.00", "2.00"]
 
 
-def test_bars_begin_at_zero_and_grow_with_their_value():
-    drawn = bars([(str(v), [bar(v)]) for v in (0, 0.5, 1, 2)], title="t", unit="u")
-    found = rectangles(drawn)
-    assert len({start for start, _ in found}) == 1
-    widths = [width for _, width in found]
-    assert widths[0] == 0 and widths[3] == pytest.approx(2 * widths[2], abs=0.02)
-    assert all(start + width <= WIDTH for start, width in found)
+def test_bars_show_their_intervals_and_where_plain_decoding_is(ax):
+    plot_bars(ax, {"one": values({"a": 2}, down=0.5, up=1.0)}, LOOKS)
+    (segments,) = (whiskers.get_segments() for whiskers in ax.collections)
+    assert [tuple(end[0] for end in segment) for segment in segments] == [(1.5, 3.0)]
+    (plain,) = lines(ax, DASHED["color"])
+    assert [x for x, _ in places(plain)] == [1, 1]
 
 
-def test_pieces_of_a_stack_touch():
-    pieces = [Part(name="a", value=1, strength=1), Part(name="b", value=2, strength=0.5)]
-    (first, second) = rectangles(stacks([("one", "red", pieces)], title="t", unit="u"))
-    assert second[0] == pytest.approx(sum(first), abs=0.02)
-    assert second[1] == pytest.approx(2 * first[1], abs=0.02)
+def test_a_place_has_the_bars_of_those_that_were_measured_there(ax):
+    plot_bars(ax, {"one": values({"a": 1, "b": 2}), "two": values({"b": 3})}, LOOKS)
+    assert [width for _, width in bars(ax)] == [1, 2, 3]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    top, below = ax.get_yticks()
+    assert top < below and ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
-def test_a_curve_needs_two_places():
-    one = Curve(name="one", points=[Point(x=1, y=1)], mark=MARK)
-    assert curves([one], title="t", units=("a", "b")) == ""
+def test_pieces_of_a_stack_touch(ax):
+    plot_stages(ax, {"one": values({"propose": 1, "verify": 2, "commit": 0.5})}, LOOKS)
+    assert bars(ax) == [(0, 1), (1, 2), (3, 0.5)]
+    legend = ax.get_legend()
+    assert legend and [t.get_text() for t in legend.texts] == ["propose", "verify", "commit"]
 
 
-def test_higher_values_lie_higher():
-    one = Curve(name="one", points=[Point(x=x, y=x / 4) for x in (1, 2, 4)], mark=MARK)
-    drawn = curves([one], title="t", units=("a", "b"), is_share=True, is_log=True)
-    found = re.search(r'points="([^"]+)" class="curve"', drawn)
-    assert found
-    places = [tuple(map(float, pair.split(","))) for pair in found[1].split()]
-    assert places[2][1] < places[1][1] < places[0][1]
-    assert places[1][0] == pytest.approx((places[0][0] + places[2][0]) / 2)
-    assert places[2][1] == 30  # a share of 1 is the top of the frame
+@pytest.mark.parametrize(("depths", "is_shown"), [([1], False), ([1, 2], True)])
+def test_a_curve_needs_two_places(depths, is_shown, row):
+    shares = dict.fromkeys(depths, 0.5)
+    chart = Chart("t", "", ("a", "b"), plot_by_depth, lambda row: shares, least=2)
+    assert bool(figure(chart, [row], LOOKS, "here")) == is_shown
 
 
-def test_equal_numbers_lie_on_the_line():
-    drawn = scatter([Dot(name="d", x=1, y=1, mark=MARK)], title="t", units=("a", "b"))
-    dot = re.search(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)
-    mark = re.search(r'x1="([\d.]+)" y1="([\d.]+)" x2="([\d.]+)" y2="([\d.]+)" class="mark"', drawn)
-    assert dot and mark
-    x, y = map(float, dot.groups())
-    x1, y1, x2, y2 = map(float, mark.groups())
-    assert (x - x1) / (x2 - x1) == pytest.approx((y - y1) / (y2 - y1), abs=1e-3)
+def test_shares_end_at_one_and_sizes_are_apart_by_their_ratios(ax):
+    plot_by_depth(ax, {"one": values({1: 0.9, 2: 0.5})}, LOOKS)
+    assert ax.get_ylim()[0] == 0 and 1 <= ax.get_ylim()[1] < 1.1
+    sizes = Figure().add_subplot()
+    plot_by_size(sizes, {"one": values({4: 1.0, 1: 0.25, 2: 0.5})}, LOOKS)
+    assert sizes.get_xscale() == "log" and sizes.get_ylim()[0] == 0
+    line = lines(sizes, LOOKS["one"].colour)[0]
+    assert places(line) == [[1, 0.25], [2, 0.5], [4, 1]]
+    assert line.get_marker() == LOOKS["one"].marker
+    assert [label.get_text() for label in sizes.get_xticklabels()] == ["1", "2", "4"]
+
+
+def test_equal_numbers_lie_on_the_line_and_sampled_ones_are_hollow(ax):
+    plot_pairs(ax, {"one": values({(1.5, 0.0): 1.5, (2.0, 1.0): 1.0})}, LOOKS)
+    greedy, sampled = lines(ax, LOOKS["one"].colour)
+    assert places(greedy) == [[1.5, 1.5]] and places(sampled) == [[2.0, 1.0]]
+    assert sampled.get_markerfacecolor() == "none" != greedy.get_markerfacecolor()
+    (equal,) = lines(ax, DASHED["color"])
+    assert all(x == y for x, y in places(equal))
+    assert ax.get_xlim() == ax.get_ylim()
+
+
+def test_long_names_are_cut_and_names_are_no_formulas(row):
+    names = {"$x": 1.0, "a$b$ & <c>": 2.0, "x" * 50: 1.0}
+    chart = Chart("t", "", ("a", "b"), plot_bars, lambda row: names)
+    drawn = figure(chart, [row], LOOKS, "here")["svg"]
+    assert ">$x<" in drawn and "a$b$ &amp; &lt;c&gt;" in drawn and "x" * 19 + "…" in drawn
 
 
 def test_contestants_beyond_the_named_hues_still_differ():
-    looks = marks(["plain", *(f"d{i}" for i in range(20)), "transformers a", "transformers b"])
-    assert len({mark.colour for mark in looks.values()}) == 23
-
-
-def test_nodes_of_a_depth_never_share_a_row():
-    parents = [-1, 0, 0, 1, 1, 2, 2, -1]
-    nodes = [{"parent": p} for p in parents]
-    depths = [0, 1, 1, 2, 2, 2, 2, 0]
-    rows = laid_out(nodes)
-    assert len(set(zip(depths, rows, strict=True))) == len(nodes)
-    assert rows[:2] == [0, 0] and rows[3] == 0
+    looks = looks_of(["plain", *(f"d{i}" for i in range(20)), "transformers a", "transformers b"])
+    assert len({look.colour for look in looks.values()}) == 23
 
 
 @pytest.mark.parametrize(
@@ -101,10 +139,43 @@ def test_white_space_can_be_seen(token, seen):
     assert visible(token) == seen
 
 
-def test_each_token_is_drawn_once_with_its_depth():
+def picture(tokens: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> str:
+    """The part of a page with one picture."""
+    where = {"category": "c", "prompt_id": 0, "temperature": 0.0, "prompt_text": "p"}
+    record = {"kind": "picture", "contestant": "one", "tokens": tokens, "rounds": rounds, **where}
+    drawn = page([record])
+    return drawn[drawn.index('class="passage"') :]
+
+
+def token(text: str, depth: int, number: int) -> dict[str, Any]:
     keys = {"rank": 1, "logprob": -1.0, "gap": 0.5}
-    tokens = [{"id": 0, "text": "<a>\n", "depth": d, "round": d // 4, **keys} for d in (0, 1, 9)]
-    picture = {"contestant": "one", "category": "c", "prompt_id": 0, "temperature": 0.0}
-    drawn = passage({**picture, "prompt_text": "p", "tokens": tokens, "rounds": []}, 0)
-    assert re.findall(r'class="token depth-(\d)', drawn) == ["0", "1", "8"]
-    assert "<a>" not in drawn and drawn.count("starts") == 2
+    return {"id": 0, "text": text, "depth": depth, "round": number, **keys}
+
+
+def test_each_token_is_drawn_once_with_its_depth():
+    drawn = picture([token("<a>\n", depth, depth // 4) for depth in (0, 1, 9)], [])
+    pattern = r'class="token([^"]*)" style="--depth:(\d)" data-round="(\d)"'
+    assert re.findall(pattern, drawn) == [
+        (" starts", "0", "0"),
+        (" drafted", "1", "0"),
+        (" drafted starts", "8", "2"),
+    ]
+    assert "<a>" not in drawn and drawn.count("&lt;a&gt;↵</span>\n") == 3
+    assert "drafted, kept at depth 9\nthe drafter&#39;s choice no. 2\nprobability 36.8 %" in drawn
+    assert "3 tokens in 2 rounds: 2 drafted and kept, 1 the target&#39;s own" in drawn
+
+
+def test_nodes_hang_below_their_parents_and_the_kept_ones_are_marked():
+    parents = [None, 0, 0, 1, 2, -1]
+    nodes = [
+        {"text": f" n{i}", "parent": parent, "depth": 1, "is_accepted": i < 2}
+        for i, parent in enumerate(parents)
+    ]
+    rounds = [{"round": 0, "n_accepted": 2, "nodes": nodes}]
+    drawn = picture([token("a", 0, 0)], rounds)
+    tree = re.sub(r"<b[^>]*>·(n\d)</b>", r"\1", re.findall(r'role="region".*?</div>', drawn)[0])
+    tree = (
+        re.sub(r"<ul></ul>|</?ul>", "", tree).replace("<li class=kept>", "<*").replace("<li>", "<")
+    )
+    assert tree.replace("</li>", ">").endswith("><*n0<*n1<n3>><n2<n4>>><n5></div>")
+    assert "Round 0: 2 of 6 drafted tokens kept, then one of the target&#39;s own." in drawn
