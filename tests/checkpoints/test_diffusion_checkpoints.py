@@ -124,7 +124,7 @@ def test_a_later_token_changes_earlier_logits_and_hidden_states(kind, tmp_path):
 
 def test_llada_may_pad_its_vocabulary_and_derive_the_width_of_its_mlp():
     padded = LLADA | {"vocab_size": 126, "mlp_hidden_size": None, "mlp_ratio": 3}
-    config = DecoderConfig.from_hf(padded)
+    config = read_hf_config(padded)
     assert (config.vocab_size, config.mlp_width) == (128, 3 * config.width)
 
 
