@@ -115,6 +115,35 @@ def test_imports_point_downward(path):
     assert not wrong
 
 
+def module_of(path: Path) -> str:
+    words = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(words[:-1] if words[-1] == "__init__" else words)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions count, and those of a package's submodules through the package."""
+    files = {module_of(path): path for path in [*MODULES, PACKAGE / "__init__.py"]}
+    needs = {}
+    for name, path in files.items():
+        found = (full for _, full in imports(path))
+        needs[name] = {
+            next((n for n in (f, f.rpartition(".")[0]) if n in files), "") for f in found
+        }
+    while free := [name for name, others in needs.items() if not others & needs.keys() - {name}]:
+        for name in free:
+            del needs[name]
+    assert not needs
+
+
+def test_class_names_are_unique_in_the_package():
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(name_of(path))
+    assert not {name: where for name, where in homes.items() if len(where) > 1}
+
+
 def test_state_stands_alone_beside_law():
     parts = {other for _, other in imported_parts(PACKAGE / "state.py")}
     assert parts <= {"errors", "ops"}

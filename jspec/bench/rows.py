@@ -20,11 +20,11 @@ from jspec.bench.summary import (
     Forwards,
     Metrics,
     Record,
-    Row,
     Same,
     Split,
     Summary,
-    Turn,
+    SummaryRow,
+    TurningPoint,
 )
 from jspec.bench.terms import (
     Terms,
@@ -214,7 +214,7 @@ def _split(record: Record | None) -> Split | None:
     return Split(**{f"{s}_ms": 1e3 * record[f"{s}_s"] / record["rounds"] for s in stages})
 
 
-def row_of(gathered: Gathered, temperature: float, batch_size: int, contestant: str) -> Row:
+def row_of(gathered: Gathered, temperature: float, batch_size: int, contestant: str) -> SummaryRow:
     """One row, from the runs of all complete repeats."""
     place = gathered.runs[temperature, batch_size]
     plain, runs = place[PLAIN], place[contestant]
@@ -232,7 +232,7 @@ def row_of(gathered: Gathered, temperature: float, batch_size: int, contestant: 
     decoding = None if is_plain else _interval(_ratios(plain, runs, "decode_s"))
     categories = dict.fromkeys(category for _, category in runs)
     ratios = {c: _ratios(plain, runs, "seconds", c) for c in categories}
-    return Row(
+    return SummaryRow(
         contestant=contestant,
         temperature=temperature,
         batch_size=batch_size,
@@ -283,10 +283,10 @@ def _forwards(costs: Mapping[tuple[int, int], Sequence[Record]]) -> tuple[Forwar
     return tuple(found)
 
 
-def _turns(rows: Sequence[Row]) -> tuple[Turn, ...]:
+def _turns(rows: Sequence[SummaryRow]) -> tuple[TurningPoint, ...]:
     found = []
     for temperature in dict.fromkeys(row.temperature for row in rows):
-        best: dict[int, Row] = {}
+        best: dict[int, SummaryRow] = {}
         for row in rows:
             if row.temperature != temperature or row.is_peer or row.speedup is None:
                 continue
@@ -301,7 +301,7 @@ def _turns(rows: Sequence[Row]) -> tuple[Turn, ...]:
         pairs = zip(sizes, sizes[1:], strict=False)
         between = next((pair for pair in pairs if at and pair[0] <= at <= pair[1]), None)
         found.append(
-            Turn(
+            TurningPoint(
                 temperature=temperature,
                 speedups=speedups,
                 best={size: best[size].contestant for size in speedups},
@@ -313,15 +313,15 @@ def _turns(rows: Sequence[Row]) -> tuple[Turn, ...]:
     return tuple(found)
 
 
-def _is_clear(row: Row) -> bool:
+def _is_clear(row: SummaryRow) -> bool:
     return row.speedup is not None and not row.speedup.low <= 1 <= row.speedup.high
 
 
-def _median(row: Row) -> float:
+def _median(row: SummaryRow) -> float:
     return row.speedup.median if row.speedup else 0.0
 
 
-def _advice(rows: Sequence[Row]) -> tuple[Advice, ...]:
+def _advice(rows: Sequence[SummaryRow]) -> tuple[Advice, ...]:
     """Where a drafter loses as a whole, else the categories in which it does."""
     found = []
     for row in rows:

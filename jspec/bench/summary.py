@@ -1,4 +1,4 @@
-"""What a run's records say: one `Row` a contestant, temperature and batch size, and advice.
+"""What a run's records say: one `SummaryRow` a contestant, temperature and batch size, and advice.
 
 `summarise` is a pure function of records; the terminal table and the report show what it gives.
 """
@@ -87,7 +87,7 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class SummaryRow:
     """One contestant at one temperature and batch size.
 
     Attributes:
@@ -147,7 +147,7 @@ class Forwards:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
+class TurningPoint:
     """From which batch size on speculation loses, at one temperature.
 
     Attributes:
@@ -223,9 +223,9 @@ class Summary:
 
     settings: Record
     provenance: Record
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
     forwards: tuple[Forwards, ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[TurningPoint, ...]
     advice: tuple[Advice, ...]
     unexcused: int
     changed: tuple[str, ...]
@@ -233,7 +233,7 @@ class Summary:
     load: tuple[float, float]
     n_repeats: int
 
-    def row(self, contestant: str, temperature: float, batch_size: int) -> Row | None:
+    def row(self, contestant: str, temperature: float, batch_size: int) -> SummaryRow | None:
         """The row of a contestant, if it took part there."""
         wanted = contestant, temperature, batch_size
         return next(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from jspec.bench.summary import PLAIN, Record, Row, Same, Summary, Turn, counted
+from jspec.bench.summary import PLAIN, Record, Same, Summary, SummaryRow, TurningPoint, counted
 from jspec.bench.terms import Interval
 
 Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -141,7 +141,7 @@ def remarks(summary: Summary) -> list[str]:
     return lines
 
 
-def turn_line(turn: Turn) -> str:
+def turn_line(turn: TurningPoint) -> str:
     """One temperature in a line."""
     measured = ", ".join(
         f"{speedup:.2f} ({turn.best[size]}) at batch {size}"
@@ -209,7 +209,7 @@ def median_error(summary: Summary) -> float | None:
     return statistics.median(errors) if errors else None
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: SummaryRow) -> tuple[str, ...]:
     terms = row.terms
     return (
         *_place(row),
@@ -224,7 +224,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _place(row: Row) -> tuple[str, str, str]:
+def _place(row: SummaryRow) -> tuple[str, str, str]:
     return str(row.batch_size), f"{row.temperature:g}", row.contestant
 
 

@@ -26,14 +26,14 @@ from jspec.bench.report.charts import (
 from jspec.bench.report.looks import looks_of
 from jspec.bench.report.page import page
 from jspec.bench.report.picture import visible
-from jspec.bench.summary import Row
+from jspec.bench.summary import SummaryRow
 
 LOOKS = looks_of(["plain", "one", "two"])
 
 
 @pytest.fixture
-def row() -> Row:
-    return cast(Row, SimpleNamespace(contestant="one"))
+def row() -> SummaryRow:
+    return cast(SummaryRow, SimpleNamespace(contestant="one"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jspec.bench.report.looks import Look
-from jspec.bench.summary import PLAIN, Row, Summary
+from jspec.bench.summary import PLAIN, Summary, SummaryRow
 from jspec.bench.terms import Interval, predicted_speedup
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Chart(NamedTuple):
     note: str
     units: tuple[str, str]
     plot: Callable[[Axes, Series, Looks], None]
-    values: Callable[[Row], Mapping[Any, Interval | float]]
+    values: Callable[[SummaryRow], Mapping[Any, Interval | float]]
     least: int = 1
     is_sweep: bool = False
 
@@ -261,7 +261,7 @@ def charts(summary: Summary, looks: Looks, origin: str) -> list[dict[str, str]]:
     return [one for one in figures if one]
 
 
-def figure(chart: Chart, rows: Iterable[Row], looks: Looks, where: str) -> dict[str, str]:
+def figure(chart: Chart, rows: Iterable[SummaryRow], looks: Looks, where: str) -> dict[str, str]:
     """Make a chart's title, caption, view box and the inside of its SVG; empty without numbers.
 
     The same rows give the same SVG, and the parts of different charts have different ids.

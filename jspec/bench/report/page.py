@@ -13,7 +13,7 @@ from jspec.bench.report.looks import looks_of
 from jspec.bench.report.picture import pictures_of
 from jspec.bench.report.render import render
 from jspec.bench.rows import summarise
-from jspec.bench.summary import PLAIN, Row, Summary, counted
+from jspec.bench.summary import PLAIN, Summary, SummaryRow, counted
 from jspec.bench.table import (
     MEANINGS,
     PRELIMINARY,
@@ -65,11 +65,11 @@ def sentence(words: str) -> str:
     return words[:1].upper() + words[1:] + "."
 
 
-def best_rows(summary: Summary) -> list[Row]:
+def best_rows(summary: Summary) -> list[SummaryRow]:
     """The fastest drafter of each temperature at the smallest batch size."""
     known = [(row.speedup.median, row) for row in summary.rows if row.speedup and not row.is_peer]
     smallest = min((row.batch_size for _, row in known), default=0)
-    best: dict[float, tuple[float, Row]] = {}
+    best: dict[float, tuple[float, SummaryRow]] = {}
     for speedup, row in known:
         if row.batch_size == smallest and speedup > best.get(row.temperature, (0.0,))[0]:
             best[row.temperature] = speedup, row
