@@ -1,4 +1,4 @@
-"""The picture of a run: losses over steps, and a drafter's acceptance. Needs the extra `plot`."""
+"""The picture of a run: losses over steps, and a drafter's acceptance."""
 
 from __future__ import annotations
 
@@ -54,11 +54,7 @@ def plot_acceptance(ax: Any, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def save_picture(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the journal of a run into a file; nothing where there is no step.
-
-    Raises:
-      ImportError: matplotlib is not installed.
-    """
+    """Draw the journal of a run into a file; nothing where there is no step."""
     if not any("loss" in record for record in records):
         return
     from matplotlib.figure import Figure

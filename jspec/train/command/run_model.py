@@ -313,10 +313,8 @@ def plan_line(config: LanguageModelConfig | FalconConfig, model: Trainable, data
 
 
 def _draw(directory: Path, log: Log) -> None:
-    """The picture of the run, where matplotlib is installed."""
+    """The picture of the run."""
     try:
         save_picture(read_journal(directory), directory / PICTURE_FILE)
-    except ImportError:
-        log.note("no picture: install the extra `plot`")
     except OSError as error:
         log.warning(f"no picture: {error.strerror}")
