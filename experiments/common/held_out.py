@@ -12,10 +12,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jspec.bench.records import ROOT
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.config import read_yaml
 from jspec.errors import UserError
+from jspec.provenance import ROOT
 from jspec.train.corpus import CorpusRow, corpus_name, is_held_out, read_rows
 
 RECIPE = ROOT / "configs" / "demo" / "target.yaml"

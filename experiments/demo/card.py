@@ -40,7 +40,6 @@ from experiments.demo.card_numbers import (
     write_samples,
 )
 from experiments.demo.sources import CHANGES, source_cells
-from jspec.bench.records import provenance
 from jspec.checkpoints.hf_config import write_hf_config
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.shipped import weights_digest
@@ -48,6 +47,7 @@ from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import find_config, parse_sets, read_yaml, resolve
 from jspec.errors import UserError
+from jspec.provenance import provenance
 from jspec.text_files import read_json_object
 from jspec.train.command.corpora import corpus_sources, load_corpora
 from jspec.train.config import DataConfig, ModelConfig, OptimizerConfig

@@ -26,7 +26,6 @@ from experiments.diffuspec.pictures import draw
 from experiments.diffuspec.report import best_length, judgements, part_table, survival_costs
 from experiments.diffuspec.stages import split
 from experiments.diffuspec.variants import Part, Variant
-from jspec.bench.records import device_record, provenance
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.shipped import weights_digest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
@@ -35,6 +34,7 @@ from jspec.console.exit_codes import exit_code
 from jspec.drafters.diffuspec.loading import NGRAM_FOLDER
 from jspec.errors import UserError
 from jspec.infer.request import Request
+from jspec.provenance import device_record, provenance
 
 RECORDS, COSTS, TABLE = "records.jsonl", "costs.json", "table.md"
 STAGES = "stages"

@@ -33,7 +33,6 @@ from experiments.common.shapes import DIFFUSION, TARGETS, random_model
 from experiments.common.tables import table
 from experiments.common.timed_rounds import add_common_flags, n_read, random_target, write_record
 from jspec.bench.costs import ROUNDS, drafts, forwards
-from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
 from jspec.checkpoints.target import Target
 from jspec.console.exit_codes import exit_code, leave
@@ -48,6 +47,7 @@ from jspec.infer.state import Counters, DecodeState, Program
 from jspec.models import ngram
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.models.diffusion_prefix import Prefix
+from jspec.provenance import device_record, provenance
 from jspec.state import Context, replace
 from jspec.train.ngram import estimate
 

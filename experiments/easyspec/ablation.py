@@ -29,7 +29,6 @@ from experiments.easyspec.pictures import draw
 from experiments.easyspec.report import acceptance_points, report
 from experiments.easyspec.stored_texts import kept, texts_of
 from jspec.bench.costs import ROUNDS, Costs
-from jspec.bench.records import device_record, provenance
 from jspec.bench.summary import PLAIN
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.shipped import weights_digest
@@ -40,6 +39,7 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
+from jspec.provenance import device_record, provenance
 
 RECORDS, TEXTS, COSTS, TABLE = "records.jsonl", "texts.json", "costs.json", "table.md"
 POINTS = "acceptance.yaml"

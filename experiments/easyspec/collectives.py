@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import jspec
 from experiments.common.tables import table
 from jspec.aot.hlo import Instruction, collective_instructions, read
-from jspec.bench.records import provenance
 from jspec.checkpoints.target import Target
 from jspec.console.exit_codes import exit_code
 from jspec.drafters.base import LoadedDrafter
@@ -33,6 +32,7 @@ from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
 from jspec.models.layer_parallel import Parallelism
+from jspec.provenance import provenance
 from jspec.sharding import make_mesh
 from jspec.testing.compile_options import light
 

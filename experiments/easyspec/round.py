@@ -24,12 +24,12 @@ from jax import lax
 from experiments.common.shapes import TARGETS, random_model
 from experiments.common.tables import table
 from experiments.common.timed_rounds import add_common_flags, n_read, write_record
-from jspec.bench.records import device_record, provenance
 from jspec.bench.timing import interleaved
 from jspec.console.exit_codes import exit_code, leave
 from jspec.models.blocks import causal_block
 from jspec.models.layer_groups import Groups, contiguous, singles
 from jspec.models.model import ALONE, Model, Parts, empty_cache, merged, through
+from jspec.provenance import device_record, provenance
 
 PASSES = 8
 """Of a loop."""

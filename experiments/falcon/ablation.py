@@ -24,7 +24,6 @@ import jspec
 from experiments.common.ablation import Journal, acceptance, parser_of, requests_of
 from experiments.common.tables import table
 from jspec.bench.costs import ROUNDS, Costs
-from jspec.bench.records import provenance
 from jspec.bench.summary import PLAIN
 from jspec.checkpoints.target import Target
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
@@ -34,6 +33,7 @@ from jspec.drafters.falcon.trees import Tree
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
+from jspec.provenance import provenance
 
 RECORDS, COSTS, TABLE, PICTURE = "acceptance.jsonl", "costs.json", "table.md", "ablation.png"
 ROWS = 8

@@ -21,7 +21,6 @@ from experiments.common.shapes import TARGETS, n_parameters
 from experiments.common.tables import table
 from experiments.common.timed_rounds import add_common_flags, n_read, random_target, write_record
 from jspec.bench.costs import Costs, room_needed, rounds_for
-from jspec.bench.records import device_record, provenance
 from jspec.bench.stages import split
 from jspec.bench.summary import PLAIN
 from jspec.checkpoints.target import Target
@@ -35,6 +34,7 @@ from jspec.infer.request import Request
 from jspec.models import sar_head
 from jspec.models.modules import random_like
 from jspec.models.sar_head import SarConfig
+from jspec.provenance import device_record, provenance
 
 FALCON = "falcon"
 

@@ -25,8 +25,8 @@ import jax
 from experiments.common.shapes import n_parameters, random_model
 from experiments.common.tables import markdown
 from experiments.machine.sections import PROFILES, SECTIONS, Look
-from jspec.bench.records import device_record, provenance
 from jspec.console.exit_codes import exit_code, leave
+from jspec.provenance import device_record, provenance
 
 
 def parse_sections(text: str) -> list[str]:

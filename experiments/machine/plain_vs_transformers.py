@@ -19,8 +19,9 @@ from pathlib import Path
 
 from experiments.common.shapes import SHAPES, TARGETS, n_parameters, random_model
 from jspec.bench.peers import Peer
-from jspec.bench.records import provenance, spread
+from jspec.bench.timing import spread
 from jspec.checkpoints.write import write_checkpoint
+from jspec.provenance import provenance
 
 
 def write_random_llama(shape: str, directory: Path) -> int:

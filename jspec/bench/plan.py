@@ -17,7 +17,6 @@ from typing import Any
 from jspec.bench.config import BenchConfig
 from jspec.bench.contestants import WAYS
 from jspec.bench.prompts import BenchPrompt, Prompts, fitting
-from jspec.bench.records import provenance
 from jspec.bench.summary import PEERS, PLAIN
 from jspec.checkpoints.target import Target
 from jspec.config import DrafterConfig, InferConfig, drafters_of
@@ -28,6 +27,7 @@ from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
+from jspec.provenance import provenance
 from jspec.versions import installed
 
 

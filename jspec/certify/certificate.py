@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
-import jspec
 from jspec.certify.records import Record
-from jspec.infer.command.report import finite, provenance
+from jspec.infer.command.report import finite
+from jspec.provenance import provenance, run_record
 from jspec.versions import installed
-
-_PACKAGES = ("jspec", "jax", "jaxlib", "flax", "numpy", "transformers")
 
 TIERS = {
     "law": "The law",
@@ -102,32 +97,18 @@ class Certificate:
 
 
 def facts_of_machine() -> dict[str, str]:
-    """Versions, commit and device."""
-    versions = installed(*_PACKAGES)
-    said = provenance()
+    """Tell versions, commit and device as texts."""
+    made, run = provenance(), run_record()
+    versions = made["versions"] | installed("transformers")
     return {
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "python": platform.python_version(),
-        "device": f"{said['devices']} x {said['device']} ({said['backend']})",
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "?"),
+        "python": made["python"],
+        "device": f"{run['devices']} x {run['device']} ({run['backend']})",
+        "cores": str(made["cores"]),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "matmul precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]
-        "commit": commit(),
+        "commit": made["commit"] or "unknown (not a checkout)",
     }
-
-
-def commit() -> str:
-    """The checkout's, marked where the package differs from it."""
-    package = Path(jspec.__file__).resolve().parent
-    git = ["git", "-C", str(package)]
-    try:
-        found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True)
-    except OSError:
-        return "unknown"
-    if found.returncode:
-        return "unknown (not a checkout)"
-    return found.stdout.decode().strip() + (", changed" if changed.stdout.strip() else "")
 
 
 def near_ties_of(record: Record, most: int = 4) -> str:

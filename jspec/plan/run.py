@@ -10,7 +10,6 @@ import yaml
 
 from jspec.bench.plan import Loaded, make_plan
 from jspec.bench.plan import Plan as Measured
-from jspec.bench.records import provenance
 from jspec.console.log import Log
 from jspec.plan import report
 from jspec.plan.candidates import Candidate, Planner, choose
@@ -19,6 +18,7 @@ from jspec.plan.falcon import FalconPlanner
 from jspec.plan.measure import RoundTimer
 from jspec.plan.settings import PlanJob
 from jspec.plan.small_model import SmallModelPlanner
+from jspec.provenance import provenance
 from jspec.train.files import write_whole
 
 PLANNERS: dict[str, type[FalconPlanner] | type[SmallModelPlanner]] = {

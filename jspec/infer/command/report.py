@@ -9,12 +9,11 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-
 from jspec.config import InferConfig
 from jspec.console.reader import Turn
 from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.compare import Comparison
+from jspec.provenance import run_record
 
 NEVER_ACCEPTED = 64
 """Proposed tokens after which a drafter that was never right is worth a warning."""
@@ -63,21 +62,6 @@ def comparison_record(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, Any]:
-    """Where a run happened."""
-    import jspec
-
-    devices = jax.devices()
-    return {
-        "jspec": jspec.__version__,
-        "jax": jax.__version__,
-        "backend": devices[0].platform,
-        "device": devices[0].device_kind,
-        "devices": len(devices),
-        "hosts": jax.process_count(),
-    }
-
-
 def summary_record(
     *,
     config: InferConfig,
@@ -99,7 +83,7 @@ def summary_record(
     if comparison is not None:
         summary |= comparison_record(comparison)
     summary["config"] = config.model_dump(mode="json")
-    summary["run"] = provenance()
+    summary["run"] = run_record()
     return {"summary": finite(summary)}
 
 

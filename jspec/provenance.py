@@ -1,19 +1,21 @@
-"""What every record of a measurement starts with, and how spread is told."""
+"""Where and with what a result was made: commit, versions, processor, devices.
+
+Every command tells it from here: `provenance` for records of measurements, `device_record` for the
+devices, `run_record` for the summary of a run.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jspec.versions import installed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 """The folder above the package: that of a checkout, where it is one."""
 
 DATA_SHEET_GB_PER_S = {
@@ -30,12 +32,12 @@ DATA_SHEET_GB_PER_S = {
 def provenance() -> dict[str, Any]:
     """Where and with what a measurement was made."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "command": " ".join(Path(word).name if i == 0 else word for i, word in enumerate(sys.argv)),
         "python": platform.python_version(),
         "versions": installed("jspec", "jax", "jaxlib", "flax", "numpy"),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
     }
 
@@ -56,17 +58,21 @@ def device_record() -> dict[str, Any]:
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, minimum, maximum and how many."""
+def run_record() -> dict[str, Any]:
+    """Tell where a run happened, in a few fields."""
+    import jax
+
+    devices = jax.devices()
     return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "n": len(values),
+        **installed("jspec", "jax"),
+        "backend": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "hosts": jax.process_count(),
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout, marked where tracked files differ from it."""
     if not (ROOT / ".git").exists():
         return None
@@ -81,6 +87,11 @@ def _commit() -> str | None:
     except OSError:
         return None
     return name.stdout.strip() + ("+changes" if changes.returncode else "")
+
+
+def _cores() -> int | None:
+    """Cores that this process may use; of the machine where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _processor() -> str:
