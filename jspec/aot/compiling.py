@@ -33,7 +33,7 @@ ROUNDS = 8
 MAX_STOP_IDS = 8
 
 PROMPT_TOKENS = 512
-"""Of the prompt that prefill is compiled for, where the context holds as many."""
+"""Tokens of the prompt that prefill is compiled for, where the context holds as many."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from jspec.train.setup import model_of, set_up
 from jspec.train.trainable import Trainable, language_model
 
 SOME_STEPS = 1000
-"""Of a schedule that depends on the data, which is not read; the program has it as a number."""
+"""Steps of a schedule that depends on the data, which is not read: the program takes a number."""
 
 RecipeConfig = ModelConfig | FalconConfig
 

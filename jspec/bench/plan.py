@@ -84,7 +84,7 @@ class Plan:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """Of this start."""
+        """Where and with what this start measures."""
         import jax
 
         known = provenance()

@@ -22,7 +22,7 @@ BEGINS = b'{"kind": "settings"'
 """The first bytes of a file, however little of it a cut has left."""
 
 SAME_PROVENANCE = ("versions", "device", "processor", "cores", "dtype", "seed")
-"""Of two starts; they may be of different commits and commands."""
+"""Fields that two starts must share; commits and commands may differ."""
 
 
 class Results:

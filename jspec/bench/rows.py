@@ -167,7 +167,7 @@ def _same(runs: Runs) -> Same | None:
 
 
 def _terms(costs: Sequence[Record], contestant: str, temperature: float) -> Terms | None:
-    """Of the medians over repeats."""
+    """The terms of the medians over repeats."""
     found = [
         (record, record["contestants"][contestant]["temperature"][str(float(temperature))])
         for record in costs

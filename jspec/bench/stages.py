@@ -40,7 +40,7 @@ class PictureFailed(Exception):
 
 @dataclasses.dataclass
 class Seconds:
-    """Of each stage so far."""
+    """Seconds of each stage so far."""
 
     propose: float = 0.0
     verify: float = 0.0

@@ -157,7 +157,7 @@ def crossing(speedups: Mapping[int, float]) -> float | None:
 
 
 def conditional(unconditional: Sequence[float]) -> tuple[float, ...]:
-    """Of the rounds that kept the depth before, the share that kept this one."""
+    """The share of rounds that kept this depth, among those that kept the one before."""
     before = (1.0, *unconditional)
     return tuple(b / a if a else 0.0 for a, b in zip(before, unconditional, strict=False))
 

@@ -20,7 +20,7 @@ FACTORS: Mapping[str, tuple[str, ...]] = {
     "width": ("1", "2", "3"),
     "batch": ("1", "8"),
 }
-"""Of a drafter of six layers. All temperatures and filters are in the rows of every case."""
+"""Cases of a drafter of six layers. All temperatures and filters are in the rows of every case."""
 
 
 def is_possible(case: Case) -> bool:

@@ -22,7 +22,7 @@ def fingerprint_of(facts: dict[str, Any]) -> str:
 
 
 def source_digest() -> str:
-    """Of every Python file of the package, with its place."""
+    """Digest every Python file of the package, with its place."""
     package = Path(jspec.__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

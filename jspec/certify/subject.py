@@ -80,7 +80,7 @@ class Subject:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """Of all weights, by whose they are."""
+        """Digests of all weights, by whose they are."""
         return {name: digest or "unread" for name, digest in self.models.digests().items()}
 
     @functools.cached_property

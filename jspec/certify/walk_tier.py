@@ -116,7 +116,7 @@ def _random_nodes(rng, parent: np.ndarray, picks: np.ndarray):
 
 
 def _scores(logits, depth, requests, length) -> np.ndarray:
-    """Of the law at every node, `"B M V"`; of broken logits nothing is meant."""
+    """The law's scores at every node, `"B M V"`; those of broken logits mean nothing."""
     whole = np.nan_to_num(logits, nan=0.0, neginf=-np.inf)
     scores = np.empty(logits.shape)
     for row, request in enumerate(requests):

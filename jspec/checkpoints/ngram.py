@@ -119,7 +119,7 @@ def read_sizes(directory: Path, *, tokenizer: Path | None = None) -> NGramSizes:
 
 
 def _read_config(directory: Path, tokenizer: Path | None) -> dict[str, Any]:
-    """Of an n-gram model, and of this tokenizer if one is given."""
+    """Read the config of an n-gram model, and refuse one of another tokenizer than the given."""
     path = directory / CONFIG_FILE
     config = read_json(path)
     if config.get("model_type") != _MODEL_TYPE:

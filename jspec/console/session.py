@@ -32,7 +32,7 @@ from jspec.sharding import make_mesh
 _DEFAULT_STOP_IDS = 8
 
 Files = Checkpoint | Path
-"""Of a drafter: its checkpoint, or, of a drafter of one's own, the directory it is given."""
+"""A drafter's checkpoint; for a drafter of one's own, the directory that it is given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Models:
         }
 
     def digests(self) -> dict[str, str | None]:
-        """Of the weights of the target (`target`) and of each drafter that has files, by name.
+        """Digest the weights of the target (`target`) and of each drafter that has files, by name.
 
         None stands for weights in another format than safetensors.
         """

@@ -24,7 +24,7 @@ MEMBERS = ("sizes", "captures", "needs_picks", "init", "size", "propose", "commi
 """What a drafter has."""
 
 ROWS, CAPACITY, WIDTH, STOPS = 3, 32, 8, 2
-"""Of the texts that a drafter is traced with."""
+"""Sizes of the texts that a drafter is traced with."""
 
 
 class Broken(Exception):

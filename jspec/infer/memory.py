@@ -119,7 +119,7 @@ def _tables(params: Any) -> list[NGramTable]:
 
 
 def _bytes_a_device(tree: Any) -> int:
-    """Of arrays, or of shapes; one that has no place is whole everywhere."""
+    """Bytes on each device, of arrays or shapes; those without a place are replicated."""
     return sum(map(_leaf_bytes, jax.tree.leaves(tree)))
 
 

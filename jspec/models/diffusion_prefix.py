@@ -84,7 +84,7 @@ class Prefix:
         return not (self.is_frozen and self.is_enough and self.refresh_every is None)
 
     def widths(self, capacity: int, n_masks: int) -> tuple[int, ...]:
-        """Of full passes over texts of at most `capacity` tokens and their masks, ascending."""
+        """Widths of full passes over texts of up to `capacity` tokens and masks, ascending."""
         longest = capacity + n_masks
         steps = (_round_up(-(-longest * i // self.n_widths)) for i in range(1, self.n_widths + 1))
         return tuple(dict.fromkeys(steps))

@@ -67,7 +67,7 @@ class NGramTable:
 
     @property
     def n_bytes(self) -> int:
-        """Of device memory."""
+        """Bytes of device memory that the table takes."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
 

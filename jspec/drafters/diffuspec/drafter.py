@@ -159,7 +159,7 @@ class DiffuSpec:
         return tuple(DraftSize(n_nodes=self._n_nodes(n), max_depth=n) for n in counts)
 
     def _n_nodes(self, depth: int) -> int:
-        """Of a tree, the root included; at least a path of this depth."""
+        """How many nodes a tree has, the root included: at least a path of this depth."""
         wanted = self.choices.n_nodes or self.choices.beam * depth
         return 1 + max(wanted, depth)
 

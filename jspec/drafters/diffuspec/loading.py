@@ -35,7 +35,7 @@ NGRAM_FOLDER = "ngram"
 NO_NGRAM = "none"
 
 PLACEMENTS = {"replicated": REPLICATED, "split": SPLIT}
-"""Of the model's weights on the target's mesh."""
+"""Tables that place the model's weights on the target's mesh, by the option's value."""
 
 
 def load(

@@ -228,7 +228,7 @@ def _generation(record: dict[str, Any]) -> Generation:
 
 
 def _digest(turn: Turn) -> str:
-    """Of a conversation as it was given, and of its first prompt's tokens."""
+    """Digest a conversation as it was given, and its first prompt's tokens."""
     told = ("where", "settings")
     each = turn.conversation
     fields = {f.name: getattr(each, f.name) for f in dataclasses.fields(each) if f.name not in told}
@@ -236,7 +236,7 @@ def _digest(turn: Turn) -> str:
 
 
 def _weights_digest(directory: Path) -> str:
-    """Of a checkpoint: its configs, and the names, sizes and ends of its weight files."""
+    """Digest a checkpoint: its configs, and the names, sizes and ends of its weight files."""
     parts = []
     for name in ("config.json", "generation_config.json"):
         with contextlib.suppress(OSError):
