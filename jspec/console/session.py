@@ -81,23 +81,23 @@ class Models:
         Raises:
           UserError: a drafter that does not fit the target, as far as configs tell.
         """
-        config, drafter = self.config, self.drafters[name]
+        config = self.config
         target = abstract_target(self.checkpoint, dtype=config.dtype, mesh=mesh)
-        if is_own(drafter.drafter):  # its load function may read weights: it is called once
-            drafter = DrafterConfig()
-        loaded = self.load_drafter(name, target, drafter)
-        return memory_of(target, loaded, batch_size=config.batch_size, capacity=capacity)
+        if is_own(self.drafters[name].drafter):  # it may read weights: it is called once
+            drafter = load_drafter("none", target=target)
+        else:
+            drafter = self.load_drafter(name, target)
+        return memory_of(target, drafter, batch_size=config.batch_size, capacity=capacity)
 
     def load_drafter(
         self, name: str, target: Target, drafter: DrafterConfig | None = None
     ) -> LoadedDrafter:
-        """One of the drafters for a target; as shapes where the target is.
+        """Load one of the drafters for a target; as shapes where the target is.
 
         Args:
-          drafter: in place of what the config says of it.
+          drafter: in place of what the config says of it; its files are the same.
         """
-        drafter = drafter or self.drafters[name]
-        files = self.files.get(name)
+        drafter, files = drafter or self.drafters[name], self.files.get(name)
         return load_drafter(drafter.drafter, files, target=target, **drafter.drafter_options)
 
 

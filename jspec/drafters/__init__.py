@@ -75,6 +75,9 @@ def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter
     if is_own(name):
         loaded = load_own(name, load, path, target, options)
     else:
+        for old in options.keys() & _RENAMED.keys():
+            if not target.is_abstract:  # else it is loaded again, and told then
+                _logger.warning("drafter %s: option %s is now called %s", name, old, _RENAMED[old])
         loaded = load(path, target=target, **_with_new_names(name, options))
     return dataclasses.replace(loaded, loaded_for=getattr(target, "model", None))
 
@@ -100,7 +103,7 @@ def check_drafter(name: str, options: Mapping[str, Any]) -> None:
         for key, p in parameters.items()
         if key not in _GIVEN and p.kind is not p.VAR_KEYWORD
     }
-    for key, value in _with_new_names(name, options, warns=False).items():
+    for key, value in _with_new_names(name, options).items():
         if takes_any and key not in (*known, *_GIVEN):
             continue
         if key not in known:
@@ -118,15 +121,11 @@ def check_drafter(name: str, options: Mapping[str, Any]) -> None:
             raise UserError(f"drafter {name} needs option {key}: give drafter_options.{key}")
 
 
-def _with_new_names(name: str, options: Mapping[str, Any], *, warns: bool = True) -> dict[str, Any]:
+def _with_new_names(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, those with a name of before under the one of today."""
-    found = dict(options)
-    for old, new in _RENAMED.items():
-        if old in found and not is_own(name):
-            found.setdefault(new, found.pop(old))
-            if warns:
-                _logger.warning("drafter %s: option %s is now called %s", name, old, new)
-    return found
+    if is_own(name):
+        return dict(options)
+    return {_RENAMED.get(key, key): value for key, value in options.items()}
 
 
 def _load(name: str) -> Callable[..., LoadedDrafter]:

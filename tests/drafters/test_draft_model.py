@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jspec import law
+from jspec.checkpoints.target import abstract_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.drafters.draft_model import draft_model
@@ -240,6 +241,9 @@ def test_an_option_of_an_earlier_name_still_works_and_is_told(tmp_path, caplog):
     assert isinstance(loaded.drafter, EasySpec)
     assert loaded.drafter.grower.score_temperature == 2.0
     assert "option spread is now called score_temperature" in caplog.text
+    shapes = abstract_target(TARGET.model.config, dtype="float32", mesh=TARGET.mesh)
+    load_drafter("draft-model", tmp_path, target=shapes, spread=2.0)
+    assert caplog.text.count("option spread is now called") == 1, "once a run"
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,19 @@ def test_the_pages_drafter_runs_from_the_command_with_its_options(rule, stutter,
     assert "what stutter:load holds is not counted" in err
 
 
+def test_its_files_are_any_directory_which_only_its_load_function_reads(
+    stutter, write, model, tmp_path, capsys
+):
+    write(
+        "from stutter import load as other\ndef load(path, *, target):\n"
+        "    assert path.name == 'own files'\n    return other(None, target=target)\n"
+    )
+    (tmp_path / "own files").mkdir()
+    flags = ["--drafter", "mine:load", "--drafter-path", str(tmp_path / "own files")]
+    text = ["--prompt", "the cat", "--max-new-tokens", "4"]
+    assert main(["--target", model, *flags, *text]) == 0, capsys.readouterr().err
+
+
 def test_a_certificate_and_a_config_know_it_too(stutter, model):
     config = InferConfig.model_validate(
         {"target": model, "drafter": "stutter:load", "drafter_options": {"depth": 2}}
