@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jspec.bench.report.render import render
+from jspec.console.page import render
 from jspec.certify.certificate import TIERS, Certificate, by_tier, outcome_of, tokens_of
 
 

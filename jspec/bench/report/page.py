@@ -11,7 +11,7 @@ from typing import Any
 from jspec.bench.report.charts import charts
 from jspec.bench.report.looks import looks_of
 from jspec.bench.report.picture import pictures_of
-from jspec.bench.report.render import render
+from jspec.console.page import render
 from jspec.bench.rows import summarise
 from jspec.bench.summary import PLAIN, Summary, SummaryRow, counted
 from jspec.bench.table import (

@@ -1,4 +1,7 @@
-"""Fill the HTML templates that come with the package."""
+"""HTML pages that need nothing besides themselves: the page of a benchmark, that of a certificate.
+
+Their templates extend `page.html.j2`, which brings the style (`page.css`) and the provenance.
+"""
 
 from __future__ import annotations
 
