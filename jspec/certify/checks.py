@@ -11,12 +11,12 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 
-from jspec.certify import float64, grid, law_tier, planted, tiny, walk_tier
-from jspec.certify.records import Check, Found
+from jspec.certify import exact_law, float64, grid, planted, tiny, walk_check
+from jspec.certify.records import Check, CheckResult
 from jspec.certify.roster import entries
 from jspec.certify.subject import Subject
 
-_Run = Callable[[], Found]
+_Run = Callable[[], CheckResult]
 
 FAULT_DRAWS = 8_000
 """Continuations that a planted fault of the law has to show itself in."""
@@ -70,7 +70,7 @@ def _of_the_law() -> list[Check]:
             "walk by its words",
             "law",
             "paths, endings and traces on random trees with riders, cousins and broken logits",
-            walk_tier.walk_by_its_words,
+            walk_check.walk_by_its_words,
         ),
         _check(
             "noise under rejection",
@@ -91,14 +91,14 @@ def _joint_laws(shared: Tiny, is_quick: bool) -> list[Check]:
     covers = "what faults of the law must show in"
     names = (planted.THE_LAW, planted.THE_REJECTION)
     checks = [_check(name, "E4", covers, probes(shared)[name]) for name in names]
-    draws, settings = (8_000, law_tier.FEW) if is_quick else (40_000, law_tier.SETTINGS)
-    for (temperature, filter_), form in itertools.product(settings, law_tier.FORMS):
+    draws, settings = (8_000, exact_law.FEW) if is_quick else (40_000, exact_law.SETTINGS)
+    for (temperature, filter_), form in itertools.product(settings, exact_law.FORMS):
         checks.append(
             _check(
                 f"{form}, T = {temperature}, {filter_}",
                 "E4",
                 "joint law of three tokens by enumeration, within five sigmas",
-                partial(law_tier.joint_law, temperature, filter_, form, draws),
+                partial(exact_law.joint_law, temperature, filter_, form, draws),
             )
         )
     return checks
@@ -218,9 +218,9 @@ def _grid() -> list[Check]:
     ]
 
 
-def _probe_law(form: str, draws: int) -> Found:
+def _probe_law(form: str, draws: int) -> CheckResult:
     """At a temperature and with a filter that the faults of the law cannot hide behind."""
-    return law_tier.joint_law(0.5, "top-p" if form == "tree" else "no filter", form, draws)
+    return exact_law.joint_law(0.5, "top-p" if form == "tree" else "no filter", form, draws)
 
 
 def probes(shared: Tiny) -> dict[str, _Run]:

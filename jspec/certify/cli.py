@@ -85,7 +85,7 @@ def names(flag: str, text: str) -> tuple[str, ...]:
 def make_asked(args: argparse.Namespace):
     """What the flags ask for, checked as far as no model is needed."""
     config = infer_config(args.config, args.set)
-    from jspec.certify.subject import Asked
+    from jspec.certify.subject import CertifyOptions
 
     if config.rule != "walk":
         raise UserError(
@@ -102,7 +102,7 @@ def make_asked(args: argparse.Namespace):
         n_prompts = whole_number("--n-prompts", args.n_prompts)
     if args.max_new_tokens is not None:
         n_new = whole_number("--max-new-tokens", args.max_new_tokens)
-    return Asked(
+    return CertifyOptions(
         config=config,
         drafters=drafters,
         prompts=args.prompts,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import jax
 
-from jspec.certify.records import Found
+from jspec.certify.records import CheckResult
 from jspec.certify.roster import ROSTER
 from jspec.testing.compile_options import light, xla_flags
 
@@ -27,7 +27,7 @@ CASES = (f"1,1,1={_ALL}", "1,1,2=oracle-tree", "2,2,2=none,draft-model-tree", "8
 FEW = ("2,2,2=oracle-tree",)
 
 
-def strictly_equal(cases: Sequence[str] = CASES, *, is_light: bool = False) -> Found:
+def strictly_equal(cases: Sequence[str] = CASES, *, is_light: bool = False) -> CheckResult:
     """Drafters and meshes against plain decoding, token for token, no excuse.
 
     Args:
@@ -39,13 +39,13 @@ def strictly_equal(cases: Sequence[str] = CASES, *, is_light: bool = False) -> F
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Found(problems=(f"the process failed: {lines[-1]}",))
+        return CheckResult(problems=(f"the process failed: {lines[-1]}",))
     found = json.loads(done.stdout.splitlines()[-1])
     problems = [f"{case}: {line}" for case, lines in found["problems"].items() for line in lines]
     wanted = sum(len(case.partition("=")[2].split(",")) for case in cases)
     if len(found["problems"]) != wanted:
         problems.append(f"{len(found['problems'])} combinations were run, not {wanted}")
-    return Found(
+    return CheckResult(
         n_tokens=found["n_tokens"] * len(found["problems"]),
         problems=tuple(problems),
         note=f"{wanted} pairs of mesh and drafter",

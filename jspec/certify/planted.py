@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jspec.certify import faults
-from jspec.certify.records import Check, Found
+from jspec.certify.records import Check, CheckResult
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
@@ -39,7 +39,7 @@ CAUGHT_BY = {
 """Every fault and the check whose business it is."""
 
 
-def strangers_are_refused() -> Found:
+def strangers_are_refused() -> CheckResult:
     """Draft models of another tokenizer, or another vocabulary, are a mistake that is named."""
     target = tiny_target(n_layers=1, width=16, mlp_width=16)
     words = [f"w{i}" for i in range(target.vocab_size)]
@@ -61,7 +61,7 @@ def strangers_are_refused() -> Found:
             except UserError:
                 continue
             problems.append(f"a drafter with {name} was taken")
-    return Found(problems=tuple(problems), note=f"{len(strangers)} strangers")
+    return CheckResult(problems=tuple(problems), note=f"{len(strangers)} strangers")
 
 
 def _checkpoint(directory: Path, model: Target, words: list[str] | None) -> Path:
@@ -76,7 +76,7 @@ def _checkpoint(directory: Path, model: Target, words: list[str] | None) -> Path
     return directory
 
 
-def plant(name: str, probe: Callable[[], Found], prepare: Callable[[], object]) -> Check:
+def plant(name: str, probe: Callable[[], CheckResult], prepare: Callable[[], object]) -> Check:
     """A fault as a check: it passes where the probe sees the fault.
 
     Args:
@@ -84,14 +84,14 @@ def plant(name: str, probe: Callable[[], Found], prepare: Callable[[], object]) 
       prepare: makes what the probe compares with, before anything is broken.
     """
 
-    def run() -> Found:
+    def run() -> CheckResult:
         prepare()
         with faults.FAULTS[name]():
             seen = probe()
         if not seen.problems:
             missed = f"{CAUGHT_BY[name]!r} did not see it"
-            return Found(n_tokens=seen.n_tokens, problems=(missed,))
-        return Found(n_tokens=seen.n_tokens, note=f"seen: {seen.problems[0]}")
+            return CheckResult(n_tokens=seen.n_tokens, problems=(missed,))
+        return CheckResult(n_tokens=seen.n_tokens, note=f"seen: {seen.problems[0]}")
 
     return Check(
         name=f"planted: {name}",

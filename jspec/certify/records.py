@@ -11,7 +11,7 @@ NearTie = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class CheckResult:
     """What a check found.
 
     Attributes:
@@ -42,7 +42,7 @@ class Check:
     name: str
     tier: str
     covers: str
-    run: Callable[[], Found]
+    run: Callable[[], CheckResult]
     caught_by: str | None = None
 
 
@@ -79,7 +79,7 @@ class Record:
 _KEPT = 5
 
 
-def record_of(check: Check, found: Found, seconds: float) -> Record:
+def record_of(check: Check, found: CheckResult, seconds: float) -> Record:
     """The record of a check; of many problems it keeps the first few."""
     return Record(
         name=check.name,

@@ -15,15 +15,15 @@ from jspec.certify.certificate import Certificate, facts_of_machine
 from jspec.certify.checks import all_checks
 from jspec.certify.journal import CheckJournal, fingerprint_of, source_digest
 from jspec.certify.page import page_of
-from jspec.certify.records import Check, Found, Record, record_of
+from jspec.certify.records import Check, CheckResult, Record, record_of
 from jspec.certify.report import print_certificate
-from jspec.certify.subject import Asked, Subject
+from jspec.certify.subject import CertifyOptions, Subject
 from jspec.console.log import Failure, Log
 from jspec.console.progress import Progress
 from jspec.testing.programs import forget_when_many
 
 
-def run(asked: Asked, *, title: str, out: Path, is_quick: bool, as_json: bool) -> int:
+def run(asked: CertifyOptions, *, title: str, out: Path, is_quick: bool, as_json: bool) -> int:
     """Do all checks and write the certificate; returns 0 if all passed, else 1.
 
     Raises:
@@ -67,7 +67,7 @@ _NOT_TOLD = ("config", "requests")
 
 
 def _facts(
-    asked: Asked, subject: Subject, machine: dict[str, str], is_quick: bool
+    asked: CertifyOptions, subject: Subject, machine: dict[str, str], is_quick: bool
 ) -> dict[str, Any]:
     """Everything that could change what a check finds."""
     return {
@@ -110,7 +110,7 @@ def do(check: Check) -> Record:
         found = check.run()
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        found = Found(problems=(f"could not be done: {type(error).__name__}: {lines[0]}",))
+        found = CheckResult(problems=(f"could not be done: {type(error).__name__}: {lines[0]}",))
     return record_of(check, found, time.perf_counter() - started)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jspec.certify import proof, reference, tiny
 from jspec.certify.prompts import PROMPTS
 from jspec.certify.proof import Replayed
-from jspec.certify.records import Found
+from jspec.certify.records import CheckResult
 from jspec.checkpoints.target import Target, load_target
 from jspec.config import InferConfig, drafters_of
 from jspec.console.prompts import Conversation, from_file, from_texts
@@ -45,7 +45,7 @@ REFERENCE_TEXTS = 7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class CertifyOptions:
     """What is to be certified on the models of a config.
 
     Attributes:
@@ -71,7 +71,7 @@ class Subject:
       UserError: whatever is wrong with the config, the prompts or the drafters' names.
     """
 
-    def __init__(self, asked: Asked):
+    def __init__(self, asked: CertifyOptions):
         self.asked = asked
         self.models = find_models(asked.config, drafters_of(asked.config, asked.drafters))
         self.turns = self.models.reader.first_turns(_conversations(asked))
@@ -97,12 +97,14 @@ class Subject:
     def _plain_replayed(self) -> Replayed:
         return self._replayed(self.plain)
 
-    def check_plain(self) -> Found:
+    def check_plain(self) -> CheckResult:
         """Plain decoding itself, by replay: the prefill, the steps and the law agree."""
         found = self._plain_replayed
-        return Found(n_tokens=found.n_tokens, problems=found.problems, near_ties=found.near_ties)
+        return CheckResult(
+            n_tokens=found.n_tokens, problems=found.problems, near_ties=found.near_ties
+        )
 
-    def check_drafter(self, name: str, batch_size: int) -> Found:
+    def check_drafter(self, name: str, batch_size: int) -> CheckResult:
         """A drafter's texts by replay, and how many of them are plain decoding's."""
         results = self._decoded_with(name, batch_size)
         ties = len(self._plain_replayed.near_ties)
@@ -111,7 +113,7 @@ class Subject:
             return dataclasses.replace(found, note=f"{found.note}; nothing was drafted")
         return found
 
-    def check_reference(self, name: str) -> Found:
+    def check_reference(self, name: str) -> CheckResult:
         """A text of each setting against the target written once more in NumPy, from its files."""
         checkpoint = self.models.checkpoint
         config = checkpoint.config
@@ -121,7 +123,9 @@ class Subject:
             why = why or f"{n_weights:,} weights are too many for NumPy"
         weights = None if why else reference.weights_on_disk(checkpoint.files)
         if weights is None:
-            return Found(note=f"left out: {why or 'the weights are not a Hugging Face decoder'}")
+            return CheckResult(
+                note=f"left out: {why or 'the weights are not a Hugging Face decoder'}"
+            )
         results = self._decoded_with(name, self.asked.batch_sizes[0])
         pairs = list(zip(self.requests, results, strict=True))[:REFERENCE_TEXTS]
         if self.asked.config.dtype == "bfloat16":
@@ -175,7 +179,7 @@ class Subject:
         return proof.replay_all(self.target, self.requests, results, max_length=self._max_length)
 
 
-def _conversations(asked: Asked) -> list[Conversation]:
+def _conversations(asked: CertifyOptions) -> list[Conversation]:
     """The prompts of the file, or the built-in ones; their first turns are what is asked."""
     if asked.prompts is not None:
         return from_file(asked.prompts, asked.config)[: asked.n_prompts]

@@ -15,7 +15,7 @@ import numpy as np
 from jspec import law
 from jspec.certify import proof, reference
 from jspec.certify.proof import Replayed
-from jspec.certify.records import Found, NearTie
+from jspec.certify.records import CheckResult, NearTie
 from jspec.certify.roster import entry
 from jspec.checkpoints.target import Target
 from jspec.drafters import load_drafter
@@ -63,7 +63,7 @@ def make_case(count: int = 24, batch_size: int = 1) -> TinyCase:
 # --- E1 and E2 -----------------------------------------------------------------------------------
 
 
-def bitwise(case: TinyCase, name: str, batch_size: int) -> Found:
+def bitwise(case: TinyCase, name: str, batch_size: int) -> CheckResult:
     """E1: a chain against plain decoding that is padded to the same rows, bit for bit.
 
     A chain of several sizes has other rows from round to round; it is judged by replay instead.
@@ -80,10 +80,10 @@ def bitwise(case: TinyCase, name: str, batch_size: int) -> Found:
     for i, (request, result) in enumerate(zip(case.requests, ours, strict=True)):
         ended = proof.ending_problems(request, result, MAX_LENGTH)
         problems += [f"request {i}: {line}" for line in ended]
-    return Found(n_tokens=sum(len(r.tokens) for r in ours), problems=tuple(problems))
+    return CheckResult(n_tokens=sum(len(r.tokens) for r in ours), problems=tuple(problems))
 
 
-def replayed(case: TinyCase, name: str, batch_size: int, count: int | None = None) -> Found:
+def replayed(case: TinyCase, name: str, batch_size: int, count: int | None = None) -> CheckResult:
     """E2: a drafter of the roster, all settings mixed, judged by replay."""
     drafter = entry(name).make(case.target, case.texts)
     requests, plain = case.requests[:count], case.plain[:count]
@@ -94,7 +94,7 @@ def replayed(case: TinyCase, name: str, batch_size: int, count: int | None = Non
 
 def compared(
     found: Replayed, results: Sequence[Result], plain: Sequence[Result], n_plain_ties: int = 0
-) -> Found:
+) -> CheckResult:
     """What a replay found, and whether texts part from plain decoding's more often than ties do."""
     differing = sum(a.tokens != b.tokens for a, b in zip(results, plain, strict=True))
     problems = list(found.problems)
@@ -103,7 +103,7 @@ def compared(
     emitted = sum(r.stats.new_tokens - 1 for r in results)
     calls = max(sum(r.stats.target_calls for r in results), 1)
     same = len(results) - differing
-    return Found(
+    return CheckResult(
         n_tokens=found.n_tokens,
         problems=tuple(problems),
         near_ties=found.near_ties,
@@ -111,13 +111,13 @@ def compared(
     )
 
 
-def texts_that_fill_the_cache(case: TinyCase) -> Found:
+def texts_that_fill_the_cache(case: TinyCase) -> CheckResult:
     """Texts end at the longest length, and nowhere else, whatever was drafted beyond it."""
     tight = [dataclasses.replace(r, max_new_tokens=100, stop_ids=()) for r in case.requests[:6]]
     drafter = entry("oracle-tree").make(case.target, case.texts)
     results = proof.decode(case.target, tight, drafter, max_length=64, batch_size=8)
     found = proof.replay_all(case.target, tight, results, max_length=64)
-    return Found(n_tokens=found.n_tokens, problems=found.problems, near_ties=found.near_ties)
+    return CheckResult(n_tokens=found.n_tokens, problems=found.problems, near_ties=found.near_ties)
 
 
 # --- against the reference -----------------------------------------------------------------------
@@ -129,7 +129,7 @@ def judged_by_reference(
     requests: Sequence[Request],
     results: Sequence[Result],
     dtype: str,
-) -> Found:
+) -> CheckResult:
     """Every emitted token against the law, the noise and the target written once more in NumPy."""
     problems: list[str] = []
     ties: list[NearTie] = []
@@ -159,10 +159,10 @@ def judged_by_reference(
                     problems.append(f"request {i}, token {step}: log-probability {told.logprob}")
                 if np.isfinite(told_gap) and abs(told.gap - told_gap) > 1e-3:
                     problems.append(f"request {i}, token {step}: gap {told.gap}, not {told_gap}")
-    return Found(n_tokens=n_tokens, problems=tuple(problems), near_ties=tuple(ties))
+    return CheckResult(n_tokens=n_tokens, problems=tuple(problems), near_ties=tuple(ties))
 
 
-def judge_tree_by_reference(case: TinyCase, count: int | None = None) -> Found:
+def judge_tree_by_reference(case: TinyCase, count: int | None = None) -> CheckResult:
     """A tree drafter's texts, with the rank and depth that each token is said to come from."""
     requests = case.requests[:count]
     drafter = hostile.oracle(
@@ -186,7 +186,7 @@ def judge_tree_by_reference(case: TinyCase, count: int | None = None) -> Found:
     return dataclasses.replace(found, problems=tuple(problems))
 
 
-def forward_equals_reference() -> Found:
+def forward_equals_reference() -> CheckResult:
     """Cached forwards, prefill and one by one, against the whole pass in NumPy."""
     from jspec.testing.decoding import full_logits, greedy
 
@@ -210,10 +210,10 @@ def forward_equals_reference() -> Found:
         if is_wrong.any():
             problems.append(f"{changes or 'plain'}: {int(is_wrong.sum())} greedy tokens differ")
         n_tokens += len(tokens) + len(text)
-    return Found(n_tokens=n_tokens, problems=tuple(problems))
+    return CheckResult(n_tokens=n_tokens, problems=tuple(problems))
 
 
-def law_by_its_words(rows: int = 240, vocabulary: int = 97) -> Found:
+def law_by_its_words(rows: int = 240, vocabulary: int = 97) -> CheckResult:
     """Scores, filters and noise of the law on random logits, ties among them, row by row."""
     rng = np.random.default_rng(5)
     logits = rng.normal(size=(rows, vocabulary)).astype(np.float32) * 3
@@ -248,7 +248,7 @@ def law_by_its_words(rows: int = 240, vocabulary: int = 97) -> Found:
         pick = int(np.argmax(reference.scores_of(logits[i], own, request)))
         if picks[i] != pick and best[1] - best[0] > 1e-4:
             problems.append(f"row {i}: picks {picks[i]}, not {pick}")
-    return Found(n_tokens=rows, problems=tuple(problems))
+    return CheckResult(n_tokens=rows, problems=tuple(problems))
 
 
 @jax.jit
@@ -259,7 +259,7 @@ def _law_of(logits, sampling, places, ids):
     return noise, law.log_distribution(logits, sampling, Mode.FULL), law.pick(scores)
 
 
-def streams_are_apart() -> Found:
+def streams_are_apart() -> CheckResult:
     """Each use of a row's randomness draws from its own key, the one the definition names."""
     problems = []
     ids = jnp.arange(16, dtype=jnp.int32)[None]
@@ -271,10 +271,10 @@ def streams_are_apart() -> Found:
             problems.append(f"stream {stream.name.lower()} is not its own")
     if {s.name: int(s) for s in Stream} != dict(NOISE=0, DRAFT=1, ACCEPT=2, RESIDUAL=3):
         problems.append("the streams' numbers have changed: texts of equal seeds change with them")
-    return Found(n_tokens=16 * len(Stream), problems=tuple(problems))
+    return CheckResult(n_tokens=16 * len(Stream), problems=tuple(problems))
 
 
-def rejection_draws_apart() -> Found:
+def rejection_draws_apart() -> CheckResult:
     """Under the rejection rule a drafter must not see the law's noise."""
     sampling = settings(1, temperature=1.0, seed=9)
     randomness = law.Randomness(
@@ -287,4 +287,4 @@ def rejection_draws_apart() -> Found:
     assert own is not None and draft is not None
     same = bool(jnp.any(own == draft))
     problems = ("drafters draw from the law's noise under rejection",) if same else ()
-    return Found(n_tokens=16, problems=problems)
+    return CheckResult(n_tokens=16, problems=problems)

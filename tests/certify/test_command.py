@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from jspec.certify import checks, cli, faults, run
-from jspec.certify.records import Check, Found
+from jspec.certify.records import Check, CheckResult
 from jspec.certify.roster import ROSTER
 from jspec.certify.subject import SETTINGS, Subject
 from jspec.console import log
@@ -27,8 +27,8 @@ ISSUE = {
 }
 
 
-def check(name: str, found: Found | BaseException, calls: list[str]) -> Check:
-    def do() -> Found:
+def check(name: str, found: CheckResult | BaseException, calls: list[str]) -> Check:
+    def do() -> CheckResult:
         calls.append(name)
         if isinstance(found, BaseException):
             raise found
@@ -41,7 +41,7 @@ def check(name: str, found: Found | BaseException, calls: list[str]) -> Check:
 def certify(monkeypatch, tmp_path):
     """Runs the command over checks of the test's own; returns exit code and what was run."""
 
-    def start(*found: Found | BaseException, argv=()) -> tuple[int, list[str]]:
+    def start(*found: CheckResult | BaseException, argv=()) -> tuple[int, list[str]]:
         calls: list[str] = []
         own = [check(f"check {i}", each, calls) for i, each in enumerate(found)]
         monkeypatch.setattr(run, "all_checks", lambda models, is_quick: own)
@@ -95,21 +95,21 @@ def test_the_models_checks_mix_settings_and_go_over_all_drafters_and_batches():
 
 
 def test_all_passed_is_0_and_done_checks_are_not_done_again(certify, capsys, tmp_path):
-    code, calls = certify(Found(n_tokens=5), Found(), argv=["--json"])
+    code, calls = certify(CheckResult(n_tokens=5), CheckResult(), argv=["--json"])
     assert (code, calls) == (0, ["check 0", "check 1"])
     told = json.loads(capsys.readouterr().out)
     assert told["passed"] and [c["name"] for c in told["checks"]] == ["check 0", "check 1"]
     assert told == json.loads((tmp_path / "certificate.json").read_text())
     assert "check 1" in (tmp_path / "certificate.html").read_text()
-    assert certify(Found(), Found()) == (0, [])
+    assert certify(CheckResult(), CheckResult()) == (0, [])
     assert "2 of 2 checks are done already" in capsys.readouterr().err
 
 
 def test_other_settings_start_anew(certify, capsys):
-    assert certify(Found()) == (0, ["check 0"])
-    assert certify(Found(), argv=["--max-new-tokens", "9"]) == (0, ["check 0"])
+    assert certify(CheckResult()) == (0, ["check 0"])
+    assert certify(CheckResult(), argv=["--max-new-tokens", "9"]) == (0, ["check 0"])
     assert "starting anew" in capsys.readouterr().err
-    assert certify(Found(), argv=["--max-new-tokens", "9"]) == (0, [])
+    assert certify(CheckResult(), argv=["--max-new-tokens", "9"]) == (0, [])
 
 
 @pytest.mark.parametrize("what", ["prompts", "weights", "source"])
@@ -117,26 +117,26 @@ def test_whatever_could_change_what_is_found_starts_anew(what, certify, monkeypa
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "the cat"}')
     asked = ["--prompts", str(prompts)]
-    assert certify(Found(), argv=asked) == (0, ["check 0"])
-    assert certify(Found(), argv=asked) == (0, [])
+    assert certify(CheckResult(), argv=asked) == (0, ["check 0"])
+    assert certify(CheckResult(), argv=asked) == (0, [])
     if what == "prompts":
         prompts.write_text('{"prompt": "the dog"}')
     else:
         module = {"weights": "console.session", "source": "certify.run"}[what]
         monkeypatch.setattr(f"jspec.{module}.{what}_digest", lambda *_: "0" * 64)
-    assert certify(Found(), argv=asked) == (0, ["check 0"])
+    assert certify(CheckResult(), argv=asked) == (0, ["check 0"])
 
 
 def test_a_problem_is_1_and_stays_one(certify, capsys):
-    code, _ = certify(Found(), Found(problems=("a token differs",)))
+    code, _ = certify(CheckResult(), CheckResult(problems=("a token differs",)))
     assert code == 1
     said = capsys.readouterr()
     assert "FAILED: 1 of 2" in said.out and "a token differs" in said.out
-    assert certify(Found(), Found()) == (1, [])
+    assert certify(CheckResult(), CheckResult()) == (1, [])
 
 
 def test_a_check_that_breaks_is_a_failure_and_the_others_are_done(certify, capsys):
-    code, calls = certify(RuntimeError("no memory"), Found())
+    code, calls = certify(RuntimeError("no memory"), CheckResult())
     assert code == 1 and len(calls) == 2
     assert "could not be done: RuntimeError: no memory" in capsys.readouterr().err
 
@@ -175,9 +175,9 @@ def test_a_long_check_says_that_it_is_at_work(monkeypatch, tmp_path, capsys):
         if "so far" in text:
             told.set()
 
-    def last() -> Found:
+    def last() -> CheckResult:
         assert told.wait(60)
-        return Found()
+        return CheckResult()
 
     checks_ = [Check(name="the long one", tier="E2", covers="something", run=last)]
     monkeypatch.setattr(run, "all_checks", lambda models, is_quick: checks_)
@@ -188,10 +188,10 @@ def test_a_long_check_says_that_it_is_at_work(monkeypatch, tmp_path, capsys):
 
 
 def test_an_interrupt_loses_the_check_in_progress_only(certify, capsys):
-    code, calls = certify(Found(), KeyboardInterrupt(), Found())
+    code, calls = certify(CheckResult(), KeyboardInterrupt(), CheckResult())
     assert (code, calls) == (130, ["check 0", "check 1"])
     assert capsys.readouterr().err.endswith("error: interrupted\n")
-    assert certify(Found(), Found(), Found()) == (0, ["check 1", "check 2"])
+    assert certify(CheckResult(), CheckResult(), CheckResult()) == (0, ["check 1", "check 2"])
 
 
 @pytest.mark.parametrize(

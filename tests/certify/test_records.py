@@ -14,7 +14,7 @@ from rich.console import Console
 from jspec.certify.certificate import Certificate, outcome_of
 from jspec.certify.journal import NAME, CheckJournal, fingerprint_of, source_digest
 from jspec.certify.page import page_of
-from jspec.certify.records import Check, Found, Record, record_of
+from jspec.certify.records import Check, CheckResult, Record, record_of
 from jspec.certify.report import print_certificate
 from jspec.certify.run import do_all
 from jspec.console.log import Log
@@ -27,10 +27,10 @@ def record(name: str = "some check", tier: str = "E2", **found) -> Record:
         name=name,
         tier=tier,
         covers="what it covers",
-        run=Found,
+        run=CheckResult,
         caught_by="replay of trees" if is_fault else None,
     )
-    return record_of(check, Found(**found), 1.25)
+    return record_of(check, CheckResult(**found), 1.25)
 
 
 RECORDS = (
@@ -140,9 +140,9 @@ def test_programs_are_dropped_between_checks_once_there_are_many(tmp_path, monke
         traced.append(x)
         return x
 
-    def found() -> Found:
+    def found() -> CheckResult:
         program(jnp.float32(1))
-        return Found()
+        return CheckResult()
 
     def check(name: str) -> Check:
         return Check(name=name, tier="E1", covers="", run=found)

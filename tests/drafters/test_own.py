@@ -11,7 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jspec.certify.subject import Asked, Subject
+from jspec.certify.subject import CertifyOptions, Subject
 from jspec.config import InferConfig
 from jspec.drafters import LoadedDrafter, chain_size, check_drafter, load_drafter
 from jspec.drafters.contract import Broken, check_contract
@@ -87,7 +87,7 @@ def test_a_certificate_and_a_config_know_it_too(stutter, model):
     config = InferConfig.model_validate(
         {"target": model, "drafter": "stutter:load", "drafter_options": {"depth": 2}}
     )
-    asked = Asked(
+    asked = CertifyOptions(
         config=config,
         drafters=("stutter:load",),
         prompts=None,

@@ -2,20 +2,20 @@
 
 import pytest
 
-from jspec.certify import law_tier, proof
+from jspec.certify import exact_law, proof
 from jspec.infer.request import Request
 
 
-@pytest.mark.parametrize("form", law_tier.FORMS)
-@pytest.mark.parametrize(("temperature", "filter_"), law_tier.FEW)
+@pytest.mark.parametrize("form", exact_law.FORMS)
+@pytest.mark.parametrize(("temperature", "filter_"), exact_law.FEW)
 def test_joint_law_is_exact(temperature, filter_, form):
-    assert law_tier.joint_law(temperature, filter_, form).problems == ()
+    assert exact_law.joint_law(temperature, filter_, form).problems == ()
 
 
 def test_a_wrong_temperature_is_seen():
-    target = law_tier.five_token_target()
+    target = exact_law.five_token_target()
     request = Request(tokens=(1, 4, 2), max_new_tokens=3, seed=11, temperature=0.5)
     warmer = Request(tokens=(1, 4, 2), max_new_tokens=3, seed=11, temperature=0.55)
-    drafter = law_tier.drafter_for(target, depth=2)
+    drafter = exact_law.drafter_for(target, depth=2)
     counts = proof.sampled_joint(target, drafter, request, 3)
     assert proof.law_problems(counts, proof.exact_joint(target, warmer, 3)) != []

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.certify.walk_tier import (
+from jspec.certify.walk_check import (
     DEPTH,
     NODES,
     ROWS,

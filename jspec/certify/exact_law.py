@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from jspec.certify import proof
-from jspec.certify.records import Found
+from jspec.certify.records import CheckResult
 from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.draft_model import draft_model
@@ -56,7 +56,7 @@ def _models() -> tuple[Target, dict[str, LoadedDrafter]]:
     return target, {"tree": tree, "rejection": chain}
 
 
-def joint_law(temperature: float, filter_: str, form: str, draws: int = 40_000) -> Found:
+def joint_law(temperature: float, filter_: str, form: str, draws: int = 40_000) -> CheckResult:
     """Continuations of three tokens: how often each was drawn against its exact probability.
 
     Args:
@@ -84,4 +84,4 @@ def joint_law(temperature: float, filter_: str, form: str, draws: int = 40_000) 
     problems = proof.law_problems(counts, probs)
     if abs(probs.sum() - 1) > 1e-6:
         problems.append(f"the exact law sums to {probs.sum()}")
-    return Found(n_tokens=int(counts.sum()), problems=tuple(problems))
+    return CheckResult(n_tokens=int(counts.sum()), problems=tuple(problems))

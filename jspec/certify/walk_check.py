@@ -17,7 +17,7 @@ import numpy as np
 
 from jspec.certify import reference
 from jspec.certify.proof import SETTINGS
-from jspec.certify.records import Found
+from jspec.certify.records import CheckResult
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule
 from jspec.state import Context, Draft, StopReason
@@ -176,7 +176,7 @@ def verdict_of(
     )
 
 
-def walk_by_its_words() -> Found:
+def walk_by_its_words() -> CheckResult:
     """Verdicts and traces of both forms of the walk against the walk once more, row by row."""
     case = make_case()
     given = (case.draft, jnp.asarray(case.logits), case.context, case.randomness)
@@ -193,7 +193,7 @@ def walk_by_its_words() -> Found:
                 if np.shape(told[name]) != np.shape(value)
                 or not np.allclose(told[name], value, atol=1e-4)
             ]
-    return Found(n_tokens=n_tokens, problems=tuple(problems))
+    return CheckResult(n_tokens=n_tokens, problems=tuple(problems))
 
 
 def _told(verdict: Any, row: int) -> dict[str, Any]:
