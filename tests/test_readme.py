@@ -10,7 +10,7 @@ import pytest
 
 from jspec.config import find_config
 from jspec.infer.command.cli import main
-from tests.infer.conftest import write_model, write_tokenizer
+from tests.support.directories import write_model, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ELSEWHERE = "docs/train.md"  # by tests/train/command/test_cli.py, which has a corpus

@@ -41,8 +41,7 @@ from experiments.demo.card_numbers import (
 )
 from experiments.demo.sources import CHANGES, source_cells
 from jspec.checkpoints.hf_config import write_hf_config
-from jspec.checkpoints.hub import local_directory
-from jspec.checkpoints.shipped import weights_digest
+from jspec.checkpoints.hub import local_directory, weights_digest
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import find_config, parse_sets, read_yaml, resolve

@@ -26,8 +26,7 @@ from experiments.diffuspec.pictures import draw
 from experiments.diffuspec.report import best_length, judgements, part_table, survival_costs
 from experiments.diffuspec.stages import split
 from experiments.diffuspec.variants import Part, Variant
-from jspec.checkpoints.hub import local_directory
-from jspec.checkpoints.shipped import weights_digest
+from jspec.checkpoints.hub import local_directory, weights_digest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.console.exit_codes import exit_code

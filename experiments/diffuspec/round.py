@@ -44,9 +44,9 @@ from jspec.drafters.diffuspec.search import search
 from jspec.infer.memory import state_shapes
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Counters, DecodeState, Program
-from jspec.models import ngram
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.models.diffusion_prefix import Prefix
+from jspec.models.ngram import table as ngram
 from jspec.provenance import device_record, provenance
 from jspec.state import Context, replace
 from jspec.train.ngram import estimate

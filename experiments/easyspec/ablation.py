@@ -30,8 +30,7 @@ from experiments.easyspec.report import acceptance_points, report
 from experiments.easyspec.stored_texts import kept, texts_of
 from jspec.bench.costs import ROUNDS, Costs
 from jspec.bench.summary import PLAIN
-from jspec.checkpoints.hub import local_directory
-from jspec.checkpoints.shipped import weights_digest
+from jspec.checkpoints.hub import local_directory, weights_digest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.console.exit_codes import exit_code

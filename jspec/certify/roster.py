@@ -33,7 +33,7 @@ from jspec.models.diffusion_steps import Refinement
 from jspec.models.layer_groups import contiguous
 from jspec.models.layer_parallel import Parallelism, Passes, place
 from jspec.models.model import build, random_params
-from jspec.models.ngram import place_ngram
+from jspec.models.ngram.table import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
 from jspec.testing import drafters as hostile
 from jspec.testing.models import perturbed, random_head

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from jspec.errors import UserError
-from jspec.models.ngram_model import ABSENT, Grams, NGramModel
+from jspec.models.ngram.model import ABSENT, Grams, NGramModel
 from jspec.text_files import without_mark
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"

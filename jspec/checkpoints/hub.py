@@ -1,7 +1,13 @@
-"""From a path, the name of a shipped model or a hub id to a local directory."""
+"""Find the directory of a model from its path, the name of a shipped one, or a hub id.
+
+In reading order: `local_directory`, which may download, and `find_directory`, which does not;
+models that come with jspec (`demo/target` is `weights/demo/target` of a checkout or of an installed
+wheel); the hub and its cache; the digest that tells a checkpoint from another.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -9,7 +15,6 @@ from typing import Any
 
 from jspec.arguments import shown
 from jspec.checkpoints.other_kinds import what_file
-from jspec.checkpoints.shipped import shipped
 from jspec.config.folders import recipe_of
 from jspec.errors import UserError
 
@@ -74,6 +79,23 @@ def _path(path_or_id: Any) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{shown(os.fspath(path_or_id))} cannot be looked at ({reason})") from None
     return path
+
+
+def shipped_folders() -> tuple[Path, ...]:
+    """Folders that hold shipped models: of an installed wheel, of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return tuple(
+        folder for folder in (package / "weights", package.parent / "weights") if folder.is_dir()
+    )
+
+
+def shipped(name: str) -> Path | None:
+    """The directory of a shipped model; None if there is none of this name."""
+    parts = Path(name).parts
+    if Path(name).is_absolute() or not parts or ".." in parts:
+        return None
+    found = (folder / name for folder in shipped_folders())
+    return next((directory for directory in found if directory.is_dir()), None)
 
 
 def _of_cache(path: Path) -> Path:
@@ -142,3 +164,32 @@ def _why(error: Exception) -> str:
         return f"{where}, and the hub is out of reach; connect to a network, or {elsewhere}"
     reason = (str(error).strip().splitlines() or [""])[0][:100] or type(error).__name__
     return f"and the hub cannot be used ({reason}); {elsewhere}"
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 over the config and the weights of a checkpoint directory, hexadecimal."""
+    names = sorted(path.name for path in directory.glob("*.safetensors"))
+    if not names:
+        raise UserError(f"{directory} has no safetensors, whose digest is asked for")
+    digest = hashlib.sha256()
+    for name in ("config.json", *names):
+        digest.update(name.encode("utf-8") + b"\0")
+        with open(directory / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_digest(directory: Path, expected: str | None) -> None:
+    """Refuse a checkpoint that is not the one a config was made with; None takes any.
+
+    Raises:
+      UserError: another digest.
+    """
+    if expected is None:
+        return
+    given = weights_digest(directory)
+    if given != expected:
+        raise UserError(
+            f"{directory}: expected the weights with digest {expected[:12]}..., given "
+            f"{given[:12]}...; restore them, or remove target_digest to use these"
+        )

@@ -20,7 +20,7 @@ import numpy as np
 
 from jspec.checkpoints.tensor_files import read_json
 from jspec.errors import UserError
-from jspec.models.ngram_model import Grams, NGramModel, NGramSizes
+from jspec.models.ngram.model import Grams, NGramModel, NGramSizes
 
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "ngram.safetensors"

@@ -16,8 +16,7 @@ from jax.sharding import Mesh
 
 import jspec
 from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
-from jspec.checkpoints.hub import local_directory
-from jspec.checkpoints.shipped import check_digest, weights_digest
+from jspec.checkpoints.hub import check_digest, local_directory, weights_digest
 from jspec.checkpoints.target import Target, abstract_target, check_causal, load_target
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.config import DrafterConfig, InferConfig

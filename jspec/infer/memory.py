@@ -21,7 +21,7 @@ from jspec.infer.programs import partition_specs
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Program
 from jspec.models.model import empty_cache
-from jspec.models.ngram import NGramTable
+from jspec.models.ngram.table import NGramTable
 from jspec.models.weights import cache_shardings
 from jspec.state import Context, KVCache, Prompt
 

@@ -1,7 +1,7 @@
 """Estimation of n-gram models over token ids: modified Kneser-Ney, interpolated, of any order.
 
 In reading order: `estimate`, its counts, its probabilities. How n-grams are named, by rank and key,
-is told in `jspec.models.ngram_model`; `adjusted` are the counts that Kneser-Ney puts in place of
+is told in `jspec.models.ngram.model`; `adjusted` are the counts that Kneser-Ney puts in place of
 occurrences.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jspec.errors import UserError
-from jspec.models.ngram_model import (
+from jspec.models.ngram.model import (
     ABSENT,
     Discounts,
     Grams,

@@ -18,7 +18,7 @@ from jspec.checkpoints.ngram import (
     write_ngram,
 )
 from jspec.errors import UserError
-from jspec.models.ngram_model import NGramModel
+from jspec.models.ngram.model import NGramModel
 from jspec.train.ngram import estimate
 from tests.support.ngram_reference import random_texts
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jspec.checkpoints import shipped as module
-from jspec.checkpoints.hub import local_directory
-from jspec.checkpoints.shipped import check_digest, shipped, weights_digest
+from jspec.checkpoints import hub as module
+from jspec.checkpoints.hub import check_digest, local_directory, shipped, weights_digest
 from jspec.config import config_names, find_config, read_yaml
 from jspec.errors import UserError
 from jspec.infer.command.cli import main
-from tests.infer.conftest import write_model
+from tests.support.directories import write_model
 
 MB = 1_000_000
 LARGEST_TARGET, LARGEST_IN_ALL = 30 * MB, 60 * MB

@@ -18,7 +18,7 @@ from jspec.drafters.contract import Broken, check_contract
 from jspec.errors import UserError
 from jspec.infer.command.cli import main
 from jspec.testing.models import tiny_target
-from tests.infer.conftest import write_model, write_tokenizer
+from tests.support.directories import write_model, write_tokenizer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "drafter.md"
 TARGET = tiny_target(n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1, vocab_size=31)

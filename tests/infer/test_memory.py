@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.hub import shipped
 from jspec.checkpoints.known import KNOWN
 from jspec.checkpoints.ngram import write_ngram
-from jspec.checkpoints.shipped import shipped
 from jspec.checkpoints.target import Target, abstract_target, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.config import InferConfig, find_config, read_yaml, resolve

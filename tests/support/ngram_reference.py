@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jspec.models.ngram_model import NGramModel
+from jspec.models.ngram.model import NGramModel
 from jspec.train.ngram import estimate
 
 SIGNIFICANT = 2e-6

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jspec.errors import UserError
-from jspec.models.ngram_model import NGramModel
+from jspec.models.ngram.model import NGramModel
 from jspec.train.ngram import FALLBACK, discounts_of, estimate
 from tests.support.ngram_reference import (
     GOLDEN,

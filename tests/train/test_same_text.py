@@ -18,7 +18,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jspec.checkpoints.shipped import shipped
+from jspec.checkpoints.hub import shipped
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import InferConfig, LineConfig, find_config, read_yaml, resolve
 from jspec.console.prompts import Conversation

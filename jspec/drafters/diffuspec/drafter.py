@@ -35,11 +35,11 @@ from jspec.drafters.diffuspec.length import Controller, ControllerState, bucket
 from jspec.drafters.diffuspec.search import EosRule, Paths, search
 from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
 from jspec.law import Randomness, Rule
-from jspec.models import ngram
 from jspec.models.device_share import Axes, split_top_k
 from jspec.models.diffusion import DiffusionModel, Slots, check_slots
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, PrefixState, predict, start_prefix
 from jspec.models.diffusion_steps import ONE_PASS, Refinement
+from jspec.models.ngram import table as ngram
 from jspec.state import Context, Draft, Params, Prompt, replace, state
 
 TEXT_CONTEXT = 2

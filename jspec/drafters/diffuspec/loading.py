@@ -24,8 +24,8 @@ from jspec.drafters.options import named
 from jspec.errors import UserError
 from jspec.models.diffusion_prefix import RECOMPUTE, Prefix
 from jspec.models.diffusion_steps import Confidence, Refinement, Schedule
-from jspec.models.ngram import place_ngram, table_shapes, uniform_table
-from jspec.models.ngram_model import NGramModel, NGramSizes
+from jspec.models.ngram.model import NGramModel, NGramSizes
+from jspec.models.ngram.table import place_ngram, table_shapes, uniform_table
 from jspec.sharding import REPLICATED, SPLIT, split_axes
 from jspec.state import Params
 

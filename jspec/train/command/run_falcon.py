@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jspec.checkpoints.hub import local_directory
-from jspec.checkpoints.shipped import check_digest
+from jspec.checkpoints.hub import check_digest, local_directory
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.console.exit_codes import INTERRUPTED

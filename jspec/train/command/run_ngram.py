@@ -20,7 +20,7 @@ from jspec.checkpoints.ngram import CONFIG_FILE, read_ngram, write_ngram
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.models.ngram_model import NGramModel
+from jspec.models.ngram.model import NGramModel
 from jspec.train.command.corpora import corpus_sources
 from jspec.train.config import NGramConfig
 from jspec.train.corpus import CorpusRow, Source, corpus_name, is_held_out, read_rows

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jspec.checkpoints.checkpoint import find_checkpoint
-from jspec.checkpoints.shipped import check_digest
+from jspec.checkpoints.hub import check_digest
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.console.exit_codes import INTERRUPTED

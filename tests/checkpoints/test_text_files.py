@@ -17,6 +17,7 @@ from jspec.console.prompts import from_file, from_standard_input
 from jspec.errors import UserError
 from jspec.text_files import decode_text, read_json_object, read_text
 from jspec.train.corpus import read_rows
+from tests.support.tokenizers import loaded
 
 MARK = codecs.BOM_UTF8
 
@@ -103,12 +104,6 @@ def folder(checkpoints, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(checkpoints.plain / name, tmp_path)
     return tmp_path
-
-
-def loaded(folder, template=None):
-    tokenizer = load_tokenizer(folder, template)
-    assert tokenizer is not None
-    return tokenizer
 
 
 def test_a_template_may_be_a_file(folder, monkeypatch):

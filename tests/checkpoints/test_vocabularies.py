@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.errors import UserError
-from tests.infer.conftest import CHAT_TEMPLATE
-from tests.infer.test_text import SENTENCES
+from tests.support.directories import CHAT_TEMPLATE
+from tests.support.tokenizers import SENTENCES, loaded
 
 WORDS = (
     "the",
@@ -32,12 +32,6 @@ WORDS = (
 )
 MESSAGES = [{"role": "user", "content": "hi there"}]
 CLASSES = ("LlamaTokenizerFast", "LlamaTokenizer", "Qwen2Tokenizer", "Unheard", None, 7)
-
-
-def loaded(folder, template=None) -> Tokenizer:
-    tokenizer = load_tokenizer(folder, template)
-    assert tokenizer is not None
-    return tokenizer
 
 
 def some_texts(n: int, words=WORDS, seed: int = 0) -> list[str]:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from jspec.models.ngram import logprobs, logprobs_with_text, place_ngram, uniform_table
-from jspec.models.ngram_model import NGramModel
+from jspec.models.ngram.model import NGramModel
+from jspec.models.ngram.table import logprobs, logprobs_with_text, place_ngram, uniform_table
 from jspec.train.ngram import estimate
 from tests.support.ngram_reference import (
     SIGNIFICANT,

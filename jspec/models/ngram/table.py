@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jspec.models.ngram_model import ABSENT, NGramModel, NGramSizes
+from jspec.models.ngram.model import ABSENT, NGramModel, NGramSizes
 from jspec.state import state
 
 FAN = 4
