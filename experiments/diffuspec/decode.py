@@ -24,9 +24,9 @@ from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec
 from jspec.drafters.diffuspec.length import Controller, ControllerState
+from jspec.drafters.diffuspec.refinement import ONE_PASS
 from jspec.infer.request import Request
 from jspec.infer.state import DecodeState
-from jspec.models.diffusion_steps import ONE_PASS
 from jspec.state import replace, state
 
 PLAIN_ROUNDS = 16

@@ -40,12 +40,12 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.lattice import Proxy, candidates
 from jspec.drafters.diffuspec.length import AdaptiveLength
+from jspec.drafters.diffuspec.prefix import Prefix
 from jspec.drafters.diffuspec.search import search
 from jspec.infer.memory import state_shapes
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Counters, DecodeState, Program
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
-from jspec.models.diffusion_prefix import Prefix
 from jspec.models.ngram import table as ngram
 from jspec.provenance import device_record, provenance
 from jspec.state import Context, replace

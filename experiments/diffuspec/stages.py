@@ -24,10 +24,10 @@ from jspec.bench.timing import interleaved
 from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec
+from jspec.drafters.diffuspec.prefix import predict
 from jspec.infer.request import Request
 from jspec.infer.state import DecodeState, Program, append
 from jspec.law import Randomness
-from jspec.models.diffusion_prefix import predict
 from jspec.state import Context, Draft, replace
 
 ROUNDS = 8

@@ -27,11 +27,11 @@ from jspec.checkpoints.target import Target
 from jspec.console.exit_codes import exit_code
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import EasySpec
+from jspec.drafters.easyspec.layer_parallel import Parallelism
 from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
-from jspec.models.layer_parallel import Parallelism
 from jspec.provenance import provenance
 from jspec.sharding import make_mesh
 from jspec.testing.compile_options import light
@@ -72,13 +72,13 @@ def of_pass(loaded: LoadedDrafter, *, is_exact: bool) -> Counter[str]:
     """Of one compiled pass over a level of a tree, without the sum that the embedding needs."""
     drafter = loaded.drafter
     assert isinstance(drafter, EasySpec)
-    passes, width = drafter.passes, drafter.grower.width
-    run = passes.exact if is_exact else passes.grouped
+    decoder, width = drafter.decoder, drafter.grower.width
     tokens, zero = jnp.zeros((1, width), jnp.int32), jnp.zeros((1,), jnp.int32)
-    cache = jax.eval_shape(lambda: passes.empty_cache(1, CAPACITY, jnp.float32))
+    cache = jax.eval_shape(lambda: decoder.empty_cache(1, CAPACITY, jnp.float32))
 
     def one(params, cache):
-        return run(params, cache, tokens, causal_block(zero, width))
+        block = causal_block(zero, width)
+        return decoder.forward(params, cache, tokens, block, is_exact=is_exact)
 
     compiled = jax.jit(one).lower(loaded.params, cache).compile(compiler_options=light())
     found = collective_instructions(read(compiled.as_text() or ""))
@@ -112,7 +112,7 @@ def expected(plan: Parallelism, loaded: LoadedDrafter) -> Counter[str]:
     """What the plan's definition says of a pass in groups."""
     drafter = loaded.drafter
     assert isinstance(drafter, EasySpec)
-    groups, layers = drafter.passes.groups, drafter.passes.model.config.n_layers
+    groups, layers = drafter.decoder.groups, drafter.decoder.model.config.n_layers
     several = sum(len(group) > 1 for group in groups)
     return {
         Parallelism.A: Counter({"all-gather": several}),

@@ -1,8 +1,8 @@
 """EasySpec whose groups are an array: one compiled program for every grouping of the same layers.
 
-What is computed is what `Passes` computes. Compiling a round takes longer than decoding with it, so
-that an ablation over groupings is several times as quick this way. Whole layers may run at once as
-well, their MLPs included, which the paper tried and left (Table 5).
+What is computed is what `LayerParallelDecoder` computes. Compiling a round takes longer than
+decoding with it, so that an ablation over groupings is several times as quick this way. Whole
+layers may run at once as well, their MLPs included, which the paper tried and left (Table 5).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float
 
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import EasySpec
-from jspec.models.layer_groups import Groups, singles
-from jspec.models.layer_parallel import PassCache, Passes
-from jspec.models.model import Parts, merged, through
+from jspec.drafters.easyspec.layer_groups import Groups, singles
+from jspec.drafters.easyspec.layer_parallel import LayerParallelCache, LayerParallelDecoder
+from jspec.models.model import ForwardSteps, merged
 from jspec.state import ShardedArrays
 
 
-class _Reading(Parts):
+class _Reading(ForwardSteps):
     """Attention reads what entered the last layer so far that opens a group."""
 
     def __init__(self, opens: Bool[Array, " L"]):
@@ -49,8 +49,8 @@ class _Whole(_Reading):
 
 
 @dataclasses.dataclass(frozen=True)
-class AnyGroups(Passes):
-    """Passes on one device whose weights come with the layers that open a group.
+class AnyGroups(LayerParallelDecoder):
+    """A decoder on one device whose weights come with the layers that open a group.
 
     Attributes:
       whole: the layers of a group run at once as they are, and not their attention only.
@@ -58,33 +58,33 @@ class AnyGroups(Passes):
 
     whole: bool = False
 
-    def exact(self, params, cache, tokens, block, *, logits_rows=None):
-        return super().exact(params[0], cache, tokens, block, logits_rows=logits_rows)
-
-    def grouped(self, params, cache, tokens, block, *, logits_rows=None):
+    def forward(self, params, cache, tokens, block, *, is_exact=False, logits_rows=None):
         weights, opens = params
-        output, every = through(
+        if is_exact:
+            return super().forward(
+                weights, cache, tokens, block, is_exact=True, logits_rows=logits_rows
+            )
+        output, every = (_Whole if self.whole else _Reading)(opens).run(
             merged(self.model, weights),
             self.model.config,
             cache.every.arrays,
             tokens,
             block,
             singles(self.model.config.n_layers),
-            parts=(_Whole if self.whole else _Reading)(opens),
-            at=logits_rows,
+            logits_rows=logits_rows,
         )
-        return output.logits, PassCache(every=ShardedArrays(arrays=every))
+        return output.logits, LayerParallelCache(every=ShardedArrays(arrays=every))
 
 
 def any_groups(loaded: LoadedDrafter, groups: Groups, *, whole: bool = False) -> LoadedDrafter:
     """The same drafter on one device, its groups an array beside its weights."""
     drafter = loaded.drafter
-    assert isinstance(drafter, EasySpec) and drafter.passes.is_alone
-    opens = np.zeros((drafter.passes.model.config.n_layers,), bool)
+    assert isinstance(drafter, EasySpec) and drafter.decoder.is_alone
+    opens = np.zeros((drafter.decoder.model.config.n_layers,), bool)
     opens[[group[0] for group in groups]] = True
-    passes = AnyGroups(drafter.passes.model, whole=whole)
+    decoder = AnyGroups(drafter.decoder.model, whole=whole)
     return dataclasses.replace(
         loaded,
-        drafter=dataclasses.replace(drafter, passes=passes),
+        drafter=dataclasses.replace(drafter, decoder=decoder),
         params=(loaded.params, jnp.asarray(opens)),
     )

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jspec.models.layer_groups import Groups, contiguous, parse, singles
+from jspec.drafters.easyspec.layer_groups import Groups, contiguous, parse, singles
 
 SIZES = (1, 2, 3, 4, 5, 6)
 SOME_SIZES = (2, 4, 6)

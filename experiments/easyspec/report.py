@@ -16,7 +16,7 @@ import numpy as np
 from experiments.common.ablation import Estimate, Record, estimate, less, quotient, text_of
 from experiments.common.tables import table
 from experiments.easyspec.grid import NEVER, SPEED, Cell, exact_of
-from jspec.models.layer_groups import written
+from jspec.drafters.easyspec.layer_groups import written
 
 Find = Callable[[Cell], Record]
 Parts = Mapping[str, Sequence[Cell]]

@@ -26,9 +26,9 @@ from experiments.common.tables import table
 from experiments.common.timed_rounds import add_common_flags, n_read, write_record
 from jspec.bench.timing import interleaved
 from jspec.console.exit_codes import exit_code, leave
+from jspec.drafters.easyspec.layer_groups import Groups, contiguous, singles
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import Groups, contiguous, singles
-from jspec.models.model import ALONE, Model, Parts, empty_cache, merged, through
+from jspec.models.model import ForwardSteps, Model, empty_cache, merged
 from jspec.provenance import device_record, provenance
 
 PASSES = 8
@@ -37,14 +37,14 @@ PASSES = 8
 EXACT, MLPS = "exact", "no attention"
 
 
-class _Mlps(Parts):
+class _Mlps(ForwardSteps):
     """A device that leaves attention out."""
 
     def mix(self, decoder, group, x, cache, rows):
         return [jnp.zeros_like(x) for _ in group], cache
 
 
-_MLPS = _Mlps()
+_PLAIN, _MLPS = ForwardSteps(), _Mlps()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,15 +67,17 @@ def make_tiny(arguments: argparse.Namespace) -> None:
     arguments.sizes, arguments.widths, arguments.contexts, arguments.calls = [2], [1], [16], 1
 
 
-@functools.partial(jax.jit, static_argnames=("model", "groups", "parts", "width", "context"))
-def passes(params, model: Model, cache, *, groups: Groups, parts: Parts, width: int, context: int):
+@functools.partial(jax.jit, static_argnames=("model", "groups", "steps", "width", "context"))
+def passes(
+    params, model: Model, cache, *, groups: Groups, steps: ForwardSteps, width: int, context: int
+):
     """Passes one after another, each over the tokens that the one before it found likeliest."""
 
     def step(_, carry):
         cache, tokens = carry
         block = causal_block(jnp.full((1,), context, jnp.int32), width)
         decoder = merged(model, params)
-        output, cache = through(decoder, model.config, cache, tokens, block, groups, parts=parts)
+        output, cache = steps.run(decoder, model.config, cache, tokens, block, groups)
         return cache, jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
 
     return lax.fori_loop(0, PASSES, step, (cache, jnp.zeros((1, width), jnp.int32)))[1]
@@ -87,16 +89,16 @@ def calls_at(
     """What is timed of one width and length of text."""
     n_layers = model.config.n_layers
     cache = empty_cache(model.config, 1, context + width, jnp.dtype(arguments.dtype))
-    kinds: dict[Hashable, tuple[Groups, Parts]] = {
-        EXACT: (singles(n_layers), ALONE),
+    kinds: dict[Hashable, tuple[Groups, ForwardSteps]] = {
+        EXACT: (singles(n_layers), _PLAIN),
         MLPS: (singles(n_layers), _MLPS),
     }
-    kinds |= {n: (contiguous(n_layers, n), ALONE) for n in arguments.sizes}
+    kinds |= {n: (contiguous(n_layers, n), _PLAIN) for n in arguments.sizes}
     return {
         kind: functools.partial(
-            passes, params, model, cache, groups=groups, parts=parts, width=width, context=context
+            passes, params, model, cache, groups=groups, steps=steps, width=width, context=context
         )
-        for kind, (groups, parts) in kinds.items()
+        for kind, (groups, steps) in kinds.items()
     }
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jspec.drafters.easyspec.layer_groups import Groups, singles
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import Groups, singles
-from jspec.models.model import Model, Parts, empty_cache, merged, through
+from jspec.models.model import ForwardSteps, Model, empty_cache, merged
 from jspec.ops.norms import rms_norm
 from jspec.state import Params
 
@@ -27,7 +27,7 @@ Seen = dict[str, Float[Array, "L B T X"]]
 """By quantity: what enters a layer's attention, its projections, and what it adds."""
 
 
-class _Watching(Parts):
+class _Watching(ForwardSteps):
     """Keeps what attention reads and makes.
 
     Args:
@@ -62,7 +62,7 @@ def _watch(params: Params, model: Model, tokens, groups: Groups, inputs=None) ->
     watching = _Watching(inputs)
     block = causal_block(jnp.zeros((rows,), jnp.int32), width)
     decoder = merged(model, params)
-    through(decoder, model.config, cache, tokens, block, groups, parts=watching)
+    watching.run(decoder, model.config, cache, tokens, block, groups)
     return watching.seen
 
 

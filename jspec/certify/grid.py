@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
-from jspec.models.layer_parallel import Parallelism
+from jspec.drafters.easyspec.layer_parallel import Parallelism
 
 Case = Mapping[str, str]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jspec.console.page import render
 from jspec.certify.certificate import TIERS, Certificate, by_tier, outcome_of, tokens_of
+from jspec.console.page import render
 
 
 def page_of(certificate: Certificate) -> str:

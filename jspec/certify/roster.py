@@ -18,9 +18,13 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
+from jspec.drafters.diffuspec.prefix import Prefix
+from jspec.drafters.diffuspec.refinement import Refinement
 from jspec.drafters.diffuspec.search import EosRule
 from jspec.drafters.draft_model import draft_model
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
+from jspec.drafters.easyspec.layer_groups import contiguous
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder, Parallelism
 from jspec.drafters.falcon import trees
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.loading import head_rows
@@ -28,10 +32,6 @@ from jspec.drafters.falcon.trees import Tree
 from jspec.drafters.growth import Grower
 from jspec.models import sar_head
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
-from jspec.models.diffusion_prefix import Prefix
-from jspec.models.diffusion_steps import Refinement
-from jspec.models.layer_groups import contiguous
-from jspec.models.layer_parallel import Parallelism, Passes, place
 from jspec.models.model import build, random_params
 from jspec.models.ngram.table import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
@@ -174,10 +174,10 @@ def untrained_easyspec(
         small = perturbed(target).params
         kept = (*small["layers"], *params["layers"][len(small["layers"]) :])
         params = jax.tree.map(lambda x: x.astype(target.dtype), small | {"layers": kept})
-        passes = Passes(model, contiguous(n_layers, size), plan, target.mesh)
+        decoder = LayerParallelDecoder(model, contiguous(n_layers, size), plan, target.mesh)
         grower = Grower(vocab_size=target.vocab_size, depth=depth, width=width)
-        drafter = EasySpec(passes=passes, grower=grower, **options)
-        return LoadedDrafter(name="easyspec", drafter=drafter, params=place(passes, params))
+        drafter = EasySpec(decoder=decoder, grower=grower, **options)
+        return LoadedDrafter(name="easyspec", drafter=drafter, params=decoder.place(params))
 
     return make
 

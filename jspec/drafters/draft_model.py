@@ -11,9 +11,9 @@ from jspec.checkpoints.same_tokenizer import check_same_tokenizer
 from jspec.checkpoints.target import Target, load_beside
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.drafters.growth import Grower
 from jspec.errors import UserError
-from jspec.models.layer_parallel import Passes
 from jspec.models.model import Model
 
 
@@ -26,7 +26,9 @@ def draft_model(model: Model, **growth) -> EasySpec:
     Raises:
       ValueError: a depth, width or scale that makes no tree.
     """
-    return EasySpec(passes=Passes(model), grower=Grower(**growth), calibration=Calibration.NEVER)
+    return EasySpec(
+        decoder=LayerParallelDecoder(model), grower=Grower(**growth), calibration=Calibration.NEVER
+    )
 
 
 def load(

@@ -23,15 +23,15 @@ from jspec import law
 from jspec.drafters.base import DraftSize, chain_size
 from jspec.law import Randomness
 from jspec.models.blocks import tree_block
-from jspec.models.layer_parallel import best_of
 from jspec.ops import trees
+from jspec.ops.top_k import top_k_and_total
 from jspec.state import Block, Context, Draft, replace, state
 
-Best = Callable[
+TopK = Callable[
     [Float[Array, "R V"], int, float],
     tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]],
 ]
-"""See `models.layer_parallel.best_of`, which is one."""
+"""`ops.top_k.top_k_and_total`, or one for scores that are split over devices."""
 
 
 @state
@@ -108,7 +108,7 @@ class Grower:
         logits: Float[Array, "B P U"],
         randomness: Randomness,
         level: int,
-        best_of: Best = best_of,
+        top_k: TopK = top_k_and_total,
     ) -> Growth:
         """Add the best `width` children of the newest nodes, whose logits these are."""
         rows, n_parents, _ = logits.shape
@@ -119,7 +119,7 @@ class Grower:
         if noise is not None:
             noise = jnp.repeat(noise, n_parents, axis=0)
         scores = law.scores(flat, sampling, noise, randomness.mode)
-        best, tokens, total = best_of(scores, self.width, self.score_temperature)
+        best, tokens, total = top_k(scores, self.width, self.score_temperature)
         steps = best / self.score_temperature - total
         steps = jnp.where(jnp.isfinite(best), steps, law.NEVER)
         joint = grown.path_score[:, :, None] + steps.reshape(rows, n_parents, self.width)

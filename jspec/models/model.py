@@ -21,11 +21,13 @@ from jspec.errors import UserError
 from jspec.models import modules
 from jspec.models.config import DecoderConfig
 from jspec.models.decoder import Decoder, Layer, Rows, TextRows
-from jspec.models.layer_groups import Group, Groups, singles
 from jspec.ops.linear import wide_dtype
 from jspec.ops.masks import attention_mask
 from jspec.ops.rope import rotations
 from jspec.state import Block, KVCache, Params, state
+
+Groups = tuple[tuple[int, ...], ...]
+"""Layers whose attention reads one hidden state, group by group; together all layers in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,17 +112,23 @@ def forward(
       groups: layers whose attention reads one hidden state; each alone if None.
     """
     check_capture(model.config, capture)
-    decoder = merged(model, params)
-    groups = groups or singles(model.config.n_layers)
-    return through(
-        decoder, model.config, cache, tokens, block, groups, capture=capture, at=logits_rows
+    return ForwardSteps().run(
+        merged(model, params),
+        model.config,
+        cache,
+        tokens,
+        block,
+        groups or tuple((i,) for i in range(model.config.n_layers)),
+        capture=capture,
+        logits_rows=logits_rows,
     )
 
 
-class Parts:
-    """How a device computes the parts of a pass, and keeps keys and values: here, all by itself.
+class ForwardSteps:
+    """Compute the steps of a forward pass: embedding, attention of a group of layers, MLP.
 
-    `layer_parallel.py` has what a device does that is one of several.
+    This is one device by itself. A drafter that divides its passes over a mesh overrides the steps,
+    and may bring a cache of its own kind (it needs a `capacity`).
     """
 
     def embed(self, decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -128,7 +136,12 @@ class Parts:
         return decoder.embed(tokens)
 
     def mix(
-        self, decoder: Decoder, group: Group, x: Float[Array, "B T D"], cache: Any, rows: Rows
+        self,
+        decoder: Decoder,
+        group: tuple[int, ...],
+        x: Float[Array, "B T D"],
+        cache: Any,
+        rows: Rows,
     ) -> tuple[list[Float[Array, "B T D"]], Any]:
         """What the attention of every layer of a group makes of `x`, and the cache after it."""
         keys, values, added = list(cache.keys), list(cache.values), []
@@ -141,39 +154,35 @@ class Parts:
         """What an MLP adds."""
         return layer.feed(x)
 
-
-ALONE = Parts()
-
-
-def through(
-    decoder: Decoder,
-    config: DecoderConfig,
-    cache: Any,
-    tokens: Int[Array, "B T"],
-    block: Block,
-    groups: Groups,
-    *,
-    parts: Parts = ALONE,
-    capture: tuple[str, ...] = (),
-    at: Int[Array, "B R"] | None = None,
-) -> tuple[ModelOutput, Any]:
-    """`forward` with a merged decoder, computed by `parts`, whose cache it may be."""
-    x = parts.embed(decoder, tokens)
-    rows = rows_of(config, block, cache.capacity, wide_dtype(x.dtype))
-    features = {}
-    for group in groups:
-        added, cache = parts.mix(decoder, group, x, cache, rows)
-        for i, mixed in zip(group, added, strict=True):
-            if f"enter.{i}" in capture:
-                features[f"enter.{i}"] = x
-            x = x + mixed
-            x = x + parts.feed(decoder.layers[i], x)
-    hidden = decoder.final_norm(x)
-    if "final" in capture:
-        features["final"] = hidden
-    if at is not None:
-        hidden = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
-    return ModelOutput(logits=decoder.head(hidden), features=features), cache
+    def run(
+        self,
+        decoder: Decoder,
+        config: DecoderConfig,
+        cache: Any,
+        tokens: Int[Array, "B T"],
+        block: Block,
+        groups: Groups,
+        *,
+        capture: tuple[str, ...] = (),
+        logits_rows: Int[Array, "B R"] | None = None,
+    ) -> tuple[ModelOutput, Any]:
+        """`forward` with a merged decoder, made of these steps."""
+        x = self.embed(decoder, tokens)
+        rows = rows_of(config, block, cache.capacity, wide_dtype(x.dtype))
+        features = {}
+        for group in groups:
+            added, cache = self.mix(decoder, group, x, cache, rows)
+            for i, mixed in zip(group, added, strict=True):
+                if f"enter.{i}" in capture:
+                    features[f"enter.{i}"] = x
+                x = x + mixed
+                x = x + self.feed(decoder.layers[i], x)
+        hidden = decoder.final_norm(x)
+        if "final" in capture:
+            features["final"] = hidden
+        if logits_rows is not None:
+            hidden = jnp.take_along_axis(hidden, logits_rows[:, :, None], axis=1)
+        return ModelOutput(logits=decoder.head(hidden), features=features), cache
 
 
 def forward_text(

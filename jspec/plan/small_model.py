@@ -18,8 +18,8 @@ from jspec.bench.plan import Loaded
 from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.hub import find_directory
 from jspec.console.log import Log
+from jspec.drafters.easyspec.layer_parallel import Parallelism
 from jspec.errors import UserError
-from jspec.models.layer_parallel import Parallelism
 from jspec.plan.candidates import Candidate
 from jspec.plan.costs import RoundCosts
 from jspec.plan.levels import (

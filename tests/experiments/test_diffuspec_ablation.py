@@ -16,9 +16,9 @@ import jspec
 from jspec.certify.roster import untrained_diffusion
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.loading import load
+from jspec.drafters.diffuspec.prefix import Prefix
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
-from jspec.models.diffusion_prefix import Prefix
 from jspec.testing.models import tiny_target
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,11 +14,11 @@ import yaml
 from jspec.certify import reference
 from jspec.certify.roster import untrained_easyspec
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
+from jspec.drafters.easyspec.layer_groups import singles
 from jspec.drafters.easyspec.loading import load
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import singles
 from jspec.plan.levels import read_acceptance
 from jspec.testing.models import in_memory, tiny_target
 from tests.support.tolerances import tolerance
@@ -63,7 +63,7 @@ def test_drafts_judged_by_texts_keep_what_the_engine_keeps(module, temperature, 
     assert isinstance(loaded.drafter, EasySpec)
     if calibration is Calibration.ROUND:
         with_groups = module("experiments.easyspec.dynamic_groups").any_groups
-        counts = judged(with_groups(loaded, loaded.drafter.passes.groups))
+        counts = judged(with_groups(loaded, loaded.drafter.decoder.groups))
         alone = judged(with_groups(loaded, singles(5)))
         assert (counts.sum(axis=0) != alone.sum(axis=0)).any()
     else:
@@ -103,7 +103,7 @@ def test_passes_are_those_of_the_paper_and_of_its_table_5(module, whole):
     opens = np.asarray([True, True, False, False, True])
     cache = passes.empty_cache(1, len(ids), np.float32)
     block = causal_block(jnp.zeros((1,), jnp.int32), len(ids))
-    logits, _ = passes.grouped((TARGET.params, opens), cache, ids[None], block)
+    logits, _ = passes.forward((TARGET.params, opens), cache, ids[None], block)
     atol = tolerance("float32").logits
     np.testing.assert_allclose(logits[0], reference.said(config, weights, x), rtol=0, atol=atol)
 

@@ -13,6 +13,7 @@ import pytest
 from jspec.certify import reference
 from jspec.checkpoints.diffusion import load_diffusion
 from jspec.checkpoints.hf_config import read_hf_config
+from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix, predict, start_prefix
 from jspec.models.diffusion import (
     DiffusionConfig,
     DiffusionModel,
@@ -21,7 +22,6 @@ from jspec.models.diffusion import (
     scratch,
     slot_logprobs,
 )
-from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
 from jspec.models.model import build, random_params
 from jspec.state import Context, Sampling
 from jspec.testing.compile_options import usual_form

@@ -11,7 +11,6 @@ from typing import Any
 from jspec.bench.report.charts import charts
 from jspec.bench.report.looks import looks_of
 from jspec.bench.report.picture import pictures_of
-from jspec.console.page import render
 from jspec.bench.rows import summarise
 from jspec.bench.summary import PLAIN, Summary, SummaryRow, counted
 from jspec.bench.table import (
@@ -22,6 +21,7 @@ from jspec.bench.table import (
     runs_table,
     same_text,
 )
+from jspec.console.page import render
 
 Record = Mapping[str, Any]
 

@@ -32,14 +32,14 @@ from jspec.drafters.diffuspec.lattice import (
     perturbed,
 )
 from jspec.drafters.diffuspec.length import Controller, ControllerState, bucket
+from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix, PrefixState, predict, start_prefix
+from jspec.drafters.diffuspec.refinement import ONE_PASS, Refinement
 from jspec.drafters.diffuspec.search import EosRule, Paths, search
 from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
 from jspec.law import Randomness, Rule
-from jspec.models.device_share import Axes, split_top_k
 from jspec.models.diffusion import DiffusionModel, Slots, check_slots
-from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, PrefixState, predict, start_prefix
-from jspec.models.diffusion_steps import ONE_PASS, Refinement
 from jspec.models.ngram import table as ngram
+from jspec.ops.top_k import split_top_k
 from jspec.state import Context, Draft, Params, Prompt, replace, state
 
 TEXT_CONTEXT = 2
@@ -136,7 +136,7 @@ class DiffuSpec:
     choices: Choices = Choices()
     has_extra: bool = False
     mesh: Mesh | None = None
-    vocab_axes: Axes = ()
+    vocab_axes: tuple[str, ...] = ()
 
     captures = ()
     needs_picks = False

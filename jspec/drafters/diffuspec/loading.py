@@ -19,11 +19,11 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
+from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix
+from jspec.drafters.diffuspec.refinement import Confidence, Refinement, Schedule
 from jspec.drafters.diffuspec.search import EosRule
 from jspec.drafters.options import named
 from jspec.errors import UserError
-from jspec.models.diffusion_prefix import RECOMPUTE, Prefix
-from jspec.models.diffusion_steps import Confidence, Refinement, Schedule
 from jspec.models.ngram.model import NGramModel, NGramSizes
 from jspec.models.ngram.table import place_ngram, table_shapes, uniform_table
 from jspec.sharding import REPLICATED, SPLIT, split_axes

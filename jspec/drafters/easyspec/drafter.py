@@ -1,7 +1,7 @@
 """A smaller model drafts a chain or a tree; its layers may run in groups, calibrated every round.
 
 In reading order: when keys and values are calibrated (`Calibration`), what is kept between rounds
-(`EasySpecState`), the drafter, and the passes that it makes over a text.
+(`EasySpecState`), and the drafter.
 
 With every layer in a group of its own all passes are exact, nothing needs calibration, and the
 drafter is the plain draft model of Leviathan et al. (`draft_model.py` loads it so).
@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jspec.drafters.easyspec.device_steps import LayerParallelCache
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.drafters.growth import Grower, draft_of
 from jspec.law import Randomness
 from jspec.models.blocks import causal_block
-from jspec.models.layer_parallel import PassCache, Passes
 from jspec.ops.branches import switch_in_place
 from jspec.state import Context, Draft, Params, Prompt, ShardedArrays, Verdict, replace, state
 
@@ -41,9 +41,6 @@ class Calibration(enum.StrEnum):
     MISMATCH = "mismatch"
     ROUND = "round"
 
-
-Run = Callable[..., tuple[jax.Array, PassCache]]
-"""`Passes.exact`, or `Passes.grouped`."""
 
 CHUNK = 512
 """Prompt tokens per pass of the small model."""
@@ -59,7 +56,7 @@ class EasySpecState:
       n_exact: as above.
     """
 
-    cache: PassCache
+    cache: LayerParallelCache
     logits: ShardedArrays
     n_exact: Int[Array, " B"]
 
@@ -69,12 +66,12 @@ class EasySpec:
     """A drafter that is itself a decoder, passed through in groups of layers.
 
     Attributes:
-      passes: of the small model; in groups of one they are the exact drafter's.
+      decoder: the small model; in groups of one it is the exact drafter.
       grower: of the tree; every level but the first is a pass.
       calibration: when the cache is made exact again.
     """
 
-    passes: Passes
+    decoder: LayerParallelDecoder
     grower: Grower
     calibration: Calibration = Calibration.ROUND
 
@@ -92,18 +89,17 @@ class EasySpec:
         return 2 * a_round if self.calibration is Calibration.MISMATCH else a_round
 
     def init(self, params: Params, prompt: Prompt) -> EasySpecState:
-        context, is_never = prompt.context, self.calibration is Calibration.NEVER
-        rows = context.tokens.shape[0]
+        context, is_exact = prompt.context, self.calibration is not Calibration.NEVER
         dtype = jax.tree.leaves(params)[0].dtype
-        cache = self.passes.empty_cache(rows, prompt.slots + self.window, dtype)
-        run = self.passes.grouped if is_never else self.passes.exact
-        cache = read_prompt(run, params, cache, prompt)
-        logits, cache = catch_up(run, params, cache, context)
-        n_exact = jnp.where(is_never, 0, context.length).astype(jnp.int32)
-        return EasySpecState(cache=cache, logits=self._laid(logits[:, 0]), n_exact=n_exact)
+        rows, slots = context.tokens.shape[0], prompt.slots + self.window
+        cache = self.decoder.empty_cache(rows, slots, dtype)
+        cache = self._read_prompt(params, cache, prompt, is_exact)
+        logits, cache = self._catch_up(params, cache, context, is_exact)
+        n_exact = jnp.where(is_exact, context.length, 0).astype(jnp.int32)
+        return EasySpecState(cache=cache, logits=self._laid(logits), n_exact=n_exact)
 
     def _laid(self, logits: Float[Array, "B V"]) -> ShardedArrays:
-        return ShardedArrays(arrays=logits, axes=(self.passes.vocab_axes or None,))
+        return ShardedArrays(arrays=logits, axes=(self.decoder.vocab_axes or None,))
 
     def size(self, state: EasySpecState, context: Context) -> Int[Array, ""]:
         return jnp.int32(0)
@@ -119,10 +115,10 @@ class EasySpec:
         logits, cache = state.logits.arrays[:, None], state.cache
         grown = self.grower.root(context, randomness, logits.dtype)
         for level in range(1, self.grower.depth + 1):
-            grown = self.grower.grow(grown, logits, randomness, level, self.passes.best_of)
+            grown = self.grower.grow(grown, logits, randomness, level, self.decoder.top_k)
             if level < self.grower.depth:
                 tokens, block = self.grower.newest(grown, context)
-                logits, cache = self.passes.grouped(params, cache, tokens, block)
+                logits, cache = self.decoder.forward(params, cache, tokens, block)
         return draft_of(grown), replace(state, cache=cache)
 
     def commit(
@@ -140,8 +136,11 @@ class EasySpec:
             is_exact = jnp.bool_(True)
             logits, cache = self._calibrate(state.cache, given)
         else:
-            size = self.grower.size
-            cache = keep_accepted(self.passes, state.cache, context, verdict, size)
+            cache = state.cache
+            if not self.grower.size.is_chain:  # accepted nodes, one after another
+                start = jnp.maximum(context.length - verdict.n_emitted - 1, 0)
+                n_nodes = self.grower.size.n_nodes
+                cache = self.decoder.compact(cache, start, verdict.path, n_nodes)
             if self.calibration is Calibration.MISMATCH:
                 is_exact = self._is_due(state, context, verdict)
                 index = is_exact.astype(jnp.int32)
@@ -162,54 +161,56 @@ class EasySpec:
         is_much = context.length - state.n_exact > room
         return jnp.any((verdict.n_emitted > 0) & (is_refused | is_much))
 
-    def _calibrate(self, cache: PassCache, given) -> tuple[Float[Array, "B V"], PassCache]:
+    def _calibrate(self, cache: LayerParallelCache, given):
         """One exact pass over what was committed since the last."""
         params, context, n_exact = given
         start = jnp.minimum(n_exact, context.length - 1)
-        places = start[:, None] + jnp.arange(self.window, dtype=jnp.int32)[None, :]
-        last = context.tokens.shape[1] - 1
-        tokens = jnp.take_along_axis(context.tokens, jnp.minimum(places, last), axis=1)
-        at = (context.length - 1 - start)[:, None]
-        block = causal_block(start, self.window)
-        logits, cache = self.passes.exact(params, cache, tokens, block, logits_rows=at)
-        return logits[:, 0], cache
+        return self._read(params, cache, context, start, self.window, is_exact=True)
 
-    def _go_on(self, cache: PassCache, given) -> tuple[Float[Array, "B V"], PassCache]:
-        """A pass in groups over the last two tokens: a leaf was never fed, nor the target's own."""
+    def _go_on(self, cache: LayerParallelCache, given):
+        """A pass in groups over the last two tokens."""
         params, context, _ = given
-        logits, cache = catch_up(self.passes.grouped, params, cache, context)
+        return self._catch_up(params, cache, context, is_exact=False)
+
+    # --- passes over a text ----------------------------------------------------------------------
+
+    def _catch_up(
+        self, params: Params, cache: LayerParallelCache, context: Context, is_exact: bool
+    ):
+        """The last two tokens of a text: the first may be a leaf that was drafted but never fed."""
+        start = jnp.maximum(context.length - 2, 0)
+        return self._read(params, cache, context, start, 2, is_exact)
+
+    def _read(
+        self,
+        params: Params,
+        cache: LayerParallelCache,
+        context: Context,
+        start: Int[Array, " B"],
+        count: int,
+        is_exact: bool,
+    ) -> tuple[Float[Array, "B V"], LayerParallelCache]:
+        """One pass over `count` places of a text: logits after the pending token, and the cache."""
+        places = start[:, None] + jnp.arange(count, dtype=jnp.int32)[None, :]
+        places = jnp.minimum(places, context.tokens.shape[1] - 1)
+        tokens = jnp.take_along_axis(context.tokens, places, axis=1)
+        pending = (context.length - 1 - start)[:, None]
+        block = causal_block(start, count)
+        logits, cache = self.decoder.forward(
+            params, cache, tokens, block, is_exact=is_exact, logits_rows=pending
+        )
         return logits[:, 0], cache
 
-
-# --- passes over a text ---------------------------------------------------------------------------
-
-
-def keep_accepted(passes: Passes, cache: PassCache, context, verdict, size) -> PassCache:
-    """The cache after a round, its accepted nodes one after another; `context` is the text then."""
-    if size.is_chain:
+    def _read_prompt(
+        self, params: Params, cache: LayerParallelCache, prompt: Prompt, is_exact: bool
+    ) -> LayerParallelCache:
+        """The prompt in chunks; logits are not computed."""
+        rows = prompt.context.tokens.shape[0]
+        nothing = jnp.zeros((rows, 0), jnp.int32)
+        for start in range(0, prompt.width, CHUNK):
+            piece = prompt.context.tokens[:, start : min(start + CHUNK, prompt.width)]
+            block = causal_block(jnp.full((rows,), start, jnp.int32), piece.shape[1])
+            _, cache = self.decoder.forward(
+                params, cache, piece, block, is_exact=is_exact, logits_rows=nothing
+            )
         return cache
-    start = jnp.maximum(context.length - verdict.n_emitted - 1, 0)
-    return passes.compact(cache, start, verdict.path, size.n_nodes)
-
-
-def catch_up(run: Run, params: Params, cache: PassCache, context):
-    """The last two tokens of a text in one pass: logits after the pending one, and the cache.
-
-    The token before the pending one may be a leaf that was drafted but never fed.
-    """
-    base = jnp.maximum(context.length - 2, 0)
-    places = base[:, None] + jnp.arange(2, dtype=jnp.int32)[None, :]
-    tokens = jnp.take_along_axis(context.tokens, places, axis=1)
-    at = (context.length - 1 - base)[:, None]
-    return run(params, cache, tokens, causal_block(base, 2), logits_rows=at)
-
-
-def read_prompt(run: Run, params: Params, cache: PassCache, prompt: Prompt) -> PassCache:
-    """The small model over the prompt, in chunks; logits are not computed."""
-    rows = prompt.context.tokens.shape[0]
-    nothing = jnp.zeros((rows, 0), jnp.int32)
-    for start in range(0, prompt.width, CHUNK):
-        piece = prompt.context.tokens[:, start : min(start + CHUNK, prompt.width)]
-        block = causal_block(jnp.full((rows,), start, jnp.int32), piece.shape[1])
-        _, cache = run(params, cache, piece, block, logits_rows=nothing)
-    return cache

@@ -10,11 +10,18 @@ from jspec.checkpoints.same_tokenizer import check_same_tokenizer
 from jspec.checkpoints.target import Target, load_beside
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
+from jspec.drafters.easyspec.layer_groups import (
+    Groups,
+    aligned,
+    check_groups,
+    contiguous,
+    parse,
+    singles,
+)
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder, Parallelism
 from jspec.drafters.growth import Grower
 from jspec.drafters.options import named
 from jspec.errors import UserError
-from jspec.models.layer_groups import Groups, aligned, check_groups, contiguous, parse, singles
-from jspec.models.layer_parallel import Parallelism, Passes
 
 RULES: dict[str, Callable[[int, int], Groups]] = {"contiguous": contiguous, "aligned": aligned}
 
@@ -79,9 +86,9 @@ def load(
         cut = check_groups(given, n_layers) if given else _cut(rule, n_layers, size)
     except ValueError as error:
         raise UserError(f"easyspec: {error}") from None
-    passes = Passes(small.model, cut, chosen, target.mesh)
-    drafter = EasySpec(passes=passes, grower=grower, calibration=policy)
-    return LoadedDrafter(name="easyspec", drafter=drafter, params=passes.with_own(small.params))
+    decoder = LayerParallelDecoder(small.model, cut, chosen, target.mesh)
+    drafter = EasySpec(decoder=decoder, grower=grower, calibration=policy)
+    return LoadedDrafter(name="easyspec", drafter=drafter, params=decoder.place(small.params))
 
 
 def plan_for(name: str, mesh: Mesh) -> Parallelism:

@@ -15,9 +15,9 @@ from jspec.certify.roster import untrained_diffusion
 from jspec.drafters.diffuspec import drafter as module
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, DiffuSpecState, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
+from jspec.drafters.diffuspec.prefix import PrefixState
+from jspec.drafters.diffuspec.refinement import Prediction
 from jspec.law import Mode, Randomness, Rule
-from jspec.models.diffusion_prefix import PrefixState
-from jspec.models.diffusion_steps import Prediction
 from jspec.state import Context, Draft, Verdict, replace
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings

@@ -22,12 +22,12 @@ from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.drafters.diffuspec.length import AdaptiveLength, SurvivalLength
 from jspec.drafters.diffuspec.loading import spread_lengths
+from jspec.drafters.diffuspec.prefix import RECOMPUTE
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request, Result
 from jspec.law import Mode, Randomness, Rule
 from jspec.models.diffusion import Slots, slot_logprobs
-from jspec.models.diffusion_prefix import RECOMPUTE
 from jspec.sharding import make_mesh
 from jspec.state import Context, Prompt
 from jspec.testing.compile_options import light

@@ -14,10 +14,10 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
 from jspec.drafters.diffuspec.lattice import Scoring
 from jspec.drafters.diffuspec.length import SurvivalLength
+from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix
 from jspec.infer.compiling import compile_counts
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request, Result
-from jspec.models.diffusion_prefix import RECOMPUTE, Prefix
 from jspec.testing.models import tiny_target
 
 TARGET = tiny_target(vocab_size=11, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)

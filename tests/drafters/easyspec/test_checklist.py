@@ -17,14 +17,14 @@ from jspec.checkpoints.target import load_target
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.drafters import load_drafter
 from jspec.drafters.easyspec.drafter import EasySpec
+from jspec.drafters.easyspec.layer_groups import contiguous
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.drafters.growth import Grower
 from jspec.infer.request import Request
 from jspec.infer.round import propose
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Randomness, Rule
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import contiguous
-from jspec.models.layer_parallel import Passes
 from jspec.models.model import empty_cache, forward
 from jspec.state import Context, Draft, StopReason
 from jspec.testing.compile_options import jit_light
@@ -48,7 +48,7 @@ from tests.support.tolerances import tolerance
 WIDTH, MOST_ROUNDS = 2, 40
 CLOSE = tolerance("float32").logits
 EASYSPEC = EasySpec(
-    passes=Passes(SMALL.model, contiguous(LAYERS, 3)),
+    decoder=LayerParallelDecoder(SMALL.model, contiguous(LAYERS, 3)),
     grower=Grower(vocab_size=VOCABULARY, depth=DEPTH, width=WIDTH),
 )
 PROGRAM = Program(target=TARGET.model, drafter=EASYSPEC)
@@ -139,7 +139,10 @@ def test_c3_c5_first_candidates_and_the_targets_keys_are_those_of_exact_passes()
 
 
 def test_l2_a_drafter_that_is_the_target_is_always_right():
-    same = EasySpec(passes=Passes(TARGET.model), grower=Grower(vocab_size=VOCABULARY, depth=DEPTH))
+    same = EasySpec(
+        decoder=LayerParallelDecoder(TARGET.model),
+        grower=Grower(vocab_size=VOCABULARY, depth=DEPTH),
+    )
     program, params = Program(target=TARGET.model, drafter=same), (TARGET.params, TARGET.params)
     sampling = sampling_of(ROWS, max_length=CAPACITY - 1)
     generation = start(params, program, TOKENS, jnp.asarray(LENGTH), sampling, capacity=CAPACITY)

@@ -16,12 +16,12 @@ from jspec.aot.hlo import read
 from jspec.checkpoints.target import abstract_target
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
+from jspec.drafters.easyspec.layer_groups import contiguous
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder, Parallelism
 from jspec.drafters.growth import Grower
 from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
-from jspec.models.layer_groups import contiguous
-from jspec.models.layer_parallel import Parallelism, Passes
 from jspec.models.model import abstract_params, build
 from jspec.models.weights import sharded_shapes
 from jspec.sharding import make_mesh
@@ -50,14 +50,14 @@ def compiled_chunk(plan: Parallelism, calibration: Calibration, sizes: dict[str,
     mesh = make_mesh(devices=None, **sizes)
     target = abstract_target(CONFIG, dtype="float32", mesh=mesh)
     model = build(SMALL)
-    passes = Passes(model, contiguous(LAYERS, 4), plan, mesh)
+    decoder = LayerParallelDecoder(model, contiguous(LAYERS, 4), plan, mesh)
     shapes = sharded_shapes(abstract_params(model, jnp.float32), mesh, plan.table)
     drafter = EasySpec(
-        passes=passes,
+        decoder=decoder,
         grower=Grower(vocab_size=CONFIG.vocab_size, depth=DEPTH, width=WIDTH),
         calibration=calibration,
     )
-    params = passes.with_own(shapes)
+    params = decoder.place(shapes)
     programs = Programs(
         target=target,
         drafter=LoadedDrafter(name="easyspec", drafter=drafter, params=params),

@@ -12,7 +12,7 @@ import pytest
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.target import load_target
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
-from jspec.models.layer_groups import contiguous, singles
+from jspec.drafters.easyspec.layer_groups import contiguous, singles
 
 ROOT = Path(__file__).resolve().parents[3]
 PASSAGES = (

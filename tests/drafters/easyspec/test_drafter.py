@@ -13,15 +13,15 @@ import pytest
 
 from jspec.drafters.draft_model import draft_model
 from jspec.drafters.easyspec import drafter as easyspec
+from jspec.drafters.easyspec import layer_parallel
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
+from jspec.drafters.easyspec.layer_groups import contiguous, singles
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.drafters.growth import Grower
 from jspec.infer.prefill import prefill
 from jspec.infer.round import decode_round
 from jspec.infer.state import DecodeState, Program
-from jspec.models import layer_parallel
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import contiguous, singles
-from jspec.models.layer_parallel import Passes
 from jspec.models.model import empty_cache, forward
 from jspec.testing.compile_options import jit_light
 from jspec.testing.models import perturbed, tiny_target
@@ -40,8 +40,8 @@ PARAMS = (TARGET.params, SMALL.params)
 def drafter(size: int = 3, *, width: int = 2, calibration=Calibration.ROUND) -> EasySpec:
     grower = Grower(vocab_size=VOCABULARY, depth=DEPTH, width=width)
     groups = contiguous(LAYERS, size)
-    passes = Passes(SMALL.model, groups)
-    return EasySpec(passes=passes, grower=grower, calibration=calibration)
+    decoder = LayerParallelDecoder(SMALL.model, groups)
+    return EasySpec(decoder=decoder, grower=grower, calibration=calibration)
 
 
 start = jit_light(prefill, static_argnames=("program", "capacity"))
@@ -139,7 +139,8 @@ def test_rows_that_are_fully_accepted_are_not_calibrated_at_once():
     A row that ended with its first token accepts nothing, and is no mismatch.
     """
     same = dataclasses.replace(
-        drafter(calibration=Calibration.MISMATCH, size=1, width=1), passes=Passes(TARGET.model)
+        drafter(calibration=Calibration.MISMATCH, size=1, width=1),
+        decoder=LayerParallelDecoder(TARGET.model),
     )
     program = Program(target=TARGET.model, drafter=same)
     params = (TARGET.params, TARGET.params)
@@ -174,7 +175,7 @@ def test_the_cache_has_room_for_a_calibration_of_the_longest_text(calibration, w
 def test_groups_of_one_draft_as_a_draft_model_does(calibration):
     exact = draft_model(SMALL.model, vocab_size=VOCABULARY, depth=DEPTH, width=2)
     grouped = drafter(size=1, calibration=calibration)
-    assert grouped.passes.groups == singles(LAYERS)
+    assert grouped.decoder.groups == singles(LAYERS)
     ours, theirs = rounds(grouped), rounds(exact)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(mine.context.tokens, other.context.tokens)
@@ -213,4 +214,4 @@ def test_a_round_is_one_exact_pass_and_the_rest_in_groups(calibration, exact, gr
 
 def test_groups_that_do_not_fit_the_model_are_refused():
     with pytest.raises(ValueError, match="layers 0 to 4 in order"):
-        Passes(SMALL.model, ((0,), (1, 2)))
+        LayerParallelDecoder(SMALL.model, ((0,), (1, 2)))

@@ -12,9 +12,9 @@ from jspec.checkpoints.target import Target, abstract_target, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
+from jspec.drafters.easyspec.layer_groups import aligned, contiguous, parse, singles
+from jspec.drafters.easyspec.layer_parallel import Parallelism
 from jspec.errors import UserError
-from jspec.models.layer_groups import aligned, contiguous, parse, singles
-from jspec.models.layer_parallel import Parallelism
 from jspec.sharding import make_mesh
 from jspec.testing.models import tiny_target
 
@@ -40,20 +40,20 @@ def load(models: Path, *, mesh: dict[str, int] | None = None, **options) -> tupl
 
 def test_what_is_not_said_is_as_published(models):
     drafter, _ = load(models)
-    assert drafter.passes.groups == contiguous(LAYERS, 4)
+    assert drafter.decoder.groups == contiguous(LAYERS, 4)
     assert (drafter.grower.depth, drafter.grower.width) == (5, 12)
     assert drafter.sizes[0].n_nodes == 61
     assert drafter.calibration is Calibration.ROUND
-    assert drafter.passes.plan is Parallelism.C
-    assert load(models, mesh={"tensor": 2})[0].passes.plan is Parallelism.B
+    assert drafter.decoder.plan is Parallelism.C
+    assert load(models, mesh={"tensor": 2})[0].decoder.plan is Parallelism.B
 
 
 def test_groups_by_rule_and_by_hand(models):
-    assert load(models, size=1)[0].passes.groups == singles(LAYERS)
-    assert load(models, size=3, rule="aligned")[0].passes.groups == aligned(LAYERS, 3)
-    assert load(models, groups="0,1,2-4,5")[0].passes.groups == parse("0,1,2-4,5")
+    assert load(models, size=1)[0].decoder.groups == singles(LAYERS)
+    assert load(models, size=3, rule="aligned")[0].decoder.groups == aligned(LAYERS, 3)
+    assert load(models, groups="0,1,2-4,5")[0].decoder.groups == parse("0,1,2-4,5")
     beside = load(models, mesh={"layer": 2}, plan="A", size=4)[0]
-    assert beside.passes.groups == parse("0,1-2,3-4,5")  # no more than there are devices
+    assert beside.decoder.groups == parse("0,1-2,3-4,5")  # no more than there are devices
 
 
 def test_weights_lie_as_the_plan_says(models):
@@ -86,7 +86,7 @@ def test_shapes_of_the_ready_pair_are_known_by_their_names():
     path = "meta-llama/Meta-Llama-3-8B-Instruct"
     loaded = load_drafter("easyspec", path, target=target, plan="A")
     assert isinstance(loaded.drafter, EasySpec)
-    assert [len(group) for group in loaded.drafter.passes.groups] == [1] + [4] * 7 + [2, 1]
+    assert [len(group) for group in loaded.drafter.decoder.groups] == [1] + [4] * 7 + [2, 1]
     shapes = jax.tree.leaves(loaded.params)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding for leaf in shapes)
 

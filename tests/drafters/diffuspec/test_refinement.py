@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from jspec.certify import reference
 from jspec.checkpoints.diffusion import load_diffusion
 from jspec.checkpoints.hf_config import read_hf_config
+from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix, predict, start_prefix
+from jspec.drafters.diffuspec.refinement import Confidence, Refinement, Schedule, confidence_of
 from jspec.models.diffusion import Slots
-from jspec.models.diffusion_prefix import RECOMPUTE, Prefix, predict, start_prefix
-from jspec.models.diffusion_steps import Confidence, Refinement, Schedule, confidence_of
 from jspec.testing.models import tiny_target
 from tests.models.test_diffusion import context_of, log_softmax, texts
 from tests.support.diffusion import DREAM, MASK, tensors_of, write_tiny

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jspec.drafters.diffuspec.refinement import ONE_PASS, Pass, Prediction, Refinement, refine
 from jspec.models.diffusion import (
     DiffusionModel,
     Slots,
@@ -33,7 +34,6 @@ from jspec.models.diffusion import (
     read_window,
     scratch,
 )
-from jspec.models.diffusion_steps import ONE_PASS, Pass, Prediction, Refinement, refine
 from jspec.models.model import empty_cache
 from jspec.ops.branches import switch_in_place
 from jspec.ops.cache import write_rows

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.models.diffusion_prefix import Prefix, PrefixState, _choose
+from jspec.drafters.diffuspec.prefix import Prefix, PrefixState, _choose
 from jspec.state import Context
 from jspec.testing.settings import settings
 

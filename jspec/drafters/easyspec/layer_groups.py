@@ -14,11 +14,9 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from jspec.models.model import Groups
+
 _PIECE = re.compile(r"(\d+)(?:-(\d+))?")
-
-Group = tuple[int, ...]
-
-Groups = tuple[Group, ...]
 
 
 def singles(n_layers: int) -> Groups:

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 
 from jspec.certify import reference
+from jspec.drafters.easyspec.layer_groups import (
+    Groups,
+    aligned,
+    check_groups,
+    contiguous,
+    singles,
+    split,
+)
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import Groups, aligned, check_groups, contiguous, singles, split
 from jspec.models.model import Model, build, empty_cache, forward, random_params
 from jspec.testing.compile_options import jit_light
 from jspec.testing.models import in_memory, tiny_config

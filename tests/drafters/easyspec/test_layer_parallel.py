@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from jspec.aot.hlo import read as instructions_of
+from jspec.drafters.easyspec.layer_groups import Groups, aligned, contiguous, singles
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder, Parallelism
 from jspec.models.blocks import causal_block
-from jspec.models.layer_groups import Groups, aligned, contiguous, singles
-from jspec.models.layer_parallel import Parallelism, Passes, best_of, place
 from jspec.models.model import build, random_params
 from jspec.models.weights import fit_to_mesh
+from jspec.ops.top_k import top_k_and_total
 from jspec.sharding import make_mesh
 from jspec.testing.compile_options import jit_light, light
 from jspec.testing.models import tiny_config
@@ -55,21 +56,23 @@ GROUPS_OF = {"A, tensor inside, rows apart": 2, "A+": 3}
 """Layers of a group at most, else 4; three of them leave one of four devices spare."""
 
 
-def alone(config, groups: Groups) -> tuple[Passes, dict]:
+def alone(config, groups: Groups) -> tuple[LayerParallelDecoder, dict]:
     """On one device, with weights of some size, so that groups differ from the model itself."""
     model = build(config)
     params = random_params(model, key=jax.random.key(0), scale=0.3)
-    return Passes(model, groups), params
+    return LayerParallelDecoder(model, groups), params
 
 
-def spread(passes: Passes, params, plan: Parallelism, **sizes) -> tuple[Passes, dict]:
+def spread(
+    decoder: LayerParallelDecoder, params, plan: Parallelism, **sizes
+) -> tuple[LayerParallelDecoder, dict]:
     """The same over a mesh; key/value heads are repeated as a loaded checkpoint's are."""
     mesh = make_mesh(**sizes)
-    config = fit_to_mesh(passes.model.config, mesh, plan.table)
-    times = config.n_kv_heads // passes.model.config.n_kv_heads
+    config = fit_to_mesh(decoder.model.config, mesh, plan.table)
+    times = config.n_kv_heads // decoder.model.config.n_kv_heads
     params = repeat_heads(params, times, config.head_dim)
-    over = Passes(build(config), passes.groups, plan, mesh)
-    return over, place(over, params)
+    over = LayerParallelDecoder(build(config), decoder.groups, plan, mesh)
+    return over, over.place(params)
 
 
 def repeat_heads(params, times: int, width: int):
@@ -82,22 +85,26 @@ def repeat_heads(params, times: int, width: int):
     return jax.tree.map_with_path(one, params)
 
 
-@functools.partial(jit_light, static_argnames="passes")
-def story(params, passes: Passes, tokens):
+@functools.partial(jit_light, static_argnames="decoder")
+def story(params, decoder: LayerParallelDecoder, tokens):
     """A text read exactly, new rows in groups on it, kept in part, and both passes again."""
-    cache = passes.empty_cache(ROWS, SLOTS, jnp.float32)
+    cache = decoder.empty_cache(ROWS, SLOTS, jnp.float32)
     zero = jnp.zeros((ROWS,), jnp.int32)
-    _, cache = passes.exact(params, cache, tokens[:, :READ], causal_block(zero, READ))
+    _, cache = decoder.forward(
+        params, cache, tokens[:, :READ], causal_block(zero, READ), is_exact=True
+    )
     new = tokens[:, READ : READ + NEW]
-    drafted, cache = passes.grouped(params, cache, new, causal_block(zero + READ, NEW))
+    drafted, cache = decoder.forward(params, cache, new, causal_block(zero + READ, NEW))
     path = jnp.asarray([[0, 2, 2], [0, 0, 0]], jnp.int32)
-    cache = passes.compact(cache, zero + READ, path, NEW)
+    cache = decoder.compact(cache, zero + READ, path, NEW)
     at = jnp.asarray([[1], [0]], jnp.int32)
     block = causal_block(zero + READ + 1, 2)
-    later, cache = passes.grouped(params, cache, new[:, :2], block, logits_rows=at)
-    exact, cache = passes.exact(params, cache, new, causal_block(zero + READ, NEW))
+    later, cache = decoder.forward(params, cache, new[:, :2], block, logits_rows=at)
+    exact, cache = decoder.forward(
+        params, cache, new, causal_block(zero + READ, NEW), is_exact=True
+    )
     block = causal_block(zero + READ + NEW, NEW)
-    again, cache = passes.grouped(params, cache, new, block)
+    again, cache = decoder.forward(params, cache, new, block)
     return (drafted, later, exact, again), cache
 
 
@@ -109,10 +116,10 @@ def tokens_of(config):
 @pytest.mark.parametrize("config", [CONFIG, BIASED], ids=["plain", "biases, windows, tied"])
 @pytest.mark.parametrize("case", MESHES)
 def test_every_plan_is_the_same_function(case, config):
-    passes, params = alone(config, contiguous(LAYERS, GROUPS_OF.get(case, 4)))
+    decoder, params = alone(config, contiguous(LAYERS, GROUPS_OF.get(case, 4)))
     tokens = tokens_of(config)
-    expected, whole = story(params, passes, tokens)
-    over, placed = spread(passes, params, Parallelism(case.split(",")[0]), **MESHES[case])
+    expected, whole = story(params, decoder, tokens)
+    over, placed = spread(decoder, params, Parallelism(case.split(",")[0]), **MESHES[case])
     with jax.set_mesh(over.mesh):
         found, cache = story(placed, over, tokens)
     for ours, theirs in zip(found, expected, strict=True):
@@ -128,14 +135,13 @@ def test_every_plan_is_the_same_function(case, config):
 def collectives(plan: Parallelism, is_exact: bool = False, **sizes) -> Counter[str]:
     """Of one compiled pass of ten layers, but for the sum that the embedding needs."""
     config = dataclasses.replace(CONFIG, n_layers=10, windows=())
-    passes, params = alone(config, aligned(10, 4))
-    over, placed = spread(passes, params, plan, **sizes)
-    run = over.exact if is_exact else over.grouped
+    decoder, params = alone(config, aligned(10, 4))
+    over, placed = spread(decoder, params, plan, **sizes)
     cache = over.empty_cache(ROWS, SLOTS, jnp.float32)
     tokens, zero = jnp.zeros((ROWS, NEW), jnp.int32), jnp.zeros((ROWS,), jnp.int32)
 
     def body(params, cache):
-        return run(params, cache, tokens, causal_block(zero, NEW))
+        return over.forward(params, cache, tokens, causal_block(zero, NEW), is_exact=is_exact)
 
     with jax.set_mesh(over.mesh):
         text = jax.jit(body, compiler_options=light()).lower(placed, cache).compile().as_text()
@@ -156,33 +162,35 @@ def test_collectives_are_those_that_the_plans_say():
 
 
 def test_groups_of_more_layers_than_devices_are_split():
-    passes, params = alone(CONFIG, contiguous(LAYERS, 4))
-    over, _ = spread(passes, params, Parallelism.A, layer=2)
+    decoder, params = alone(CONFIG, contiguous(LAYERS, 4))
+    over, _ = spread(decoder, params, Parallelism.A, layer=2)
     assert [len(group) for group in over.groups] == [1, 2, 2, 1]
 
 
 def test_groups_of_one_are_the_model():
-    passes, params = alone(CONFIG, singles(LAYERS))
-    assert passes.groups == singles(LAYERS)
-    cache = passes.empty_cache(ROWS, SLOTS, jnp.float32)
+    decoder, params = alone(CONFIG, singles(LAYERS))
+    assert decoder.groups == singles(LAYERS)
+    cache = decoder.empty_cache(ROWS, SLOTS, jnp.float32)
     tokens, block = tokens_of(CONFIG), causal_block(jnp.zeros((ROWS,), jnp.int32), READ + NEW)
-    exact = jax.jit(passes.exact)(params, cache, tokens, block)
-    grouped = jax.jit(passes.grouped)(params, cache, tokens, block)
+    exact = jax.jit(decoder.forward, static_argnames="is_exact")(
+        params, cache, tokens, block, is_exact=True
+    )
+    grouped = jax.jit(decoder.forward)(params, cache, tokens, block)
     jax.tree.map(np.testing.assert_array_equal, exact, grouped)
 
 
 @pytest.mark.parametrize("k", [1, 3, 20])
 def test_the_best_of_split_scores_are_the_best_of_all(k):
     """Also among ties, of which the lowest ids win."""
-    passes, params = alone(CONFIG, singles(LAYERS))
-    over, _ = spread(passes, params, Parallelism.B, tensor=4)
+    decoder, params = alone(CONFIG, singles(LAYERS))
+    over, _ = spread(decoder, params, Parallelism.B, tensor=4)
     scores = jnp.asarray(np.random.default_rng(0).integers(0, 9, (6, 64)), jnp.float32)
     scores = scores.at[0].set(-jnp.inf).at[1, :40].set(-jnp.inf)
     with jax.set_mesh(over.mesh):
-        run = jax.jit(over.best_of, static_argnums=(1, 2))
+        run = jax.jit(over.top_k, static_argnums=(1, 2))
         found = run(scores, k, 0.7)
         text = run.lower(scores, k, 0.7).compile().as_text()
-    expected = best_of(scores, k, 0.7)
+    expected = top_k_and_total(scores, k, 0.7)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
     np.testing.assert_allclose(found[2], expected[2], rtol=1e-6)

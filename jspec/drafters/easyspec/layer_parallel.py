@@ -1,7 +1,7 @@
 """Passes of a decoder over a mesh, its layers in groups whose attention runs side by side.
 
-In reading order: the plans (`Parallelism`), what is kept (`PassCache`), and `Passes`, which a
-drafter calls, and which places its weights. What one device does is in `device_share.py`.
+In reading order: the plans (`Parallelism`), and `LayerParallelDecoder`, which a drafter calls, and
+which places its weights. What one device does, and its cache, are in `device_steps.py`.
 
 A pass is one `shard_map` over all axes of the mesh, so that its collectives are those written here:
 
@@ -29,17 +29,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jspec.models.device_share import Axes, LocalCache, Share, best_of_all, share_of_biases
-from jspec.models.layer_groups import Groups, check_groups, singles, split
-from jspec.models.model import Model, empty_cache, forward, merged, through
+from jspec.drafters.easyspec.device_steps import DeviceSteps, LayerParallelCache, share_of_biases
+from jspec.drafters.easyspec.layer_groups import check_groups, singles, split
+from jspec.models.model import Groups, Model, empty_cache, forward, merged
 from jspec.models.weights import AXES, leaf_name
 from jspec.ops import cache as cache_ops
+from jspec.ops.top_k import Axes, top_k_and_total, top_k_of_parts
 from jspec.sharding import HEAD_SPLIT, LAYER_PARALLEL, TARGET, Table, sharding, split_axes
-from jspec.state import Block, KVCache, Params, ShardedArrays, replace, state
+from jspec.state import Block, KVCache, Params, ShardedArrays
 
 _OWN = "own"
 """Where the weights are that only one device of a `layer` axis has."""
@@ -69,27 +69,8 @@ class Parallelism(enum.Enum):
         return plan
 
 
-@state
-class PassCache:
-    """Keys and values of a drafter that is itself a decoder.
-
-    Attributes:
-      every: of all layers, as exact passes write them; of layers that run side by side, nothing
-        else is here.
-      own: of these, an array a group: the heads of the layer that the first device of `layer`
-        runs, of the second, and so on; as all passes write them. None where no layers run so.
-    """
-
-    every: ShardedArrays
-    own: ShardedArrays | None = None
-
-    @property
-    def capacity(self) -> int:
-        return self.every.arrays.capacity
-
-
 @dataclasses.dataclass(frozen=True)
-class Passes:
+class LayerParallelDecoder:
     """A decoder whose passes are exact, or approximate, their layers in groups.
 
     Static. On one device, or without a mesh, all plans are plain calls of `forward`.
@@ -123,77 +104,22 @@ class Passes:
         """Mesh axes over which logits lie."""
         return self._axes_of("vocab", self.model.config.vocab_size)
 
-    def exact(
+    def forward(
         self,
         params: Params,
-        cache: PassCache,
+        cache: LayerParallelCache,
         tokens: Int[Array, "B T"],
         block: Block,
         *,
+        is_exact: bool = False,
         logits_rows: Int[Array, "B R"] | None = None,
-    ) -> tuple[Float[Array, "B R V"], PassCache]:
-        """The decoder itself: logits, of `logits_rows` or all rows, and the cache."""
-        alone = singles(self.model.config.n_layers)
-        return self._run(alone, params, cache, tokens, block, logits_rows)
+    ) -> tuple[Float[Array, "B R V"], LayerParallelCache]:
+        """One pass: logits, of `logits_rows` or all rows, and the cache.
 
-    def grouped(
-        self,
-        params: Params,
-        cache: PassCache,
-        tokens: Int[Array, "B T"],
-        block: Block,
-        *,
-        logits_rows: Int[Array, "B R"] | None = None,
-    ) -> tuple[Float[Array, "B R V"], PassCache]:
-        """The same, all attention of a group reading what enters the group."""
-        return self._run(self.groups, params, cache, tokens, block, logits_rows)
-
-    def empty_cache(self, rows: int, slots: int, dtype) -> PassCache:
-        """A cache of zeros."""
-        whole = empty_cache(self.model.config, rows, slots, dtype)
-        every = ShardedArrays(arrays=whole, axes=(self._heads,))
-        if not self._multis:
-            return PassCache(every=every)
-        _, heads, _, width = whole.keys[0].shape
-        shape = (rows, self._side_by_side * heads, slots, width)
-        own = tuple(jnp.zeros(shape, dtype) for _ in self._multis)
-        assert self.plan.layers is not None
-        axes = ((self.plan.layers, *(self._heads or ())),)
-        return PassCache(
-            every=every, own=ShardedArrays(arrays=KVCache(keys=own, values=own), axes=axes)
-        )
-
-    def compact(
-        self, cache: PassCache, start: Int[Array, " B"], path: Int[Array, "B W"], window: int
-    ) -> PassCache:
-        """Make an accepted path contiguous; see `ops.cache.compact`."""
-
-        def kept(cache: PassCache, start, path) -> PassCache:
-            return jax.tree.map(lambda a: cache_ops.compact(a, start, path, window), cache)
-
-        if self.is_alone:
-            return kept(cache, start, path)
-        where, rows = self._cache_specs(cache), self._rows(start.shape[0])
-        return self._over_mesh(kept, (where, rows, rows), where)(cache, start, path)
-
-    def best_of(
-        self, scores: Float[Array, "R V"], k: int, score_temperature: float
-    ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
-        """`best_of` scores that lie over the vocabulary, in one collective."""
-        axes = self._axes_of("vocab", scores.shape[-1])
-        if not axes or self.mesh is None:
-            return best_of(scores, k, score_temperature)
-
-        def best(local):
-            total = jax.nn.logsumexp(local / score_temperature, axis=-1, keepdims=True)
-            values, ids, totals = best_of_all(local, k, axes, total)
-            return values, ids, jax.nn.logsumexp(totals, axis=0)
-
-        rows = self._rows(scores.shape[0])
-        given = PartitionSpec(*rows, axes)
-        return self._over_mesh(best, (given,), (rows, rows, rows))(scores)
-
-    def _run(self, groups: Groups, params, cache, tokens, block: Block, logits_rows):
+        All attention of a group reads what enters the group; an exact pass is the decoder itself,
+        every layer a group of its own.
+        """
+        groups = singles(self.model.config.n_layers) if is_exact else self.groups
         if self.is_alone:
             output, every = forward(
                 params,
@@ -204,24 +130,73 @@ class Passes:
                 logits_rows=logits_rows,
                 groups=groups,
             )
-            return output.logits, PassCache(every=ShardedArrays(arrays=every))
+            return output.logits, cache.updated(every)
         rows = self._rows(tokens.shape[0])
         where = self._cache_specs(cache)
         weights = jax.tree.map(lambda found: found.spec, self.shardings(params))
-        body = functools.partial(self._one_device, groups)
         return self._over_mesh(
-            body,
+            functools.partial(self._one_device, groups),
             (weights, where, rows, rows, rows),
             (PartitionSpec(*rows, None, self.vocab_axes or None), where),
         )(params, cache, tokens, block, logits_rows)
 
-    def _one_device(self, groups: Groups, params, cache: PassCache, tokens, block: Block, at):
+    def empty_cache(self, rows: int, slots: int, dtype) -> LayerParallelCache:
+        """A cache of zeros."""
+        whole = empty_cache(self.model.config, rows, slots, dtype)
+        every = ShardedArrays(arrays=whole, axes=(self._heads or None,))
+        if not self._multis:
+            return LayerParallelCache(every=every)
+        _, heads, _, width = whole.keys[0].shape
+        shape = (rows, self._side_by_side * heads, slots, width)
+        own = tuple(jnp.zeros(shape, dtype) for _ in self._multis)
+        assert self.plan.layers is not None
+        axes = ((self.plan.layers, *self._heads),)
+        return LayerParallelCache(
+            every=every, own=ShardedArrays(arrays=KVCache(keys=own, values=own), axes=axes)
+        )
+
+    def compact(
+        self,
+        cache: LayerParallelCache,
+        start: Int[Array, " B"],
+        path: Int[Array, "B W"],
+        window: int,
+    ) -> LayerParallelCache:
+        """Make an accepted path contiguous; see `ops.cache.compact`."""
+
+        def kept(cache: LayerParallelCache, start, path) -> LayerParallelCache:
+            return jax.tree.map(lambda a: cache_ops.compact(a, start, path, window), cache)
+
+        if self.is_alone:
+            return kept(cache, start, path)
+        where, rows = self._cache_specs(cache), self._rows(start.shape[0])
+        return self._over_mesh(kept, (where, rows, rows), where)(cache, start, path)
+
+    def top_k(
+        self, scores: Float[Array, "R V"], k: int, score_temperature: float
+    ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
+        """`ops.top_k_and_total` of scores that lie over the vocabulary, in one collective."""
+        axes = self._axes_of("vocab", scores.shape[-1])
+        if not axes or self.mesh is None:
+            return top_k_and_total(scores, k, score_temperature)
+
+        def of_part(local):
+            total = jax.nn.logsumexp(local / score_temperature, axis=-1, keepdims=True)
+            values, ids, totals = top_k_of_parts(local, k, axes, total)
+            return values, ids, jax.nn.logsumexp(totals, axis=0)
+
+        rows = self._rows(scores.shape[0])
+        given = PartitionSpec(*rows, axes)
+        return self._over_mesh(of_part, (given,), (rows, rows, rows))(scores)
+
+    def _one_device(
+        self, groups: Groups, params, cache: LayerParallelCache, tokens, block: Block, logits_rows
+    ):
         """The pass of one device, whose parts of arrays these are."""
-        mlp = self._axes_of("mlp", self.model.config.mlp_width)
-        heads = self._heads or ()
+        mlp, heads = self._axes_of("mlp", self.model.config.mlp_width), self._heads
         params = share_of_biases(params, heads, mlp)
         own = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), params.pop(_OWN, ()))
-        share = Share(
+        steps = DeviceSteps(
             model=self.model,
             params=params,
             heads=heads,
@@ -231,14 +206,12 @@ class Passes:
             multis=self._multis,
             own=own,
         )
-        local = LocalCache(cache.every.arrays, None if cache.own is None else cache.own.arrays)
         decoder, config = merged(self.model, params), self.model.config
-        output, local = through(decoder, config, local, tokens, block, groups, parts=share, at=at)
+        output, cache = steps.run(
+            decoder, config, cache, tokens, block, groups, logits_rows=logits_rows
+        )
         if not any(group in self._multis for group in groups):
-            local = share.copy_own(local, block.write_start, tokens.shape[1])
-        cache = replace(cache, every=replace(cache.every, arrays=local.every))
-        if cache.own is not None:
-            cache = replace(cache, own=replace(cache.own, arrays=local.own))
+            cache = steps.copy_own(cache, block.write_start, tokens.shape[1])
         return output.logits, cache
 
     def _over_mesh(self, body, given, found):
@@ -248,7 +221,7 @@ class Passes:
         assert self.mesh is not None
         return PartitionSpec("data" if count % self.mesh.shape["data"] == 0 else None)
 
-    def _cache_specs(self, cache: PassCache) -> PassCache:
+    def _cache_specs(self, cache: LayerParallelCache) -> LayerParallelCache:
         (over_rows,) = self._rows(cache.every.arrays.keys[0].shape[0])
 
         def spec(laid: ShardedArrays) -> ShardedArrays:
@@ -256,15 +229,15 @@ class Passes:
             return ShardedArrays(arrays=jax.tree.map(lambda _: where, laid.arrays), axes=laid.axes)
 
         own = None if cache.own is None else spec(cache.own)
-        return PassCache(every=spec(cache.every), own=own)
+        return LayerParallelCache(every=spec(cache.every), own=own)
 
     def _axes_of(self, axis: str, size: int) -> Axes:
         """The axes over which a dimension of weights is split; none where they do not divide it."""
         return () if self.mesh is None else split_axes(self.mesh, self.plan.table, axis, size)
 
     @property
-    def _heads(self) -> Axes | None:
-        return self._axes_of("heads", self.model.config.n_heads) or None
+    def _heads(self) -> Axes:
+        return self._axes_of("heads", self.model.config.n_heads)
 
     @property
     def _side_by_side(self) -> int:
@@ -290,19 +263,23 @@ class Passes:
             is_own = path[0].key == _OWN
             shape = leaf.shape[1:] if is_own else leaf.shape
             found = sharding(mesh, table, axes, shape)
-            return (
-                NamedSharding(mesh, PartitionSpec(self.plan.layers, *found.spec))
-                if is_own
-                else found
-            )
+            if not is_own:
+                return found
+            return NamedSharding(mesh, PartitionSpec(self.plan.layers, *found.spec))
 
         return jax.tree.map_with_path(one, params)
 
-    def with_own(self, params: Params) -> Params:
-        """The weights, and where layers run side by side, what each device runs, as its own.
+    def place(self, params: Params) -> Params:
+        """Put weights (or their shapes) where passes want them.
 
+        Where layers run side by side, every device also gets what it runs as an array of its own.
         Source: section 5.2; weights that a device picked from a whole stack would be copied.
         """
+        if self.is_alone:
+            return params
+        is_abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+        if not is_abstract:
+            params = jax.device_put(params, self.shardings(params))
         if not self._multis:
             return params
 
@@ -311,31 +288,16 @@ class Passes:
 
         shapes = jax.eval_shape(of_groups, params["layers"])
         where = self.shardings({_OWN: shapes})[_OWN]
-        if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
+        if not is_abstract:
+            return params | {_OWN: jax.jit(of_groups, out_shardings=where)(params["layers"])}
 
-            def place(leaf, found) -> jax.ShapeDtypeStruct:
-                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=found)
+        def shape_at(leaf, sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-            return params | {_OWN: jax.tree.map(place, shapes, where)}
-        return params | {_OWN: jax.jit(of_groups, out_shardings=where)(params["layers"])}
+        return params | {_OWN: jax.tree.map(shape_at, shapes, where)}
 
     def _stacked(self, layers: list[Params]) -> Params:
         """Attention weights of the layers of a group; devices without one have the last again."""
         layers = layers + layers[-1:] * (self._side_by_side - len(layers))
         mixing = [{key: layer[key] for key in ("attention_norm", "attention")} for layer in layers]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixing)
-
-
-def best_of(
-    scores: Float[Array, "R V"], k: int, score_temperature: float
-) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
-    """The k best scores and their ids, of ties the lowest, and log sum exp(score / s)."""
-    values, ids = lax.top_k(scores, k)
-    return values, ids, jax.nn.logsumexp(scores / score_temperature, axis=-1, keepdims=True)
-
-
-def place(passes: Passes, params: Params) -> Params:
-    """Weights that may lie anywhere, as passes want them."""
-    if passes.is_alone:
-        return params
-    return passes.with_own(jax.device_put(params, passes.shardings(params)))
