@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from experiments.common.held_out import ABOUT, default_folder, find_corpora, openings
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
-from jspec.console.exit_codes import Parser
+from jspec.console.flags import Parser
 from jspec.errors import UserError
 from jspec.infer.request import Request
 from jspec.records import whole_records

@@ -1,6 +1,6 @@
 """`python -m jspec.aot`: compile a config's steps for a TPU topology, without a TPU.
 
-In reading order: the flags, what a config asks for (`CompileJob`), and `main`.
+In reading order: the flags, what a config asks for (`CompileJob`), and the run that follows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from jspec.aot.training import find_recipe, training_steps
 from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from jspec.checkpoints.target import Target, abstract_target, check_causal
 from jspec.config import InferConfig, find_config, parse_mesh, parse_sets, read_yaml, resolve
+from jspec.console.command import Command
 from jspec.console.configs import infer_config
-from jspec.console.exit_codes import Parser, add_config_flags, exit_code
+from jspec.console.flags import add_config_flags
 from jspec.console.log import Failure, Log
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
@@ -40,13 +41,8 @@ from jspec.sharding import make_mesh, make_training_mesh
 INFERENCE, TRAINING = ("prefill", "round"), ("train",)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m jspec.aot",
-        description="Compile the steps of a config for a TPU topology, on any computer: whether "
-        "they fit, and what moves between devices.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of compiling ahead of time."""
     add_config_flags(
         parser,
         is_training=False,
@@ -79,7 +75,6 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"of the prompt that prefill is compiled for (default: {PROMPT_TOKENS})",
     )
     parser.add_argument("--json", action="store_true", help="one object on stdout")
-    return parser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,18 +295,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
-    """Runs the command; returns 0 all fits, 1 something does not, 2 wrong usage, 130 interrupted.
+def _run(args: argparse.Namespace, owns_process: bool) -> int:
+    if owns_process:  # JAX is told to look for no device
+        set_environment()
+    return run(args)
 
-    Args:
-      argv: without the program's name; those of the process where None.
-      owns_process: nothing else runs in it, so that JAX may be told to look for no device.
-    """
 
-    def command() -> int:
-        args = make_parser().parse_args(argv)
-        if owns_process:
-            set_environment()
-        return run(args)
-
-    return exit_code(command)
+COMMAND = Command(
+    name="aot",
+    description="Compile the steps of a config for a TPU topology, on any computer: whether "
+    "they fit, and what moves between devices.",
+    add_arguments=add_arguments,
+    run=_run,
+)
+make_parser, main = COMMAND.parser, COMMAND.main

@@ -1,21 +1,26 @@
 """`python -m jspec.bench`: drafters raced against plain decoding, and why they win or lose.
 
-In reading order: the flags, the configs that they make, and `main`.
+In reading order: the flags, the configs that they make, and the run that follows.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from jspec.bench.config import BenchConfig
 from jspec.bench.prompts import read_prompts
 from jspec.config import InferConfig
+from jspec.console.command import Command
 from jspec.console.configs import DEMO
-from jspec.console.exit_codes import Parser, add_config_flags, exit_code, file_name
-from jspec.console.settings import add_flags, settings_of, target_config_of
+from jspec.console.flags import (
+    add_config_flags,
+    add_field_flags,
+    file_name,
+    settings_of,
+    target_config_of,
+)
 from jspec.console.signals import at_work
 from jspec.errors import UserError
 
@@ -33,14 +38,8 @@ _FLAGS = {
 """Fields that have a flag of their own, and what it takes."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m jspec.bench",
-        description="Race drafters against plain decoding: speedups with intervals, beside the "
-        "terms that explain them. Started again with the same settings and --out, it goes on where "
-        "it was cut off.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the benchmark."""
     add_config_flags(
         parser,
         is_training=False,
@@ -72,10 +71,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder of the results (default: {OUT})",
     )
-    add_flags(parser, BenchConfig, _FLAGS)
+    add_field_flags(parser, BenchConfig, _FLAGS)
     add("--no-peers", action="store_true", help="leave transformers out, where torch is installed")
     add("--json", action="store_true", help="the summary as a JSON object on stdout")
-    return parser
 
 
 def make_configs(args: argparse.Namespace) -> tuple[str, BenchConfig, InferConfig]:
@@ -86,35 +84,24 @@ def make_configs(args: argparse.Namespace) -> tuple[str, BenchConfig, InferConfi
     return Path(args.config or DEMO).stem, bench, config
 
 
-def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
-    """Runs the command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+def _run(args: argparse.Namespace, owns_process: bool) -> int:
+    name, bench, config = make_configs(args)
+    prompts = read_prompts(args.prompts, config)
+    labels = None if args.drafters is None else _labels(args.drafters)
+    if bench.threads is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: bench.threads])
+    from jspec.bench.run import run
 
-    Args:
-      argv: without the program's name; those of the process where None.
-      owns_process: nothing else runs in it, so that imports may be cut short.
-    """
-
-    def command() -> int:
-        args = make_parser().parse_args(argv)
-        name, bench, config = make_configs(args)
-        prompts = read_prompts(args.prompts, config)
-        labels = None if args.drafters is None else _labels(args.drafters)
-        if bench.threads is not None:
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: bench.threads])
-        from jspec.bench.run import run
-
-        with at_work(owns_process=owns_process):
-            return run(
-                name,
-                bench,
-                config,
-                labels=labels,
-                prompts=prompts,
-                out=Path(args.out),
-                as_json=args.json,
-            )
-
-    return exit_code(command)
+    with at_work(owns_process=owns_process):
+        return run(
+            name,
+            bench,
+            config,
+            labels=labels,
+            prompts=prompts,
+            out=Path(args.out),
+            as_json=args.json,
+        )
 
 
 def _labels(text: str) -> list[str]:
@@ -122,3 +109,14 @@ def _labels(text: str) -> list[str]:
     if not names:
         raise UserError("--drafters names none; give some, as in --drafters prompt-lookup")
     return list(dict.fromkeys(names))
+
+
+COMMAND = Command(
+    name="bench",
+    description="Race drafters against plain decoding: speedups with intervals, beside the "
+    "terms that explain them. Started again with the same settings and --out, it goes on where "
+    "it was cut off.",
+    add_arguments=add_arguments,
+    run=_run,
+)
+make_parser, main = COMMAND.parser, COMMAND.main

@@ -1,16 +1,16 @@
 """`python -m jspec.certify`: prove on these models, on this machine, that speculation is lossless.
 
-In reading order: the flags, what they ask for, and `main`, which turns endings into exit codes.
+In reading order: the flags, what they ask for, and the run that follows.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
+from jspec.console.command import Command
 from jspec.console.configs import DEMO, infer_config
-from jspec.console.exit_codes import Parser, add_config_flags, exit_code, file_name
+from jspec.console.flags import add_config_flags, file_name
 from jspec.console.signals import at_work
 from jspec.errors import UserError
 
@@ -54,17 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"where checks are kept (default: {RUNS.as_posix()}/CONFIG)",
     )
     parser.add_argument("--json", action="store_true", help="the certificate as one JSON object")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m jspec.certify",
-        description="Check that drafters change no text, and that the checks would notice.",
-        epilog="Starting again goes on where an earlier run of the same things ended.",
-        allow_abbrev=False,
-    )
-    add_arguments(parser)
-    return parser
 
 
 def whole_number(flag: str, text: str) -> int:
@@ -118,23 +107,22 @@ def title_of(args: argparse.Namespace) -> str:
     return Path(named).stem if Path(named).suffix in (".yaml", ".yml") else named
 
 
-def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
-    """Runs the command; returns 0 all passed, 1 anything failed, 2 wrong usage, 130 interrupted.
+def _run(args: argparse.Namespace, owns_process: bool) -> int:
+    asked, title = make_asked(args), title_of(args)
+    out = Path(args.out) if args.out is not None else RUNS / title
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; expected a directory")
+    from jspec.certify.run import run
 
-    Args:
-      argv: without the program's name; those of the process where None.
-      owns_process: nothing else runs in it, so that imports may be cut short.
-    """
+    with at_work(owns_process=owns_process):
+        return run(asked, title=title, out=out, is_quick=args.quick, as_json=args.json)
 
-    def command() -> int:
-        args = make_parser().parse_args(argv)
-        asked, title = make_asked(args), title_of(args)
-        out = Path(args.out) if args.out is not None else RUNS / title
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out} is a file; expected a directory")
-        from jspec.certify.run import run
 
-        with at_work(owns_process=owns_process):
-            return run(asked, title=title, out=out, is_quick=args.quick, as_json=args.json)
-
-    return exit_code(command)
+COMMAND = Command(
+    name="certify",
+    description="Check that drafters change no text, and that the checks would notice.",
+    add_arguments=add_arguments,
+    run=_run,
+    epilog="Starting again goes on where an earlier run of the same things ended.",
+)
+make_parser, main = COMMAND.parser, COMMAND.main

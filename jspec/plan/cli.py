@@ -1,19 +1,24 @@
 """`python -m jspec.plan`: what a drafter should draft, and how, for a target and a device.
 
-In reading order: the flags, which drafter is meant, and `main`.
+In reading order: the flags, which drafter is meant, and the run that follows.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from jspec.bench.prompts import read_prompts
 from jspec.config import DrafterConfig, InferConfig, drafters_of
+from jspec.console.command import Command
 from jspec.console.configs import DEMO
-from jspec.console.exit_codes import Parser, add_config_flags, exit_code, file_name
-from jspec.console.settings import add_flags, settings_of, target_config_of
+from jspec.console.flags import (
+    add_config_flags,
+    add_field_flags,
+    file_name,
+    settings_of,
+    target_config_of,
+)
 from jspec.console.signals import at_work
 from jspec.errors import UserError
 from jspec.plan.settings import ONLY, PlanJob, PlanSettings
@@ -54,15 +59,8 @@ _GONE = {
 """Flags of former releases, and what to do instead."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m jspec.plan",
-        description="Fit a draft to a target, a drafter and a device: the decoding tree of a "
-        "Falcon head, or layers per group, width and depth of a smaller model (EasySpec, "
-        "draft-model). What is kept of a draft and what a round costs are measured here or given. "
-        "What is predicted to be fastest is written to a file.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of planning."""
     add_config_flags(
         parser,
         is_training=False,
@@ -89,11 +87,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     files = ", ".join(f"{file} for {method}" for method, file in OUT.items())
     add("--out", type=file_name, metavar="FILE", help=f"the plan's file (default: {files})")
-    add_flags(parser, PlanSettings, _FLAGS)
+    add_field_flags(parser, PlanSettings, _FLAGS)
     add("--json", action="store_true", help="everything as a JSON object on stdout")
     for name in _GONE:
         add(f"--{name}", help=argparse.SUPPRESS)
-    return parser
 
 
 def make_job(args: argparse.Namespace) -> PlanJob:
@@ -146,19 +143,21 @@ def _drafter(config: InferConfig, name: str | None, path: str | None) -> tuple[s
     return name, drafter.model_copy(update={"drafter_path": path} if path else {})
 
 
-def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
-    """Run the command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+def _run(args: argparse.Namespace, owns_process: bool) -> int:
+    job = make_job(args)
+    with at_work(owns_process=owns_process):
+        from jspec.plan.run import run  # JAX, after the flags are known to be right
 
-    Args:
-      argv: without the program's name; those of the process where None.
-      owns_process: nothing else runs in it, so that imports may be cut short.
-    """
+        return run(job)
 
-    def command() -> int:
-        job = make_job(make_parser().parse_args(argv))
-        with at_work(owns_process=owns_process):
-            from jspec.plan.run import run  # JAX, after the flags are known to be right
 
-            return run(job)
-
-    return exit_code(command)
+COMMAND = Command(
+    name="plan",
+    description="Fit a draft to a target, a drafter and a device: the decoding tree of a "
+    "Falcon head, or layers per group, width and depth of a smaller model (EasySpec, "
+    "draft-model). What is kept of a draft and what a round costs are measured here or given. "
+    "What is predicted to be fastest is written to a file.",
+    add_arguments=add_arguments,
+    run=_run,
+)
+make_parser, main = COMMAND.parser, COMMAND.main

@@ -1,25 +1,17 @@
 """`python -m jspec.infer`: prompts in, text or JSON lines out.
 
-In reading order: the flags, the prompts that they ask for, and `main`, which turns every ending
-into an exit code.
+In reading order: the flags, the prompts that they ask for, and the run that follows.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any, get_args
 
 from jspec.config import InferConfig
+from jspec.console.command import Command
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.console.configs import infer_config
-from jspec.console.exit_codes import (
-    Parser,
-    add_config_flags,
-    add_hosts_flag,
-    exit_code,
-    file_name,
-)
+from jspec.console.flags import add_config_flags, add_field_flags, add_hosts_flag, file_name
 from jspec.console.prompts import (
     Conversation,
     from_file,
@@ -31,8 +23,15 @@ from jspec.errors import UserError
 from jspec.hosts import agreed, join_hosts
 from jspec.infer.command.output import reserve_stdout
 
-_NO_FLAG = ("drafters", "drafter_options", "chat_template", "target_digest", "prompt")
-_FLAGS = {"stop_ids": "--stop-id"}
+_NO_FLAG = (
+    "stop",
+    "stop_ids",
+    "drafters",
+    "drafter_options",
+    "chat_template",
+    "target_digest",
+    "prompt",
+)
 _METAVARS = {
     "target": "PATH|ID",
     "drafter": "NAME",
@@ -92,41 +91,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also keep every answer in FILE, an object a line, as soon as it ends; started again, "
         "the same command answers only what is not there yet",
     )
-    for name, field in InferConfig.model_fields.items():
-        if name not in _NO_FLAG:
-            _add_flag(parser, name, field)
-
-
-def _add_flag(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
-    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-    default = "" if field.default in (None, []) else f" (default: {_plain(field.default)})"
-    options: dict[str, Any] = {"dest": name, "help": f"{field.description}{default}"}
-    if field.annotation is bool:
-        options |= {"action": argparse.BooleanOptionalAction}
-    elif name in ("stop", "stop_ids"):
-        options |= {"nargs": "+", "action": "extend", "metavar": _METAVARS[name]}
-    elif name in _METAVARS:
-        options |= {"metavar": _METAVARS[name]}
-    else:
-        options |= {"metavar": "|".join(get_args(field.annotation))}
-    options["help"] = options["help"].replace("%", "%%")
-    parser.add_argument(flag, default=None, **options)
-
-
-def _plain(default: Any) -> str:
-    if hasattr(default, "model_dump"):
-        return ",".join(f"{key}={value}" for key, value in default.model_dump().items())
-    return str(default).lower() if isinstance(default, bool) else str(default)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m jspec.infer",
-        description="Generate text; with a drafter in fewer passes, and word for word the same.",
-        allow_abbrev=False,
-    )
-    add_arguments(parser)
-    return parser
+    fields = [name for name in InferConfig.model_fields if name not in _NO_FLAG]
+    add_field_flags(parser, InferConfig, {name: _METAVARS.get(name) for name in fields})
+    for name, flag in (("stop", "--stop"), ("stop_ids", "--stop-id")):
+        parser.add_argument(
+            flag,
+            dest=name,
+            nargs="+",
+            action="extend",
+            metavar=_METAVARS[name],
+            help=InferConfig.model_fields[name].description,
+        )
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -167,30 +142,28 @@ def _asked(args: argparse.Namespace) -> tuple[InferConfig, list[Conversation]]:
     return config, read_prompts(args, config)
 
 
-def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
-    """Runs the command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+def _run(args: argparse.Namespace, owns_process: bool) -> int:
+    if args.hosts is not None and "-" in (args.standard_input, args.prompts):
+        raise UserError(
+            "standard input reaches one host only; with --hosts give --prompts FILE, the same "
+            "file on each"
+        )
+    if owns_process:
+        keep_compiled_programs()
+        if args.hosts is not None:
+            reserve_stdout()
+    join_hosts(args.hosts)
+    config, conversations = agreed(lambda: _asked(args))
+    from jspec.infer.command.run import run
 
-    Args:
-      argv: without the program's name; those of the process where None.
-      owns_process: nothing else runs in it, so that imports may be cut short.
-    """
+    with at_work(owns_process=owns_process):
+        return run(config, conversations, as_json=args.json, output=args.output)
 
-    def command() -> int:
-        args = make_parser().parse_args(argv)
-        if args.hosts is not None and "-" in (args.standard_input, args.prompts):
-            raise UserError(
-                "standard input reaches one host only; with --hosts give --prompts FILE, the same "
-                "file on each"
-            )
-        if owns_process:
-            keep_compiled_programs()
-            if args.hosts is not None:
-                reserve_stdout()
-        join_hosts(args.hosts)
-        config, conversations = agreed(lambda: _asked(args))
-        from jspec.infer.command.run import run
 
-        with at_work(owns_process=owns_process):
-            return run(config, conversations, as_json=args.json, output=args.output)
-
-    return exit_code(command)
+COMMAND = Command(
+    name="infer",
+    description="Generate text; with a drafter in fewer passes, and word for word the same.",
+    add_arguments=add_arguments,
+    run=_run,
+)
+make_parser, main = COMMAND.parser, COMMAND.main

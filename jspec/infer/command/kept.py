@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
-import stat
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -29,7 +26,7 @@ from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.answering import Questions
 from jspec.infer.command.compare import Comparison
 from jspec.infer.command.report import answer_record
-from jspec.records import whole_records
+from jspec.records import RecordFile, whole_records
 
 BEGINS = b'{"position": '
 """The first bytes of every line, however little of it a cut has left."""
@@ -71,7 +68,7 @@ class Kept:
 
     def __init__(self, path: Path | None, questions: Questions, log: Log):
         self.path, self.failure = path, None
-        self._descriptor: int | None = None
+        self._file: RecordFile | None = None
         self._turns = questions.turns
         self._made_with = made_with(questions.models) if path else {}
         records = agreed(lambda: self._open(path, log) if path and is_first() else [])
@@ -92,7 +89,7 @@ class Kept:
         Raises:
           Failure: it cannot be written; on several hosts that is kept, and all are asked to stop.
         """
-        if self._descriptor is None or self.failure is not None:
+        if self._file is None or self.failure is not None:
             return
         record = {
             "position": turn.position,
@@ -100,11 +97,8 @@ class Kept:
             "prompt_digest": _digest(self._turns[turn.position - 1]),
             "run": self._made_with,
         }
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
-            os.fsync(self._descriptor)
+            self._file.append(record)
         except OSError as error:
             failure = Failure(
                 f"{self.path} cannot be written ({error.strerror}); the answers in it are safe, "
@@ -116,12 +110,12 @@ class Kept:
             ask_to_stop()
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _open(self, path: Path, log: Log) -> list[dict[str, Any]]:
-        self._descriptor = _opened(path)
+        self._file = _opened(path)
         try:
             records, end = _records(path)
             for number, record in enumerate(records, start=1):
@@ -129,8 +123,7 @@ class Kept:
         except UserError:
             self.close()
             raise
-        if end < os.fstat(self._descriptor).st_size:
-            os.ftruncate(self._descriptor, end)
+        if self._file.truncate(end):
             log.warning(f"{path}: the last line was cut short; its prompt is answered again")
         return records
 
@@ -169,29 +162,25 @@ def made_with(models: Models) -> dict[str, Any]:
     return found | {name: _short(value) for name, value in given.items()}
 
 
-def _opened(path: Path) -> int:
+def _opened(path: Path) -> RecordFile:
     """A file to append to, which no other run writes."""
     if str(path) == "-":
         raise UserError("--output -: expected a file; --json has the records on standard output")
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        if path.exists() and not path.is_file():
             raise UserError(f"--output {path}: expected a file; it is something else")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        file = RecordFile(path)
     except UserError:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--output {path}: cannot be written ({reason})") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+    if not file.lock():
+        file.close()
         raise UserError(
             f"--output {path}: another run is writing it; wait for its end, or give another file"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return descriptor
+        )
+    return file
 
 
 def _records(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -1,20 +1,21 @@
 """`python -m jspec.train`: what a config describes is trained, in a directory of its own.
 
-In reading order: the flags, the config that they make, and `main`.
+In reading order: the flags, the config that they make, and the run that follows.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jspec.arguments import nearest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.config import Config, find_config, parse_sets, read_yaml, resolve, runnable_names
+from jspec.console.command import Command
 from jspec.console.compile_cache import keep_compiled_programs
-from jspec.console.exit_codes import Parser, add_config_flags, add_hosts_flag, exit_code
+from jspec.console.flags import add_config_flags, add_hosts_flag
 from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.hosts import join_hosts
@@ -23,13 +24,8 @@ from jspec.train.command.recipes import check_made
 from jspec.train.config import KINDS
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m jspec.train",
-        description="Train a tokenizer, a model or a drafter, or let a model write text for one.",
-        epilog=f"A config says its kind, one of {', '.join(KINDS)}.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of training."""
     add_config_flags(parser, is_training=True, example="optimizer.learning_rate=1e-3")
     parser.add_argument(
         "--resume", action="store_true", help="go on where an earlier run of this config stopped"
@@ -41,7 +37,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--show", action="store_true", help="print the resolved config as YAML, and train nothing"
     )
-    return parser
 
 
 def make_config(args: argparse.Namespace) -> Config:
@@ -61,34 +56,23 @@ def make_config(args: argparse.Namespace) -> Config:
     return resolve(KINDS[kind], [(str(path), values), ("--set", parse_sets(args.set, KINDS[kind]))])
 
 
-def main(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
-    """Runs the command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
-
-    Args:
-      argv: without the program's name; those of the process where None.
-      owns_process: nothing else runs in it, so that imports may be cut short.
-    """
-
-    def command() -> int:
-        args = make_parser().parse_args(argv)
-        config = make_config(args)
-        if args.show:
-            print(_as_yaml(config), end="")
-            return 0
-        if owns_process:
-            keep_compiled_programs()
-            import_transformers_without_torch()
-        check_made(config, args.config)
-        join_hosts(args.hosts)
-        values = config.model_dump()
-        with only_run(Path(values["out"]), is_file=values["kind"] == "texts"):
-            try:
-                return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
-            except OSError as error:
-                error.add_note("make room, and --resume goes on from what was saved")
-                raise
-
-    return exit_code(command)
+def _run(args: argparse.Namespace, owns_process: bool) -> int:
+    config = make_config(args)
+    if args.show:
+        print(_as_yaml(config), end="")
+        return 0
+    if owns_process:
+        keep_compiled_programs()
+        import_transformers_without_torch()
+    check_made(config, args.config)
+    join_hosts(args.hosts)
+    values = config.model_dump()
+    with only_run(Path(values["out"]), is_file=values["kind"] == "texts"):
+        try:
+            return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
+        except OSError as error:
+            error.add_note("make room, and --resume goes on from what was saved")
+            raise
 
 
 def _runner(config: Config) -> Callable[..., int]:
@@ -117,3 +101,13 @@ def _as_yaml(config: Config) -> str:
     import yaml
 
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+COMMAND = Command(
+    name="train",
+    description="Train a tokenizer, a model or a drafter, or let a model write text for one.",
+    add_arguments=add_arguments,
+    run=_run,
+    epilog=f"A config says its kind, one of {', '.join(KINDS)}.",
+)
+make_parser, main = COMMAND.parser, COMMAND.main

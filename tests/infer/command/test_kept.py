@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,6 @@ from jspec.console.log import Failure, Log
 from jspec.console.prompts import from_lines
 from jspec.errors import UserError
 from jspec.infer.answers import Generation, Stats
-from jspec.infer.command import kept as module
 from jspec.infer.command import run as run_module
 from jspec.infer.command.answering import Questions, find_questions
 from jspec.infer.command.compare import Comparison
@@ -229,7 +229,7 @@ def test_a_file_that_another_run_writes_is_refused(planned, path):
 
 def test_a_file_system_without_locks_will_do(planned, path, monkeypatch):
     def refuse(*_):
-        raise OSError("no locks available")
+        raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     reopened(path, planned())
@@ -246,7 +246,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(planned, path, whole, monkeyp
             raise OSError(28, "No space left on device")
         return write(descriptor, data[:room])
 
-    monkeypatch.setattr(module.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(Failure, match="No space left on device"):
         kept.add(questions.turns[3], answer(1), None)
     kept.close()
@@ -257,7 +257,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(planned, path, whole, monkeyp
 
 def test_every_answer_is_on_the_disk_before_the_next(planned, path, monkeypatch):
     synced = []
-    monkeypatch.setattr(module.os, "fsync", lambda _: synced.append(path.read_bytes().count(b"\n")))
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.read_bytes().count(b"\n")))
     questions = planned()
     kept = Kept(path, questions, Log())
     for turn in questions.turns:

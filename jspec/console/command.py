@@ -1,23 +1,23 @@
-"""What all commands share: flags for their config, and how they end.
+"""A command of jspec, and how commands end.
 
-Every ending is an exit code, and every mistake one line. In reading order: the parser whose
-mistakes are `UserError`s, the flags, and `exit_code`, which all commands of jspec run in.
+Every ending is an exit code, and every mistake one line. In reading order: `Command`, the flags and
+the function of one; `exit_code`, which all commands run in; `leave`, the end of their process.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-import jspec
-from jspec.config import runnable_names
+from jspec.console.flags import Parser
 from jspec.console.log import Failure, say_error
 from jspec.console.streams import safe_streams
 from jspec.errors import UserError
@@ -34,60 +34,44 @@ AGAIN_S = 0.05
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line, like every other mistake; `--version` tells jspec's."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of jspec: its flags, and the function that runs with them.
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
-        version = f"jspec {jspec.__version__}"
-        self.add_argument("--version", action="version", version=version)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
-def file_name(text: str) -> str:
-    """What a flag takes that names a file or a folder, as argparse's `type`."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty name was given")
-    return text
-
-
-def add_config_flags(
-    parser: argparse.ArgumentParser, *, is_training: bool, example: str, note: str = ""
-) -> None:
-    """`--config` and `--set`.
-
-    Args:
-      is_training: which of the ready configs are named.
-      example: a setting, for the help.
-      note: the end of both helps.
+    Attributes:
+      name: as in `python -m jspec.NAME`.
+      description: what it does, for `--help`.
+      add_arguments: adds its flags to a parser.
+      run: takes the parsed flags, and whether nothing else runs in the process, so that imports
+        may be cut short and programs kept on disk; returns the exit code.
+      epilog: the end of `--help`.
     """
-    names = ", ".join(runnable_names(is_training=is_training))
-    parser.add_argument(
-        "--config",
-        type=file_name,
-        metavar="NAME|PATH",
-        help=f"YAML file, or one of {names}{note}",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"any field of the config, such as {example}{note}",
-    )
 
+    name: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, bool], int]
+    epilog: str | None = None
 
-def add_hosts_flag(parser: argparse.ArgumentParser) -> None:
-    """`--hosts`, which `jspec.hosts.join_hosts` takes."""
-    parser.add_argument(
-        "--hosts",
-        metavar="auto|ADDRESS:PORT,COUNT,INDEX",
-        help="run on several hosts, the same command on each: auto where the cluster tells "
-        "(Cloud TPU, Slurm), else where host 0 is, how many there are and which one this is",
-    )
+    def parser(self) -> Parser:
+        """The parser of its flags."""
+        parser = Parser(
+            prog=f"python -m jspec.{self.name}",
+            description=self.description,
+            epilog=self.epilog,
+            allow_abbrev=False,
+        )
+        self.add_arguments(parser)
+        return parser
+
+    def main(self, argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
+        """Run the command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+        Args:
+          argv: without the program's name; those of the process where None.
+          owns_process: nothing else runs in it.
+        """
+        return exit_code(lambda: self.run(self.parser().parse_args(argv), owns_process))
 
 
 def exit_code(command: Callable[[], int]) -> int:
