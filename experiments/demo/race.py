@@ -17,7 +17,7 @@ from experiments.common.held_out import ABOUT, default_folder, find_corpora, ope
 from jspec.bench.cli import main as bench
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch, load_tokenizer
-from jspec.console.command import exit_code
+from jspec.console.commands import exit_code
 from jspec.console.flags import Parser
 from jspec.errors import UserError
 

@@ -28,7 +28,7 @@ from experiments.diffuspec.stages import split
 from experiments.diffuspec.variants import Part, Variant
 from jspec.checkpoints.hub import local_directory, weights_digest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
-from jspec.console.command import exit_code
+from jspec.console.commands import exit_code
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.drafters.diffuspec.loading import NGRAM_FOLDER
 from jspec.errors import UserError

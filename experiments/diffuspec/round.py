@@ -35,7 +35,7 @@ from experiments.common.timed_rounds import add_common_flags, n_read, random_tar
 from jspec.bench.costs import ROUNDS, drafts, forwards
 from jspec.bench.timing import interleaved
 from jspec.checkpoints.target import Target
-from jspec.console.command import exit_code, leave
+from jspec.console.commands import exit_code, leave
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.lattice import Proxy, candidates

@@ -32,7 +32,7 @@ from jspec.bench.costs import ROUNDS, Costs
 from jspec.bench.summary import PLAIN
 from jspec.checkpoints.hub import local_directory, weights_digest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
-from jspec.console.command import exit_code
+from jspec.console.commands import exit_code
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.drafters.base import LoadedDrafter
 from jspec.errors import UserError

@@ -24,7 +24,7 @@ import jspec
 from experiments.common.tables import table
 from jspec.aot.hlo import Instruction, collective_instructions, read
 from jspec.checkpoints.target import Target
-from jspec.console.command import exit_code
+from jspec.console.commands import exit_code
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.drafters.easyspec.layer_parallel import Parallelism

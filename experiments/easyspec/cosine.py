@@ -32,7 +32,7 @@ from experiments.easyspec.similarity import (
 from experiments.easyspec.stored_texts import texts_of
 from jspec.checkpoints.target import load_target
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
-from jspec.console.command import exit_code
+from jspec.console.commands import exit_code
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.drafters.easyspec.layer_groups import Groups, contiguous
 from jspec.provenance import provenance

@@ -25,7 +25,7 @@ from experiments.common.shapes import TARGETS, random_model
 from experiments.common.tables import table
 from experiments.common.timed_rounds import add_common_flags, n_read, write_record
 from jspec.bench.timing import interleaved
-from jspec.console.command import exit_code, leave
+from jspec.console.commands import exit_code, leave
 from jspec.drafters.easyspec.layer_groups import Groups, contiguous, singles
 from jspec.models.blocks import causal_block
 from jspec.models.model import ForwardSteps, Model, empty_cache, merged

@@ -27,7 +27,7 @@ from jspec.bench.costs import ROUNDS, Costs
 from jspec.bench.summary import PLAIN
 from jspec.checkpoints.target import Target
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
-from jspec.console.command import exit_code
+from jspec.console.commands import exit_code
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.trees import Tree
 from jspec.errors import UserError

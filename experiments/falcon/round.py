@@ -24,7 +24,7 @@ from jspec.bench.costs import Costs, room_needed, rounds_for
 from jspec.bench.stages import split
 from jspec.bench.summary import PLAIN
 from jspec.checkpoints.target import Target
-from jspec.console.command import exit_code, leave
+from jspec.console.commands import exit_code, leave
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import find

@@ -25,7 +25,7 @@ import jax
 from experiments.common.shapes import n_parameters, random_model
 from experiments.common.tables import markdown
 from experiments.machine.sections import PROFILES, SECTIONS, Look
-from jspec.console.command import exit_code, leave
+from jspec.console.commands import exit_code, leave
 from jspec.provenance import device_record, provenance
 
 

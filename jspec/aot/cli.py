@@ -28,7 +28,7 @@ from jspec.aot.training import find_recipe, training_steps
 from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from jspec.checkpoints.target import Target, abstract_target, check_causal
 from jspec.config import InferConfig, find_config, parse_mesh, parse_sets, read_yaml, resolve
-from jspec.console.command import Command
+from jspec.console.commands import Command
 from jspec.console.configs import infer_config
 from jspec.console.flags import add_config_flags
 from jspec.console.log import Failure, Log

@@ -1,7 +1,7 @@
 """`python -m jspec.bench`."""
 
 from jspec.bench.cli import main
-from jspec.console.command import leave
+from jspec.console.commands import leave
 
 if __name__ == "__main__":
     leave(main(owns_process=True))

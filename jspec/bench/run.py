@@ -23,7 +23,7 @@ from jspec.bench.rows import summarise
 from jspec.bench.summary import PLAIN, SKIPPED, Record, Summary, counted
 from jspec.bench.table import markdown, show
 from jspec.config import InferConfig
-from jspec.console.command import INTERRUPTED
+from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Failure, Log
 from jspec.console.prompts import Conversation
 from jspec.infer.command.report import finite

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jspec.console.command import Command
+from jspec.console.commands import Command
 from jspec.console.configs import DEMO, infer_config
 from jspec.console.flags import add_config_flags, file_name
 from jspec.console.signals import at_work

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
-from jspec.console.command import INTERRUPTED
+from jspec.console.commands import INTERRUPTED
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.console.log import say_error
 from jspec.hosts import any_host, are_joined

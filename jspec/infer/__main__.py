@@ -1,6 +1,6 @@
 """`python -m jspec.infer`."""
 
-from jspec.console.command import leave
+from jspec.console.commands import leave
 from jspec.infer.command.cli import main
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`python -m jspec.plan`."""
 
-from jspec.console.command import leave
+from jspec.console.commands import leave
 from jspec.plan.cli import main
 
 if __name__ == "__main__":

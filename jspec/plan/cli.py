@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jspec.bench.prompts import read_prompts
 from jspec.config import DrafterConfig, InferConfig, drafters_of
-from jspec.console.command import Command
+from jspec.console.commands import Command
 from jspec.console.configs import DEMO
 from jspec.console.flags import (
     add_config_flags,

@@ -1,6 +1,6 @@
 """`python -m jspec.train`."""
 
-from jspec.console.command import leave
+from jspec.console.commands import leave
 from jspec.train.command.cli import main
 
 if __name__ == "__main__":

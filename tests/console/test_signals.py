@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from jspec.console import signals as interrupts_module
-from jspec.console.command import exit_code
+from jspec.console.commands import exit_code
 from jspec.console.signals import at_work, interrupts, stop_wish
 from jspec.infer.command import output as output_module
 from jspec.infer.command.output import Output

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from jspec.config import InferConfig
-from jspec.console.command import Command
+from jspec.console.commands import Command
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.console.configs import infer_config
 from jspec.console.flags import add_config_flags, add_field_flags, add_hosts_flag, file_name

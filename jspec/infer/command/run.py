@@ -8,7 +8,7 @@ from logging import getLogger
 from pathlib import Path
 
 from jspec.config import InferConfig
-from jspec.console.command import INTERRUPTED
+from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Failure, Log
 from jspec.console.prompts import Conversation, repeated_ids, told_passed_over
 from jspec.console.reader import Turn

@@ -13,7 +13,7 @@ from typing import Any
 from jspec.arguments import nearest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.config import Config, find_config, parse_sets, read_yaml, resolve, runnable_names
-from jspec.console.command import Command
+from jspec.console.commands import Command
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.console.flags import add_config_flags, add_hosts_flag
 from jspec.console.log import Log

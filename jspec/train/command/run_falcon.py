@@ -11,7 +11,7 @@ import numpy as np
 from jspec.checkpoints.hub import check_digest, local_directory
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
-from jspec.console.command import INTERRUPTED
+from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Log
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.loading import COUNTS_FILE

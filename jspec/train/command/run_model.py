@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jspec.checkpoints.hub import check_digest, local_directory
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from jspec.console.command import INTERRUPTED
+from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.hosts import check_all_devices

@@ -20,7 +20,7 @@ from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.hub import check_digest
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
-from jspec.console.command import INTERRUPTED
+from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Log
 from jspec.console.progress import Progress
 from jspec.errors import UserError

@@ -11,7 +11,7 @@ import warnings
 import pytest
 from rich.console import Console
 
-from jspec.console.command import exit_code
+from jspec.console.commands import exit_code
 from jspec.console.log import Log
 from jspec.console.streams import safe_streams
 from jspec.errors import UserError
