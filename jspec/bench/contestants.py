@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from jspec.bench.peers import Peer
 from jspec.bench.summary import PEERS, PLAIN
-from jspec.infer.answers import Answerer, Generation, Stats, whole_answers
+from jspec.infer.answers import Answerer, Generation, Stats, total_stats, whole_answers
 from jspec.infer.command.compare import compare
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
@@ -19,7 +19,7 @@ WAYS = {PLAIN: "plain", "assisted": "assisted", "prompt lookup": "lookup:10"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ran:
+class Decoded:
     """What a contestant did with some requests.
 
     Attributes:
@@ -33,51 +33,33 @@ class Ran:
     stats: dict[str, Any]
 
 
-class Contestant(Protocol):
-    """Someone who decodes."""
-
-    name: str
-
-    def run(self, requests: Sequence[Request]) -> Ran: ...
-
-    def takes(self, temperature: float, batch_size: int) -> bool: ...
-
-
-class Ours:
+class EngineContestant:
     """An engine with one drafter."""
 
     def __init__(self, name: str, engine: Engine):
         self.name, self.engine = name, engine
         self._answerer = Answerer(engine)
 
-    def takes(self, temperature: float, batch_size: int) -> bool:
-        return batch_size == self.engine.batch_size
+    def takes(self, temperature: float) -> bool:
+        return True
 
-    def run(self, requests: Sequence[Request]) -> Ran:
+    def run(self, requests: Sequence[Request]) -> Decoded:
         answers = whole_answers(
             self._answerer.answer(requests, in_pieces=False), count=len(requests)
         )
         each = [answer.stats for answer in answers]
-        known = dataclasses.asdict(self._answerer.stats(each))
-        kept = (
-            "new_tokens",
-            "target_calls",
-            "tokens_per_call",
-            "draft_tokens_proposed",
-            "draft_tokens_accepted",
-            "accepted_by_depth",
-            "prefill_s",
-            "decode_s",
-        )
-        return Ran(
-            seconds=known["wall_s"],
+        total = vars(total_stats(each))
+        kept = ("tokens_per_call", "draft_tokens_proposed", "draft_tokens_accepted")
+        return Decoded(
+            seconds=total["wall_s"],
             texts=[answer.tokens for answer in answers],
-            stats={key: known[key] for key in kept} | _per_text([vars(one) for one in each]),
+            stats={name: total[name] for name in (*SUMS, *kept, "accepted_by_depth")}
+            | by_text([vars(one) for one in each]),
         )
 
 
-class Theirs:
-    """`transformers`' generate, one way of it, one text at a time."""
+class TransformersContestant:
+    """One way of `transformers`' generate, one text at a time."""
 
     def __init__(self, way: str, peer: Peer, filters: dict[str, Any]):
         self.name, self._way, self._peer = f"{PEERS}{way}", WAYS[way], peer
@@ -85,10 +67,10 @@ class Theirs:
         # Where it speculates, it drafts before it reads the prompt: that forward yields several.
         self._n_first = 1 if way == PLAIN else 0
 
-    def takes(self, temperature: float, batch_size: int) -> bool:
-        return batch_size == 1 and (temperature == 0 or not self._way.startswith("lookup"))
+    def takes(self, temperature: float) -> bool:
+        return temperature == 0 or not self._way.startswith("lookup")
 
-    def run(self, requests: Sequence[Request]) -> Ran:
+    def run(self, requests: Sequence[Request]) -> Decoded:
         answers = [
             self._peer.decode(
                 list(request.tokens),
@@ -109,21 +91,25 @@ class Theirs:
             }
             for answer in answers
         ]
-        stats: dict[str, Any] = {name: sum(one[name] for one in each) for name in each[0]}
-        stats["uncounted_tokens"] = self._n_first * len(each)
-        decoded = stats["new_tokens"] - stats["uncounted_tokens"]
-        stats["tokens_per_call"] = decoded / max(stats["target_calls"], 1)
-        nothing = dict.fromkeys(
-            ("draft_tokens_proposed", "draft_tokens_accepted", "accepted_by_depth")
-        )
-        return Ran(
+        stats: dict[str, Any] = {name: sum(one[name] for one in each) for name in SUMS}
+        n_first = self._n_first * len(each)
+        stats["tokens_per_call"] = (stats["new_tokens"] - n_first) / max(stats["target_calls"], 1)
+        unknown = ("draft_tokens_proposed", "draft_tokens_accepted", "accepted_by_depth")
+        stats |= {"uncounted_tokens": n_first, **dict.fromkeys(unknown)}
+        return Decoded(
             seconds=sum(answer["seconds"] for answer in answers),
             texts=[tuple(answer["tokens"]) for answer in answers],
-            stats=stats | nothing | _per_text(each),
+            stats=stats | by_text(each),
         )
 
 
-def _per_text(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+Contestant = EngineContestant | TransformersContestant
+
+SUMS = ("new_tokens", "target_calls", "prefill_s", "decode_s")
+"""What both libraries tell of a text, and of all together."""
+
+
+def by_text(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean times to a text's first token and for those after it, and what each text cost."""
     return {
         "ttft_s": statistics.fmean(one["prefill_s"] for one in each),
@@ -140,13 +126,17 @@ def sameness(
     texts: Sequence[tuple[int, ...]],
     plain_texts: Sequence[tuple[int, ...]],
 ) -> dict[str, int]:
-    """Texts equal to plain decoding's, and what replaying the others finds.
+    """Count texts equal to plain decoding's, and what replaying the others finds.
 
     Returns:
       `texts`, `identical`; in the others: `near_ties`, which are excused, and `unexcused`.
     """
+
+    def answer(tokens: tuple[int, ...]) -> Generation:
+        return Generation(tokens=tokens, text=None, stop_reason="max_tokens", stats=Stats())
+
     found = [
-        compare(plain, request, _generation(text), _generation(other))
+        compare(plain, request, answer(text), answer(other))
         for request, text, other in zip(requests, texts, plain_texts, strict=True)
     ]
     return {
@@ -155,7 +145,3 @@ def sameness(
         "near_ties": sum(comparison.near_ties for comparison in found),
         "unexcused": sum(comparison.unexcused for comparison in found),
     }
-
-
-def _generation(tokens: tuple[int, ...]) -> Generation:
-    return Generation(tokens=tokens, text=None, stop_reason="max_tokens", stats=Stats())

@@ -16,12 +16,14 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jspec.bench.benchmark import Benchmark
+from jspec.bench.contestants import Decoded, EngineContestant
 from jspec.bench.summary import PLAIN
 from jspec.bench.timing import timed
 from jspec.infer.engine import Engine
@@ -86,6 +88,16 @@ def drafts(params, program: Program, generation: DecodeState, *, rounds: int, si
     return lax.fori_loop(0, rounds, step, (generation.drafter, generation.context))
 
 
+WARM_UP = 16
+"""New tokens of a text that is decoded before anything is timed."""
+
+
+def rounds_of(plain: Decoded) -> int:
+    """Rounds of a timed loop, from some texts that were decoded plainly as one batch."""
+    rounds_a_row = plain.stats["target_calls"] / len(plain.texts)
+    return rounds_for(plain.stats["decode_s"] / max(rounds_a_row, 1))
+
+
 def rounds_for(plain_round_s: float) -> int:
     """Rounds of a loop, from what a plain round takes or nearly takes."""
     wanted = round(LOOP_S / max(plain_round_s, 1e-9))
@@ -124,25 +136,59 @@ def on_mesh(engine: Engine) -> contextlib.AbstractContextManager:
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
+def texts_of_length(
+    benchmark: Benchmark, plain: EngineContestant, context: int
+) -> dict[float, list[Request]]:
+    """A batch of texts of this length, by temperature: prompts cut, or continued plainly."""
+    settings, prompts = benchmark.settings, benchmark.every_prompt
+    batch_size, longest = plain.engine.batch_size, benchmark.capacity // 2
+    some = [prompts[i * len(prompts) // batch_size] for i in range(batch_size)]
+    tokens = [prompt.tokens[:context] for prompt in some]
+    while any(len(text) < context for text in tokens):
+        wanted = [
+            Request(
+                tokens=text[-longest:],
+                max_new_tokens=min(max(context - len(text), 1), longest),
+                temperature=max(settings.temperatures),
+                seed=settings.seed,
+                sample=number,
+            )
+            for number, text in enumerate(tokens)
+        ]
+        texts = plain.run(wanted).texts
+        tokens = [(*t, *new)[:context] for t, new in zip(tokens, texts, strict=True)]
+    return {
+        t: [
+            dataclasses.replace(request, tokens=text)
+            for request, text in zip(benchmark.requests(some, t), tokens, strict=True)
+        ]
+        for t in settings.temperatures
+    }
+
+
 def n_parts(engines: Mapping[str, Engine], n_temperatures: int) -> int:
     """How many parts `Costs` has, which are compiled one by one: drafts, rounds and forwards."""
     sizes = {1, *(engine.program.max_nodes for engine in engines.values())}
     return n_temperatures * (2 * len(engines) - 1) + len(sizes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
+class RoundPart(NamedTuple):
     """One thing to be timed.
 
     Attributes:
-      part: "forward", "draft" or "round".
+      kind: "forward", "draft" or "round".
       name: contestant whose draft or round it is; for a forward how many nodes, as text.
       temperature: None for a forward.
     """
 
-    part: str
+    kind: str
     name: str
-    temperature: float | None
+    temperature: float | None = None
+
+    def __str__(self) -> str:
+        if self.temperature is None:
+            return f"forward of {self.name} nodes"
+        return f"{self.name}: {self.kind} at T={self.temperature:g}"
 
 
 class Costs:
@@ -166,83 +212,76 @@ class Costs:
         n_nodes: Sequence[int] = (),
         begin: Callable[[str], None] = lambda part: None,
     ):
-        self._begin = begin
-        self._n_nodes = {name: engine.program.max_nodes for name, engine in engines.items()}
-        self._calls: dict[Part, Callable[[], object]] = {}
-        self._n_rounds: dict[Part, int] = {}
-        self._tokens: dict[Part, float] = {}
-        self._temperatures = tuple(requests)
-        self._engine = plain = engines[PLAIN]
-        self._rounds = rounds
+        self._engines, self._plain, self._rounds = engines, engines[PLAIN], rounds
+        self._temperatures, self._begin = tuple(requests), begin
+        self._calls: dict[RoundPart, Callable[[], object]] = {}
+        self._n_rounds: dict[RoundPart, int] = {}
+        self._tokens: dict[RoundPart, float] = {}
         for temperature, some in requests.items():
             some = [dataclasses.replace(r, max_new_tokens=capacity) for r in some]
             for name, engine in engines.items():
                 start = started(engine, some, capacity)
-                self._add(engine, name, temperature, program_of(engine, some), start)
-        start = started(plain, requests[self._temperatures[0]], capacity)
-        for n in sorted({1, *self._n_nodes.values(), *n_nodes}):
-            params, model = plain.target.params, plain.target.model
-            call = functools.partial(forwards, params, model, start, n_nodes=n)
-            self._keep(Part("forward", str(n), None), call)
+                self._add(name, temperature, program_of(engine, some), start)
+        start = started(self._plain, requests[self._temperatures[0]], capacity)
+        target = self._plain.target
+        for n in sorted({1, *n_nodes, *(each.program.max_nodes for each in engines.values())}):
+            call = functools.partial(forwards, target.params, target.model, start, n_nodes=n)
+            self._keep(RoundPart("forward", str(n)), call)
 
-    def _add(
-        self, engine: Engine, name: str, temperature: float, program: Program, start: DecodeState
-    ) -> None:
+    def _add(self, name: str, temperature: float, program: Program, start: DecodeState) -> None:
+        engine = self._engines[name]
         params = engine.target.params, engine.drafter.params
-        part = Part("round", name, temperature)
+        part = RoundPart("round", name, temperature)
         end = self._keep(part, functools.partial(_rounds, params, program, start))
         self._n_rounds[part] = int(end.counters.rounds.max())
         new = (end.context.length - start.context.length).sum()
         self._tokens[part] = float(new / jnp.maximum(end.counters.rounds.sum(), 1))
         if name != PLAIN:
-            part = Part("draft", name, temperature)
-            self._keep(part, functools.partial(drafts, params[1], program, start))
+            draft = functools.partial(drafts, engine.drafter.params, program, start)
+            self._keep(RoundPart("draft", name, temperature), draft)
 
-    def _keep(self, part: Part, call: Callable[..., Any]) -> Any:
+    def _keep(self, part: RoundPart, call: Callable[..., Any]) -> Any:
         """Compiles a part by running it once; returns its end."""
-        at = "" if part.temperature is None else f" at T={part.temperature:g}"
-        self._begin(f"{part.name}: {part.part}{at}" if at else f"forward of {part.name} nodes")
+        self._begin(str(part))
         self._calls[part] = functools.partial(call, rounds=self._rounds)
         self._n_rounds[part] = self._rounds
-        with on_mesh(self._engine):
+        with on_mesh(self._plain):
             return jax.block_until_ready(self._calls[part]())
-
-    def _passed(self) -> dict[Part, float]:
-        """Seconds of every part, one after another."""
-        return {part: timed(call) for part, call in self._calls.items()}
 
     def measure(self) -> dict[str, Any]:
         """Seconds a round of every part, for a cost record."""
-        with on_mesh(self._engine):
-            passes = [self._passed()]
-            calls = CALLS if sum(passes[0].values()) < PASS_S else FEWEST_CALLS
-            passes += [self._passed() for _ in range(calls - 1)]
+        passes: list[dict[RoundPart, float]] = []
+        n_passes = CALLS
+        with on_mesh(self._plain):
+            while len(passes) < n_passes:
+                passes.append({part: timed(call) for part, call in self._calls.items()})
+                n_passes = CALLS if sum(passes[0].values()) < PASS_S else FEWEST_CALLS
         seconds = {
             part: statistics.median(each[part] for each in passes) / self._n_rounds[part]
             for part in self._calls
         }
-        plain = {str(t): seconds[Part("round", PLAIN, t)] for t in self._temperatures}
-        contestants = {}
-        for name in self._n_nodes:
-            if name == PLAIN:
-                continue
-            contestants[name] = {
-                "temperature": {str(t): self._cost(seconds, name, t) for t in self._temperatures}
-            }
+        plain = {str(t): seconds[RoundPart("round", PLAIN, t)] for t in self._temperatures}
         return {
             "rounds": self._rounds,
-            "calls": calls,
-            "plain_round_s": plain[str(self._temperatures[0])],
+            "calls": n_passes,
+            "plain_round_s": next(iter(plain.values())),
             "plain_round_s_by_temperature": plain,
-            "forwards": {p.name: s for p, s in seconds.items() if p.part == "forward"},
-            "contestants": contestants,
+            "forwards": {part.name: s for part, s in seconds.items() if part.kind == "forward"},
+            "contestants": {
+                name: {"temperature": self._cost(seconds, name)}
+                for name in self._engines
+                if name != PLAIN
+            },
         }
 
-    def _cost(self, seconds: Mapping[Part, float], name: str, temperature: float) -> dict:
-        part = Part("round", name, temperature)
+    def _cost(self, seconds: Mapping[RoundPart, float], name: str) -> dict[str, Any]:
+        """What a contestant's rounds cost, by temperature."""
         return {
-            "round_s": seconds[part],
-            "draft_s": seconds[Part("draft", name, temperature)],
-            "n_nodes": self._n_nodes[name],
-            "tokens_per_round": self._tokens[part],
+            str(t): {
+                "round_s": seconds[RoundPart("round", name, t)],
+                "draft_s": seconds[RoundPart("draft", name, t)],
+                "n_nodes": self._engines[name].program.max_nodes,
+                "tokens_per_round": self._tokens[RoundPart("round", name, t)],
+            }
+            for t in self._temperatures
         }

@@ -27,16 +27,15 @@ from jspec.bench.summary import (
     TurningPoint,
 )
 from jspec.bench.terms import (
-    Terms,
     conditional,
     crossing,
     error_of,
     fit_line,
+    forwards_of,
     interval,
     mean_terms,
     occupancy,
     predicted_speedup,
-    ratio_of_medians,
     terms_of,
 )
 from jspec.infer.answers import throughput
@@ -166,33 +165,6 @@ def _same(runs: Runs) -> Same | None:
     return Same(**{key: sum(same[key] for same in found) for key in keys})
 
 
-def _terms(costs: Sequence[Record], contestant: str, temperature: float) -> Terms | None:
-    """The terms of the medians over repeats."""
-    found = [
-        (record, record["contestants"][contestant]["temperature"][str(float(temperature))])
-        for record in costs
-        if str(float(temperature))
-        in record["contestants"].get(contestant, {"temperature": ()})["temperature"]
-    ]
-    if not found:
-        return None
-    n_nodes = found[0][1]["n_nodes"]
-    return terms_of(
-        n_nodes=n_nodes,
-        forward_s=statistics.median(record["forwards"][str(n_nodes)] for record, _ in found),
-        plain_forward_s=statistics.median(record["forwards"]["1"] for record, _ in found),
-        draft_s=statistics.median(cost["draft_s"] for _, cost in found),
-        round_s=statistics.median(cost["round_s"] for _, cost in found),
-        plain_round_s=statistics.median(plain_round_s(record, temperature) for record, _ in found),
-    )
-
-
-def plain_round_s(cost: Record, temperature: float) -> float:
-    """Seconds of a plain round: at this temperature where it was timed there, else at any."""
-    by_temperature = cost.get("plain_round_s_by_temperature", {})
-    return by_temperature.get(str(float(temperature)), cost["plain_round_s"])
-
-
 def _mean_context(runs: Sequence[Record]) -> float:
     known = [run["mean_context"] for run in runs if run.get("mean_context")]
     return statistics.fmean(known) if known else 0.0
@@ -221,10 +193,9 @@ def row_of(gathered: Gathered, temperature: float, batch_size: int, contestant: 
     found, is_plain = list(runs.values()), contestant == PLAIN
     is_peer = contestant.startswith(PEERS)
     by_context = {
-        context: terms
+        context: terms_of(costs, contestant, temperature)
         for (size, context), costs in gathered.costs.items()
         if size == batch_size and not is_plain and not is_peer
-        if (terms := _terms(costs, contestant, temperature)) is not None
     }
     terms = mean_terms(by_context, _mean_context(found))
     relative = _occupancy(found, batch_size) / _occupancy(list(plain.values()), batch_size)
@@ -265,17 +236,13 @@ def _interval(values: Sequence[float]):
 def _forwards(costs: Mapping[tuple[int, int], Sequence[Record]]) -> tuple[Forwards, ...]:
     found = []
     for (batch_size, context), some in sorted(costs.items()):
-        sizes = sorted({int(n) for record in some for n in record["forwards"]})
-        seconds = {
-            n: statistics.median(r["forwards"][str(n)] for r in some if str(n) in r["forwards"])
-            for n in sizes
-        }
+        seconds = forwards_of(some)
         found.append(
             Forwards(
                 batch_size=batch_size,
                 context=context,
                 seconds=seconds,
-                r={n: ratio_of_medians([s], [seconds[1]]) for n, s in seconds.items()},
+                r={n: s / seconds[1] for n, s in seconds.items()},
                 line=fit_line(seconds),
                 plain_round_ms=1e3 * statistics.median(r["plain_round_s"] for r in some),
             )

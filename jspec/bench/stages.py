@@ -7,10 +7,9 @@ what is decoded is the same.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,67 +37,50 @@ class PictureFailed(Exception):
     """The text driven by hand is not the engine's: two scores were equal within rounding."""
 
 
-@dataclasses.dataclass
-class Seconds:
-    """Seconds of each stage so far."""
-
-    propose: float = 0.0
-    verify: float = 0.0
-    commit: float = 0.0
-    rounds: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HandDriven:
-    """One round.
-
-    Attributes:
-      after: the state that it left.
-    """
+class RoundByHand(NamedTuple):
+    """One round, and the state that it left."""
 
     drafted: stages.Drafted
     verified: stages.Verified
     after: DecodeState
 
 
-def drive(params, program: Program, before: DecodeState, seconds: Seconds) -> HandDriven:
-    """One round, each stage waited for."""
-    index = 0
+def drive(
+    params, program: Program, before: DecodeState, seconds: dict[str, float] | None = None
+) -> RoundByHand:
+    """One round, each stage waited for.
+
+    Args:
+      seconds: what each stage takes is added here.
+    """
+    index, clock = 0, time.perf_counter
     if len(program.drafter.sizes) > 1:
         index = int(program.drafter.size(before.drafter, before.context))
-    call = functools.partial
-    drafted = _timed(seconds, "propose", call(_propose, params, program, before, index=index))
-    verified = _timed(
-        seconds, "verify", call(_verify, params, program, before, drafted, index=index)
-    )
-    after = _timed(
-        seconds, "commit", call(_commit, params, program, before, drafted, verified, index=index)
-    )
-    seconds.rounds += 1
-    return HandDriven(drafted=drafted, verified=verified, after=after)
 
+    def timed(stage: str, call: Callable[..., Any], *given: Any) -> Any:
+        start = clock()
+        result = jax.block_until_ready(call(params, program, before, *given, index=index))
+        if seconds is not None:
+            seconds[stage] += clock() - start
+        return result
 
-def _timed(seconds: Seconds, stage: str, call: Callable[[], Any]) -> Any:
-    start = time.perf_counter()
-    result = jax.block_until_ready(call())
-    setattr(seconds, stage, getattr(seconds, stage) + time.perf_counter() - start)
-    return result
+    drafted = timed("propose_s", _propose)
+    verified = timed("verify_s", _verify, drafted)
+    return RoundByHand(drafted, verified, timed("commit_s", _commit, drafted, verified))
 
 
 def split(engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
     """Seconds of each stage over some rounds, after one that compiles."""
     program = program_of(engine, requests)
     params = engine.target.params, engine.drafter.params
-    generation = started(engine, requests, engine.max_length)
-    seconds = Seconds()
+    generation, rounds = started(engine, requests, engine.max_length), 0
+    seconds: dict[str, float] = dict.fromkeys(("propose_s", "verify_s", "commit_s"), 0.0)
     with on_mesh(engine):
-        drive(params, program, generation, Seconds())
-        while seconds.rounds < SPLIT_ROUNDS and bool(generation.context.is_active.any()):
+        drive(params, program, generation)
+        while rounds < SPLIT_ROUNDS and bool(generation.context.is_active.any()):
             generation = drive(params, program, generation, seconds).after
-    return {
-        **{f"{stage}_s": getattr(seconds, stage) for stage in ("propose", "verify", "commit")},
-        "rounds": seconds.rounds,
-    }
+            rounds += 1
+    return {**seconds, "rounds": rounds}
 
 
 def picture(engine: Engine, request: Request, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -115,7 +97,7 @@ def picture(engine: Engine, request: Request, tokenizer: Tokenizer | None) -> di
         generation = started(engine, [request], engine.max_length, trace=True)
         rounds, numbers = [], [0]
         while bool(generation.context.is_active[0]):
-            done = drive(params, program, generation, Seconds())
+            done = drive(params, program, generation)
             start = int(generation.context.length[0]) - n_prompt
             rounds.append(_round(len(rounds) + 1, start, done, tokenizer))
             generation = done.after
@@ -154,7 +136,7 @@ def _tokens(
 
 
 def _round(
-    number: int, start: int, done: HandDriven, tokenizer: Tokenizer | None
+    number: int, start: int, done: RoundByHand, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
     """What was drafted, node 0 being the token before; nodes that do not count are left out."""
     draft, verdict = jax.device_get((done.drafted.draft, done.verified.verdict))

@@ -12,6 +12,7 @@ import heapq
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,19 +74,21 @@ def interval(values: Sequence[float], seed: int = 0) -> Interval:
     return Interval(median=float(np.median(found)), low=float(low), high=float(high), n=len(found))
 
 
-def terms_of(
-    *,
-    n_nodes: int,
-    forward_s: float,
-    plain_forward_s: float,
-    draft_s: float,
-    round_s: float,
-    plain_round_s: float,
-) -> Terms:
-    """A round in its parts, from seconds."""
-    r, c_d = forward_s / plain_forward_s, draft_s / plain_round_s
-    overhead = round_s / plain_round_s - r - c_d
-    return Terms(n_nodes=n_nodes, r=r, c_d=c_d, overhead=overhead)
+def forwards_of(costs: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Seconds of a target forward by its number of nodes, medians over cost records."""
+    sizes = sorted(map(int, costs[0]["forwards"]))
+    return {n: statistics.median(record["forwards"][str(n)] for record in costs) for n in sizes}
+
+
+def terms_of(costs: Sequence[Mapping[str, Any]], contestant: str, temperature: float) -> Terms:
+    """The terms of a contestant's round, from medians over cost records."""
+    key = str(float(temperature))
+    each = [record["contestants"][contestant]["temperature"][key] for record in costs]
+    plain_s = statistics.median(record["plain_round_s_by_temperature"][key] for record in costs)
+    draft_s, round_s = (statistics.median(one[k] for one in each) for k in ("draft_s", "round_s"))
+    forwards, n_nodes = forwards_of(costs), each[0]["n_nodes"]
+    r, c_d = forwards[n_nodes] / forwards[1], draft_s / plain_s
+    return Terms(n_nodes=n_nodes, r=r, c_d=c_d, overhead=round_s / plain_s - r - c_d)
 
 
 def mean_terms(known: Mapping[int, Terms], context: float) -> Terms | None:
@@ -160,8 +163,3 @@ def conditional(unconditional: Sequence[float]) -> tuple[float, ...]:
     """The share of rounds that kept this depth, among those that kept the one before."""
     before = (1.0, *unconditional)
     return tuple(b / a if a else 0.0 for a, b in zip(before, unconditional, strict=False))
-
-
-def ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> float:
-    """A median over another."""
-    return statistics.median(over) / statistics.median(under)

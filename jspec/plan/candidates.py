@@ -1,19 +1,28 @@
-"""What could be drafted and how fast that is predicted to be, and what a method has to answer."""
+"""What could be drafted, and how fast that is predicted to be.
+
+In reading order: `Candidate` and `choose`; the candidates of a Falcon head, trees grown by the
+probability of their nodes; those of a smaller model, by layers per group, width and depth.
+
+Source: a tree grown by the probability of its nodes is in Sequoia (Chen et al. 2024, arXiv
+2402.12374); the round of a smaller model in EasySpec (Wu et al. 2025, arXiv 2502.02493), section
+3.2. Differs: EasySpec fixes layers per group, width and depth by hand.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from jspec.bench.plan import Loaded
 from jspec.bench.terms import Terms, predicted_speedup
-from jspec.config import DrafterConfig
-from jspec.console.log import Log
-from jspec.drafters.falcon.trees import Tree
+from jspec.drafters.falcon.trees import Path, Tree, chain
+from jspec.plan.acceptance import LevelAcceptance, TreeAcceptance
 from jspec.plan.costs import RoundCosts
-from jspec.plan.measure import RoundTimer
+
+PROBE_NODES, PROBE_DEPTH = 60, 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,35 +85,89 @@ def choose(found: Sequence[Candidate]) -> Candidate | None:
     return max(found, key=lambda one: one.speedup, default=None)
 
 
-class Planner(Protocol):
-    """What the command asks of a method; made from a `PlanJob`, whose files it reads at once.
+# --- trees of a head -----------------------------------------------------------------------------
 
-    Attributes:
-      drafter: how the drafter is loaded.
-      needs_acceptance: whether none was given, so that it has to be measured.
-      writes_slow: whether the best draft is written even where plain decoding is faster.
+Weighted = Sequence[tuple[float, TreeAcceptance]]
+"""Acceptance at every temperature, with weights that sum to 1."""
+
+
+def grow(weighted: Weighted, n_nodes: int, max_depth: int) -> list[tuple[Path, float]]:
+    """The best nodes, likeliest first, each with its probability; any first n of them are a tree.
+
+    That tree is the best of n nodes: what it yields is the sum of its nodes' probabilities, and no
+    node is likelier than its parent, so the n likeliest nodes of all are a tree. An example: of the
+    children of the root ranks 0 and 1 are kept with 0.6 and 0.2, of those of a main node with 0.5
+    and 0.1. Then the order is (0) 0.6, (0 0) 0.3, (1) 0.2, (0 0 0) 0.15, ...
+
+    Returns:
+      At most `n_nodes`; fewer where nothing else is known to be kept.
     """
+    order: list[tuple[Path, float]] = []
+    heap: list[tuple[float, Path]] = [(-1.0, ())]
+    while heap and len(order) <= n_nodes:
+        negative, path = heapq.heappop(heap)
+        order.append((path, -negative))
+        n_ranks = max(len(one.of_children(path)) for _, one in weighted)
+        for child in ((*path, rank) for rank in range(n_ranks) if len(path) < max_depth):
+            # Weighed over temperatures as a whole: a mean of products is not one of means.
+            if mean := sum(weight * one.probability(child) for weight, one in weighted):
+                heapq.heappush(heap, (-mean, child))
+    return order[1:]
 
-    drafter: DrafterConfig
-    needs_acceptance: bool
-    writes_slow: bool
 
-    def begin(self, loaded: Loaded) -> tuple[int, int]:
-        """Take the models; returns nodes and depth of the largest tree that may be timed."""
-        ...
+def tree_candidates(
+    weighted: Weighted, costs: RoundCosts, *, block_size: int, n_nodes: int
+) -> list[Candidate]:
+    """The best tree of so many passes and nodes: m passes reach depth m * block_size.
 
-    def measure_acceptance(self, log: Log) -> None: ...
+    Args:
+      n_nodes: at most; as far as the costs go.
 
-    def measure_costs(self, timer: RoundTimer, log: Log) -> RoundCosts: ...
+    Returns:
+      By passes, then nodes; trees that do not need all of their passes are left out.
+    """
+    deepest, found = max(one.depth for _, one in weighted), []
+    for passes in range(1, -(-deepest // block_size) + 1):
+        order = grow(weighted, min(n_nodes, costs.most_nodes - 1), passes * block_size)
+        tokens = 1.0
+        for n, (_, probability) in enumerate(order, start=1):
+            tokens += probability
+            tree = Tree(tuple(path for path, _ in order[:n]))
+            if -(-tree.depth // block_size) == passes:
+                shape, terms = {"passes": passes}, costs.terms(passes, n)
+                found.append(Candidate(shape=shape, tokens_per_call=tokens, terms=terms, tree=tree))
+    return found
 
-    def candidates(self, costs: RoundCosts) -> list[Candidate]:
-        """All drafts, the smallest first."""
-        ...
 
-    def options(self, candidate: Candidate) -> dict[str, Any]:
-        """What the drafter or a config takes."""
-        ...
+def default_probe(block_size: int, n_nodes: int = PROBE_NODES) -> Tree:
+    """The wide tree that acceptance is measured with: whole passes, at least two.
 
-    def record(self) -> dict[str, Any]:
-        """Acceptance, and where it is from, for the file."""
-        ...
+    It is grown for ranks that are kept with 0.5 / (rank + 1)^1.5, so that likely nodes have many
+    children, and unlikely ones still some.
+    """
+    depth = block_size * max(2, -(-PROBE_DEPTH // block_size))
+    prior = (tuple(0.5 / (rank + 1) ** 1.5 for rank in range(n_nodes)),) * depth
+    order = grow([(1.0, TreeAcceptance(main=prior, side=prior))], n_nodes, depth)
+    return Tree((*(path for path, _ in order), *chain(depth).paths))
+
+
+# --- trees of a smaller model --------------------------------------------------------------------
+
+
+def level_candidates(
+    acceptance: LevelAcceptance,
+    costs: RoundCosts,
+    sizes: Sequence[int],
+    widths: Sequence[int],
+    depths: Sequence[int],
+) -> list[Candidate]:
+    """All trees by N, width and depth, as far as acceptance and costs are known."""
+    return [
+        Candidate(
+            shape={"n": n, "width": k, "depth": depth},
+            tokens_per_call=acceptance.tokens_per_call(n, k, depth),
+            terms=costs.terms(depth, k * depth, n, k),
+        )
+        for n, k, depth in itertools.product(sorted(sizes), sorted(widths), sorted(depths))
+        if k * depth < costs.most_nodes and acceptance.knows(n, depth)
+    ]

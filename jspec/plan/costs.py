@@ -1,4 +1,4 @@
-"""What a round costs, as a table: measured here, or on another device and read from a file.
+"""What a round costs, as a table: made from timings, or read from a file of another device.
 
 Every method's round is the same sum, in rounds of plain decoding:
 
@@ -14,6 +14,7 @@ the tree has 5 levels. Then r(61) = 1.14, prime = 0.37, pass = 0.19, and a round
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -22,6 +23,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from jspec.arguments import shown
+from jspec.bench.config import Count
 from jspec.bench.terms import Terms
 from jspec.config import read_yaml
 from jspec.errors import UserError
@@ -29,7 +31,6 @@ from jspec.errors import UserError
 Table = float | Mapping[int, float] | Mapping[float, float]
 """A number, or numbers by size: straight between known sizes; beyond them the nearest counts."""
 
-Count = Annotated[int, Field(ge=1)]
 _Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Rest = Annotated[float, Field(ge=-1, allow_inf_nan=False)]
@@ -151,3 +152,31 @@ def read_costs(file: str) -> RoundCosts:
         known.append(found)
     r, prime, further, overhead = known
     return RoundCosts(r=r, prime=prime, further=further, overhead=overhead)
+
+
+def costs_of(r: Mapping[int, float], timed: Mapping[tuple[int, int, int], Terms]) -> RoundCosts:
+    """Make a table from the terms of some drafts, by layers per group, nodes per level and passes.
+
+    The kind of pass that was timed in the shortest draft tells the first pass from a further one,
+    which costs what each one adds on average up to the longest draft; of other kinds, a further
+    pass costs what is left of their longest draft. The overhead of so many passes is the mean of
+    all drafts that have them. An example: a draft of 3 passes costs 0.4, one of 7 costs 1.0. Then a
+    further pass costs 0.15 and the first one 0.1; another kind whose 7 passes cost 0.7 has 0.1 for
+    each further one.
+    """
+    n, width, few = min(timed, key=lambda key: key[2])
+    first, longest = timed[n, width, few].c_d, max(key[2] for key in timed)
+    added = max(timed[n, width, longest].c_d - first, 0.0) / max(longest - few, 1)
+    prime = max(first - (few - 1) * added, 0.0)
+    further: dict[int, dict[int, float]] = {}
+    overheads: dict[int, list[float]] = {}
+    for (n, width, passes), terms in sorted(timed.items()):
+        overheads.setdefault(passes, []).append(terms.overhead)
+        if passes == longest:
+            cost = max(terms.c_d - prime, 0.0) / max(passes - 1, 1)
+            further.setdefault(n, {})[width] = cost
+    overhead = {passes: statistics.fmean(some) for passes, some in sorted(overheads.items())}
+    is_one = {key[:2] for key in timed} == {(1, 1)}
+    return RoundCosts(
+        r=r, prime=prime, further=further[1][1] if is_one else further, overhead=overhead
+    )

@@ -53,6 +53,7 @@ def cost_record(context: int, round_s: float, **more: Any) -> dict[str, Any]:
         "repeat": 0,
         "context": context,
         "plain_round_s": 1.0,
+        "plain_round_s_by_temperature": {"0.0": 1.0},
         "forwards": {"1": 0.5, "4": 0.75},
         "contestants": {"chain": {"temperature": {"0.0": cost}}},
         **more,

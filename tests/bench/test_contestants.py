@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jspec.bench.contestants import Theirs
+from jspec.bench.contestants import TransformersContestant
 from jspec.infer.request import Request
 
 
@@ -26,7 +26,7 @@ def test_a_forward_that_reads_the_prompt_is_no_round_and_its_token_no_rounds(way
     """Where it speculates, it drafts before it reads the prompt: that forward yields several."""
     peer: Any = Peer()
     requests = [Request(tokens=(1, 2), max_new_tokens=3, seed=2, sample=n) for n in (0, 1)]
-    ran = Theirs(way, peer, {"top_k": 4}).run(requests)
+    ran = TransformersContestant(way, peer, {"top_k": 4}).run(requests)
     assert ran.texts == [(5, 6, 7)] * 2 and ran.seconds == 2.5
     stats = ran.stats
     assert (stats["target_calls"], stats["uncounted_tokens"]) == (2 * calls, 2 * first)

@@ -95,6 +95,7 @@ def cost(rng: random.Random, batch_size: int, repeat: int, context: int) -> dict
         "repeat": repeat,
         "context": context,
         "plain_round_s": plain,
+        "plain_round_s_by_temperature": {"0.0": plain, "1.0": plain},
         "forwards": forwards,
         "contestants": contestants,
         "provenance": provenance(),

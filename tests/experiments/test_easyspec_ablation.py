@@ -19,7 +19,7 @@ from jspec.drafters.easyspec.loading import load
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
 from jspec.models.blocks import causal_block
-from jspec.plan.levels import read_acceptance
+from jspec.plan.acceptance import read_acceptance
 from jspec.testing.models import in_memory, tiny_target
 from tests.support.tolerances import tolerance
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jspec.errors import UserError
-from jspec.plan.levels import (
+from jspec.plan.acceptance import (
     STARTING,
+    DraftRound,
     LevelAcceptance,
     LevelPoint,
     rate_of,
@@ -19,7 +20,6 @@ from jspec.plan.levels import (
     tokens_by_depth,
     tokens_of,
 )
-from jspec.plan.trees import DraftRound
 
 
 def listed(tmp_path, points) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jspec.plan.candidates import Candidate, choose
+from jspec.plan.acceptance import STARTING, LevelAcceptance, LevelPoint
+from jspec.plan.candidates import Candidate, choose, level_candidates
 from jspec.plan.costs import RoundCosts
-from jspec.plan.levels import STARTING, LevelAcceptance, LevelPoint
-from jspec.plan.small_model import level_candidates
 
 LLAMA = {"sd": (27.1, 27.1, 82.0), "tree": (28.2, 28.2, 86.0), "easy": (28.2, 14.6, 86.0)}
 QWEN = {"sd": (24.8, 24.8, 81.5), "tree": (24.9, 24.9, 85.0), "easy": (24.9, 14.5, 85.0)}

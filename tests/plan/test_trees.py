@@ -11,20 +11,17 @@ from hypothesis import strategies as st
 
 from jspec.drafters.falcon.trees import Tree, chain, parse
 from jspec.infer.request import TokenInfo
-from jspec.plan.candidates import Candidate, choose
-from jspec.plan.costs import RoundCosts
-from jspec.plan.falcon import tree_candidates
-from jspec.plan.trees import (
+from jspec.plan.acceptance import (
     DraftRound,
     TreeAcceptance,
     count,
-    default_probe,
     estimate,
     falling,
-    grow,
     rounds_of,
     tokens_per_call,
 )
+from jspec.plan.candidates import Candidate, choose, default_probe, grow, tree_candidates
+from jspec.plan.costs import RoundCosts
 
 CPU_LIKE = {
     "r": {1: 1.0, 2: 1.2, 4: 1.5, 8: 2.2, 16: 3.6, 32: 6.4, 64: 12.0},
