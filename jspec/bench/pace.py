@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
-from jspec.bench.race import Block
+from jspec.bench.race import RaceBlock
 from jspec.console.progress import duration
 
 SHORTER = "--repeats, --limit, --max-new-tokens and --contexts make it shorter or longer"
@@ -22,14 +22,14 @@ class RacePace:
       n_all, n_done: blocks in all, and those that are measured.
     """
 
-    def __init__(self, missing: Iterable[Block], n_done: int = 0):
+    def __init__(self, missing: Iterable[RaceBlock], n_done: int = 0):
         self._missing = {block.name: block for block in missing}
         self.n_all, self.n_done = n_done + len(self._missing), n_done
         self._kinds = {block.kind for block in self._missing.values()} & {"cost", "run"}
         self._seconds: dict[tuple[str, int], list[float]] = {}
         self._has_told = False
 
-    def took(self, block: Block, seconds: float) -> None:
+    def took(self, block: RaceBlock, seconds: float) -> None:
         """A block is done."""
         self._seconds.setdefault((block.kind, block.batch_size), []).append(seconds)
         del self._missing[block.name]
@@ -50,7 +50,7 @@ class RacePace:
             words += f" ({SHORTER})"
         return words
 
-    def _expected(self, block: Block) -> float:
+    def _expected(self, block: RaceBlock) -> float:
         """Of its kind at its batch size, else at the nearest one known, else of any kind."""
         sizes = [size for kind, size in self._seconds if kind == block.kind]
         if sizes:

@@ -1,6 +1,6 @@
 """A race block by block: what is measured in one go, and what a block's records say.
 
-In reading order: `Block`, `blocks_of`, and `Race`, the contestants of one batch size, warm.
+In reading order: `RaceBlock`, `blocks_of`, and `Race`, the contestants of one batch size, warm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jspec.infer.request import Request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Block:
+class RaceBlock:
     """What is measured in one go and kept together.
 
     Attributes:
@@ -63,23 +63,23 @@ class Block:
         return f"{where}, {self.category}, T={self.temperature:g}"
 
 
-def blocks_of(benchmark: Benchmark, batch_size: int) -> list[Block]:
+def blocks_of(benchmark: Benchmark, batch_size: int) -> list[RaceBlock]:
     """All there is to measure at one batch size, in order."""
     settings, categories = benchmark.settings, list(benchmark.prompts.by_category)
     found = []
     for repeat in range(settings.repeats):
         if settings.contexts:
-            found.append(Block(kind="cost", batch_size=batch_size, repeat=repeat))
+            found.append(RaceBlock(kind="cost", batch_size=batch_size, repeat=repeat))
         found += [
-            Block(kind="run", batch_size=batch_size, repeat=repeat, category=c, temperature=t)
+            RaceBlock(kind="run", batch_size=batch_size, repeat=repeat, category=c, temperature=t)
             for c in categories
             for t in settings.temperatures
         ]
     if settings.has_profile:
-        found.append(Block(kind="split", batch_size=batch_size))
+        found.append(RaceBlock(kind="split", batch_size=batch_size))
         if batch_size == settings.batch_sizes[0] and benchmark.models.config.mesh.data == 1:
             some = categories[:MOST_PICTURES]
-            found += [Block(kind="picture", batch_size=batch_size, category=c) for c in some]
+            found += [RaceBlock(kind="picture", batch_size=batch_size, category=c) for c in some]
     return found
 
 
@@ -150,7 +150,7 @@ class Race:
         """The same for every contestant."""
         return self._benchmark.requests(self.prompts(category), temperature)
 
-    def run(self, block: Block) -> list[dict[str, Any]]:
+    def run(self, block: RaceBlock) -> list[dict[str, Any]]:
         """The records of a block, at least one; what cannot be measured has one that says why."""
         measure = {
             "cost": self._measure_costs,
@@ -162,7 +162,7 @@ class Race:
 
     # --- runs ------------------------------------------------------------------------------------
 
-    def _run(self, block: Block) -> list[dict[str, Any]]:
+    def _run(self, block: RaceBlock) -> list[dict[str, Any]]:
         category, temperature = str(block.category), float(block.temperature or 0)
         requests, takers = self.requests(category, temperature), self._takers(temperature)
         settings, categories = self._settings, list(self._benchmark.prompts.by_category)
@@ -225,7 +225,7 @@ class Race:
         texts = texts_of_length(self._benchmark, self._ours[PLAIN], context)
         return Costs(self._engines, texts, room, self._rounds, begin=begin)
 
-    def _measure_costs(self, block: Block) -> list[dict[str, Any]]:
+    def _measure_costs(self, block: RaceBlock) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for context in self._settings.contexts:
             costs = self._costs(context)
@@ -240,7 +240,7 @@ class Race:
             found.append({"kind": SKIPPED, "context": context, "reason": reason})
         return found
 
-    def _split(self, block: Block) -> list[dict[str, Any]]:
+    def _split(self, block: RaceBlock) -> list[dict[str, Any]]:
         found = []
         for t in self._settings.temperatures:
             categories = self._benchmark.prompts.by_category
@@ -251,7 +251,7 @@ class Race:
                     found.append({"contestant": name, "temperature": t, **record})
         return found
 
-    def _pictures(self, block: Block) -> list[dict[str, Any]]:
+    def _pictures(self, block: RaceBlock) -> list[dict[str, Any]]:
         benchmark, category = self._benchmark, str(block.category)
         prompt, found = benchmark.prompts.by_category[category][0], []
         for label in benchmark.models.drafters:

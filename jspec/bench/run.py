@@ -17,7 +17,7 @@ from jspec.bench.benchmark import Benchmark, draft_directory, find_benchmark
 from jspec.bench.config import BenchConfig
 from jspec.bench.pace import RacePace
 from jspec.bench.peers import Peer
-from jspec.bench.race import Block, Race, blocks_of
+from jspec.bench.race import RaceBlock, Race, blocks_of
 from jspec.bench.report.page import page
 from jspec.bench.results import Results
 from jspec.bench.rows import summarise
@@ -109,7 +109,7 @@ def _say_what_is_left_out(benchmark: Benchmark, log: Log) -> None:
 
 
 def _measure_all(
-    benchmark: Benchmark, blocks: Sequence[Block], results: Results, out: Path, log: Log
+    benchmark: Benchmark, blocks: Sequence[RaceBlock], results: Results, out: Path, log: Log
 ) -> None:
     missing = [block for block in blocks if not results.has(block.name)]
     n_done = len(blocks) - len(missing)
@@ -148,7 +148,9 @@ def _peer(benchmark: Benchmark, batch_size: int) -> Iterator[Peer | None]:
         peer.close()
 
 
-def _warm_race(benchmark: Benchmark, blocks: Sequence[Block], peer: Peer | None, log: Log) -> Race:
+def _warm_race(
+    benchmark: Benchmark, blocks: Sequence[RaceBlock], peer: Peer | None, log: Log
+) -> Race:
     """The contestants of these blocks' batch size, with all that they need compiled."""
     batch_size = blocks[0].batch_size
     race = Race(benchmark, batch_size, peer)
@@ -160,7 +162,7 @@ def _warm_race(benchmark: Benchmark, blocks: Sequence[Block], peer: Peer | None,
     return race
 
 
-def _measure(block: Block, race: Race, results: Results, pace: RacePace, log: Log) -> None:
+def _measure(block: RaceBlock, race: Race, results: Results, pace: RacePace, log: Log) -> None:
     """One block, kept and told."""
     known = {record.get("reason") for record in results.records}
     began = time.monotonic()
@@ -174,7 +176,7 @@ def _measure(block: Block, race: Race, results: Results, pace: RacePace, log: Lo
             log.warning(record["reason"])
 
 
-def told(block: Block, records: Sequence[Record]) -> str:
+def told(block: RaceBlock, records: Sequence[Record]) -> str:
     """A block in a line, for progress."""
     if block.kind != "run":
         return str(block)

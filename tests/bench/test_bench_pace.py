@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from jspec.bench.costs import FEWEST_ROUNDS, ROUNDS, rounds_for
 from jspec.bench.pace import SHORTER, RacePace
-from jspec.bench.race import Block
+from jspec.bench.race import RaceBlock
 
-COSTS = [Block(kind="cost", batch_size=size, repeat=r) for size in (1, 8) for r in range(2)]
-RUNS = [Block(kind="run", batch_size=1, repeat=r, category="a") for r in range(3)]
+COSTS = [RaceBlock(kind="cost", batch_size=size, repeat=r) for size in (1, 8) for r in range(2)]
+RUNS = [RaceBlock(kind="run", batch_size=1, repeat=r, category="a") for r in range(3)]
 
 
 def test_what_is_left_is_the_sum_of_blocks_alike():
@@ -23,7 +23,7 @@ def test_what_is_left_is_the_sum_of_blocks_alike():
 
 
 def test_a_size_that_was_not_timed_takes_as_long_as_the_nearest():
-    blocks = [Block(kind="cost", batch_size=size) for size in (1, 4, 32)]
+    blocks = [RaceBlock(kind="cost", batch_size=size) for size in (1, 4, 32)]
     pace = RacePace(blocks)
     pace.took(blocks[0], 10.0)
     pace.took(blocks[2], 100.0)
