@@ -17,7 +17,7 @@ from jspec.bench.benchmark import Benchmark, draft_directory, find_benchmark
 from jspec.bench.config import BenchConfig
 from jspec.bench.pace import RacePace
 from jspec.bench.peers import Peer
-from jspec.bench.race import RaceBlock, Race, blocks_of
+from jspec.bench.race import Race, RaceBlock, blocks_of
 from jspec.bench.report.page import page
 from jspec.bench.results import Results
 from jspec.bench.rows import summarise
