@@ -22,8 +22,9 @@ from experiments.common.single_rounds import TO_THE_END, Decoder
 from experiments.diffuspec.variants import Variant
 from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
-from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec
+from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.length import Controller, ControllerState
+from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.refinement import ONE_PASS
 from jspec.infer.request import Request
 from jspec.infer.state import DecodeState
@@ -86,8 +87,8 @@ def primer_of(loaded: LoadedDrafter) -> LoadedDrafter:
     """One that reads prompts to the same state, and that more variants have in common."""
     drafter = loaded.drafter
     assert isinstance(drafter, DiffuSpec)
-    same = {name: getattr(drafter.choices, name) for name in ("shape", "n_nodes", "beam")}
-    drafter = dataclasses.replace(drafter, choices=Choices(**same), refinement=ONE_PASS)
+    same = {name: getattr(drafter.options, name) for name in ("shape", "nodes", "beam")}
+    drafter = dataclasses.replace(drafter, options=SearchOptions(**same), refinement=ONE_PASS)
     return dataclasses.replace(loaded, drafter=drafter)
 
 

@@ -40,6 +40,7 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.lattice import Proxy, candidates
 from jspec.drafters.diffuspec.length import AdaptiveLength
+from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.prefix import Prefix
 from jspec.drafters.diffuspec.search import search
 from jspec.infer.memory import state_shapes
@@ -134,7 +135,9 @@ def searches(logprobs, tables, *, rounds: int):
     stop_ids = jnp.full((1, 1), -1, jnp.int32)
 
     def step(_, shift):
-        paths = search(candidates(logprobs + shift), last, proxy, stop_ids=stop_ids)
+        paths = search(
+            candidates(logprobs + shift), last, proxy, stop_ids=stop_ids, options=SearchOptions()
+        )
         return jnp.where(jnp.isfinite(paths.score[0, 0]), 0.0, shift)
 
     return lax.fori_loop(0, rounds, step, jnp.float32(0))

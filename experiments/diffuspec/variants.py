@@ -16,7 +16,7 @@ Paper = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Options by the names of `jspec.drafters.diffuspec.loading.load`, and a temperature.
+    """Options by the names of `DiffuSpecOptions`, and a temperature.
 
     Attributes:
       has_proxy: whether a proxy shares in the scores; else `weight` and `static_share` are 1.

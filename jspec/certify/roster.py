@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from jspec.checkpoints.target import Target
 from jspec.drafters import load_drafter
 from jspec.drafters.base import LoadedDrafter
-from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
-from jspec.drafters.diffuspec.lattice import Scoring
+from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
+from jspec.drafters.diffuspec.options import EosRule, SearchOptions, Shape
 from jspec.drafters.diffuspec.prefix import Prefix
 from jspec.drafters.diffuspec.refinement import Refinement
-from jspec.drafters.diffuspec.search import EosRule
 from jspec.drafters.draft_model import draft_model
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.layer_groups import contiguous
@@ -271,7 +270,7 @@ ROSTER = (
             (1, 3, 6),
             is_text_causal=True,
             prefix=Prefix(windows=(3, 8)),
-            choices=Choices(shape=Shape.BEAMS, static_share=0.5, scoring=Scoring(weight=0.7)),
+            options=SearchOptions(shape=Shape.BEAMS, static_share=0.5, weight=0.7),
             has_extra=True,
         ),
         is_chain=False,
@@ -282,8 +281,8 @@ ROSTER = (
         method="diffuspec",
         make=untrained_diffusion(
             (2, 4),
-            choices=Choices(shape=Shape.TREE, n_nodes=9),
-            refinement=Refinement(n_passes=2),
+            options=SearchOptions(shape=Shape.TREE, nodes=9),
+            refinement=Refinement(passes=2),
             controller=SurvivalLength(lengths=(2, 4), costs=(1.5, 1.9)),
         ),
         is_chain=False,
@@ -296,7 +295,7 @@ ROSTER = (
             is_shifted=False,
             has_ngram=False,
             prefix=Prefix(windows=(4,), refresh_every=1),
-            choices=Choices(shape=Shape.BEAMS, eos_rule=EosRule.FORCED_LITERAL),
+            options=SearchOptions(shape=Shape.BEAMS, eos_rule=EosRule.FORCED_LITERAL),
         ),
         is_chain=False,
     ),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+import enum
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jspec.errors import UserError
 from jspec.law import Randomness
 from jspec.models.model import Model
 from jspec.state import Context, Draft, Params, Prompt, TargetOutput, Verdict
+
+Named = TypeVar("Named", bound=enum.Enum)
 
 DrafterState = Any
 """A pytree of arrays; every leaf has the rows on axis 0, so that one row can be replaced."""
@@ -126,14 +129,50 @@ def described(drafter: Drafter) -> str:
     return f"{type(drafter).__name__} of up to {nodes} nodes, {depth} deep"
 
 
-def refuse_path(name: str, path) -> None:
-    """For drafters without weights: a path that could change nothing is a mistake.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrafterOptions:
+    """The options of a drafter, by the names that configs give them; a field's default is its type.
+
+    Those with an enumeration as default may be given by a member's value.
 
     Raises:
-      UserError: there is a path.
+      ValueError: no member of this value.
     """
-    if path is not None:
-        raise UserError(f"drafter {name} has no weights to read at {path}: leave out its path")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            kind = type(field.default)
+            if issubclass(kind, enum.Enum):
+                member = named(kind, field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, member)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """How one drafter of this package is configured and loaded.
+
+    Attributes:
+      options: a frozen dataclass whose fields are the drafter's options, validated when made.
+      load: the path, the target and the options in; the drafter and its parameters out.
+      needs: what its path leads to, as the error says where none is given; "" for no weights.
+    """
+
+    options: type[Any]
+    load: Callable[[Any, Any, Any], tuple[Drafter, Params]]
+    needs: str = ""
+
+
+def named(kind: type[Named], option: str, name: object) -> Named:
+    """The member of an enumeration that an option names.
+
+    Raises:
+      ValueError: there is none of this name.
+    """
+    try:
+        return kind(name)
+    except ValueError:
+        known = ", ".join(str(one.value) for one in kind)
+        raise ValueError(f"{option} must be one of {known}, got {name!r}") from None
 
 
 def chain_draft(tokens: Int[Array, "B M"], is_valid, logprobs=None) -> Draft:

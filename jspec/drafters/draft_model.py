@@ -7,14 +7,23 @@ Source: Leviathan et al. 2023, Chen et al. 2023; the trees, EasySpec (Wu et al. 
 
 from __future__ import annotations
 
+import dataclasses
+
 from jspec.checkpoints.same_tokenizer import check_same_tokenizer
 from jspec.checkpoints.target import Target, load_beside
-from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.base import Method
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
-from jspec.drafters.growth import Grower
-from jspec.errors import UserError
+from jspec.drafters.growth import Grower, GrowthOptions
 from jspec.models.model import Model
+from jspec.state import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DraftModelOptions(GrowthOptions):
+    """A chain of four tokens, if nothing else is said."""
+
+    depth: int = 4
 
 
 def draft_model(model: Model, **growth) -> EasySpec:
@@ -26,36 +35,24 @@ def draft_model(model: Model, **growth) -> EasySpec:
     Raises:
       ValueError: a depth, width or scale that makes no tree.
     """
-    return EasySpec(
-        decoder=LayerParallelDecoder(model), grower=Grower(**growth), calibration=Calibration.NEVER
-    )
+    decoder = LayerParallelDecoder(model)
+    return EasySpec(decoder=decoder, grower=Grower(**growth), calibration=Calibration.NEVER)
 
 
-def load(
-    path, *, target: Target, depth: int = 4, width: int = 1, score_temperature: float = 1.0
-) -> LoadedDrafter:
-    """A Hugging Face checkpoint as a drafter, in the target's dtype and on its mesh.
-
-    Of an abstract target, its shapes.
+def load(path, target: Target, options: DraftModelOptions) -> tuple[EasySpec, Params]:
+    """A Hugging Face checkpoint as a drafter, in the target's dtype and on its mesh, or its shapes.
 
     Raises:
-      UserError: no path, options out of range, or another tokenizer than the target's.
+      UserError: another tokenizer than the target's.
     """
-    if path is None:
-        raise UserError(
-            "draft-model needs the small model's checkpoint: give its path (drafter_path), a "
-            "directory or a hub id"
-        )
     small = load_beside(target, path, must_be_causal=True)
     check_same_tokenizer(target, small)
-    try:
-        drafter = draft_model(
-            small.model,
-            vocab_size=target.vocab_size,
-            depth=depth,
-            width=width,
-            score_temperature=score_temperature,
-        )
-    except ValueError as error:
-        raise UserError(f"draft-model: {error}") from None
-    return LoadedDrafter(name="draft-model", drafter=drafter, params=small.params)
+    growth = dataclasses.asdict(options)
+    return draft_model(small.model, vocab_size=target.vocab_size, **growth), small.params
+
+
+METHOD = Method(
+    options=DraftModelOptions,
+    load=load,
+    needs="the small model's checkpoint: give its path (drafter_path), a directory or a hub id",
+)

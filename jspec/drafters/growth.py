@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec import law
-from jspec.drafters.base import DraftSize, chain_size
+from jspec.drafters.base import DrafterOptions, DraftSize, chain_size
 from jspec.law import Randomness
 from jspec.models.blocks import tree_block
 from jspec.ops import trees
@@ -47,26 +47,36 @@ class Growth:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grower:
-    """How trees grow.
+class GrowthOptions(DrafterOptions):
+    """What trees look like.
 
     Attributes:
-      vocab_size: the target's. Ids that only one of the two models has are never drafted.
       depth: levels.
       width: nodes a level; 1 is a chain.
       score_temperature: scale s of the ranking across parents, log softmax((log q / T + g) / s).
     """
 
-    vocab_size: int
     depth: int
     width: int = 1
     score_temperature: float = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.depth < 1 or self.width < 1:
             raise ValueError(f"depth {self.depth} and width {self.width}: both must be at least 1")
         if not self.score_temperature > 0:
             raise ValueError(f"score_temperature must be positive, not {self.score_temperature}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grower(GrowthOptions):
+    """How trees grow.
+
+    Attributes:
+      vocab_size: the target's. Ids that only one of the two models has are never drafted.
+    """
+
+    vocab_size: int
 
     @property
     def size(self) -> DraftSize:

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jspec.drafters.base import LoadedDrafter, chain_draft, chain_size, refuse_path
+from jspec.drafters.base import Method, chain_draft, chain_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,4 @@ class NoDrafter:
         return state
 
 
-def load(path, *, target, padding: int = 0) -> LoadedDrafter:
-    """Plain decoding as a drafter; there is nothing to read at a `path`."""
-    refuse_path("none", path)
-    return LoadedDrafter(name="none", drafter=NoDrafter(padding=padding), params=())
+METHOD = Method(options=NoDrafter, load=lambda path, target, options: (options, ()))

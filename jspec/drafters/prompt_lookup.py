@@ -13,8 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jspec.drafters.base import LoadedDrafter, chain_draft, chain_size, refuse_path
-from jspec.errors import UserError
+from jspec.drafters.base import Method, chain_draft, chain_size
 from jspec.state import Context
 
 
@@ -94,15 +93,4 @@ def find_continuation(
     return start, jnp.max(key, axis=1) >= 0
 
 
-def load(path, *, target, depth: int = 4, max_ngram: int = 3, min_ngram: int = 1) -> LoadedDrafter:
-    """Prompt lookup for any target.
-
-    Raises:
-      UserError: a path, which could change nothing, or options out of range.
-    """
-    refuse_path("prompt-lookup", path)
-    try:
-        drafter = PromptLookup(depth=depth, max_ngram=max_ngram, min_ngram=min_ngram)
-    except ValueError as error:
-        raise UserError(f"prompt-lookup: {error}") from None
-    return LoadedDrafter(name="prompt-lookup", drafter=drafter, params=())
+METHOD = Method(options=PromptLookup, load=lambda path, target, options: (options, ()))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import jspec
 from jspec.certify.roster import untrained_diffusion
 from jspec.drafters.base import LoadedDrafter
-from jspec.drafters.diffuspec.loading import load
+from jspec.drafters.diffuspec.loading import DiffuSpecOptions
 from jspec.drafters.diffuspec.prefix import Prefix
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
@@ -116,7 +116,7 @@ def test_parts_compare_different_drafters_with_one_of_their_own(module):
 
 
 def test_variants_are_options_of_the_drafter(module):
-    known = set(inspect.signature(load).parameters)
+    known = set(inspect.signature(DiffuSpecOptions).parameters)
     for part in parts(module).values():
         for line in part.lines:
             assert set(line.variant.options("here")) <= known

@@ -15,7 +15,7 @@ from jspec.certify import reference
 from jspec.certify.roster import untrained_easyspec
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.layer_groups import singles
-from jspec.drafters.easyspec.loading import load
+from jspec.drafters.easyspec.loading import EasySpecOptions
 from jspec.infer.engine import Engine
 from jspec.infer.request import Finished, Request
 from jspec.models.blocks import causal_block
@@ -130,7 +130,10 @@ def parts(module) -> dict:
 
 
 def test_cells_are_options_of_the_drafter_and_have_their_exact_one(module):
-    known, grid = set(inspect.signature(load).parameters), module("experiments.easyspec.grid")
+    known, grid = (
+        set(inspect.signature(EasySpecOptions).parameters),
+        module("experiments.easyspec.grid"),
+    )
     for name, cells in parts(module).items():
         assert len(set(cells)) == len(cells), name
         for cell in cells:

@@ -1,7 +1,6 @@
 """The drafter: a diffusion model fills a block of masks, a search makes a path or a tree of it.
 
-In reading order: what is kept between rounds (`DiffuSpecState`), the choices (`Shape`, `Choices`),
-and the drafter itself.
+In reading order: what is kept between rounds (`DiffuSpecState`), and the drafter itself.
 
 Letters: as in `lattice`; R slots that are predicted, which are the masks and maybe one more.
 
@@ -12,7 +11,6 @@ and filter under the house's law; what each module of this folder says.
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
 
 import jax
@@ -22,19 +20,18 @@ from jaxtyping import Array, Float, Int
 
 from jspec.drafters.base import DraftSize, chain_draft, chain_size
 from jspec.drafters.diffuspec.lattice import (
-    EQUATION_8,
     Lattice,
     Proxy,
-    Scoring,
     candidates,
     everything,
     first_stop,
     perturbed,
 )
 from jspec.drafters.diffuspec.length import Controller, ControllerState, bucket
+from jspec.drafters.diffuspec.options import EosRule, SearchOptions, Shape
 from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix, PrefixState, predict, start_prefix
 from jspec.drafters.diffuspec.refinement import ONE_PASS, Refinement
-from jspec.drafters.diffuspec.search import EosRule, Paths, search
+from jspec.drafters.diffuspec.search import Paths, search
 from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
 from jspec.law import Randomness, Rule
 from jspec.models.diffusion import DiffusionModel, Slots, check_slots
@@ -44,56 +41,6 @@ from jspec.state import Context, Draft, Params, Prompt, replace, state
 
 TEXT_CONTEXT = 2
 """Tokens that are looked for in the text of a row, at least."""
-
-
-class Shape(enum.StrEnum):
-    """What is verified: the best path, all beams in one tree, or the best prefixes as a tree."""
-
-    PATH = "path"
-    BEAMS = "beams"
-    TREE = "tree"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Choices:
-    """How a draft is chosen from what the model predicts.
-
-    Attributes:
-      cap, mass: candidates of a slot, see `lattice.candidates`.
-      wide: of a row that samples, the likeliest tokens among which its noise chooses those, 0 for
-        all; the law's pick is often none of the very likeliest.
-      beam: paths side by side; of a tree, nodes of one depth that are kept while it grows.
-      scoring: what a step is worth.
-      eos_rule, is_length_normalised: see `search.search`.
-      shape: what is verified.
-      n_nodes: of a tree below its root; of all beams, whatever they have if 0.
-      static_share: of the n-gram table beside the n-grams of the text so far; the table may be one
-        that knows nothing.
-    """
-
-    cap: int = 15
-    mass: float = 0.8
-    wide: int = 0
-    beam: int = 3
-    scoring: Scoring = EQUATION_8
-    eos_rule: EosRule = EosRule.ARGMAX_DEPTH
-    is_length_normalised: bool = True
-    shape: Shape = Shape.PATH
-    n_nodes: int = 0
-    static_share: float = 1.0
-
-    def __post_init__(self):
-        for name, least in (("cap", 1), ("wide", 0), ("beam", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.mass > 0:
-            raise ValueError(f"mass must be above 0, got {self.mass}")
-        if not 0 <= self.static_share <= 1:
-            raise ValueError(f"static_share must be from 0 to 1, got {self.static_share}")
-        if self.shape is Shape.TREE and self.n_nodes < 1:
-            raise ValueError(f"a tree needs n_nodes of at least 1, got {self.n_nodes}")
-        if self.shape is Shape.PATH and self.n_nodes:
-            raise ValueError("a path has no n_nodes: its length decides; leave n_nodes out")
 
 
 @state
@@ -123,7 +70,7 @@ class DiffuSpec:
       controller: which of them a row wants.
       prefix: how the model sees the text.
       refinement: passes that fill the slots.
-      choices: what becomes of them.
+      options: how a draft is chosen from what they hold.
       has_extra: draft the slot that a shifted model's last mask predicts as well.
       mesh, vocab_axes: the mesh, and its axes over which the model's vocabulary is split.
     """
@@ -133,7 +80,7 @@ class DiffuSpec:
     controller: Controller
     prefix: Prefix = RECOMPUTE
     refinement: Refinement = ONE_PASS
-    choices: Choices = Choices()
+    options: SearchOptions = SearchOptions()
     has_extra: bool = False
     mesh: Mesh | None = None
     vocab_axes: tuple[str, ...] = ()
@@ -154,13 +101,13 @@ class DiffuSpec:
     @property
     def sizes(self) -> tuple[DraftSize, ...]:
         counts = [self.slots(size).count for size in range(len(self.lengths))]
-        if self.choices.shape is Shape.PATH:
+        if self.options.shape is Shape.PATH:
             return tuple(chain_size(count) for count in counts)
         return tuple(DraftSize(n_nodes=self._n_nodes(n), max_depth=n) for n in counts)
 
     def _n_nodes(self, depth: int) -> int:
         """How many nodes a tree has, the root included: at least a path of this depth."""
-        wanted = self.choices.n_nodes or self.choices.beam * depth
+        wanted = self.options.nodes or self.options.beam * depth
         return 1 + max(wanted, depth)
 
     def size(self, state: DiffuSpecState, context: Context) -> Int[Array, ""]:
@@ -233,46 +180,29 @@ class DiffuSpec:
         size: int,
     ) -> Draft:
         """The draft of what the model predicts: all of `propose` but the model's passes."""
-        choices, proxy = self.choices, self._proxy(params, context)
+        proxy = self._proxy(params, context)
         lattice = self._lattice(logprobs, randomness)
         last = None if proxy is None else _last_tokens(context, self._n_read(params["ngram"]))
         stop_ids, n_nodes = context.sampling.stop_ids, self.sizes[size].n_nodes
-        if choices.shape is Shape.TREE:
-            scoring = dataclasses.replace(choices.scoring, is_normalised=True)
-            return lattice_tree(
-                lattice,
-                context.pending,
-                last,
-                proxy,
-                stop_ids=stop_ids,
-                n_nodes=n_nodes,
-                scoring=scoring,
-            )
-        paths = search(
-            lattice,
-            last,
-            proxy,
-            stop_ids=stop_ids,
-            beam=choices.beam,
-            scoring=choices.scoring,
-            eos_rule=choices.eos_rule,
-            is_length_normalised=choices.is_length_normalised,
-        )
-        if choices.shape is Shape.BEAMS:
+        given = {"stop_ids": stop_ids, "options": self.options}
+        if self.options.shape is Shape.TREE:
+            return lattice_tree(lattice, context.pending, last, proxy, n_nodes=n_nodes, **given)
+        paths = search(lattice, last, proxy, **given)
+        if self.options.shape is Shape.BEAMS:
             return paths_tree(paths, context.pending, stop_ids=stop_ids, n_nodes=n_nodes)
         return _chain(paths, context)
 
     def _lattice(self, logprobs: Float[Array, "B R V"], randomness: Randomness) -> Lattice:
         """Candidates of every slot; with the law's noise where it is there and may be used."""
-        choices, sampling = self.choices, randomness.sampling
-        always = sampling.stop_ids if choices.eos_rule is EosRule.FORCED_LITERAL else None
-        limits = {"cap": choices.cap, "mass": choices.mass, "always": always}
+        options, sampling = self.options, randomness.sampling
+        always = sampling.stop_ids if options.eos_rule is EosRule.FORCED_LITERAL else None
+        limits = {"cap": options.cap, "mass": options.mass, "always": always}
         if randomness.rule is not Rule.WALK:
             # A draft that noise did not choose is a point mass, which the rejection rule knows.
             return candidates(logprobs, **limits, top_k=self._top_k)
         wide, top_k = everything(logprobs), self._top_k
-        if 0 < choices.wide < logprobs.shape[2]:
-            cap = max(choices.wide, choices.cap)
+        if 0 < options.wide < logprobs.shape[2]:
+            cap = max(options.wide, options.cap)
             wide = candidates(logprobs, cap=cap, mass=jnp.inf, always=always, top_k=top_k)
             top_k = jax.lax.top_k
         noise = [
@@ -293,12 +223,12 @@ class DiffuSpec:
 
     def _n_read(self, table: ngram.NGramTable) -> int:
         """Tokens before a slot that the proxy reads."""
-        return max(table.order - 1, TEXT_CONTEXT if self.choices.static_share < 1 else 0)
+        return max(table.order - 1, TEXT_CONTEXT if self.options.static_share < 1 else 0)
 
     def _proxy(self, params: Params, context: Context) -> Proxy | None:
         if "ngram" not in params:
             return None
-        table, share = params["ngram"], self.choices.static_share
+        table, share = params["ngram"], self.options.static_share
         if share == 1:
             return functools.partial(ngram.logprobs, table)
         return functools.partial(

@@ -1,7 +1,7 @@
 """The lattice: the few tokens that each drafted slot may take, and how a candidate is scored.
 
-In reading order: `Lattice`, `candidates`, `everything` and `perturbed`, which make one, and
-`Scoring`, by which the path search and the tree judge its steps.
+In reading order: `Lattice`; `candidates`, `everything` and `perturbed`, which make one; and
+`path_steps`, by which the path search and the tree judge its steps.
 
 Letters: B rows, k slots, A candidates of a slot, W paths side by side, V vocabulary, E stop ids of
 a row. Slot 1 of the papers is index 0 here. Log-probabilities are float32, in nats.
@@ -15,7 +15,6 @@ the paper has no results for T > 0.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.law import NEVER
 from jspec.state import replace, state
 
@@ -55,32 +55,6 @@ class Lattice:
     logprobs: Float[Array, "B k A"]
     noise: Float[Array, "B k A"] | None = None
     temperature: Float[Array, " B"] | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """What a step of a path is worth: weight * log q + (1 - weight) * log of the proxy (Eq. 8).
-
-    Attributes:
-      weight: lambda in the paper.
-      is_normalised: take the log-softmax over the candidates of the slot, which makes steps of
-        several depths comparable. Sampling rows always do, see `step_scores`.
-      score_temperature: s, what scores are divided by before that; fitted offline.
-    """
-
-    weight: float = 0.5
-    is_normalised: bool = False
-    score_temperature: float = 1.0
-
-    def __post_init__(self):
-        if not 0 <= self.weight <= 1:
-            raise ValueError(f"weight must be from 0 to 1, not {self.weight}")
-        if not self.score_temperature > 0:
-            raise ValueError(f"score_temperature must be positive, not {self.score_temperature}")
-
-
-EQUATION_8 = Scoring()
-"""As published."""
 
 
 # --- making one ----------------------------------------------------------------------------------
@@ -159,7 +133,7 @@ def _pruned(
 ) -> Lattice:
     """Candidates in the order of their scores, as few as Eq. 7 asks for."""
     width = lattice.ids.shape[2]
-    score = step_scores(lattice.logprobs, lattice.noise, lattice.temperature, EQUATION_8)
+    score = step_scores(lattice.logprobs, lattice.noise, lattice.temperature)
     # What must always stay may stand anywhere, the others among the first.
     score, order = top_k(score, min(cap, width) if always is None else width)
     probability = jnp.exp(score)
@@ -212,23 +186,26 @@ def step_scores(
     joint: Float[Array, "B W A"],
     noise: Float[Array, "B W A"] | None,
     temperature: Float[Array, " B"] | None,
-    scoring: Scoring,
+    score_temperature: float = 1.0,
+    *,
+    is_normalised: bool = False,
 ) -> Float[Array, "B W A"]:
     """What steps are worth, from their joint log-probabilities l; -inf stays.
 
-    Greedy rows: l as it is, or log softmax(l / s) where `is_normalised`. Rows with noise g:
-    log softmax((l / T + g) / s), how likely the law is to pick each of the candidates.
-    With g = 0, T = 1 and s = 1 that is l less its logsumexp over the candidates.
+    Greedy rows: l as it is, or log softmax(l / s) where `is_normalised`, which makes steps of
+    several depths comparable. Rows with noise g always: log softmax((l / T + g) / s), how likely
+    the law is to pick each of the candidates. With g = 0, T = 1 and s = 1 that is l less its
+    logsumexp over the candidates.
     """
-    if noise is None and not scoring.is_normalised:
+    if noise is None and not is_normalised:
         return joint
-    scaled, is_plain = joint, not scoring.is_normalised
+    scaled, is_plain = joint, not is_normalised
     if noise is not None and temperature is not None:
         is_greedy = (temperature == 0)[:, None, None]
         divisor = jnp.where(is_greedy, 1, temperature[:, None, None]).astype(joint.dtype)
         scaled = joint / divisor + jnp.where(is_greedy, 0, noise)
         is_plain = is_greedy & is_plain
-    shares = jax.nn.log_softmax(scaled / scoring.score_temperature, axis=-1)
+    shares = jax.nn.log_softmax(scaled / score_temperature, axis=-1)
     return jnp.where(jnp.isfinite(joint), jnp.where(is_plain, joint, shares), NEVER)
 
 
@@ -252,7 +229,9 @@ def path_steps(
     temperature: Float[Array, " B"] | None,
     last: Int[Array, "B W C"],
     proxy: Proxy | None,
-    scoring: Scoring,
+    options: SearchOptions,
+    *,
+    is_normalised: bool = False,
 ) -> Float[Array, "B W A"]:
     """What each candidate of a slot is worth after each of W paths.
 
@@ -262,13 +241,15 @@ def path_steps(
     shape = (*last.shape[:2], slot.ids.shape[1])
     joint = jnp.broadcast_to(slot.logprobs[:, None, :], shape)
     is_there = jnp.isfinite(joint)
-    if proxy is not None and scoring.weight < 1:
+    if proxy is not None and options.weight < 1:
         said = proxy(last, jnp.broadcast_to(slot.ids[:, None, :], shape)).astype(jnp.float32)
         said = jnp.maximum(said, PROXY_FLOOR)
-        joint = scoring.weight * joint + (1 - scoring.weight) * said
+        joint = options.weight * joint + (1 - options.weight) * said
     joint = jnp.where(is_there, joint, NEVER)
     noise = None if slot.noise is None else slot.noise[:, None, :]
-    return step_scores(joint, noise, temperature, scoring)
+    return step_scores(
+        joint, noise, temperature, options.score_temperature, is_normalised=is_normalised
+    )
 
 
 def context_of(last: Int[Array, "B C"] | None, rows: int, width: int) -> Int[Array, "B W C"]:

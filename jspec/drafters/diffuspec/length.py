@@ -21,6 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jspec.drafters.base import DrafterOptions
 from jspec.state import state
 
 
@@ -40,7 +41,7 @@ class Means:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptiveLength:
+class AdaptiveLength(DrafterOptions):
     """As long as the drafter has something to say, and more where the target follows it.
 
     k = clip(ceil(generated + growth * [accepted >= generated]), shortest, longest), of the means;
@@ -48,7 +49,7 @@ class AdaptiveLength:
 
     As published, with every default below, accepted <= generated, and after one refused token
     they differ until float32 cannot tell (23 perfect rounds): it drafts `longest` once, and then
-    `shortest` for ever. Each of the last three fields lets it grow again.
+    `shortest` for ever. Each of the last two fields lets it grow again.
 
     Attributes:
       shortest: k_min in the paper.
@@ -57,8 +58,6 @@ class AdaptiveLength:
       smoothing: rho, the weight of the newest round.
       counts_bonus: count the target's own token as accepted.
       tolerance: eta; grow where accepted >= tolerance * generated.
-      is_bias_corrected: divide the means by the weight of the rounds there were, so that early
-        ones are not pulled to 0.
     """
 
     shortest: int = 20
@@ -67,13 +66,12 @@ class AdaptiveLength:
     smoothing: float = 0.5
     counts_bonus: bool = False
     tolerance: float = 1.0
-    is_bias_corrected: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if not 1 <= self.shortest <= self.longest:
             raise ValueError(
-                f"draft lengths from {self.shortest} to {self.longest}: shortest must be at least "
-                "1 and at most longest"
+                f"shortest {self.shortest} must be at least 1 and at most longest {self.longest}"
             )
         _check_smoothing(self.smoothing)
         if self.growth < 0 or self.tolerance < 0:
@@ -99,14 +97,11 @@ class AdaptiveLength:
         )
 
     def wanted(self, state: Means) -> Int[Array, " B"]:
-        level, is_first = state.generated, state.n_rounds == 0
-        if self.is_bias_corrected:
-            remains = jnp.float32(1 - self.smoothing) ** state.n_rounds.astype(jnp.float32)
-            level = level / jnp.where(is_first, 1, 1 - remains)
         is_followed = state.accepted >= self.tolerance * state.generated
-        wanted = jnp.ceil(level + jnp.where(is_followed, self.growth, 0).astype(jnp.float32))
+        growth = jnp.where(is_followed, self.growth, 0).astype(jnp.float32)
+        wanted = jnp.ceil(state.generated + growth)
         wanted = jnp.clip(wanted, self.shortest, self.longest).astype(jnp.int32)
-        return jnp.where(is_first, self.longest, wanted)
+        return jnp.where(state.n_rounds == 0, self.longest, wanted)
 
 
 @state

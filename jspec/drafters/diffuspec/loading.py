@@ -5,6 +5,7 @@ A directory holds the model, and may hold `ngram/`, the proxy that was estimated
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -15,14 +16,12 @@ from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.diffusion import load_diffusion
 from jspec.checkpoints.ngram import read_ngram, read_sizes
 from jspec.checkpoints.target import Target, checkpoint_beside
-from jspec.drafters.base import LoadedDrafter
-from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
-from jspec.drafters.diffuspec.lattice import Scoring
+from jspec.drafters.base import Method
+from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
+from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix
-from jspec.drafters.diffuspec.refinement import Confidence, Refinement, Schedule
-from jspec.drafters.diffuspec.search import EosRule
-from jspec.drafters.options import named
+from jspec.drafters.diffuspec.refinement import Refinement
 from jspec.errors import UserError
 from jspec.models.ngram.model import NGramModel, NGramSizes
 from jspec.models.ngram.table import place_ngram, table_shapes, uniform_table
@@ -38,174 +37,113 @@ PLACEMENTS = {"replicated": REPLICATED, "split": SPLIT}
 """Tables that place the model's weights on the target's mesh, by the option's value."""
 
 
-def load(
-    path,
-    *,
-    target: Target,
-    shortest: int = 20,
-    longest: int = 30,
-    n_lengths: int = 3,
-    controller: str = "adaptive",
-    growth: int = 10,
-    smoothing: float = 0.5,
-    tolerance: float = 1.0,
-    counts_bonus: bool = False,
-    costs: str = "",
-    passes: int = 1,
-    schedule: str = "dream",
-    confidence: str = "top1",
-    prefix: str = "frozen",
-    refresh_every: int = 0,
-    cap: int = 15,
-    mass: float = 0.8,
-    wide: int = 0,
-    beam: int = 3,
-    weight: float = 0.5,
-    score_temperature: float = 1.0,
-    eos_rule: str = "argmax_depth",
-    length_normalised: bool = True,
-    shape: str = "path",
-    nodes: int = 0,
-    extra_slot: bool = False,
-    ngram: str = "",
-    static_share: float = 1.0,
-    placement: str = "replicated",
-) -> LoadedDrafter:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffuSpecOptions(SearchOptions, Refinement, AdaptiveLength):
+    """What a config may say of a DiffuSpec drafter; as published if not given.
+
+    Handed on whole: to the search, to the passes, and as the adaptive controller.
+
+    Attributes:
+      n_lengths: draft sizes that are compiled from `shortest` to `longest`, both included.
+      controller: `adaptive` (section 4), or `survival`, which weighs tokens against `costs`.
+      costs: of a round with each length, separated by commas, in any unit; for `survival`.
+      prefix: `frozen` keeps keys and values of the text; `recompute` reads all of it every round,
+        as in the paper.
+      refresh_every: rounds after which a frozen text is read anew; 0 for never.
+      extra_slot: draft the slot that a shifted model's last mask predicts as well.
+      ngram: the proxy's directory; if not given, `ngram` beside the model, where there is one;
+        `none` for no proxy.
+      placement: `replicated`, every device holds all of the model, or `split`, MLP and vocabulary
+        are split over the devices that share the target.
+    """
+
+    n_lengths: int = 3
+    controller: str = "adaptive"
+    costs: str = ""
+    prefix: str = "frozen"
+    refresh_every: int = 0
+    extra_slot: bool = False
+    ngram: str = ""
+    placement: str = "replicated"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n_lengths < 1:
+            raise ValueError(f"n_lengths must be at least 1, got {self.n_lengths}")
+        for name, known in (
+            ("controller", ("adaptive", "survival")),
+            ("prefix", ("frozen", "recompute")),
+            ("placement", PLACEMENTS),
+        ):
+            if getattr(self, name) not in known:
+                given = getattr(self, name)
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {given!r}")
+        if self.costs and self.controller == "adaptive":
+            raise ValueError("costs are for controller survival: leave them out")
+        if self.refresh_every and self.prefix == "recompute":
+            raise ValueError("refresh_every is for a frozen prefix: leave it out")
+        self.make_controller()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """About `n_lengths` lengths from the shortest to the longest, evenly."""
+        if self.n_lengths == 1:
+            return (self.longest,)
+        spread, last = self.longest - self.shortest, self.n_lengths - 1
+        steps = (self.shortest + round(i * spread / last) for i in range(self.n_lengths))
+        return tuple(dict.fromkeys(steps))
+
+    def make_controller(self) -> Controller:
+        """What drafts' lengths follow.
+
+        Raises:
+          ValueError: costs that are no numbers, or not one for every length.
+        """
+        if self.controller == "adaptive":
+            return self
+        try:
+            costs = tuple(float(cost) for cost in self.costs.split(",")) if self.costs else ()
+        except ValueError:
+            raise ValueError(
+                f"costs must be numbers separated by commas, got {self.costs!r}"
+            ) from None
+        return SurvivalLength(lengths=self.lengths, costs=costs, smoothing=self.smoothing)
+
+    def make_prefix(self) -> Prefix:
+        """How the model sees the text; a round commits what it accepts and one more."""
+        if self.prefix == "recompute":
+            return RECOMPUTE
+        most = self.longest + self.extra_slot + 1
+        windows = tuple(dict.fromkeys((min(4, most), most)))
+        return Prefix(windows=windows, refresh_every=self.refresh_every or None, is_enough=True)
+
+
+def load(path, target: Target, options: DiffuSpecOptions) -> tuple[DiffuSpec, Params]:
     """A diffusion language model, in the target's dtype and on its mesh.
 
     Of an abstract target, its shapes; then one that is only known by its hub id will do.
 
-    Args:
-      shortest, longest: k_min and k_max in the paper, masks of a round; `n_lengths` sizes are
-        compiled between them, both included.
-      controller: `adaptive` (section 4), or `survival`, which weighs tokens against `costs`.
-      growth, smoothing, tolerance, counts_bonus: of the adaptive one: delta, rho, eta.
-      costs: of a round with each length, separated by commas, in any unit; for `survival`.
-      passes, schedule, confidence: S, and which slots a pass fixes: `dream` or `llada`; `top1`,
-        `margin` or `entropy`.
-      prefix: `frozen` keeps keys and values of the text; `recompute` reads all of it every round,
-        as in the paper.
-      refresh_every: rounds after which a frozen text is read anew; 0 for never.
-      cap, mass, beam: M_max, tau and B.
-      wide: at temperature > 0, how many of a slot's likeliest tokens the noise chooses its
-        candidates from; 0 for all.
-      weight: lambda, of the model beside the proxy.
-      score_temperature: s, what scores are divided by where they are compared across depths.
-      eos_rule: `argmax_depth` or `forced_literal`.
-      shape: `path`, `beams` (all of them in one tree) or `tree` (the `nodes` best prefixes).
-      extra_slot: draft the slot that a shifted model's last mask predicts as well.
-      ngram: the proxy's directory; if not given, `ngram` beside the model, where there is one;
-        `none` for no proxy.
-      static_share: of the proxy beside the n-grams of the text so far; 1 for the proxy alone. Below
-        1 without a proxy, the n-grams of the text alone, the rest of the mass on all ids alike.
-      placement: `replicated`, every device holds all of the model, or `split`, MLP and vocabulary
-        are split over the devices that share the target.
-
     Raises:
-      UserError: no path, options out of range, a causal model, or one of another tokenizer.
+      UserError: a causal model, one of another tokenizer, or one that has no extra slot.
     """
-    if path is None:
-        raise UserError(
-            "diffuspec needs a diffusion model: give its path (drafter_path), a directory or a "
-            "hub id, such as "
-            "Dream-org/Dream-v0-Instruct-7B for a target of the Qwen2.5 series"
-        )
-    if placement not in PLACEMENTS:
-        raise UserError(
-            f"diffuspec: placement must be {' or '.join(PLACEMENTS)}, got {placement!r}"
-        )
-    checkpoint = checkpoint_beside(target, path)
-    model, params = load_diffusion(checkpoint, target=target, table=PLACEMENTS[placement])
+    checkpoint, table = checkpoint_beside(target, path), PLACEMENTS[options.placement]
+    model, params = load_diffusion(checkpoint, target=target, table=table)
     try:
-        lengths = spread_lengths(shortest, longest, n_lengths)
         drafter = DiffuSpec(
             model=model,
-            lengths=lengths,
-            controller=_controller(
-                controller,
-                lengths,
-                costs,
-                growth=growth,
-                smoothing=smoothing,
-                tolerance=tolerance,
-                counts_bonus=counts_bonus,
-            ),
-            prefix=_prefix(prefix, refresh_every, longest + extra_slot),
-            refinement=Refinement(
-                n_passes=passes,
-                schedule=named(Schedule, "schedule", schedule),
-                confidence=named(Confidence, "confidence", confidence),
-            ),
-            choices=Choices(
-                cap=cap,
-                mass=mass,
-                wide=wide,
-                beam=beam,
-                scoring=Scoring(weight=weight, score_temperature=score_temperature),
-                eos_rule=named(EosRule, "eos_rule", eos_rule),
-                is_length_normalised=length_normalised,
-                shape=named(Shape, "shape", shape),
-                n_nodes=nodes,
-                static_share=static_share,
-            ),
-            has_extra=extra_slot,
+            lengths=options.lengths,
+            controller=options.make_controller(),
+            prefix=options.make_prefix(),
+            refinement=options,
+            options=options,
+            has_extra=options.extra_slot,
             mesh=target.mesh,
-            vocab_axes=split_axes(target.mesh, PLACEMENTS[placement], "vocab", model.vocab_size),
+            vocab_axes=split_axes(target.mesh, table, "vocab", model.vocab_size),
         )
     except ValueError as error:
         raise UserError(f"diffuspec: {error}") from None
-    return LoadedDrafter(
-        name="diffuspec",
-        drafter=drafter,
-        params={"model": params} | _proxy(checkpoint, ngram, target, static_share),
-    )
-
-
-def spread_lengths(shortest: int, longest: int, count: int) -> tuple[int, ...]:
-    """About `count` lengths from the shortest to the longest, evenly; both are among them.
-
-    Raises:
-      ValueError: no such lengths.
-    """
-    if not 1 <= shortest <= longest:
-        raise ValueError(f"shortest {shortest} must be at least 1 and at most longest {longest}")
-    if count < 1:
-        raise ValueError(f"n_lengths must be at least 1, got {count}")
-    if count == 1 or shortest == longest:
-        return (longest,)
-    steps = [shortest + round(i * (longest - shortest) / (count - 1)) for i in range(count)]
-    return tuple(dict.fromkeys(steps))
-
-
-def _controller(
-    name: str, lengths: tuple[int, ...], costs: str, *, smoothing: float, **adaptive
-) -> Controller:
-    if name == "adaptive":
-        if costs:
-            raise ValueError("costs are for controller survival: leave them out")
-        return AdaptiveLength(
-            shortest=lengths[0], longest=lengths[-1], smoothing=smoothing, **adaptive
-        )
-    if name != "survival":
-        raise ValueError(f"controller must be adaptive or survival, got {name!r}")
-    try:
-        given = tuple(float(cost) for cost in costs.split(",")) if costs else ()
-    except ValueError:
-        raise ValueError(f"costs must be numbers separated by commas, got {costs!r}") from None
-    return SurvivalLength(lengths=lengths, costs=given, smoothing=smoothing)
-
-
-def _prefix(name: str, refresh_every: int, most_accepted: int) -> Prefix:
-    """A round commits what it accepts and one more."""
-    if name == "frozen":
-        few, most = min(4, most_accepted + 1), most_accepted + 1
-        windows = tuple(dict.fromkeys((few, most)))
-        return Prefix(windows=windows, refresh_every=refresh_every or None, is_enough=True)
-    if name != "recompute":
-        raise ValueError(f"prefix must be frozen or recompute, got {name!r}")
-    if refresh_every:
-        raise ValueError("refresh_every is for a frozen prefix: leave it out")
-    return RECOMPUTE
+    proxy = _proxy(checkpoint, options.ngram, target, options.static_share)
+    return drafter, {"model": params} | proxy
 
 
 def _proxy(
@@ -261,3 +199,11 @@ def _proxy_folder(checkpoint: Checkpoint, ngram: str, target: Target) -> Path | 
     model = checkpoint.directory
     beside = None if model is None else model / NGRAM_FOLDER
     return beside if beside is not None and beside.is_dir() else None
+
+
+METHOD = Method(
+    options=DiffuSpecOptions,
+    load=load,
+    needs="a diffusion model: give its path (drafter_path), a directory or a hub id, such as "
+    "Dream-org/Dream-v0-Instruct-7B for a target of the Qwen2.5 series",
+)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jspec.drafters.base import DrafterOptions
 from jspec.models.diffusion import DiffusionModel, Slots, all_masks, normalised
 from jspec.state import KVCache, state
 
@@ -43,29 +44,30 @@ class Confidence(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Refinement:
+class Refinement(DrafterOptions):
     """How slots are filled.
 
     Attributes:
-      n_passes: S; 1 fixes all slots at once.
+      passes: S; 1 fixes all slots at once.
       schedule: how many slots a pass fixes.
       confidence: which.
     """
 
-    n_passes: int = 1
+    passes: int = 1
     schedule: Schedule = Schedule.DREAM
     confidence: Confidence = Confidence.TOP1
 
     def __post_init__(self):
-        if self.n_passes < 1:
-            raise ValueError(f"at least 1 pass is needed, not {self.n_passes}")
+        super().__post_init__()
+        if self.passes < 1:
+            raise ValueError(f"at least 1 pass is needed, not {self.passes}")
 
     def counts(self, n_masks: int) -> tuple[int, ...]:
         """Slots that each pass fixes; their sum is `n_masks`. Some may fix none."""
         if self.schedule is Schedule.LLADA:
-            share, more = divmod(n_masks, self.n_passes)
-            return tuple(share + (i < more) for i in range(self.n_passes))
-        times = np.linspace(1, SMALLEST_TIME, self.n_passes + 1)
+            share, more = divmod(n_masks, self.passes)
+            return tuple(share + (i < more) for i in range(self.passes))
+        times = np.linspace(1, SMALLEST_TIME, self.passes + 1)
         left, counts = n_masks, []
         for now, then in zip(times[:-2], times[1:-1], strict=True):
             counts.append(int(left * (1 - then / now)))
@@ -100,7 +102,7 @@ def refine(
     model: DiffusionModel,
     rows: int,
     slots: Slots,
-    refinement: Refinement = ONE_PASS,
+    refinement: Refinement,
 ) -> tuple[Prediction, KVCache]:
     """Fill all slots.
 

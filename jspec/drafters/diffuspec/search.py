@@ -20,18 +20,14 @@ samples sums log softmax((l / T + g) / s) in place of Eq. 8's l (`lattice.step_s
 
 from __future__ import annotations
 
-import enum
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.drafters.diffuspec.lattice import (
-    EQUATION_8,
     Lattice,
     Proxy,
-    Scoring,
     Slot,
     context_of,
     first_stop,
@@ -39,18 +35,9 @@ from jspec.drafters.diffuspec.lattice import (
     path_steps,
     slots_of,
 )
+from jspec.drafters.diffuspec.options import EosRule, SearchOptions
 from jspec.law import NEVER
 from jspec.state import replace, state
-
-
-class EosRule(enum.StrEnum):
-    """Where paths may end; see the module's docstring.
-
-    `FORCED_LITERAL` wants a lattice that was made with `always=stop_ids`.
-    """
-
-    ARGMAX_DEPTH = "argmax_depth"
-    FORCED_LITERAL = "forced_literal"
 
 
 @state
@@ -83,13 +70,9 @@ def search(
     proxy: Proxy | None,
     *,
     stop_ids: Int[Array, "B E"],
-    beam: int = 3,
-    scoring: Scoring = EQUATION_8,
-    eos_rule: EosRule = EosRule.ARGMAX_DEPTH,
-    is_length_normalised: bool = True,
-    is_recombined: bool = False,
+    options: SearchOptions,
 ) -> Paths:
-    """The best `beam` paths of every row.
+    """Search for the best `beam` paths of every row.
 
     A row goes through its first `depth` slots and stands still in the others, so that a path has
     `depth` tokens, or fewer and a stop token at its end. It has at least one.
@@ -98,29 +81,24 @@ def search(
       last: the text's last C tokens, the pending one included, which the proxy reads first.
       proxy: called once a slot with `[B, W, C]` and `[B, W, A]`; None for log q alone.
       stop_ids: padded with -1.
-      is_length_normalised: compare paths by their mean score a token, not by the sum.
-      is_recombined: of open paths with the same last C tokens, which cost the same from there on,
-        keep the best. Then enough beams, A to the C, find the best path of all.
     """
     rows, n_slots, _ = lattice.ids.shape
     depth = jnp.full((rows,), n_slots, jnp.int32)
-    if eos_rule is EosRule.ARGMAX_DEPTH:
+    if options.eos_rule is EosRule.ARGMAX_DEPTH:
         depth = jnp.minimum(first_stop(lattice.ids[:, :, 0], stop_ids), n_slots)
 
     def step(beams: _Beams, numbered: tuple[Int[Array, ""], Slot]) -> tuple[_Beams, None]:
         number, slot = numbered
-        steps = path_steps(slot, lattice.temperature, beams.last, proxy, scoring)
+        steps = path_steps(slot, lattice.temperature, beams.last, proxy, options)
         is_open = beams.is_open & (number < depth)[:, None]
         score, length = _continuations(beams, steps, is_open)
         key = score
-        if is_length_normalised:
+        if options.length_normalised:
             key = score / jnp.maximum(length, 1)[:, :, None].astype(jnp.float32)
-        if is_recombined:
-            key = jnp.where(_is_beaten(key, beams.last, slot.ids, is_open), NEVER, key)
         return _best(beams, score, length, key, slot.ids, number, is_open, stop_ids), None
 
     numbers = jnp.arange(n_slots, dtype=jnp.int32)
-    end, _ = lax.scan(step, _start(rows, beam, n_slots, last), (numbers, slots_of(lattice)))
+    end, _ = lax.scan(step, _start(rows, options.beam, n_slots, last), (numbers, slots_of(lattice)))
     is_there = jnp.isfinite(end.paths.score)
     return replace(
         end.paths,
@@ -188,26 +166,3 @@ def _start(rows: int, beam: int, n_slots: int, last: Int[Array, "B C"] | None) -
     return _Beams(
         paths=paths, last=context_of(last, rows, beam), is_open=jnp.ones((rows, beam), bool)
     )
-
-
-def _is_beaten(
-    key: Float[Array, "B W A"],
-    last: Int[Array, "B W C"],
-    ids: Int[Array, "B A"],
-    is_open: Bool[Array, "B W"],
-) -> Bool[Array, "B W A"]:
-    """Continuations of open paths that another with the same last C tokens is better than."""
-    rows, beam, width = key.shape
-    shape = (rows, beam, width, 1)
-    before = jnp.broadcast_to(last[:, :, None, :], (*shape[:3], last.shape[2]))
-    token = jnp.broadcast_to(ids[:, None, :, None], shape)
-    after = jnp.concatenate([before, token], axis=3)[:, :, :, 1:].reshape(rows, beam * width, -1)
-    flat = key.reshape(rows, -1)
-    places = jnp.arange(beam * width, dtype=jnp.int32)[None, :]
-    is_better = (flat[:, None, :] > flat[:, :, None]) | (
-        (flat[:, None, :] == flat[:, :, None]) & (places[:, None, :] < places[:, :, None])
-    )
-    is_same = jnp.all(after[:, None, :, :] == after[:, :, None, :], axis=3)
-    is_live = jnp.broadcast_to(is_open[:, :, None], key.shape).reshape(rows, -1)
-    is_rival = is_same & is_live[:, None, :] & is_live[:, :, None]
-    return jnp.any(is_better & is_rival, axis=2).reshape(key.shape)

@@ -22,19 +22,16 @@ from jaxtyping import Array, Bool, Float, Int
 from jspec.drafters.diffuspec.lattice import (
     Lattice,
     Proxy,
-    Scoring,
     Slot,
     context_of,
     is_among,
     path_steps,
     slots_of,
 )
+from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.search import Paths
 from jspec.law import NEVER
 from jspec.state import Draft, state
-
-COMPARABLE = Scoring(is_normalised=True)
-"""Where a proxy shares in it, Eq. 8 adds up to no probability, and would make trees too shallow."""
 
 
 @state
@@ -54,24 +51,23 @@ def lattice_tree(
     *,
     stop_ids: Int[Array, "B E"],
     n_nodes: int,
-    width: int | None = None,
-    scoring: Scoring = COMPARABLE,
+    options: SearchOptions,
 ) -> Draft:
     """The N best prefixes of the lattice as a tree; equal ones by depth, then as they grew.
+
+    Steps are normalised: where a proxy shares in it, Eq. 8 adds up to no probability, and would
+    make trees too shallow.
 
     Args:
       pending: the root's token.
       n_nodes: M; nodes that there is no prefix for are invalid.
-      width: prefixes of one length that are kept while they grow. N, the default, is exact; fewer
-        are cheaper, and miss what a depth holds beyond them.
     """
     rows, n_slots, _ = lattice.ids.shape
-    n_wanted = n_nodes - 1
-    width = min(width or n_wanted, n_wanted)
+    width = n_nodes - 1  # prefixes of one length that are kept while they grow: fewer may miss one
 
     def step(carry, slot: Slot):
         score, before = carry
-        steps = path_steps(slot, lattice.temperature, before, proxy, scoring)
+        steps = path_steps(slot, lattice.temperature, before, proxy, options, is_normalised=True)
         # Rounding must not lift a child above its parent.
         steps = jnp.where(is_among(slot.ids, stop_ids)[:, None, :], NEVER, jnp.minimum(steps, 0))
         joint = score[:, :, None] + steps

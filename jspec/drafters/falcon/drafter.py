@@ -77,10 +77,6 @@ class Falcon:
     captures = ("final",)
     needs_picks = False
 
-    def __post_init__(self):
-        if self.block_align not in ("right", "left"):
-            raise ValueError(f"block_align must be right or left, got {self.block_align!r}")
-
     @property
     def block_size(self) -> int:
         """k"""

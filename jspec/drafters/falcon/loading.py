@@ -6,6 +6,7 @@ to it, and `token_counts.safetensors`, how often its training saw each token.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.params import place
 from jspec.checkpoints.target import Target, checkpoint_beside
 from jspec.checkpoints.tensor_files import open_safetensors
-from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.base import DrafterOptions, Method
 from jspec.drafters.falcon import checkpoint
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import Tree, find
@@ -34,52 +35,54 @@ COUNTS_FILE = "token_counts.safetensors"
 LARGEST_TREE = "kmask2_8layer_tree"
 
 
-def load(
-    path,
-    *,
-    target: Target,
-    tree: str = "",
-    block_align: str = "right",
-    draft_vocabulary: int = 0,
-) -> LoadedDrafter:
-    """A trained head with its tree, in the target's dtype and on its mesh.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FalconOptions(DrafterOptions):
+    """What a config may say of a Falcon drafter.
 
-    Of an abstract target, its shapes.
-
-    Args:
+    Attributes:
       tree: a released tree's name, `chain-N`, or a file of paths; if not given, the one that was
         fitted to the head, or else the largest released one.
       block_align: "right", or "left" as the released code counts blocks.
       draft_vocabulary: draft only so many tokens, the most frequent ones of the head's training;
         0 drafts all.
+    """
+
+    tree: str = ""
+    block_align: str = "right"
+    draft_vocabulary: int = 0
+
+    def __post_init__(self):
+        if self.block_align not in ("right", "left"):
+            raise ValueError(f"block_align must be right or left, got {self.block_align!r}")
+
+
+def load(path, target: Target, options: FalconOptions) -> tuple[Falcon, Params]:
+    """A trained head with its tree, in the target's dtype and on its mesh, or its shapes.
 
     Raises:
-      UserError: no path, options out of range, or a head of another target.
+      UserError: a tree that is not there, a vocabulary that does not fit it, or a head of another
+        target.
     """
-    if path is None:
-        raise UserError(
-            "falcon needs a trained head: give its path (drafter_path), a directory or a hub id"
-        )
     found = checkpoint_beside(target, path)
     directory = found.files
     config = checkpoint.read_config(found)
     _check_target(directory, config, target)
-    model = sar_head.build(config)
-    params = _head(found, model, target)
-    shared: dict[str, Params] = {"head": params, "target": target.params}
-    if draft_vocabulary:
-        shared |= _reduced(directory, target, draft_vocabulary)
-    try:
-        drafter = Falcon(
-            model=model,
-            target=target.model,
-            tree=_tree(directory, tree),
-            block_align=block_align,
+    drafter = Falcon(
+        model=sar_head.build(config),
+        target=target.model,
+        tree=_tree(directory, options.tree),
+        block_align=options.block_align,
+    )
+    size, widest = options.draft_vocabulary, max(one.width for one in drafter.plan.passes)
+    reduced = _reduced(directory, target, size) if size else {}
+    n_drafted = size or target.vocab_size
+    if n_drafted < widest:
+        raise UserError(
+            f"the tree takes the best {widest} tokens of a row, and {n_drafted} are drafted: give "
+            "a narrower tree or a larger draft_vocabulary"
         )
-    except ValueError as error:
-        raise UserError(f"falcon: {error}") from None
-    _check_width(drafter, draft_vocabulary or target.vocab_size)
-    return LoadedDrafter(name="falcon", drafter=drafter, params=shared)
+    params = {"head": _head(found, drafter.model, target), "target": target.params}
+    return drafter, params | reduced
 
 
 def _head(found: Checkpoint, model: SarModel, target: Target) -> Params:
@@ -96,15 +99,6 @@ def _tree(directory: Path, name: str) -> Tree:
     if not name:
         name = str(fitted) if fitted.is_file() else LARGEST_TREE
     return find(name)
-
-
-def _check_width(drafter: Falcon, size: int) -> None:
-    widest = max(one.width for one in drafter.plan.passes)
-    if size < widest:
-        raise UserError(
-            f"the tree takes the best {widest} tokens of a row, and {size} are drafted: give a "
-            "narrower tree or a larger draft_vocabulary"
-        )
 
 
 def _check_target(directory: Path, config: SarConfig, target: Target) -> None:
@@ -155,3 +149,10 @@ def head_rows(target: Target, ids: Int[Array, " R"]) -> Float[Array, "D R"]:
     if target.model.config.has_tied_head:
         return jnp.take(target.params["embedding"], ids, axis=0).T
     return jnp.take(target.params["head_weight"], ids, axis=1)
+
+
+METHOD = Method(
+    options=FalconOptions,
+    load=load,
+    needs="a trained head: give its path (drafter_path), a directory or a hub id",
+)

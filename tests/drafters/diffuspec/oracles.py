@@ -34,21 +34,33 @@ def look_up(logprobs, context, ids):
 class Choices:
     """One row's lattice with its steps: lists of candidates, and what each is worth in context."""
 
-    def __init__(self, ids, logprobs, last: Sequence[int], table: Table | None, weight: float):
+    def __init__(
+        self,
+        ids,
+        logprobs,
+        last: Sequence[int],
+        table: Table | None,
+        weight: float,
+        *,
+        is_normalised: bool = False,
+    ):
         self.ids = np.asarray(ids)
         self.logprobs = np.asarray(logprobs, np.float64)
         self.last = tuple(last)
         self.table = table
         self.weight = weight
+        self.is_normalised = is_normalised
 
     def steps(self, path: tuple[int, ...]) -> Iterator[tuple[int, float]]:
         """The tokens that may follow a path, in the order of the slot, and their scores."""
-        slot = len(path)
+        slot, found = len(path), []
         for token, logprob in zip(self.ids[slot], self.logprobs[slot], strict=True):
             if np.isfinite(logprob):
                 said = self.table.one((*self.last, *path), int(token)) if self.table else 0.0
                 share = self.weight if self.table else 1.0
-                yield int(token), share * logprob + (1 - share) * said
+                found.append((int(token), share * logprob + (1 - share) * said))
+        total = np.log(np.sum(np.exp([score for _, score in found]))) if self.is_normalised else 0
+        yield from ((token, score - total) for token, score in found)
 
     def extended(self, found: Found) -> Iterator[Found]:
         for token, score in self.steps(found[1]):
@@ -77,22 +89,6 @@ def beam_search(
             pool += [found] if is_ended else list(choices.extended(found))
         beams = sorted(pool, key=lambda found: -_key(found, mean))[:beam]
     return beams
-
-
-def viterbi(choices: Choices, depth: int) -> Found:
-    """The best path of `depth` tokens; a state is the last tokens that the proxy reads."""
-    assert choices.table is not None
-    n_read = choices.table.order - 1
-    best: dict[tuple[int, ...], Found] = {choices.last: (0.0, ())}
-    for _ in range(depth):
-        after: dict[tuple[int, ...], Found] = {}
-        for found in best.values():
-            for new in choices.extended(found):
-                state = (*choices.last, *new[1])[-n_read:] if n_read else ()
-                if state not in after or new[0] > after[state][0]:
-                    after[state] = new
-        best = after
-    return max(best.values())
 
 
 def best_prefixes(choices: Choices, depth: int, stops: set[int], n: int) -> list[Found]:

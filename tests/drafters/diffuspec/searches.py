@@ -10,6 +10,7 @@ import numpy as np
 
 from jspec.drafters.diffuspec import lattice as lattices
 from jspec.drafters.diffuspec.lattice import Lattice, first_stop
+from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.search import Paths, search
 from tests.drafters.diffuspec.oracles import Choices, Table, look_up
 
@@ -24,13 +25,13 @@ candidates, perturbed = (
 
 @functools.partial(
     jax.jit,
-    static_argnames=("beam", "scoring", "eos_rule", "is_length_normalised", "is_recombined"),
+    static_argnames=("beam", "weight", "eos_rule", "length_normalised"),
 )
 def run(lattice, last=None, table=None, stop_ids=None, **options) -> Paths:
     """The search with a table as its proxy; no stop ids if not given."""
     proxy = None if table is None else functools.partial(look_up, table)
     stops = jnp.full((lattice.ids.shape[0], 1), -1, jnp.int32) if stop_ids is None else stop_ids
-    return search(lattice, last, proxy, stop_ids=stops, **options)
+    return search(lattice, last, proxy, stop_ids=stops, options=SearchOptions(**options))
 
 
 def one_row(paths: Paths, row: int = 0) -> list[tuple[tuple[int, ...], float]]:

@@ -13,8 +13,8 @@ import pytest
 
 from jspec.certify.roster import untrained_diffusion
 from jspec.drafters.diffuspec import drafter as module
-from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, DiffuSpecState, Shape
-from jspec.drafters.diffuspec.lattice import Scoring
+from jspec.drafters.diffuspec.drafter import DiffuSpec, DiffuSpecState
+from jspec.drafters.diffuspec.options import SearchOptions, Shape
 from jspec.drafters.diffuspec.prefix import PrefixState
 from jspec.drafters.diffuspec.refinement import Prediction
 from jspec.law import Mode, Randomness, Rule
@@ -51,7 +51,7 @@ def logprobs_of(slots: int) -> jax.Array:
 
 
 def chosen(**choices: Any) -> Draft:
-    drafter = drafter_of(choices=Choices(**choices))
+    drafter = drafter_of(options=SearchOptions(**choices))
     return drafter.choose({}, logprobs_of(MASKS), CONTEXT, ASKED, 0)
 
 
@@ -60,17 +60,9 @@ def assert_same(one: Draft, other: Draft) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_steps_of_a_tree_are_normalised_whatever_those_of_paths_are():
-    raw, normal = (
-        chosen(shape=Shape.TREE, n_nodes=6, mass=0.7, scoring=Scoring(is_normalised=is_normalised))
-        for is_normalised in (False, True)
-    )
-    assert_same(raw, normal)
-
-
 def test_noise_chooses_among_as_many_as_there_are_candidates():
     """Few likeliest tokens to choose among leave a slot no fewer candidates than it may have."""
-    few, enough = (chosen(shape=Shape.TREE, n_nodes=9, cap=4, mass=2, wide=n) for n in (1, 4))
+    few, enough = (chosen(shape=Shape.TREE, nodes=9, cap=4, mass=2, wide=n) for n in (1, 4))
     assert_same(few, enough)
 
 

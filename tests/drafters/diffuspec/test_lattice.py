@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from jspec.drafters.diffuspec.lattice import (
-    EQUATION_8,
     Lattice,
-    Scoring,
     Slot,
     first_stop,
     path_steps,
@@ -20,6 +18,7 @@ from jspec.drafters.diffuspec.lattice import (
 )
 from jspec.drafters.diffuspec.lattice import candidates as candidates_of
 from jspec.drafters.diffuspec.lattice import perturbed as perturbed_of
+from jspec.drafters.diffuspec.options import SearchOptions
 
 compiled = functools.partial(jax.jit, static_argnames=("cap", "mass"))
 candidates, perturbed = compiled(candidates_of), compiled(perturbed_of)
@@ -169,13 +168,13 @@ def test_noise_ranks_candidates_as_the_law_picks():
 
 def test_without_noise_a_step_is_worth_equation_8():
     joint = random_logprobs()
-    assert step_scores(joint, None, None, EQUATION_8) is joint
+    assert step_scores(joint, None, None) is joint
 
 
 def test_no_noise_at_temperature_1_differs_by_the_normaliser_only():
     joint = random_logprobs()[:, :, :7]
     ones, zeros = jnp.ones((ROWS,), jnp.float32), jnp.zeros_like(joint)
-    score = step_scores(joint, zeros, ones, EQUATION_8)
+    score = step_scores(joint, zeros, ones)
     normaliser = jax.nn.logsumexp(joint, axis=2, keepdims=True)
     np.testing.assert_allclose(score, joint - normaliser, atol=1e-6)
 
@@ -184,8 +183,8 @@ def test_steps_with_noise_are_the_log_softmax_of_perturbed_scores():
     joint = random_logprobs()[:, :, :7].at[0, 0, 3].set(-jnp.inf)
     noise = random_noise(3, joint.shape)
     heat = jnp.asarray([0.5, 0.0, 2.0], jnp.float32)
-    plain = step_scores(joint, noise, heat, Scoring(score_temperature=1.7))
-    whole = step_scores(joint, noise, heat, Scoring(score_temperature=1.7, is_normalised=True))
+    plain = step_scores(joint, noise, heat, 1.7)
+    whole = step_scores(joint, noise, heat, 1.7, is_normalised=True)
     for row, t in enumerate(heat.tolist()):
         x = np.asarray(joint[row], np.float64) / (t or 1) + (t > 0) * np.asarray(noise[row])
         share = np.exp(x / 1.7) / np.exp(x / 1.7).sum(axis=1, keepdims=True)
@@ -201,14 +200,14 @@ def test_what_a_proxy_does_not_know_stays_possible():
     slot = Slot(ids=jnp.asarray([[4, 5]], jnp.int32), logprobs=logprobs, noise=None)
     nothing = jnp.zeros((1, 1, 0), jnp.int32)
     steps = path_steps(
-        slot, None, nothing, lambda _, ids: jnp.full(ids.shape, -jnp.inf), EQUATION_8
+        slot, None, nothing, lambda _, ids: jnp.full(ids.shape, -jnp.inf), SearchOptions()
     )
     np.testing.assert_allclose(steps[0], 0.5 * logprobs - 50, rtol=1e-6)
 
 
 def test_a_slot_without_candidates_is_worth_nothing():
     joint = jnp.full((1, 1, 3), -jnp.inf)
-    score = step_scores(joint, None, None, Scoring(is_normalised=True))
+    score = step_scores(joint, None, None, is_normalised=True)
     assert jnp.isneginf(score).all()
 
 
@@ -226,4 +225,4 @@ def test_the_first_stop_token_is_counted_from_1_and_past_the_end_where_there_is_
 @pytest.mark.parametrize("given", [{"weight": 1.5}, {"weight": -0.1}, {"score_temperature": 0.0}])
 def test_a_scoring_that_is_none_is_refused(given):
     with pytest.raises(ValueError, match="must be"):
-        Scoring(**given)
+        SearchOptions(**given)

@@ -105,11 +105,10 @@ def test_the_published_length_grows_once_float32_cannot_tell_the_means_apart():
 @given(
     rounds=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=8),
     counts_bonus=st.booleans(),
-    is_bias_corrected=st.booleans(),
 )
-@example(rounds=[(30, 30)], counts_bonus=False, is_bias_corrected=True)
-def test_lengths_stay_within_their_bounds(rounds, counts_bonus, is_bias_corrected):
-    controller = AdaptiveLength(counts_bonus=counts_bonus, is_bias_corrected=is_bias_corrected)
+@example(rounds=[(30, 30)], counts_bonus=True)
+def test_lengths_stay_within_their_bounds(rounds, counts_bonus):
+    controller = AdaptiveLength(counts_bonus=counts_bonus)
     _, lengths = play(controller, rounds)
     assert lengths[0] == 30
     assert all(20 <= length <= 30 for length in lengths)
@@ -141,18 +140,11 @@ STUMBLE = [(30, 28), (20, 20), (20, 20), (20, 20)]
         ({}, [30, 20, 20, 20, 20]),
         ({"counts_bonus": True}, [30, 20, 28, 29, 30]),
         ({"tolerance": 0.8}, [30, 25, 28, 29, 30]),
-        ({"is_bias_corrected": True}, [30, 30, 24, 22, 21]),
     ],
-    ids=["paper", "bonus", "tolerance", "corrected"],
+    ids=["paper", "bonus", "tolerance"],
 )
 def test_the_variants_grow_again(options, lengths):
     assert play(AdaptiveLength(**options), STUMBLE)[1] == lengths
-
-
-def test_corrected_means_are_those_of_the_rounds_there_were():
-    """A constant is its own mean from the first round on."""
-    controller = AdaptiveLength(shortest=1, longest=40, is_bias_corrected=True)
-    assert play(controller, [(13, 5)] * 6)[1] == [40] + [13] * 6
 
 
 # --- survival -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from jspec.checkpoints.ngram import write_ngram
 from jspec.checkpoints.target import abstract_target, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
-from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
-from jspec.drafters.diffuspec.lattice import Scoring
+from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.length import AdaptiveLength, SurvivalLength
-from jspec.drafters.diffuspec.loading import spread_lengths
+from jspec.drafters.diffuspec.loading import DiffuSpecOptions
+from jspec.drafters.diffuspec.options import SearchOptions, Shape
 from jspec.drafters.diffuspec.prefix import RECOMPUTE
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
@@ -55,7 +56,7 @@ def test_a_directory_is_the_model_with_its_mask_and_its_shift(directory, tmp_pat
     drafter, params = load(directory)
     assert drafter.model.config.is_shifted and drafter.model.config.mask_id == 120
     assert drafter.lengths == (2, 3, 4)
-    assert drafter.controller == AdaptiveLength(shortest=2, longest=4)
+    assert values_of(drafter.controller) == values_of(AdaptiveLength(shortest=2, longest=4))
     assert drafter.prefix.windows == (4, 5) and drafter.prefix.refresh_every is None
     assert set(params) == {"model"} and all(
         leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params)
@@ -65,17 +66,21 @@ def test_a_directory_is_the_model_with_its_mask_and_its_shift(directory, tmp_pat
     assert not llada.model.config.is_shifted
 
 
+def values_of(controller) -> dict[str, Any]:
+    """The constants of an adaptive length."""
+    return {field.name: getattr(controller, field.name) for field in fields(AdaptiveLength)}
+
+
 def test_constants_are_the_papers_if_not_given(directory):
     drafter, _ = load(directory)
-    published = Choices(
-        cap=15, mass=0.8, beam=3, scoring=Scoring(weight=0.5, score_temperature=1.0)
-    )
-    assert drafter.choices == published
+    for name, value in dict(cap=15, mass=0.8, beam=3, weight=0.5, score_temperature=1.0).items():
+        assert getattr(drafter.options, name) == value
 
 
 def test_constants_of_the_adaptive_length_reach_it(directory):
     given: dict[str, Any] = dict(growth=3, smoothing=0.25, tolerance=0.9, counts_bonus=True)
-    assert load(directory, **given)[0].controller == AdaptiveLength(shortest=2, longest=4, **given)
+    wanted = AdaptiveLength(shortest=2, longest=4, **given)
+    assert values_of(load(directory, **given)[0].controller) == values_of(wanted)
 
 
 def test_options_reach_the_drafter(directory):
@@ -95,8 +100,8 @@ def test_options_reach_the_drafter(directory):
         beam=2,
     )
     assert drafter.controller == SurvivalLength(lengths=(2, 4), costs=(1.5, 2.0), smoothing=0.5)
-    assert drafter.prefix == RECOMPUTE and drafter.refinement.n_passes == 2
-    assert drafter.choices.shape is Shape.TREE and drafter.choices.scoring.weight == 0.7
+    assert drafter.prefix == RECOMPUTE and drafter.refinement.passes == 2
+    assert drafter.options.shape is Shape.TREE and drafter.options.weight == 0.7
     assert [(size.n_nodes, size.max_depth) for size in drafter.sizes] == [(10, 3), (10, 5)]
 
 
@@ -259,10 +264,14 @@ def test_split_weights_draft_as_whole_ones(directory, tmp_path):
     assert split.stats.accepted_by_depth == whole.stats.accepted_by_depth
 
 
+def lengths_of(shortest: int, longest: int, count: int) -> tuple[int, ...]:
+    return DiffuSpecOptions(shortest=shortest, longest=longest, n_lengths=count).lengths
+
+
 def test_lengths_are_spread_evenly():
-    assert spread_lengths(20, 30, 3) == (20, 25, 30)
-    assert spread_lengths(3, 8, 9) == (3, 4, 5, 6, 7, 8)
-    assert spread_lengths(4, 4, 3) == (4,) and spread_lengths(2, 8, 1) == (8,)
+    assert lengths_of(20, 30, 3) == (20, 25, 30)
+    assert lengths_of(3, 8, 9) == (3, 4, 5, 6, 7, 8)
+    assert lengths_of(4, 4, 3) == (4,) and lengths_of(2, 8, 1) == (8,)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +317,6 @@ def test_choices_say_what_is_out_of_range(directory):
     drafter, _ = load(directory)
     for changes in (dict(cap=0), dict(mass=0.0), dict(static_share=2.0)):
         with pytest.raises(ValueError, match=next(iter(changes))):
-            dataclasses.replace(drafter.choices, **changes)
+            SearchOptions(**changes)
     with pytest.raises(ValueError, match="lengths must ascend"):
         dataclasses.replace(drafter, lengths=(4, 2))

@@ -11,9 +11,9 @@ import pytest
 from jspec.certify import proof
 from jspec.certify.roster import untrained_diffusion
 from jspec.drafters.base import LoadedDrafter
-from jspec.drafters.diffuspec.drafter import Choices, DiffuSpec, Shape
-from jspec.drafters.diffuspec.lattice import Scoring
+from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.length import SurvivalLength
+from jspec.drafters.diffuspec.options import SearchOptions, Shape
 from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix
 from jspec.infer.compiling import compile_counts
 from jspec.infer.engine import Engine
@@ -21,7 +21,7 @@ from jspec.infer.request import Finished, Request, Result
 from jspec.testing.models import tiny_target
 
 TARGET = tiny_target(vocab_size=11, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
-DRAFTER_ALONE = Choices(beam=1, scoring=Scoring(weight=1.0))
+DRAFTER_ALONE = SearchOptions(beam=1, weight=1.0)
 
 
 def requests(temperature: float = 1.0, count: int = 9) -> list[Request]:
@@ -62,9 +62,9 @@ def counted(results: list[Result]) -> list[tuple]:
     "options",
     [
         pytest.param(dict(prefix=Prefix(windows=(2, 5), refresh_every=3)), id="path"),
-        pytest.param(dict(choices=Choices(shape=Shape.TREE, n_nodes=9)), id="tree"),
+        pytest.param(dict(options=SearchOptions(shape=Shape.TREE, nodes=9)), id="tree"),
         pytest.param(
-            dict(is_shifted=False, choices=Choices(shape=Shape.BEAMS)),
+            dict(is_shifted=False, options=SearchOptions(shape=Shape.BEAMS)),
             id="beams",
             marks=pytest.mark.grid,
         ),

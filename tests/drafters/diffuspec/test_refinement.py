@@ -36,17 +36,17 @@ run = jax.jit(predict, static_argnames=("model", "prefix", "slots", "refinement"
 
 @pytest.mark.parametrize(("asked", "counts"), COUNTS.items())
 def test_counts_of_dreams_sampler(asked, counts):
-    assert Refinement(n_passes=asked[1]).counts(asked[0]) == counts
+    assert Refinement(passes=asked[1]).counts(asked[0]) == counts
 
 
 def test_counts_of_lladas_sampler():
-    assert Refinement(n_passes=3, schedule=Schedule.LLADA).counts(20) == (7, 7, 6)
-    assert Refinement(n_passes=4, schedule=Schedule.LLADA).counts(3) == (1, 1, 1, 0)
+    assert Refinement(passes=3, schedule=Schedule.LLADA).counts(20) == (7, 7, 6)
+    assert Refinement(passes=4, schedule=Schedule.LLADA).counts(3) == (1, 1, 1, 0)
 
 
 @given(st.integers(1, 60), st.integers(1, 80), st.sampled_from(Schedule))
 def test_every_slot_is_fixed_once(n_masks, n_passes, schedule):
-    counts = Refinement(n_passes=n_passes, schedule=schedule).counts(n_masks)
+    counts = Refinement(passes=n_passes, schedule=schedule).counts(n_masks)
     assert len(counts) == n_passes and sum(counts) == n_masks and min(counts) >= 0
 
 
@@ -63,7 +63,7 @@ def test_confidences_by_hand():
     for kind, values in wanted.items():
         np.testing.assert_allclose(confidence_of(logprobs, kind), values, atol=1e-6)
     with pytest.raises(ValueError, match="at least 1 pass"):
-        Refinement(n_passes=0)
+        Refinement(passes=0)
 
 
 def by_definition(text: list[int], slots: Slots, refinement: Refinement):
@@ -105,7 +105,7 @@ def test_passes_are_those_of_the_definition(n_passes, schedule, confidence, has_
         write_tiny(tmp_path, "dream"), target=tiny_target(vocab_size=128)
     )
     slots = Slots(n_masks=5, has_extra=has_extra)
-    refinement = Refinement(n_passes=n_passes, schedule=schedule, confidence=confidence)
+    refinement = Refinement(passes=n_passes, schedule=schedule, confidence=confidence)
     tokens, length = texts([9, 4], 20, 119)
     context = context_of(tokens, length)
     # A refresh every round: each of its passes must read everything again.

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jspec.drafters.diffuspec.lattice import Scoring
-from jspec.drafters.diffuspec.search import EosRule, Paths, search
-from tests.drafters.diffuspec.oracles import all_paths, beam_search, look_up, viterbi
+from jspec.drafters.diffuspec.options import EosRule, SearchOptions
+from jspec.drafters.diffuspec.search import search
+from tests.drafters.diffuspec.oracles import all_paths, beam_search, look_up
 from tests.drafters.diffuspec.searches import (
     WEIGHTS,
     Case,
@@ -40,9 +40,7 @@ LITERAL, DEPTH = EosRule.FORCED_LITERAL, EosRule.ARGMAX_DEPTH
 )
 def test_a_beam_finds_what_a_beam_by_hand_finds(seed, weight, rule, mean):
     case = Case(seed, stops=(2, 7))
-    paths = case.search(
-        beam=5, scoring=Scoring(weight=weight), eos_rule=rule, is_length_normalised=mean
-    )
+    paths = case.search(beam=5, weight=weight, eos_rule=rule, length_normalised=mean)
     for row in range(case.rows):
         depth = case.depth(row) if rule is DEPTH else case.slots
         wanted = beam_search(case.choices(row, weight), depth, case.stops, mean, 5)
@@ -53,42 +51,10 @@ def test_a_beam_finds_what_a_beam_by_hand_finds(seed, weight, rule, mean):
 @given(seed=st.integers(0, 10_000), mean=st.booleans())
 def test_enough_beams_find_the_best_paths_of_all(seed, mean):
     case = Case(seed, stops=(2, 7), cap=3)
-    paths = case.search(beam=3**4, eos_rule=LITERAL, is_length_normalised=mean)
+    paths = case.search(beam=3**4, eos_rule=LITERAL, length_normalised=mean)
     for row in range(case.rows):
         wanted = all_paths(case.choices(row), case.slots, case.stops, mean)
         assert_found(paths, row, wanted)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_recombined_beams_find_the_path_of_viterbi(seed):
-    """C4: 225 beams are all the states of a trigram proxy over 15 candidates."""
-    case = Case(seed, rows=1, slots=6, v=40, cap=15, mass=2.0)
-    paths = case.search(beam=225, is_recombined=True)
-    assert_found(row_paths(paths, 1), 0, [viterbi(case.choices(0), case.slots)])
-
-
-def row_paths(paths: Paths, n: int) -> Paths:
-    """The n best."""
-    return jax.tree.map(lambda x: x[:, :n], paths)
-
-
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_recombining_needs_as_many_beams_as_the_proxy_has_states(order):
-    case = Case(7, order=order, cap=4, mass=2.0, slots=5, v=8)
-    paths = case.search(beam=4 ** (order - 1), is_recombined=True)
-    for row in range(case.rows):
-        best = all_paths(case.choices(row), case.slots, set(), True)[0]
-        assert_found(row_paths(paths, 1), row, [best])
-
-
-def test_recombined_beams_read_on_from_different_tokens():
-    """Two slots of 4 candidates are 16 pairs, and there are 20 beams."""
-    case = Case(3, slots=5, mass=2.0)
-    recombined, plain = case.search(beam=20, is_recombined=True), case.search(beam=20)
-    for row in range(case.rows):
-        ends = [path[-2:] for path, _ in one_row(recombined, row)]
-        assert len(ends) == len(set(ends)) == 16
-        assert len(one_row(plain, row)) == 20
 
 
 def test_without_a_proxy_the_best_path_is_the_slots_argmax():
@@ -143,7 +109,7 @@ def test_nothing_is_traced_again_whatever_is_searched():
     def once(lattice, last, table, stop_ids):
         traces.append(lattice.ids.shape)
         proxy = functools.partial(look_up, table)
-        return search(lattice, last, proxy, stop_ids=stop_ids)
+        return search(lattice, last, proxy, stop_ids=stop_ids, options=SearchOptions())
 
     for seed in range(4):
         case = Case(seed, stops=(2, 7))
@@ -153,16 +119,6 @@ def test_nothing_is_traced_again_whatever_is_searched():
 
 
 # --- noise ----------------------------------------------------------------------------------------
-
-
-def test_without_noise_at_temperature_1_sampling_finds_the_paths_of_normalised_steps():
-    case = Case(4, stops=(2, 7))
-    zeros = jnp.zeros(case.lattice.ids.shape, jnp.float32)
-    ones = jnp.ones((case.rows,), jnp.float32)
-    lattice = perturbed(case.lattice, zeros, ones, cap=4, mass=2.0)
-    noisy = run(lattice, case.last, case.table.logprobs, case.stop_ids)
-    plain = case.search(scoring=Scoring(is_normalised=True))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), noisy, plain)
 
 
 def test_greedy_rows_find_the_same_beside_rows_that_sample():

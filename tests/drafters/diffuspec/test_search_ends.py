@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jspec.drafters.diffuspec.lattice import first_stop
-from jspec.drafters.diffuspec.search import EosRule
+from jspec.drafters.diffuspec.options import EosRule
 from tests.drafters.diffuspec.oracles import Table
 from tests.drafters.diffuspec.searches import Case, candidates, one_row, row_of, run
 
@@ -38,7 +38,7 @@ def test_the_literal_rule_ends_most_paths_at_once_and_the_other_none(rule, mean)
     stops = jnp.zeros((300, 1), jnp.int32)
     lattice = candidates(logprobs, always=stops if rule is EosRule.FORCED_LITERAL else None)
     last = jnp.ones((300, 1), jnp.int32)
-    options = {"eos_rule": rule, "is_length_normalised": mean}
+    options = {"eos_rule": rule, "length_normalised": mean}
     paths = run(lattice, last, table.logprobs, stops, **options)
     length = np.asarray(paths.length[:, 0])
     if rule is EosRule.FORCED_LITERAL and not mean:

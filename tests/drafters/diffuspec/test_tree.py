@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jspec.drafters.diffuspec.lattice import EQUATION_8, Scoring, candidates, perturbed
+from jspec.drafters.diffuspec import tree
+from jspec.drafters.diffuspec.lattice import candidates, perturbed
+from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.search import Paths
 from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
 from jspec.state import Draft
@@ -23,10 +26,15 @@ STOP_IDS = jnp.asarray([[*STOPS, -1]] * ROWS, jnp.int32)
 PENDING = jnp.asarray([9, 4], jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("n_nodes", "width", "scoring"))
-def grow(lattice, table=None, last=None, **options) -> Draft:
-    proxy = None if table is None else functools.partial(look_up, table)
-    return lattice_tree(lattice, PENDING, last, proxy, stop_ids=STOP_IDS, **options)
+@functools.partial(jax.jit, static_argnames=("n_nodes", "weight"))
+def grow(lattice, table=None, last=None, *, n_nodes: int, weight: float = 0.5) -> Draft:
+    proxy, options = (
+        None if table is None else functools.partial(look_up, table),
+        SearchOptions(weight=weight),
+    )
+    return lattice_tree(
+        lattice, PENDING, last, proxy, stop_ids=STOP_IDS, n_nodes=n_nodes, options=options
+    )
 
 
 merge = jax.jit(paths_tree, static_argnames="n_nodes")
@@ -70,10 +78,9 @@ def test_the_tree_is_the_best_prefixes_of_all(seed, n_nodes, weight):
     """In their order; none of them is a stop token, and none comes after one."""
     lattice, table, last = random_lattice(seed)
     if weight is None:
-        draft = grow(lattice, n_nodes=n_nodes, scoring=EQUATION_8)
+        draft = grow(lattice, n_nodes=n_nodes)
     else:
-        scoring = Scoring(weight=weight)
-        draft = grow(lattice, table.logprobs, last, n_nodes=n_nodes, scoring=scoring)
+        draft = grow(lattice, table.logprobs, last, n_nodes=n_nodes, weight=weight)
     for row in range(ROWS):
         choices = Choices(
             lattice.ids[row],
@@ -81,6 +88,7 @@ def test_the_tree_is_the_best_prefixes_of_all(seed, n_nodes, weight):
             np.asarray(last)[row].tolist(),
             table if weight else None,
             weight or 1.0,
+            is_normalised=True,
         )
         wanted = best_prefixes(choices, SLOTS, set(STOPS), n_nodes - 1)
         assert prefixes(draft, row) == [path for _, path in wanted]
@@ -89,23 +97,18 @@ def test_the_tree_is_the_best_prefixes_of_all(seed, n_nodes, weight):
 def test_what_rounding_lifts_above_probability_1_stays_below_its_parent():
     """Of priority 0, 1e-6, 2e-6, ... the last slot would come first."""
     certain = jnp.full((ROWS, SLOTS, V), -jnp.inf).at[:, :, 5].set(0)
-    unsure = functools.partial(lattice_tree, proxy=lambda _, ids: jnp.full(ids.shape, 1e-6))
-    run = jax.jit(functools.partial(unsure, last=None, n_nodes=1 + SLOTS, scoring=EQUATION_8))
-    draft = run(candidates(certain, cap=1), PENDING, stop_ids=STOP_IDS)
+    rounded = lambda *_, **__: jnp.full((ROWS, SLOTS, 1), 1e-6)  # noqa: E731
+    with mock.patch.object(tree, "path_steps", rounded):
+        draft = lattice_tree(
+            candidates(certain, cap=1),
+            PENDING,
+            None,
+            None,
+            stop_ids=STOP_IDS,
+            n_nodes=1 + SLOTS,
+            options=SearchOptions(),
+        )
     assert prefixes(draft, 0) == [(5,) * depth for depth in range(1, 1 + SLOTS)]
-
-
-def test_a_narrow_tree_keeps_the_best_of_each_depth():
-    lattice, _, _ = random_lattice(1, mass=2.0)
-    draft = grow(lattice, n_nodes=20, width=2)
-    exact = grow(lattice, n_nodes=20)
-    for row in range(ROWS):
-        found = prefixes(draft, row)
-        lengths = [len(path) for path in found]
-        assert sorted(lengths) == [1, 1, 2, 2, 3, 3, 4, 4]
-        for length in (1, 2):
-            best = [path for path in prefixes(exact, row) if len(path) == length]
-            assert [path for path in found if len(path) == length] == best[:2]
 
 
 def test_normalised_steps_are_those_of_the_candidates_that_are_left():

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.drafters.diffuspec.lattice import Scoring
 from tests.drafters.diffuspec.searches import WEIGHTS, candidates, one_row, run
 
 WORDS: list[str] = [
@@ -86,7 +85,7 @@ def test_the_worked_example_has_these_beams_after_every_slot(n_slots):
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("beam", [1, 3, 60])
 def test_the_proxy_says_what_the_example_reads_like(weight, beam):
-    best = next(iter(sentences(5, beam=beam, scoring=Scoring(weight=weight))))
+    best = next(iter(sentences(5, beam=beam, weight=weight)))
     if weight == 1:
         assert best == "I like eating . EOS"
     elif beam > 1:
