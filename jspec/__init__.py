@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from jspec.checkpoints.target import Target, load_target
     from jspec.drafters import Drafter, LoadedDrafter, load_drafter
     from jspec.errors import UserError
-    from jspec.infer.answers import Generation, Piece, Stats, total_stats
     from jspec.infer.engine import Engine
     from jspec.infer.generate import generate, stream
     from jspec.infer.loop import decode_loop
     from jspec.infer.prefill import prefill
     from jspec.infer.replay import replay
     from jspec.infer.request import Request, sampling_of
+    from jspec.infer.results import Generation, Piece, Stats, total_stats
     from jspec.infer.state import Program
     from jspec.sharding import make_mesh
     from jspec.state import Draft, KVCache, Sampling, StopReason, Verdict
@@ -55,14 +55,14 @@ _HOMES = {
     "Draft": "jspec.state",
     "Drafter": "jspec.drafters",
     "Engine": "jspec.infer.engine",
-    "Generation": "jspec.infer.answers",
+    "Generation": "jspec.infer.results",
     "KVCache": "jspec.state",
     "LoadedDrafter": "jspec.drafters",
-    "Piece": "jspec.infer.answers",
+    "Piece": "jspec.infer.results",
     "Program": "jspec.infer.state",
     "Request": "jspec.infer.request",
     "Sampling": "jspec.state",
-    "Stats": "jspec.infer.answers",
+    "Stats": "jspec.infer.results",
     "StopReason": "jspec.state",
     "Target": "jspec.checkpoints.target",
     "UserError": "jspec.errors",
@@ -76,7 +76,7 @@ _HOMES = {
     "replay": "jspec.infer.replay",
     "sampling_of": "jspec.infer.request",
     "stream": "jspec.infer.generate",
-    "total_stats": "jspec.infer.answers",
+    "total_stats": "jspec.infer.results",
 }
 
 __all__ = [

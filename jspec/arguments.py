@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Iterable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 from jspec.errors import UserError
 
@@ -72,3 +74,23 @@ def number(name: str, given: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name}: expected a number, given {shown(given)}")
     return value
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def renamed_argument(old: str, new: str) -> Callable[[Function], Function]:
+    """Let a function take an argument by its former name too, for one release, with a warning."""
+
+    def wrap(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            if old in options:
+                message = f"{function.__name__}: the argument {old} is now called {new}"
+                warnings.warn(message, FutureWarning, stacklevel=2)
+                options[new] = options.pop(old)
+            return function(*args, **options)
+
+        return cast(Function, call)
+
+    return wrap

@@ -17,7 +17,7 @@ import numpy as np
 from jspec.checkpoints.target import Target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.infer.engine import Engine
-from jspec.infer.request import Finished, Request
+from jspec.infer.request import Request
 from jspec.train.corpus import CorpusRow, is_held_out, read_rows
 from jspec.train.data import TextData
 from jspec.train.encode import encode_rows
@@ -205,7 +205,6 @@ def write_samples(
         )
         for sample in flat
     ]
-    events = Engine(target, batch_size=DECODE_BATCH).run(requests)
-    new = {event.index: event.result.tokens for event in events if isinstance(event, Finished)}
-    written = iter([dataclasses.replace(sample, new=new[i]) for i, sample in enumerate(flat)])
+    answers = zip(flat, Engine(target, batch_size=DECODE_BATCH).decode(requests), strict=True)
+    written = iter([dataclasses.replace(sample, new=answer.tokens) for sample, answer in answers])
     return {name: [next(written) for _ in chosen] for name, chosen in samples.items()}

@@ -28,7 +28,7 @@ from jspec.console.commands import exit_code
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.drafters.easyspec.layer_parallel import Parallelism
-from jspec.infer.programs import Programs
+from jspec.infer.executables import Executables
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
@@ -87,7 +87,7 @@ def of_pass(loaded: LoadedDrafter, *, is_exact: bool) -> Counter[str]:
 
 def of_round(target: Target, loaded: LoadedDrafter) -> dict[str, Counter[str]]:
     """Of one compiled greedy round at batch size 1, by stage."""
-    programs = Programs(
+    programs = Executables(
         target=target,
         drafter=loaded,
         rule=Rule.WALK,
@@ -100,7 +100,7 @@ def of_round(target: Target, loaded: LoadedDrafter) -> dict[str, Counter[str]]:
     request = Request(tokens=(0,) * PROMPT, max_new_tokens=CAPACITY - PROMPT)
     tokens, length = jnp.zeros((1, PROMPT), jnp.int32), jnp.full((1,), PROMPT, jnp.int32)
     sampling = sampling_of([request], max_length=CAPACITY, max_stop_ids=1)
-    shapes = programs.generation_shapes(tokens, length, sampling)
+    shapes = programs.state_shapes(tokens, length, sampling)
     compiled = programs.lower_chunk(shapes, Mode.GREEDY).compile(compiler_options=light())
     found = collective_instructions(read(compiled.as_text() or ""))
     return {

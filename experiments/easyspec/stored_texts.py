@@ -21,7 +21,7 @@ from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.engine import Engine
 from jspec.infer.prefill import prompt_bucket, slots_for
-from jspec.infer.request import Finished, Request, sampling_of
+from jspec.infer.request import Request, sampling_of
 from jspec.infer.round import Verified, commit, propose
 from jspec.infer.state import Counters, DecodeState, Program
 from jspec.law import Randomness
@@ -34,8 +34,7 @@ NO_CACHE = KVCache(keys=(), values=())
 def texts_of(target: Target, requests: Sequence[Request], *, batch_size: int) -> list[list[int]]:
     """The new tokens of every request, decoded by the target alone."""
     engine = Engine(target, batch_size=batch_size, rounds_per_chunk=32)
-    found = {e.index: e.result for e in engine.run(requests) if isinstance(e, Finished)}
-    return [list(found[index].tokens) for index in range(len(requests))]
+    return [list(answer.tokens) for answer in engine.decode(requests)]
 
 
 def kept(

@@ -32,7 +32,7 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.falcon.trees import Tree
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
-from jspec.infer.request import Finished, Request
+from jspec.infer.request import Request
 from jspec.provenance import provenance
 
 RECORDS, COSTS, TABLE, PICTURE = "acceptance.jsonl", "costs.json", "table.md", "ablation.png"
@@ -147,7 +147,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _acceptance(target: Target, loaded: LoadedDrafter, requests: Sequence[Request]) -> dict:
     engine = Engine(target, loaded, batch_size=ROWS, max_length=256)
-    rows = [e.result.stats for e in engine.run(requests) if isinstance(e, Finished)]
+    rows = [answer.stats for answer in engine.decode(requests)]
     return acceptance(
         tokens=[max(row.new_tokens - 1, 0) for row in rows],
         rounds=[row.target_calls for row in rows],

@@ -19,8 +19,8 @@ from jax.stages import Lowered
 from jspec.aot.report import Sized, StepReport, out_of_memory, read_program, sized
 from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
+from jspec.infer.executables import Executables
 from jspec.infer.prefill import prompt_bucket
-from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState
 from jspec.law import Mode, Rule
@@ -100,7 +100,7 @@ def inference_steps(
     Raises:
       UserError: a batch that the mesh does not divide, a drafter that does not fit the rule.
     """
-    programs = Programs(
+    programs = Executables(
         target=target,
         drafter=drafter,
         rule=rule,
@@ -113,7 +113,7 @@ def inference_steps(
     width = prompt_bucket(min(prompt_tokens, capacity), capacity)
     prompt = _prompt(target.mesh, width, capacity)
     with compiling_for(target.mesh.devices.flat[0].platform):
-        generation = programs.generation_shapes(*prompt)
+        generation = programs.state_shapes(*prompt)
     weights, caches = _arrays(target, drafter, generation)
     yield Lowering(
         name="prefill",

@@ -9,10 +9,11 @@ from typing import Any
 
 from jspec.bench.peers import Peer
 from jspec.bench.summary import PEERS, PLAIN
-from jspec.infer.answers import Answerer, Generation, Stats, total_stats, whole_answers
+from jspec.infer.answers import Answerer, whole_answers
 from jspec.infer.command.compare import compare
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
+from jspec.infer.results import Generation, Stats, total_stats
 
 WAYS = {PLAIN: "plain", "assisted": "assisted", "prompt lookup": "lookup:10"}
 """Ways of the other library, by the name that records give them."""

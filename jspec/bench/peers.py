@@ -34,15 +34,14 @@ def jspec_peer(directory: str, *, max_length: int) -> Decode:
     """The engine as a user gets it, one row, plain decoding."""
     from jspec.checkpoints.target import load_target
     from jspec.infer.engine import Engine
-    from jspec.infer.request import Finished, Request
+    from jspec.infer.request import Request
 
     target = load_target(directory)
     engine = Engine(target, max_length=max_length)
 
     def decode(prompt: list[int], new_tokens: int) -> dict:
         request = Request(tokens=tuple(prompt), max_new_tokens=new_tokens)
-        ends = [event for event in engine.run([request]) if isinstance(event, Finished)]
-        return {"tokens": list(ends[0].result.tokens)}
+        return {"tokens": list(engine.decode([request])[0].tokens)}
 
     return decode
 

@@ -38,7 +38,7 @@ from jspec.bench.terms import (
     predicted_speedup,
     terms_of,
 )
-from jspec.infer.answers import throughput
+from jspec.infer.results import throughput
 
 Runs = dict[tuple[int, str], Record]
 """Runs of one contestant in one place, by repeat and category."""

@@ -18,7 +18,7 @@ from jspec.bench.costs import on_mesh, program_of, started
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.infer import round as stages
 from jspec.infer.engine import Engine
-from jspec.infer.request import Finished, Request
+from jspec.infer.request import Request
 from jspec.infer.state import DecodeState, Program
 
 SPLIT_ROUNDS = 24
@@ -89,7 +89,7 @@ def picture(engine: Engine, request: Request, tokenizer: Tokenizer | None) -> di
     Raises:
       PictureFailed: the text is not the one that the engine decodes.
     """
-    wanted = next(e.result.tokens for e in engine.run([request]) if isinstance(e, Finished))
+    wanted = engine.decode([request])[0].tokens
     program = dataclasses.replace(program_of(engine, [request]), trace=True)
     params = engine.target.params, engine.drafter.params
     n_prompt = len(request.tokens)

@@ -23,7 +23,8 @@ from jspec.infer.engine import Engine
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill
 from jspec.infer.replay import replay
-from jspec.infer.request import Finished, Request, Result, sampling_of
+from jspec.infer.request import Request, sampling_of
+from jspec.infer.results import Generation
 from jspec.infer.state import Program
 from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
@@ -66,27 +67,26 @@ def mixed_requests(
 
 def decode(
     target: Target, requests: Sequence[Request], drafter: LoadedDrafter | None = None, **options
-) -> list[Result]:
+) -> list[Generation]:
     """Results in the order of the requests; `options` are the engine's."""
     settings: dict[str, Any] = {"max_length": 80, "batch_size": 8} | options
     engine = Engine(target, drafter, **settings)
-    found: dict[int, Result] = {}
+    found: dict[int, Generation] = {}
     streamed: dict[int, tuple[int, ...]] = {}
-    for event in engine.run(requests):
-        if isinstance(event, Finished):
-            found[event.index] = event.result
-        else:
-            streamed[event.index] = streamed.get(event.index, ()) + event.tokens
+    for piece in engine.run(requests):
+        streamed[piece.index] = streamed.get(piece.index, ()) + piece.tokens
+        if piece.generation is not None:
+            found[piece.index] = piece.generation
     assert all(streamed.get(i, ()) == result.tokens for i, result in found.items())
     return [found[i] for i in range(len(requests))]
 
 
-def texts_of(requests: Sequence[Request], results: Sequence[Result]) -> list[tuple[int, ...]]:
+def texts_of(requests: Sequence[Request], results: Sequence[Generation]) -> list[tuple[int, ...]]:
     """Prompts with their continuations."""
     return [r.tokens + result.tokens for r, result in zip(requests, results, strict=True)]
 
 
-def unequal(ours: Sequence[Result], plain: Sequence[Result]) -> list[str]:
+def unequal(ours: Sequence[Generation], plain: Sequence[Generation]) -> list[str]:
     """Where tokens, stop reasons, log-probabilities or gaps are not bit for bit the same."""
     problems = []
     for i, (a, b) in enumerate(zip(ours, plain, strict=True)):
@@ -95,7 +95,7 @@ def unequal(ours: Sequence[Result], plain: Sequence[Result]) -> list[str]:
             at = next(p for p, (x, y) in enumerate(pairs) if x != y)
             problems.append(f"request {i}: tokens differ from position {at}")
         elif a.stop_reason != b.stop_reason:
-            problems.append(f"request {i}: {a.stop_reason.label}, not {b.stop_reason.label}")
+            problems.append(f"request {i}: {a.stop_reason}, not {b.stop_reason}")
         elif a.trace is not None and b.trace is not None:
             told = [(x.logprob, x.gap) for x in a.trace]
             if told != [(x.logprob, x.gap) for x in b.trace]:
@@ -120,7 +120,7 @@ class Replayed:
 def replay_all(
     target: Target,
     requests: Sequence[Request],
-    results: Sequence[Result],
+    results: Sequence[Generation],
     *,
     max_length: int | None = None,
 ) -> Replayed:
@@ -141,7 +141,7 @@ def replay_all(
     return Replayed(n_tokens=n_tokens, problems=tuple(problems), near_ties=tuple(near_ties))
 
 
-def ending_problems(request: Request, result: Result, max_length: int | None) -> list[str]:
+def ending_problems(request: Request, result: Generation, max_length: int | None) -> list[str]:
     """Whether a text ends where the stop rules say, for the reason they give, counted right."""
     room = request.max_new_tokens
     if max_length is not None:
@@ -155,8 +155,8 @@ def ending_problems(request: Request, result: Result, max_length: int | None) ->
     problems = []
     if len(result.tokens) != wanted:
         problems.append(f"{len(result.tokens)} tokens, not {wanted}")
-    elif result.stop_reason != reason:
-        problems.append(f"ended by {result.stop_reason.label}, not by {reason.label}")
+    elif result.stop_reason != reason.label:
+        problems.append(f"ended by {result.stop_reason}, not by {reason.label}")
     stats = result.stats
     if stats.new_tokens != len(result.tokens) or (
         stats.new_tokens != 1 + stats.draft_tokens_accepted + stats.target_calls

@@ -23,7 +23,8 @@ from jspec.console.prompts import Conversation, from_file, from_texts
 from jspec.console.session import find_models
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.prefill import room_for
-from jspec.infer.request import Request, Result
+from jspec.infer.request import Request
+from jspec.infer.results import Generation
 from jspec.sharding import make_mesh
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -76,7 +77,7 @@ class Subject:
         self.models = find_models(asked.config, drafters_of(asked.config, asked.drafters))
         self.turns = self.models.reader.first_turns(_conversations(asked))
         self.requests = self._requests()
-        self._results: dict[tuple[str, int], list[Result]] = {}
+        self._results: dict[tuple[str, int], list[Generation]] = {}
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
@@ -90,7 +91,7 @@ class Subject:
         return load_target(self.models.checkpoint, dtype=config.dtype, mesh=mesh)
 
     @functools.cached_property
-    def plain(self) -> list[Result]:
+    def plain(self) -> list[Generation]:
         return self._decode(None, self.asked.batch_sizes[0])
 
     @functools.cached_property
@@ -138,7 +139,7 @@ class Subject:
         requests, results = zip(*pairs, strict=True)
         return tiny.judged_by_reference(config, weights, requests, results, self.asked.config.dtype)
 
-    def _decoded_with(self, name: str, batch_size: int) -> list[Result]:
+    def _decoded_with(self, name: str, batch_size: int) -> list[Generation]:
         """A drafter's texts, decoded once for all checks that judge them."""
         key = (name, batch_size)
         if key not in self._results:
@@ -166,7 +167,7 @@ class Subject:
         longest = max(len(r.tokens) + r.max_new_tokens for r in self.requests)
         return room_for(longest, self.models.reader.max_length)
 
-    def _decode(self, drafter: LoadedDrafter | None, batch_size: int) -> list[Result]:
+    def _decode(self, drafter: LoadedDrafter | None, batch_size: int) -> list[Generation]:
         return proof.decode(
             self.target,
             self.requests,
@@ -175,7 +176,7 @@ class Subject:
             max_length=self._max_length,
         )
 
-    def _replayed(self, results: Sequence[Result]) -> Replayed:
+    def _replayed(self, results: Sequence[Generation]) -> Replayed:
         return proof.replay_all(self.target, self.requests, results, max_length=self._max_length)
 
 

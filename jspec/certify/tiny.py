@@ -20,7 +20,8 @@ from jspec.certify.roster import entry
 from jspec.checkpoints.target import Target
 from jspec.drafters import load_drafter
 from jspec.infer.replay import BOUNDS
-from jspec.infer.request import Request, Result
+from jspec.infer.request import Request
+from jspec.infer.results import Generation
 from jspec.law import Mode, Stream
 from jspec.models.config import DecoderConfig
 from jspec.testing import drafters as hostile
@@ -36,14 +37,14 @@ class TinyCase:
 
     target: Target
     requests: list[Request]
-    plain: list[Result]
-    _padded: dict[tuple[int, int], list[Result]] = dataclasses.field(default_factory=dict)
+    plain: list[Generation]
+    _padded: dict[tuple[int, int], list[Generation]] = dataclasses.field(default_factory=dict)
 
     @property
     def texts(self) -> list[tuple[int, ...]]:
         return proof.texts_of(self.requests, self.plain)
 
-    def padded(self, padding: int, batch_size: int) -> list[Result]:
+    def padded(self, padding: int, batch_size: int) -> list[Generation]:
         """Plain decoding with rows of nothing beside its own, as many as a chain has."""
         key = (padding, batch_size)
         if key not in self._padded:
@@ -93,7 +94,10 @@ def replayed(case: TinyCase, name: str, batch_size: int, count: int | None = Non
 
 
 def compared(
-    found: Replayed, results: Sequence[Result], plain: Sequence[Result], n_plain_ties: int = 0
+    found: Replayed,
+    results: Sequence[Generation],
+    plain: Sequence[Generation],
+    n_plain_ties: int = 0,
 ) -> CheckResult:
     """What a replay found, and whether texts part from plain decoding's more often than ties do."""
     differing = sum(a.tokens != b.tokens for a, b in zip(results, plain, strict=True))
@@ -127,7 +131,7 @@ def judged_by_reference(
     config: DecoderConfig,
     weights: reference.Weights,
     requests: Sequence[Request],
-    results: Sequence[Result],
+    results: Sequence[Generation],
     dtype: str,
 ) -> CheckResult:
     """Every emitted token against the law, the noise and the target written once more in NumPy."""

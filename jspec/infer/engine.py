@@ -20,18 +20,10 @@ from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
 from jspec.hosts import fetch
 from jspec.infer.compiling import CompileCounts, compile_counts
+from jspec.infer.executables import Executables
 from jspec.infer.prefill import prompt_bucket
-from jspec.infer.programs import Programs
-from jspec.infer.request import (
-    Event,
-    Finished,
-    Request,
-    Result,
-    RowStats,
-    TokenInfo,
-    Tokens,
-    sampling_of,
-)
+from jspec.infer.request import Request, sampling_of
+from jspec.infer.results import Generation, Piece, Stats, TokenInfo, throughput, tokens_per_call
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
 from jspec.state import StopReason
@@ -138,7 +130,7 @@ class Engine:
             )
         self.max_stop_ids = whole_number("max_stop_ids", max_stop_ids)
         self.rule = _rule(rule)
-        self._programs = Programs(
+        self._executables = Executables(
             target=target,
             drafter=self.drafter,
             rule=self.rule,
@@ -172,7 +164,7 @@ class Engine:
     @property
     def program(self) -> Program:
         """The static program of the cheapest mode, for those who call the pure functions."""
-        return self._programs.program(Mode.GREEDY)
+        return self._executables.program(Mode.GREEDY)
 
     def warm_up(self, requests: Sequence[Request] | None = None) -> CompileCounts:
         """Compile what these requests need, in one run or apart, or everything.
@@ -187,19 +179,19 @@ class Engine:
             lengths = [len(r.tokens) for r in requests]
             modes = tuple(mode for mode in Mode if any(r.mode is mode for r in requests))
         buckets = sorted({prompt_bucket(n, self.max_length) for n in lengths})
-        generation = None
+        decoding = None
         for bucket in buckets:
             request = Request(tokens=(0,), max_new_tokens=1)
             row = self._prefill(request, bucket)
-            generation = self._programs.insert(generation, row, 0)
-        if generation is None:
+            decoding = self._executables.insert(decoding, row, 0)
+        if decoding is None:
             return compile_counts().since(before)
-        generation = self._programs.deactivate(generation, np.zeros(self.batch_size, bool))
+        decoding = self._executables.deactivate(decoding, np.zeros(self.batch_size, bool))
         for mode in modes:
-            generation = self._programs.chunk(generation, mode)
-        fetch(_small(generation))
-        fetch(generation.trace)
-        jax.block_until_ready(generation)
+            decoding = self._executables.chunk(decoding, mode)
+        fetch(_small(decoding))
+        fetch(decoding.trace)
+        jax.block_until_ready(decoding)
         return compile_counts().since(before)
 
     def check(self, request: Request) -> None:
@@ -231,11 +223,12 @@ class Engine:
         *,
         watch: Watch | None = None,
         should_stop: Callable[[], bool] | None = None,
-    ) -> Iterator[Event]:
-        """Decode requests, first come first served; events come as text is committed.
+    ) -> Iterator[Piece]:
+        """Decode requests, first come first served; pieces come as text is committed.
 
         All requests are checked before anything runs. They share the cheapest mode of the law that
-        serves them all: a greedy request picks the same in each.
+        serves them all: a greedy request picks the same in each. The engine knows tokens: text is
+        None in all answers.
 
         Args:
           watch: host-side stops, such as stop strings.
@@ -251,31 +244,36 @@ class Engine:
             (request.mode for _, request in queue), key=list(Mode).index, default=Mode.GREEDY
         )
         rows: list[Row | None] = [None] * self.batch_size
-        generation = None
+        decoding = None
         while queue or any(row is not None for row in rows):
             has_new = False
             for place in range(self.batch_size):
                 if rows[place] is None and queue:
                     index, request = queue.popleft()
                     row = rows[place] = Row(index=index, request=request)
-                    generation = self._admit(generation, row, place)
+                    decoding = self._admit(decoding, row, place)
                     has_new = True
-            if generation is not None and has_new:
-                generation = yield from self._report(generation, rows, watch)
-            if generation is None or all(row is None for row in rows):
+            if decoding is not None and has_new:
+                decoding = yield from self._report(decoding, rows, watch)
+            if decoding is None or all(row is None for row in rows):
                 continue
             if should_stop is not None and should_stop():
                 raise KeyboardInterrupt
-            generation = self._programs.chunk(generation, mode)
-            generation = yield from self._report(generation, rows, watch)
+            decoding = self._executables.chunk(decoding, mode)
+            decoding = yield from self._report(decoding, rows, watch)
 
-    def _admit(self, generation: DecodeState | None, row: Row, place: int) -> DecodeState:
+    def decode(self, requests: Iterable[Request]) -> list[Generation]:
+        """Decode requests to their ends; the answers, in their order."""
+        ends = {piece.index: piece.generation for piece in self.run(requests) if piece.generation}
+        return [ends[index] for index in range(len(ends))]
+
+    def _admit(self, decoding: DecodeState | None, row: Row, place: int) -> DecodeState:
         row.started = time.perf_counter()
         fresh = self._prefill(row.request)
         jax.block_until_ready(fresh.context.length)
         now = time.perf_counter()
         row.prefill_s, row.started = now - row.started, now
-        return self._programs.insert(generation, fresh, place)
+        return self._executables.insert(decoding, fresh, place)
 
     def _prefill(self, request: Request, bucket: int | None = None) -> DecodeState:
         n_tokens = len(request.tokens)
@@ -286,11 +284,11 @@ class Engine:
             [request], max_length=self.max_length, max_stop_ids=self.max_stop_ids
         )
         length = np.asarray([n_tokens], np.int32)
-        return self._programs.prefill(tokens, length, sampling)
+        return self._executables.prefill(tokens, length, sampling)
 
-    def _report(self, generation: DecodeState, rows: list[Row | None], watch: Watch | None):
+    def _report(self, decoding: DecodeState, rows: list[Row | None], watch: Watch | None):
         """Fetch what is new, tell it, and free the rows that ended."""
-        tokens, length, reasons, counters = fetch(_small(generation))
+        tokens, length, reasons, counters = fetch(_small(decoding))
         now = time.perf_counter()
         stopped_here = np.ones(self.batch_size, bool)
         for place, row in enumerate(rows):
@@ -306,19 +304,21 @@ class Engine:
                 text, reason = text[:keep], StopReason.STOP_STRING
                 new = text[len(row.tokens) :]
                 stopped_here[place] = False
-            row.tokens = text
-            if new:
-                yield Tokens(index=row.index, tokens=new)
-            if reason is StopReason.NONE:
-                continue
-            rows[place] = None
-            stats = _row_stats(row, counters, place, now)
-            trace = self._trace(generation, place, n_prompt, len(text))
-            result = Result(tokens=text, stop_reason=reason, stats=stats, trace=trace)
-            yield Finished(index=row.index, result=result)
+            row.tokens, answer = text, None
+            if reason is not StopReason.NONE:
+                rows[place] = None
+                answer = Generation(
+                    tokens=text,
+                    text=None,
+                    stop_reason=reason.label,
+                    stats=self._stats(row, counters, place, now),
+                    trace=self._trace(decoding, place, n_prompt, len(text)),
+                )
+            if new or answer:
+                yield Piece(index=row.index, tokens=new, generation=answer)
         if not stopped_here.all():
-            generation = self._programs.deactivate(generation, stopped_here)
-        return generation
+            decoding = self._executables.deactivate(decoding, stopped_here)
+        return decoding
 
     def _reason(self, request: Request, reason: StopReason) -> StopReason:
         """The device sees one limit; here it is told whether the request or the context set it."""
@@ -327,10 +327,33 @@ class Engine:
             return StopReason.LENGTH
         return reason
 
-    def _trace(self, generation: DecodeState, place: int, start: int, count: int):
-        if generation.trace is None:
+    def _stats(self, row: Row, counters, place: int, now: float) -> Stats:
+        """What one answer cost, without compiling."""
+        histogram = counters.accepted[place]
+        at_least = np.cumsum(histogram[::-1])[::-1]
+        new_tokens, calls = len(row.tokens), int(counters.rounds[place])
+        decode_s = max(now - row.started, 0.0)
+        wall_s = row.prefill_s + decode_s
+        return Stats(
+            new_tokens=new_tokens,
+            target_calls=calls,
+            tokens_per_call=tokens_per_call(new_tokens - 1, calls),
+            draft_tokens_accepted=int((histogram * np.arange(len(histogram))).sum()),
+            draft_tokens_proposed=int(counters.proposed[place]),
+            accepted_by_depth=tuple(int(n) for n in at_least[1:]),
+            prefill_s=row.prefill_s,
+            decode_s=decode_s,
+            wall_s=wall_s,
+            row_tokens_per_s=throughput(new_tokens, wall_s),
+            drafter=self.drafter.name,
+            rule=self.rule.value,
+            spans=((now - wall_s, now),),
+        )
+
+    def _trace(self, decoding: DecodeState, place: int, start: int, count: int):
+        if decoding.trace is None:
             return None
-        log = fetch(generation.trace)
+        log = fetch(decoding.trace)
         return tuple(
             TokenInfo(
                 depth=int(log.depth[place, i]),
@@ -342,26 +365,10 @@ class Engine:
         )
 
 
-def _small(generation: DecodeState) -> tuple:
+def _small(decoding: DecodeState) -> tuple:
     """What the host reads after every chunk."""
-    context = generation.context
-    return context.tokens, context.length, generation.stop_reason, generation.counters
-
-
-def _row_stats(row: Row, counters, place: int, now: float) -> RowStats:
-    histogram = counters.accepted[place]
-    at_least = np.cumsum(histogram[::-1])[::-1]
-    kept = int((histogram * np.arange(len(histogram))).sum())
-    return RowStats(
-        new_tokens=len(row.tokens),
-        target_calls=int(counters.rounds[place]),
-        draft_tokens_accepted=kept,
-        draft_tokens_proposed=int(counters.proposed[place]),
-        accepted_by_depth=tuple(int(n) for n in at_least[1:]),
-        prefill_s=row.prefill_s,
-        decode_s=max(now - row.started, 0.0),
-        ended_s=now,
-    )
+    context = decoding.context
+    return context.tokens, context.length, decoding.stop_reason, decoding.counters
 
 
 def _positive(name: str, given: int) -> int:

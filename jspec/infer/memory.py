@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding
 
 from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
+from jspec.infer.executables import partition_specs
 from jspec.infer.prefill import SMALLEST_BUCKET, slots_for
-from jspec.infer.programs import partition_specs
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import Program
 from jspec.models.model import empty_cache

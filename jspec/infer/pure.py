@@ -77,28 +77,28 @@ def check_prefill(params: Any, program: Any, tokens: Any, length: Any, sampling:
         )
 
 
-def check_loop(params: Any, program: Any, generation: Any, rounds: Any) -> None:
+def check_loop(params: Any, program: Any, decoding: Any, rounds: Any) -> None:
     """Refuse what `decode_loop` cannot do.
 
     Raises:
       UserError: the first fault: expected, given, what to do.
     """
     _check_program(params, program)
-    if not isinstance(generation, DecodeState):
-        raise UserError(f"generation: expected what prefill returns, given {shown(generation)}")
-    depth = generation.counters.accepted.shape[1] - 1
-    if depth != program.max_depth or len(generation.cache.keys) != program.target.config.n_layers:
+    if not isinstance(decoding, DecodeState):
+        raise UserError(f"decoding: expected what prefill returns, given {shown(decoding)}")
+    depth = decoding.counters.accepted.shape[1] - 1
+    if depth != program.max_depth or len(decoding.cache.keys) != program.target.config.n_layers:
         raise UserError(
-            f"generation: it was made by a program of another target or drafter (drafts {depth} "
+            f"decoding: it was made by a program of another target or drafter (drafts {depth} "
             f"deep) than this one ({program.max_depth} deep); give both the same program"
         )
-    if program.trace is not (generation.trace is not None):
-        raise UserError("generation: it was made by a program with another trace; give that one")
+    if program.trace is not (decoding.trace is not None):
+        raise UserError("decoding: it was made by a program with another trace; give that one")
     if rounds is not None and is_known(rounds):
         is_whole = np.ndim(rounds) == 0 and np.asarray(rounds).dtype.kind in "iu"
         if not is_whole or int(rounds) < 0:
             raise UserError(f"rounds: expected a number of at least 0, given {shown(rounds)}")
-    check_mode(program, generation.context.sampling)
+    check_mode(program, decoding.context.sampling)
 
 
 def check_mode(program: Program, sampling: Sampling) -> None:

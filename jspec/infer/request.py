@@ -1,4 +1,4 @@
-"""What a caller asks of the engine and what comes back; host values only."""
+"""What a caller asks of the engine; host values only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jspec.arguments import number, plain, shown, whole_number
 from jspec.config import MAX_SEED, MAX_TOKENS
 from jspec.errors import UserError
 from jspec.law import TEMPERATURES, Mode, is_temperature, mode_of
-from jspec.state import Sampling, StopReason
+from jspec.state import Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,68 +150,3 @@ def sampling_of(requests, *, max_length: int, max_stop_ids: int) -> Sampling:
         stop_ids=stop_ids,
         max_length=limits,
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RowStats:
-    """What one text cost. Times are wall time while its row was active, seconds.
-
-    Attributes:
-      new_tokens: emitted, the stop token included.
-      target_calls: target forwards in decoding; the prefill is not one.
-      accepted_by_depth: rounds in which the drafted token at depth 1, 2, ... was kept.
-      ended_s: when it ended, on the clock `time.perf_counter`.
-    """
-
-    new_tokens: int
-    target_calls: int
-    draft_tokens_accepted: int
-    draft_tokens_proposed: int
-    accepted_by_depth: tuple[int, ...]
-    prefill_s: float
-    decode_s: float
-    ended_s: float
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """When its row became active, its prompt unread, and when it ended."""
-        return self.ended_s - self.decode_s - self.prefill_s, self.ended_s
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenInfo:
-    """Where a token came from; see `jspec.state.TokenTrace`."""
-
-    depth: int
-    rank: int
-    logprob: float
-    gap: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """A finished text: its new tokens (stop token included) and how they came."""
-
-    tokens: tuple[int, ...]
-    stop_reason: StopReason
-    stats: RowStats
-    trace: tuple[TokenInfo, ...] | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """New tokens of a request, as they are committed."""
-
-    index: int
-    tokens: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A request has ended."""
-
-    index: int
-    result: Result
-
-
-Event = Tokens | Finished

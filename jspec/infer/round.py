@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jspec.arguments import renamed_argument
 from jspec.drafters.base import DraftSize
 from jspec.infer.state import DecodeState, Program, append, append_trace, count_round
 from jspec.law import Randomness, Rule
@@ -37,8 +38,11 @@ from jspec.verify import Judgement, judge_nodes, reject, walk
 RoundParams = tuple[Params, Params]
 """Parameters of the target and of the drafter."""
 
+_takes_the_old_name = renamed_argument("generation", "decoding")
 
-def decode_round(params: RoundParams, program: Program, generation: DecodeState) -> DecodeState:
+
+@_takes_the_old_name
+def decode_round(params: RoundParams, program: Program, decoding: DecodeState) -> DecodeState:
     """Advance every active row by at least one token.
 
     With several draft sizes the whole round is switched over, so that a short draft is also
@@ -46,26 +50,26 @@ def decode_round(params: RoundParams, program: Program, generation: DecodeState)
     """
     sizes = program.drafter.sizes
     if len(sizes) == 1:
-        return _round_of(0, params, program, generation)
-    wanted = program.drafter.size(generation.drafter, generation.context)
+        return _round_of(0, params, program, decoding)
+    wanted = program.drafter.size(decoding.drafter, decoding.context)
 
     def branch(index: int):
-        def run(generation: DecodeState, params: RoundParams) -> tuple[tuple, DecodeState]:
-            return (), _round_of(index, params, program, generation)
+        def run(decoding: DecodeState, params: RoundParams) -> tuple[tuple, DecodeState]:
+            return (), _round_of(index, params, program, decoding)
 
         return run
 
     branches = [branch(index) for index in range(len(sizes))]
-    return switch_in_place(wanted, branches, generation, params)[1]
+    return switch_in_place(wanted, branches, decoding, params)[1]
 
 
 def _round_of(
-    index: int, params: RoundParams, program: Program, generation: DecodeState
+    index: int, params: RoundParams, program: Program, decoding: DecodeState
 ) -> DecodeState:
     """A round whose draft has the shape `sizes[index]`."""
-    drafted = propose(params, program, generation, index)
-    verified = verify(params, program, generation, drafted, index)
-    return commit(params, program, generation, drafted, verified, index)
+    drafted = propose(params, program, decoding, index)
+    verified = verify(params, program, decoding, drafted, index)
+    return commit(params, program, decoding, drafted, verified, index)
 
 
 @state
@@ -85,30 +89,33 @@ class Verified:
     cache: KVCache
 
 
+@_takes_the_old_name
 def propose(
-    params: RoundParams, program: Program, generation: DecodeState, index: int = 0
+    params: RoundParams, program: Program, decoding: DecodeState, index: int = 0
 ) -> Drafted:
     """First third of a round: the drafter proposes a draft of the shape `sizes[index]`."""
-    context = generation.context
+    (_, drafter_params), context = params, decoding.context
     with jax.named_scope("draft"):
         draft, drafter = program.drafter.propose(
-            params[1], generation.drafter, context, _randomness(program, context), index
+            drafter_params, decoding.drafter, context, _randomness(program, context), index
         )
     return Drafted(draft=draft, drafter=drafter)
 
 
+@_takes_the_old_name
 def verify(
     params: RoundParams,
     program: Program,
-    generation: DecodeState,
+    decoding: DecodeState,
     drafted: Drafted,
     index: int = 0,
 ) -> Verified:
     """Second third: the target scores all nodes in one forward, and the rule accepts a path."""
-    context, size = generation.context, program.drafter.sizes[index]
+    target_params, _ = params
+    context, size = decoding.context, program.drafter.sizes[index]
     with jax.named_scope("verify"):
         logits, features, cache = score(
-            params[0], program, generation.cache, context, drafted.draft, size
+            target_params, program, decoding.cache, context, drafted.draft, size
         )
         verdict, nodes = accept(
             program, drafted.draft, logits, context, _randomness(program, context), size
@@ -117,30 +124,32 @@ def verify(
     return Verified(verdict=verdict, output=output, cache=cache)
 
 
+@_takes_the_old_name
 def commit(
     params: RoundParams,
     program: Program,
-    generation: DecodeState,
+    decoding: DecodeState,
     drafted: Drafted,
     verified: Verified,
     index: int = 0,
 ) -> DecodeState:
     """Last third: what was accepted becomes text, in the target's cache and in the drafter's."""
-    before, verdict, draft = generation.context, verified.verdict, drafted.draft
+    _, drafter_params = params
+    before, verdict, draft = decoding.context, verified.verdict, drafted.draft
     with jax.named_scope("commit"):
         cache = compact(verified.cache, before, verdict, program.drafter.sizes[index])
         after = emit(before, verdict)
         drafter = program.drafter.commit(
-            params[1], drafted.drafter, after, draft, verdict, verified.output
+            drafter_params, drafted.drafter, after, draft, verdict, verified.output
         )
     n_proposed = jnp.sum(draft.is_valid[:, 1:], axis=1, dtype=jnp.int32)
     return DecodeState(
         cache=cache,
         context=after,
         drafter=drafter,
-        stop_reason=jnp.where(before.is_active, verdict.stop_reason, generation.stop_reason),
-        counters=count_round(generation.counters, verdict, n_proposed, before.is_active),
-        trace=append_trace(generation.trace, verdict.trace, before.length, verdict.n_emitted),
+        stop_reason=jnp.where(before.is_active, verdict.stop_reason, decoding.stop_reason),
+        counters=count_round(decoding.counters, verdict, n_proposed, before.is_active),
+        trace=append_trace(decoding.trace, verdict.trace, before.length, verdict.n_emitted),
     )
 
 

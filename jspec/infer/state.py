@@ -1,4 +1,4 @@
-"""What decoding changes: the generation state, its counters and the trace of emitted tokens."""
+"""What decoding changes: the decoding state, its counters and the trace of emitted tokens."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from jspec.bench.summary import PLAIN, counted
 from jspec.bench.terms import Terms, forwards_of, terms_of
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.infer.request import Finished
 from jspec.plan import acceptance
 from jspec.plan.acceptance import DraftRound, tokens_per_call
 
@@ -46,11 +45,11 @@ def kept_rounds(
         with log.status(f"{said}: compiling"):
             engine.warm_up(requests)
         with log.progress(len(requests), unit=f"texts, {said}") as progress:
-            for event in engine.run(requests):
-                if isinstance(event, Finished):
-                    assert event.result.trace is not None
-                    n_plain = max(block_size - len(requests[event.index].tokens), 0)
-                    rounds += acceptance.rounds_of(event.result.trace, n_plain=n_plain)
+            for piece in engine.run(requests):
+                if piece.generation is not None:
+                    assert piece.generation.trace is not None
+                    n_plain = max(block_size - len(requests[piece.index].tokens), 0)
+                    rounds += acceptance.rounds_of(piece.generation.trace, n_plain=n_plain)
                     progress()
         if not rounds:
             raise UserError(

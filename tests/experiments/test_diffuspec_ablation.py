@@ -18,7 +18,7 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.loading import DiffuSpecOptions
 from jspec.drafters.diffuspec.prefix import Prefix
 from jspec.infer.engine import Engine
-from jspec.infer.request import Finished, Request
+from jspec.infer.request import Request
 from jspec.testing.models import tiny_target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +168,7 @@ def test_decoding_one_by_one_counts_what_the_engine_counts(module):
     plain = jspec.load_drafter("none", target=TARGET)
     record = decoded.decode(TARGET, decoded.counting(loaded), plain, REQUESTS, repeats=1)
     engine = Engine(TARGET, loaded, max_length=256)
-    rows = [e.result.stats for e in engine.run(REQUESTS) if isinstance(e, Finished)]
+    rows = [answer.stats for answer in engine.decode(REQUESTS)]
     assert record["tokens"] == [row.new_tokens - 1 for row in rows]
     assert record["rounds_by_prompt"] == [row.target_calls for row in rows]
     kept = np.sum([row.accepted_by_depth for row in rows], axis=0) / record["rounds"]

@@ -17,7 +17,7 @@ from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.layer_groups import singles
 from jspec.drafters.easyspec.loading import EasySpecOptions
 from jspec.infer.engine import Engine
-from jspec.infer.request import Finished, Request
+from jspec.infer.request import Request
 from jspec.models.blocks import causal_block
 from jspec.plan.acceptance import read_acceptance
 from jspec.testing.models import in_memory, tiny_target
@@ -52,10 +52,8 @@ def test_drafts_judged_by_texts_keep_what_the_engine_keeps(module, temperature, 
     told, some = module("experiments.easyspec.stored_texts"), requests(temperature)
     loaded = untrained_easyspec(3, depth=DEPTH, width=2, calibration=calibration)(TARGET, ())
     engine = Engine(TARGET, loaded, batch_size=3, max_length=64)
-    ended = sorted(
-        (e for e in engine.run(some) if isinstance(e, Finished)), key=lambda each: each.index
-    )
-    texts = [list(each.result.tokens) for each in ended]
+    ended = engine.decode(some)
+    texts = [list(each.tokens) for each in ended]
 
     def judged(it) -> np.ndarray:
         return told.kept(it, TARGET, some, texts, capacity=64, batch_size=2, parts=4)
@@ -70,7 +68,7 @@ def test_drafts_judged_by_texts_keep_what_the_engine_keeps(module, temperature, 
         counts = judged(loaded)
     assert counts.shape == (3, 4, DEPTH + 1)
     by_kept = counts.sum(axis=1)
-    stats = [each.result.stats for each in ended]
+    stats = [each.stats for each in ended]
     assert by_kept.sum(axis=1).tolist() == [row.target_calls for row in stats]
     kept = [np.cumsum(row[::-1])[::-1][1:].tolist() for row in by_kept]
     assert kept == [list(row.accepted_by_depth) for row in stats]
@@ -81,7 +79,7 @@ def test_drafts_judged_by_texts_keep_what_the_engine_keeps(module, temperature, 
 def test_texts_are_those_of_plain_decoding(module):
     some = requests(0.0)
     engine = Engine(TARGET, batch_size=1, max_length=64)
-    expected = [e.result.tokens for e in engine.run(some[:1]) if isinstance(e, Finished)]
+    expected = [answer.tokens for answer in engine.decode(some[:1])]
     stored = module("experiments.easyspec.stored_texts")
     assert stored.texts_of(TARGET, some, batch_size=3)[:1] == [list(expected[0])]
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from jspec.infer.answers import Stats, row_stats, throughput, total_stats
 from jspec.infer.engine import Engine
 from jspec.infer.generate import generate
-from jspec.infer.request import Finished, Request, RowStats
+from jspec.infer.request import Request
+from jspec.infer.results import Stats, throughput, tokens_per_call, total_stats
 from jspec.testing.models import tiny_target
 
 
 def row(start: float, prefill_s: float, decode_s: float, new_tokens: int = 10) -> Stats:
     """An answer whose row became active at `start`."""
-    cost = RowStats(
+    wall_s = prefill_s + decode_s
+    return Stats(
         new_tokens=new_tokens,
         target_calls=3,
         draft_tokens_accepted=6,
@@ -21,16 +22,27 @@ def row(start: float, prefill_s: float, decode_s: float, new_tokens: int = 10) -
         accepted_by_depth=(3, 2, 1),
         prefill_s=prefill_s,
         decode_s=decode_s,
-        ended_s=start + prefill_s + decode_s,
+        wall_s=wall_s,
+        tokens_per_call=tokens_per_call(new_tokens - 1, 3),
+        row_tokens_per_s=throughput(new_tokens, wall_s),
+        spans=((start, start + wall_s),),
+        drafter="copy",
+        rule="walk",
+        compile_s=2.0,
+        compilations=3,
     )
-    return row_stats(cost, drafter="copy", rule="walk", compile_s=2.0, compilations=3)
 
 
 def test_an_answers_own_speed_is_its_tokens_over_the_time_that_its_row_was_active():
-    own = row(5.0, 1.0, 3.0)
-    assert own.row_tokens_per_s == pytest.approx(10 / 4.0)
-    assert own.tokens_per_s is None and own.wall_s == pytest.approx(4.0)
-    assert own.tokens_per_call == 3.0 and own.drafter == "copy"
+    engine = Engine(tiny_target(), batch_size=2, max_length=64)
+    for own in (a.stats for a in engine.decode([Request(tokens=(1, 2), max_new_tokens=9)])):
+        ((start, end),) = own.spans
+        assert (
+            own.wall_s == pytest.approx(end - start) == pytest.approx(own.prefill_s + own.decode_s)
+        )
+        assert own.row_tokens_per_s == pytest.approx(9 / own.wall_s) and own.tokens_per_s is None
+        assert (own.new_tokens, own.target_calls, own.tokens_per_call) == (9, 8, 1.0)
+        assert (own.drafter, own.rule) == ("none", "walk")
 
 
 def test_rows_that_were_active_at_once_are_counted_once():
@@ -61,12 +73,12 @@ def test_an_engine_tells_when_its_rows_were_active():
     engine = Engine(tiny_target(), batch_size=2, max_length=64)
     requests = [Request(tokens=(1, 2, i), max_new_tokens=12) for i in range(4)]
     engine.warm_up(requests)
-    found = [e.result.stats for e in engine.run(requests) if isinstance(e, Finished)]
-    spans = sorted(stats.span for stats in found)
+    found = [answer.stats for answer in engine.decode(requests)]
+    spans = sorted(stats.spans[0] for stats in found)
     assert all(start < end for start, end in spans)
     assert spans[1][0] < spans[0][1], "two rows are active at once"
     assert spans[2][0] >= min(end for _, end in spans[:2]), "the third waits for a row"
-    total = total_stats(row_stats(stats) for stats in found)
+    total = total_stats(found)
     assert total.wall_s <= sum(s.prefill_s + s.decode_s for s in found)
     assert total.wall_s == pytest.approx(total.prefill_s + total.decode_s)
     assert spans[-1][1] - spans[0][0] >= total.wall_s > 0

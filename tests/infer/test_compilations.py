@@ -11,7 +11,7 @@ import pytest
 from jspec.drafters import load_drafter
 from jspec.infer.compiling import compile_counts
 from jspec.infer.engine import Engine
-from jspec.infer.request import Finished, Request
+from jspec.infer.request import Request
 from jspec.law import Mode
 from jspec.sharding import make_mesh
 from jspec.testing.models import on_mesh, tiny_target
@@ -40,7 +40,7 @@ def warm(request):
 
 
 def served(engine, requests, **options) -> int:
-    return sum(isinstance(event, Finished) for event in engine.run(requests, **options))
+    return sum(piece.generation is not None for piece in engine.run(requests, **options))
 
 
 def random_request(rng) -> Request:

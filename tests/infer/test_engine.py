@@ -12,10 +12,11 @@ import pytest
 
 from jspec.drafters import load_drafter
 from jspec.infer.engine import Engine
+from jspec.infer.executables import Executables
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill
-from jspec.infer.programs import Programs
-from jspec.infer.request import Finished, Request, Result, Tokens, sampling_of
+from jspec.infer.request import Request, sampling_of
+from jspec.infer.results import Generation
 from jspec.law import Mode
 from jspec.state import StopReason
 from jspec.testing.models import tiny_target
@@ -56,11 +57,11 @@ def random_requests(count: int) -> list[Request]:
     ]
 
 
-def finished(events) -> dict[int, Result]:
-    return {event.index: event.result for event in events if isinstance(event, Finished)}
+def finished(events) -> dict[int, Generation]:
+    return {piece.index: piece.generation for piece in events if piece.generation}
 
 
-def alone(request: Request, target=TARGET) -> Result:
+def alone(request: Request, target=TARGET) -> Generation:
     """In a batch of which the other rows are empty."""
     return finished(engine_of(target).run([request]))[0]
 
@@ -85,12 +86,12 @@ def results(events):
 def test_every_request_is_served_first_come_first_served(events):
     started, ended, at_most = [], [], 0
     for event in events:
-        if isinstance(event, Finished):
-            ended.append(event.index)
-        elif event.index not in started:
+        if event.index not in started:
             assert event.index == len(started)
             started.append(event.index)
         at_most = max(at_most, len(started) - len(ended))
+        if event.generation:
+            ended.append(event.index)
     assert sorted(ended) == list(range(len(REQUESTS))) and ended != sorted(ended)
     assert at_most == ROWS
 
@@ -98,9 +99,8 @@ def test_every_request_is_served_first_come_first_served(events):
 def test_streamed_pieces_make_the_result(events, results):
     streamed: dict[int, tuple[int, ...]] = {i: () for i in range(len(REQUESTS))}
     for event in events:
-        if isinstance(event, Tokens):
-            assert event.tokens
-            streamed[event.index] += event.tokens
+        assert event.tokens or event.generation
+        streamed[event.index] += event.tokens
     assert [streamed[i] for i in range(len(REQUESTS))] == [result.tokens for result in results]
 
 
@@ -182,10 +182,10 @@ def test_every_text_ends_where_and_why_it_has_to(results):
     for request, result in zip(REQUESTS, results, strict=True):
         stops = [i for i, token in enumerate(result.tokens) if token in request.stop_ids]
         reasons.add(result.stop_reason)
-        if result.stop_reason is StopReason.STOP_TOKEN:
+        if result.stop_reason == StopReason.STOP_TOKEN.label:
             assert stops == [len(result.tokens) - 1]
         else:
-            assert result.stop_reason is StopReason.MAX_TOKENS and not stops
+            assert result.stop_reason == StopReason.MAX_TOKENS.label and not stops
             assert len(result.tokens) == request.max_new_tokens
         assert result.stats.new_tokens == len(result.tokens)
     assert len(reasons) == 2
@@ -205,7 +205,7 @@ def test_the_end_of_the_context_and_that_of_the_budget_are_told_apart(
     n_prompt, budget, count, reason
 ):
     result = alone(Request(tokens=(3,) * n_prompt, max_new_tokens=budget))
-    assert (len(result.tokens), result.stop_reason) == (count, reason)
+    assert (len(result.tokens), result.stop_reason) == (count, reason.label)
 
 
 def test_a_stop_token_at_the_limit_is_a_stop_token(results):
@@ -215,7 +215,7 @@ def test_a_stop_token_at_the_limit_is_a_stop_token(results):
     both = dataclasses.replace(request, max_new_tokens=at + 1, stop_ids=(stop,))
     ended = alone(both)
     assert ended.tokens == result.tokens[: at + 1]
-    assert ended.stop_reason is StopReason.STOP_TOKEN
+    assert ended.stop_reason == StopReason.STOP_TOKEN.label
 
 
 def test_watch_ends_a_row_which_serves_the_next_request(results):
@@ -231,21 +231,23 @@ def test_watch_ends_a_row_which_serves_the_next_request(results):
     for i, result in enumerate(results):
         is_cut = i in (1, 3) and len(result.tokens) >= 2
         assert found[i].tokens == (result.tokens[:2] if is_cut else result.tokens)
-        assert found[i].stop_reason == (StopReason.STOP_STRING if is_cut else result.stop_reason)
-    told = [t for e in events if isinstance(e, Tokens) and e.index == 1 for t in e.tokens]
+        assert found[i].stop_reason == (
+            StopReason.STOP_STRING.label if is_cut else result.stop_reason
+        )
+    told = [t for e in events if e.index == 1 for t in e.tokens]
     assert tuple(told) == results[1].tokens[:2]
     assert set(asked) == set(range(len(REQUESTS)))
     assert len(results[1].tokens) > 2 < len(results[3].tokens)
 
 
 def test_a_row_that_watch_ended_is_not_decoded_further(monkeypatch, results):
-    active, chunk = [], Programs.chunk
+    active, chunk = [], Executables.chunk
 
     def spy(programs, state, mode):
         active.append(int(state.context.is_active.sum()))
         return chunk(programs, state, mode)
 
-    monkeypatch.setattr(Programs, "chunk", spy)
+    monkeypatch.setattr(Executables, "chunk", spy)
     long = [r for r, q in zip(REQUESTS, results, strict=True) if len(q.tokens) > 15][:2]
     ended = finished(engine_of().run(long, watch=lambda index, _: 1 if index else None))
     assert len(ended[1].tokens) == 1 < 15 < len(ended[0].tokens)
@@ -253,7 +255,7 @@ def test_a_row_that_watch_ended_is_not_decoded_further(monkeypatch, results):
 
 
 def test_a_stop_token_comes_before_a_stop_string_that_ends_with_it(results):
-    index = next(i for i, r in enumerate(results) if r.stop_reason is StopReason.STOP_TOKEN)
+    index = next(i for i, r in enumerate(results) if r.stop_reason == StopReason.STOP_TOKEN.label)
     for keep_less, reason in ((0, StopReason.STOP_TOKEN), (1, StopReason.STOP_STRING)):
 
         def watch(_, tokens, keep_less=keep_less):
@@ -261,7 +263,7 @@ def test_a_stop_token_comes_before_a_stop_string_that_ends_with_it(results):
             return len(tokens) - keep_less if is_whole else None
 
         ended = finished(engine_of().run([REQUESTS[index]], watch=watch))[0]
-        assert ended.stop_reason is reason
+        assert ended.stop_reason == reason.label
         assert len(ended.tokens) == len(results[index].tokens) - keep_less
 
 
@@ -298,7 +300,7 @@ def test_bad_logits_end_their_own_row_only_and_leave_nothing_behind(poison, pois
     found = finished(engine_of(poisoned).run(requests))
     ours = [(request, found[i]) for i, request in enumerate(requests)]
     ends = {(result.tokens, result.stop_reason) for request, result in ours if request is bad}
-    assert ends == {((), StopReason.BAD_LOGITS)}
+    assert ends == {((), StopReason.BAD_LOGITS.label)}
     texts = [result.tokens for request, result in ours if request is not bad]
     assert texts == [result.tokens for _, result in clean] and len(texts) > 4
 
@@ -308,4 +310,4 @@ def test_bad_logits_in_mid_text_keep_what_was_said(poison, poisoned, results):
     for index in (i for i in hit if poison not in REQUESTS[i].tokens):
         ended, at = alone(REQUESTS[index], poisoned), results[index].tokens.index(poison)
         assert ended.tokens == results[index].tokens[: at + 1]
-        assert ended.stop_reason is StopReason.BAD_LOGITS
+        assert ended.stop_reason == StopReason.BAD_LOGITS.label

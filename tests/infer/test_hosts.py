@@ -10,12 +10,12 @@ import pytest
 
 from jspec.checkpoints.write import write_checkpoint
 from jspec.console.log import Log
-from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.answering import find_questions
 from jspec.infer.command.cli import make_config, make_parser, read_prompts
 from jspec.infer.command.kept import Kept
 from jspec.infer.engine import Engine
-from jspec.infer.programs import Programs
+from jspec.infer.executables import Executables
+from jspec.infer.results import Generation, Stats
 from jspec.law import Mode
 from jspec.testing.models import tiny_target
 from tests.support.hosts import DEVICES, Case, Said, free_port, requests, run_together
@@ -103,7 +103,7 @@ def test_all_hosts_warm_up_in_the_same_order(monkeypatch):
         called.append(mode)
         return generation
 
-    monkeypatch.setattr(Programs, "chunk", chunk)
+    monkeypatch.setattr(Executables, "chunk", chunk)
     asked = sorted(requests(), key=lambda request: request.mode.value)
     for order in (asked, asked[::-1]):
         Engine(tiny_target(vocab_size=64), max_length=64).warm_up(order)

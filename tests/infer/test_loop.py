@@ -227,3 +227,11 @@ def test_every_node_but_the_root_counts_as_proposed_in_rounds_that_a_row_had(end
     assert len(set(rounds.tolist())) > 1 and not state.context.is_active.any()
     np.testing.assert_array_equal(state.counters.proposed, rounds * oracle.depth * oracle.width)
     np.testing.assert_array_equal(np.asarray(state.counters.accepted).sum(axis=1), rounds)
+
+
+def test_the_state_is_taken_by_its_former_name_too(begun):
+    program = program_of(trace=True)
+    now = decode_loop(PARAMS, program, decoding=begun, rounds=1)
+    with pytest.warns(FutureWarning, match="generation is now called decoding"):
+        before = decode_loop(PARAMS, program, generation=begun, rounds=1)  # type: ignore[call-arg]
+    assert (now.context.tokens == before.context.tokens).all()

@@ -19,9 +19,9 @@ from jspec.console.memory import memory_line, memory_warning
 from jspec.drafters import NAMES, LoadedDrafter, load_drafter
 from jspec.drafters.falcon.checkpoint import write_checkpoint as write_head
 from jspec.infer.command import answering
+from jspec.infer.executables import Executables, place_rows
 from jspec.infer.memory import Memory, memory_of
 from jspec.infer.prefill import prefill
-from jspec.infer.programs import Programs, place_rows
 from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState
 from jspec.law import Mode, Rule
@@ -37,8 +37,8 @@ FIELDS = dict(vocab_size=128, n_layers=1, width=16, mlp_width=16, n_heads=2, n_k
 """Of a target for all drafters, and of their models."""
 
 
-def programs_of(target: Target, drafter: LoadedDrafter, rows: int) -> Programs:
-    return Programs(
+def programs_of(target: Target, drafter: LoadedDrafter, rows: int) -> Executables:
+    return Executables(
         target=target,
         drafter=drafter,
         rule=Rule.WALK,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jspec.drafters.falcon.trees import Tree, chain, parse
-from jspec.infer.request import TokenInfo
+from jspec.infer.results import TokenInfo
 from jspec.plan.acceptance import (
     DraftRound,
     TreeAcceptance,

@@ -107,7 +107,6 @@ def decode(folder: Path, case: Case, *, is_alone: bool) -> dict[str, Any]:
     from jspec.drafters import load_drafter
     from jspec.infer.compiling import compile_counts
     from jspec.infer.engine import Engine
-    from jspec.infer.request import Finished
     from jspec.sharding import make_mesh
 
     mesh = make_mesh() if is_alone else make_mesh(**case.mesh)
@@ -119,9 +118,8 @@ def decode(folder: Path, case: Case, *, is_alone: bool) -> dict[str, Any]:
     fullest = max(asked, key=lambda request: (request.mode.value == "full", len(request.tokens)))
     engine.warm_up([fullest])
     before = compile_counts()
-    results = {e.index: e.result for e in engine.run(asked) if isinstance(e, Finished)}
+    ordered = engine.decode(asked)
     spent = compile_counts().since(before)
-    ordered = [results[i] for i in range(len(asked))]
     return {
         "tokens": [result.tokens for result in ordered],
         "logprobs": [[token.logprob for token in result.trace or ()] for result in ordered],

@@ -12,8 +12,9 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.draft_model import draft_model
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import chain
-from jspec.infer.engine import Engine, Finished
-from jspec.infer.request import Request, RowStats
+from jspec.infer.engine import Engine
+from jspec.infer.request import Request
+from jspec.infer.results import Stats
 from jspec.testing.models import perturbed, random_head, tiny_target
 from jspec.train import acceptance
 from jspec.train.acceptance import HeldOutAcceptance, openings
@@ -41,7 +42,7 @@ def target():
     return tiny_target()
 
 
-def drafted(target, drafter: LoadedDrafter, prompts: np.ndarray) -> list[RowStats]:
+def drafted(target, drafter: LoadedDrafter, prompts: np.ndarray) -> list[Stats]:
     """The engine's statistics of every prompt after as many rounds as the probe has."""
     engine = Engine(target, drafter, batch_size=1, max_length=200, rounds_per_chunk=1)
     rows = []
@@ -57,12 +58,12 @@ def drafted(target, drafter: LoadedDrafter, prompts: np.ndarray) -> list[RowStat
     return rows
 
 
-def finished(engine: Engine, request: Request) -> RowStats:
-    [event] = [event for event in engine.run([request]) if isinstance(event, Finished)]
-    return event.result.stats
+def finished(engine: Engine, request: Request) -> Stats:
+    [answer] = engine.decode([request])
+    return answer.stats
 
 
-def check(found: dict, rows: list[RowStats]) -> None:
+def check(found: dict, rows: list[Stats]) -> None:
     assert [row.target_calls for row in rows] == [ROUNDS] * len(rows)
     kept = np.sum([row.accepted_by_depth for row in rows], axis=0)
     shares = kept / (ROUNDS * len(rows))

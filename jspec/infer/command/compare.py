@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jspec.infer.answers import Generation, Stats, total_stats
 from jspec.infer.engine import Engine
 from jspec.infer.replay import Difference, ReplayReport, replay
 from jspec.infer.request import Request
+from jspec.infer.results import Generation, Stats, total_stats
 from jspec.law import Rule
 
 

@@ -11,12 +11,12 @@ from jspec.console.progress import Progress
 from jspec.console.reader import Turn
 from jspec.console.signals import interrupts, stop_wish
 from jspec.errors import UserError
-from jspec.infer.answers import Generation, Piece
 from jspec.infer.command.answering import Answering
 from jspec.infer.command.compare import Comparison, compare
 from jspec.infer.command.kept import Kept
 from jspec.infer.command.output import InOrder, Printer
 from jspec.infer.request import Request
+from jspec.infer.results import Generation, Piece
 from jspec.state import StopReason
 
 

@@ -22,10 +22,10 @@ from jspec.console.session import Models, directory_of, weight_files
 from jspec.console.signals import ask_to_stop
 from jspec.errors import UserError
 from jspec.hosts import agreed, are_joined, from_first, is_first
-from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.answering import Questions
 from jspec.infer.command.compare import Comparison
 from jspec.infer.command.report import answer_record
+from jspec.infer.results import Generation, Stats
 from jspec.records import RecordFile, whole_records
 
 BEGINS = b'{"position": '

@@ -19,7 +19,6 @@ from jspec.console.reader import Turn
 from jspec.console.signals import ask_to_stop
 from jspec.console.streams import write_result
 from jspec.hosts import are_joined, is_first
-from jspec.infer.answers import Generation, total_stats
 from jspec.infer.command.compare import Comparison, total
 from jspec.infer.command.report import (
     acceptance_line,
@@ -28,6 +27,7 @@ from jspec.infer.command.report import (
     stats_line,
     trace_rows,
 )
+from jspec.infer.results import Generation, total_stats
 
 TRACE_COLUMNS = ("#", "id", "token", "from", "logprob", "gap")
 

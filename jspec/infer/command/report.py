@@ -11,8 +11,8 @@ from typing import Any
 
 from jspec.config import InferConfig
 from jspec.console.reader import Turn
-from jspec.infer.answers import Generation, Stats
 from jspec.infer.command.compare import Comparison
+from jspec.infer.results import Generation, Stats
 from jspec.provenance import run_record
 
 NEVER_ACCEPTED = 64

@@ -13,7 +13,6 @@ from jspec.console.log import Failure, Log
 from jspec.console.prompts import Conversation, repeated_ids, told_passed_over
 from jspec.console.reader import Turn
 from jspec.hosts import agreed, check_same, is_first
-from jspec.infer.answers import Stats, total_stats
 from jspec.infer.command.answering import Answering, Questions, find_questions
 from jspec.infer.command.compare import Comparison, total
 from jspec.infer.command.converse import Outcome, converse, is_last
@@ -27,6 +26,7 @@ from jspec.infer.command.report import (
     stats_line,
     summary_record,
 )
+from jspec.infer.results import Stats, total_stats
 from jspec.state import StopReason
 
 

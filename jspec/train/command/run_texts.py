@@ -28,7 +28,7 @@ from jspec.hosts import agreed, any_host, check_all_devices, check_same, from_fi
 from jspec.infer.engine import Engine
 from jspec.infer.generate import cached_tokenizer
 from jspec.infer.prefill import room_for
-from jspec.infer.request import Finished, Request
+from jspec.infer.request import Request
 from jspec.records import whole_records
 from jspec.sharding import make_mesh
 from jspec.train.command.corpora import corpus_sources, training_rows
@@ -83,9 +83,9 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
         with log.status("compiling"):
             engine.warm_up(requests)
         texts = (
-            (left[event.index], tuple(event.result.tokens))
-            for event in engine.run(requests)
-            if isinstance(event, Finished)
+            (left[piece.index], tuple(piece.generation.tokens))
+            for piece in engine.run(requests)
+            if piece.generation is not None
         )
         with log.progress(len(left), unit="texts") as progress:
             n_tokens, is_complete = _write(path, texts, should_stop, progress)

@@ -26,7 +26,8 @@ from jspec.drafters.diffuspec.options import SearchOptions, Shape
 from jspec.drafters.diffuspec.prefix import RECOMPUTE
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
-from jspec.infer.request import Finished, Request, Result
+from jspec.infer.request import Request
+from jspec.infer.results import Generation
 from jspec.law import Mode, Randomness, Rule
 from jspec.models.diffusion import Slots, slot_logprobs
 from jspec.sharding import make_mesh
@@ -252,12 +253,11 @@ def test_split_weights_draft_as_whole_ones(directory, tmp_path):
     write_checkpoint(tmp_path / "target", TARGET.params, TARGET.model.config)
     request = Request(tokens=(1, 2, 3, 4), max_new_tokens=20)
 
-    def decode(placement: str) -> Result:
+    def decode(placement: str) -> Generation:
         target = load_target(tmp_path / "target", mesh=make_mesh(tensor=2))
         options = dict(shortest=3, longest=3, placement=placement)
         drafter = load_drafter("diffuspec", directory, target=target, **options)
-        events = Engine(target, drafter, max_length=64).run([request])
-        return next(event.result for event in events if isinstance(event, Finished))
+        return Engine(target, drafter, max_length=64).decode([request])[0]
 
     split, whole = decode("split"), decode("replicated")
     assert split.tokens == whole.tokens and len(split.tokens) == 20

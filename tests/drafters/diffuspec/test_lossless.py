@@ -17,7 +17,8 @@ from jspec.drafters.diffuspec.options import SearchOptions, Shape
 from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix
 from jspec.infer.compiling import compile_counts
 from jspec.infer.engine import Engine
-from jspec.infer.request import Finished, Request, Result
+from jspec.infer.request import Request
+from jspec.infer.results import Generation
 from jspec.testing.models import tiny_target
 
 TARGET = tiny_target(vocab_size=11, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
@@ -50,11 +51,11 @@ def knowing(**options: Any) -> LoadedDrafter:
     return dataclasses.replace(loaded, drafter=drafter, params={"model": TARGET.params})
 
 
-def decode(drafter: LoadedDrafter, asked: list[Request], **options: Any) -> list[Result]:
+def decode(drafter: LoadedDrafter, asked: list[Request], **options: Any) -> list[Generation]:
     return proof.decode(TARGET, asked, drafter, batch_size=3, max_length=48, **options)
 
 
-def counted(results: list[Result]) -> list[tuple]:
+def counted(results: list[Generation]) -> list[tuple]:
     return [(r.tokens, r.stats.target_calls, tuple(r.stats.accepted_by_depth)) for r in results]
 
 
@@ -121,7 +122,7 @@ def test_lengths_move_over_their_whole_range_and_nothing_is_compiled_again():
     asked = requests(count=8)
     list(engine.run(asked[:1]))
     before = compile_counts()
-    results = [e.result for e in engine.run(asked[1:]) if isinstance(e, Finished)]
+    results = engine.decode(asked[1:])
     spent = compile_counts().since(before)
     assert (spent.traces, spent.lowerings, spent.compilations) == (0, 0, 0)
     drafted = {

@@ -19,7 +19,7 @@ from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.layer_groups import contiguous
 from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder, Parallelism
 from jspec.drafters.growth import Grower
-from jspec.infer.programs import Programs
+from jspec.infer.executables import Executables
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
 from jspec.models.model import abstract_params, build
@@ -58,7 +58,7 @@ def compiled_chunk(plan: Parallelism, calibration: Calibration, sizes: dict[str,
         calibration=calibration,
     )
     params = decoder.place(shapes)
-    programs = Programs(
+    programs = Executables(
         target=target,
         drafter=LoadedDrafter(name="easyspec", drafter=drafter, params=params),
         rule=Rule.WALK,
@@ -72,7 +72,7 @@ def compiled_chunk(plan: Parallelism, calibration: Calibration, sizes: dict[str,
     sampling = sampling_of(
         [Request(tokens=(0,), max_new_tokens=1)], max_length=SLOTS - 32, max_stop_ids=2
     )
-    generation = programs.generation_shapes(*rows, sampling)
+    generation = programs.state_shapes(*rows, sampling)
     return programs.lower_chunk(generation, Mode.GREEDY).compile(usual_form()), generation, params
 
 

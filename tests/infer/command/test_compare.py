@@ -7,10 +7,10 @@ import types
 import numpy as np
 import pytest
 
-from jspec.infer.answers import Generation, Stats
 from jspec.infer.command import compare as module
 from jspec.infer.command.compare import Comparison, FirstDifference, compare, total
 from jspec.infer.replay import Difference, ReplayReport
+from jspec.infer.results import Generation, Stats
 from jspec.law import Rule
 
 SHORT = ("--max-new-tokens", "16", "--max-length", "128")

@@ -18,11 +18,11 @@ from jspec.config import InferConfig
 from jspec.console.log import Failure, Log
 from jspec.console.prompts import from_lines
 from jspec.errors import UserError
-from jspec.infer.answers import Generation, Stats
 from jspec.infer.command import run as run_module
 from jspec.infer.command.answering import Questions, find_questions
 from jspec.infer.command.compare import Comparison
 from jspec.infer.command.kept import BEGINS, Kept, _opened
+from jspec.infer.results import Generation, Stats
 
 LINES = (
     {"id": "a", "prompt_tokens": [0, 5, 9]},

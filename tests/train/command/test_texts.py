@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jspec.console.log import Log
-from jspec.infer.request import Finished
+from jspec.infer.results import Piece
 from jspec.train.command import run_texts
 from jspec.train.command.run_texts import choose_openings
 from jspec.train.config import TextsConfig
@@ -77,7 +77,7 @@ def test_what_the_first_host_has_written_no_host_writes_again(config, monkeypatc
         n_left.append(len(left))
         assert str(target.dtype) == "bfloat16"
         result: Any = SimpleNamespace(tokens=(1,))
-        ended = [Finished(index=i, result=result) for i in range(len(left))]
+        ended = [Piece(index=i, generation=result) for i in range(len(left))]
         return SimpleNamespace(warm_up=lambda requests: None, run=lambda requests: iter(ended))
 
     monkeypatch.setattr(run_texts, "_engine", written)

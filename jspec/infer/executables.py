@@ -5,9 +5,9 @@ engines of equal shapes share their compiled code.
 |---|---|---|
 | prefill | program, prompt bucket, capacity | nothing |
 | spread | batch size | nothing |
-| insert | batch size | the generation |
-| chunk | program (one of three modes), rounds, batch size | the generation |
-| deactivate | batch size | the generation |
+| insert | batch size | the state |
+| chunk | program (one of three modes), rounds, batch size | the state |
+| deactivate | batch size | the state |
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def empty_batch(row: DecodeState, batch_size: int) -> DecodeState:
     return place_rows(batch)
 
 
-def insert_row(generation: DecodeState, row: DecodeState, place: Int[Array, ""]) -> DecodeState:
+def insert_row(decoding: DecodeState, row: DecodeState, place: Int[Array, ""]) -> DecodeState:
     """Replace one row: every leaf has the rows on axis 0."""
 
     def insert(all_rows, one):
@@ -53,13 +53,13 @@ def insert_row(generation: DecodeState, row: DecodeState, place: Int[Array, ""])
         is_here = jnp.arange(all_rows.shape[0], dtype=jnp.int32) == place
         return jnp.where(is_here.reshape(-1, *(1,) * (one.ndim - 1)), one, all_rows)
 
-    return place_rows(jax.tree.map(insert, generation, row))
+    return place_rows(jax.tree.map(insert, decoding, row))
 
 
-def deactivate_rows(generation: DecodeState, goes_on: Bool[Array, " B"]) -> DecodeState:
+def deactivate_rows(decoding: DecodeState, goes_on: Bool[Array, " B"]) -> DecodeState:
     """Stop the rows that the host has ended."""
-    context = generation.context
-    return replace(generation, context=replace(context, is_active=context.is_active & goes_on))
+    context = decoding.context
+    return replace(decoding, context=replace(context, is_active=context.is_active & goes_on))
 
 
 def prefill_row(
@@ -69,35 +69,36 @@ def prefill_row(
     return place_rows(start(params, program, tokens, length, sampling, capacity=capacity))
 
 
-def decode_chunk(params, program: Program, generation: DecodeState, *, rounds: int) -> DecodeState:
+def decode_chunk(params, program: Program, decoding: DecodeState, *, rounds: int) -> DecodeState:
     """`decode_loop` for some rounds, its result laid out as its input is."""
-    return place_rows(decode_loop(params, program, generation, rounds=rounds))
+    return place_rows(decode_loop(params, program, decoding, rounds=rounds))
 
 
-def place_rows(generation: DecodeState) -> DecodeState:
-    """Lay a generation out over the mesh that is set: rows over `data`, target heads as the table
-    says. Without a mesh nothing happens.
+def place_rows(decoding: DecodeState) -> DecodeState:
+    """Lay a state of decoding out over the mesh that is set.
+
+    Rows lie over `data`, the target's heads as the table says. Without a mesh nothing happens.
 
     Every program ends with this, so that each finds its input where it expects it: a state that
     moved would be copied, and would compile anew.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return generation
-    specs = specs_of(generation, mesh.shape["data"])
-    return jax.tree.map(lax.with_sharding_constraint, generation, specs)
+        return decoding
+    specs = specs_of(decoding, mesh.shape["data"])
+    return jax.tree.map(lax.with_sharding_constraint, decoding, specs)
 
 
-def specs_of(generation: DecodeState, rows_apart: int) -> DecodeState:
-    """Where each array of a generation (or of its shapes) lies, as `PartitionSpec`s.
+def specs_of(decoding: DecodeState, rows_apart: int) -> DecodeState:
+    """Where each array of a state of decoding (or of its shapes) lies, as `PartitionSpec`s.
 
     Args:
       rows_apart: devices along `data`; rows that they do not divide are on all of them.
     """
-    rows = generation.context.length.shape[0]
-    cache = ShardedArrays(arrays=generation.cache, axes=(TARGET["kv_heads"],))
+    rows = decoding.context.length.shape[0]
+    cache = ShardedArrays(arrays=decoding.cache, axes=(TARGET["kv_heads"],))
     over_rows = "data" if rows % rows_apart == 0 else None
-    specs = partition_specs(replace(generation, cache=cache), over_rows)
+    specs = partition_specs(replace(decoding, cache=cache), over_rows)
     return replace(specs, cache=specs.cache.arrays)
 
 
@@ -119,11 +120,11 @@ _prefill = jax.jit(prefill_row, static_argnames=("program", "capacity"))
 _spread = jax.jit(empty_batch, static_argnames="batch_size")
 _insert = jax.jit(insert_row, donate_argnums=0)
 _deactivate = jax.jit(deactivate_rows, donate_argnums=0)
-_chunk = jax.jit(decode_chunk, static_argnames=("program", "rounds"), donate_argnames="generation")
+_chunk = jax.jit(decode_chunk, static_argnames=("program", "rounds"), donate_argnames="decoding")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Programs:
+class Executables:
     """The compiled entries for one target, drafter and batch shape."""
 
     target: Target
@@ -177,23 +178,23 @@ class Programs:
         with self._on_mesh():
             return _prefill(self.params, program, tokens, length, sampling, capacity=self.capacity)
 
-    def insert(self, generation: DecodeState | None, row: DecodeState, place: int) -> DecodeState:
+    def insert(self, decoding: DecodeState | None, row: DecodeState, place: int) -> DecodeState:
         """Put a row into the batch; the first one makes the batch. A single row is all of it."""
         if self.batch_size == 1:
             return row
         with self._on_mesh():
-            if generation is None:
-                generation = _spread(row, batch_size=self.batch_size)
-            return _insert(generation, row, np.int32(place))
+            if decoding is None:
+                decoding = _spread(row, batch_size=self.batch_size)
+            return _insert(decoding, row, np.int32(place))
 
-    def chunk(self, generation: DecodeState, mode: Mode) -> DecodeState:
+    def chunk(self, decoding: DecodeState, mode: Mode) -> DecodeState:
         """A few rounds for all rows."""
         with self._on_mesh():
-            return _chunk(self.params, self.program(mode), generation, rounds=self.rounds)
+            return _chunk(self.params, self.program(mode), decoding, rounds=self.rounds)
 
-    def deactivate(self, generation: DecodeState, goes_on) -> DecodeState:
+    def deactivate(self, decoding: DecodeState, goes_on) -> DecodeState:
         with self._on_mesh():
-            return _deactivate(generation, np.asarray(goes_on))
+            return _deactivate(decoding, np.asarray(goes_on))
 
     def lower_prefill(self, tokens, length, sampling) -> Lowered:
         """What `prefill` compiles; the arguments and the weights may be shapes."""
@@ -203,12 +204,12 @@ class Programs:
                 self.params, program, tokens, length, sampling, capacity=self.capacity
             )
 
-    def lower_chunk(self, generation: DecodeState, mode: Mode) -> Lowered:
-        """What `chunk` compiles; the generation and the weights may be shapes."""
+    def lower_chunk(self, decoding: DecodeState, mode: Mode) -> Lowered:
+        """What `chunk` compiles; the state and the weights may be shapes."""
         with self._on_mesh():
-            return _chunk.lower(self.params, self.program(mode), generation, rounds=self.rounds)
+            return _chunk.lower(self.params, self.program(mode), decoding, rounds=self.rounds)
 
-    def generation_shapes(self, tokens, length, sampling) -> DecodeState:
+    def state_shapes(self, tokens, length, sampling) -> DecodeState:
         """Shapes of a batch of rows whose prompts are like these, laid out as `chunk` has it."""
         program = self.program(Mode.FULL)
 
