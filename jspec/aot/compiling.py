@@ -19,6 +19,7 @@ from jax.stages import Lowered
 from jspec.aot.report import Sized, StepReport, out_of_memory, read_program, sized
 from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
+from jspec.infer.engine import STOP_IDS
 from jspec.infer.executables import Executables
 from jspec.infer.prefill import prompt_bucket
 from jspec.infer.request import Request, sampling_of
@@ -29,8 +30,6 @@ from jspec.state import Sampling
 
 ROUNDS = 8
 """Rounds a dispatch, as the engine has them."""
-
-MAX_STOP_IDS = 8
 
 PROMPT_TOKENS = 512
 """Tokens of the prompt that prefill is compiled for, where the context holds as many."""
@@ -150,6 +149,6 @@ def _prompt(mesh: Mesh, width: int, capacity: int) -> tuple[Any, Any, Sampling]:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
 
     request = Request(tokens=(0,), max_new_tokens=1)
-    sampling = sampling_of([request], max_length=capacity, max_stop_ids=MAX_STOP_IDS)
+    sampling = sampling_of([request], max_length=capacity, max_stop_ids=STOP_IDS)
     tokens, length = np.zeros((1, width), np.int32), np.ones((1,), np.int32)
     return jax.tree.map(shape, (tokens, length, sampling))

@@ -28,8 +28,6 @@ from jspec.infer.engine import Engine
 from jspec.infer.memory import Memory, memory_of
 from jspec.sharding import make_mesh
 
-_DEFAULT_STOP_IDS = 8
-
 Files = Checkpoint | Path
 """A drafter's checkpoint; for a drafter of one's own, the directory that it is given."""
 
@@ -171,7 +169,7 @@ class Session:
             None if name is None else self.drafters[name],
             batch_size=batch_size,
             max_length=max_length,
-            max_stop_ids=max(len(self.target.stop_ids) + more_stop_ids, _DEFAULT_STOP_IDS),
+            max_stop_ids=len(self.target.stop_ids) + more_stop_ids,
             rule=self.models.config.rule,
             trace=trace,
         )

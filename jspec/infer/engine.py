@@ -32,6 +32,10 @@ Watch = Callable[[int, tuple[int, ...]], int | None]
 """Called with a request's index and all its new tokens; a number ends the text after so many."""
 
 
+STOP_IDS = 8
+"""Stop ids that every request may have, so that those with few of them compile alike."""
+
+
 @dataclasses.dataclass(kw_only=True)
 class Row:
     """What the host knows of one occupied row."""
@@ -93,7 +97,7 @@ class Engine:
       drafter: None for plain decoding.
       batch_size: rows decoded together.
       max_length: longest text in tokens, prompt included; the target's own limit where None.
-      max_stop_ids: stop ids a request may have.
+      max_stop_ids: stop ids a request may have; `STOP_IDS` are always allowed.
       rule: "walk", or "rejection" for chains drawn from the drafter's distribution.
       trace: keep, for every token, where it came from.
       loop: "while" ends a chunk with its last active row, "static" runs a fixed number of rounds;
@@ -111,7 +115,7 @@ class Engine:
         *,
         batch_size: int = 1,
         max_length: int | None = None,
-        max_stop_ids: int = 8,
+        max_stop_ids: int = STOP_IDS,
         rule: str | Rule = Rule.WALK,
         trace: bool = False,
         loop: str | None = None,
@@ -128,7 +132,7 @@ class Engine:
                 f"max_length {self.max_length} is more than the {target.max_length} tokens "
                 "this model was made for; lower it"
             )
-        self.max_stop_ids = whole_number("max_stop_ids", max_stop_ids)
+        self.max_stop_ids = max(whole_number("max_stop_ids", max_stop_ids), STOP_IDS)
         self.rule = _rule(rule)
         self._executables = Executables(
             target=target,

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from jspec.arguments import plain, shown, truth, whole_number
 from jspec.checkpoints.target import Target
@@ -26,8 +26,26 @@ from jspec.law import Rule
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 """A text, token ids, or a conversation of `{"role": ..., "content": ...}`."""
 
-_DEFAULT_STOP_IDS = 8
 _logger = logging.getLogger(__name__)
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of `generate` and `stream`, which say what they mean and what they are by default."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    sample: int
+    stop: str | Sequence[str]
+    stop_ids: int | Sequence[int]
+    ignore_eos: bool
+    max_length: int | None
+    batch_size: int
+    rule: str | Rule
+    trace: bool
+    chat_template: str | Path | None
 
 
 def generate(
@@ -36,22 +54,9 @@ def generate(
     *,
     drafter: LoadedDrafter | None = None,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int = 0,
-    sample: int = 0,
-    stop: str | Sequence[str] = (),
-    stop_ids: int | Sequence[int] = (),
-    ignore_eos: bool = False,
-    max_length: int | None = None,
-    batch_size: int = 1,
-    rule: str | Rule = "walk",
-    trace: bool = False,
-    chat_template: str | Path | None = None,
+    **options: Unpack[GenerateOptions],
 ) -> list[Generation]:
-    """Answers to some prompts, in their order. The text does not depend on the drafter.
+    """Answer some prompts, in their order. The text does not depend on the drafter.
 
     Args:
       target: from `jspec.load_target`.
@@ -59,28 +64,29 @@ def generate(
         are taken as they are; a conversation goes through the chat template.
       drafter: from `jspec.load_drafter`; None decodes plainly.
       max_new_tokens: the stop token included.
-      temperature: 0 is greedy, else from 0.01 to 1,000,000.
-      top_k: keep the k likeliest tokens; 0 is off.
-      top_p: keep the smallest set of this mass; 1 is off.
-      min_p: keep tokens of at least this share of the likeliest one's probability; 0 is off.
-      seed: with `sample`, names the noise: one prompt, seed and sample are one text.
-      sample: number of the request under this seed.
+      temperature: 0, the default, is greedy; else from 0.01 to 1,000,000.
+      top_k: keep the k likeliest tokens; 0, the default, is off.
+      top_p: keep the smallest set of this mass; 1, the default, is off.
+      min_p: keep tokens of at least this share of the likeliest one's probability; 0, the default,
+        is off.
+      seed: with `sample`, names the noise: one prompt, seed and sample are one text. Default 0.
+      sample: number of the request under this seed, by default 0.
       stop: texts that end an answer and are left out of it; special tokens too, by their names.
       stop_ids: tokens that end an answer, beside the target's own.
       ignore_eos: go on past the target's stop tokens.
-      max_length: most tokens of a text, prompt included; the target's context where None. A text
+      max_length: most tokens of a text, prompt included; by default the target's context. A text
         that reaches it ends there, however many new tokens were asked for.
-      batch_size: rows decoded together.
-      rule: "walk", or "rejection", under which the text depends on the drafter.
+      batch_size: rows decoded together, by default 1.
+      rule: "walk", the default, or "rejection", under which the text depends on the drafter.
       trace: keep where every token came from.
       chat_template: Jinja or a file of it, where the tokenizer has none or another is wanted.
 
     Raises:
       UserError: anything that cannot be done, before anything runs.
     """
-    options = {name: value for name, value in locals().items() if name not in ("target", "prompts")}
-    answerer, requests = _prepare(target, prompts, **options)
-    answerer.warm_up(requests)
+    answerer, requests = _prepare(
+        target, prompts, drafter=drafter, max_new_tokens=max_new_tokens, **options
+    )
     return whole_answers(answerer.answer(requests, in_pieces=False), len(requests))
 
 
@@ -90,30 +96,17 @@ def stream(
     *,
     drafter: LoadedDrafter | None = None,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int = 0,
-    sample: int = 0,
-    stop: str | Sequence[str] = (),
-    stop_ids: int | Sequence[int] = (),
-    ignore_eos: bool = False,
-    max_length: int | None = None,
-    batch_size: int = 1,
-    rule: str | Rule = "walk",
-    trace: bool = False,
-    chat_template: str | Path | None = None,
+    **options: Unpack[GenerateOptions],
 ) -> Iterator[Piece]:
-    """The same, as it is committed. Takes the options of `generate`.
+    """Answer as `generate` does, with the same options, while the text is committed.
 
     Yields:
       Pieces: new text and tokens of one of the prompts; its last piece has the whole answer. Text
       that may still change or begin a stop string is held back.
     """
-    options = {name: value for name, value in locals().items() if name not in ("target", "prompts")}
-    answerer, requests = _prepare(target, prompts, **options)
-    answerer.warm_up(requests)
+    answerer, requests = _prepare(
+        target, prompts, drafter=drafter, max_new_tokens=max_new_tokens, **options
+    )
     return answerer.answer(requests)
 
 
@@ -130,7 +123,7 @@ def _prepare(
     chat_template: str | Path | None = None,
     **settings: Any,
 ) -> tuple[Answerer, list[Request]]:
-    """Checks everything, compiles nothing."""
+    """Check everything, then compile what the requests need."""
     check_models(target, drafter)
     prompts = plain(prompts)
     is_single = isinstance(prompts, str | bytes | Mapping)
@@ -160,7 +153,7 @@ def _prepare(
         drafter,
         batch_size=batch_size,
         max_length=room_for(longest, limit) if limit <= target.max_length else limit,
-        max_stop_ids=max(len(stop_ids), _DEFAULT_STOP_IDS),
+        max_stop_ids=len(stop_ids),
         rule=rule,
         trace=trace,
     )
@@ -169,7 +162,9 @@ def _prepare(
     cut = cut_short(requests, engine.max_length)
     if cut:
         _logger.warning(f"max_new_tokens is more than there is room for: {cut}")
-    return Answerer(engine, tokenizer), requests
+    answerer = Answerer(engine, tokenizer)
+    answerer.warm_up(requests)
+    return answerer, requests
 
 
 def _template(given: Any) -> str | None:

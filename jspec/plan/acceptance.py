@@ -33,7 +33,7 @@ from jspec.arguments import nearest, shown
 from jspec.config import read_yaml
 from jspec.drafters.falcon.trees import Path, Tree
 from jspec.errors import UserError
-from jspec.infer.request import TokenInfo
+from jspec.infer.results import TokenInfo
 from jspec.plan.costs import between
 
 FEWEST = 50

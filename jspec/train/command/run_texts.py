@@ -37,8 +37,6 @@ from jspec.train.config import TextsConfig
 from jspec.train.corpus import CorpusRow, corpus_name
 from jspec.train.files import append_line
 
-_STOP_IDS = 8
-
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
@@ -139,7 +137,7 @@ def _engine(target: Target, openings: list[Opening], config: TextsConfig) -> Eng
         target,
         batch_size=config.batch_size,
         max_length=room_for(longest + config.max_new_tokens, target.max_length),
-        max_stop_ids=max(len(target.stop_ids), _STOP_IDS),
+        max_stop_ids=len(target.stop_ids),
     )
 
 
