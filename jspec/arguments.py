@@ -64,18 +64,6 @@ def truth(name: str, given: Any) -> bool:
     return value
 
 
-def number(name: str, given: Any) -> float:
-    """A number of Python, NumPy or JAX, as Python's.
-
-    Raises:
-      UserError: anything else, a truth value too.
-    """
-    value = plain(given)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}: expected a number, given {shown(given)}")
-    return value
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

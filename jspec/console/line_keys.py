@@ -43,70 +43,42 @@ _PROMPTS = ("text", "question", "instruction", "query", "input", "inputs", "cont
 """What data sets call a prompt."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "num_return_sequences": (1,),
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "use_beam_search": (False,),
-    "do_sample": (),
-    "repetition_penalty": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "encoder_repetition_penalty": (1,),
-    "diversity_penalty": (0,),
-    "length_penalty": (1,),
-    "no_repeat_ngram_size": (0,),
-    "typical_p": (1,),
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-    "tfs_z": (1,),
-    "mirostat": (0,),
-    "top_a": (0,),
-    "guidance_scale": (1,),
-    "watermark": (False,),
-    "logit_bias": ({},),
-    "bad_words": ([],),
-    "bad_words_ids": ([],),
-    "min_tokens": (0,),
-    "min_new_tokens": (0,),
-    "min_length": (0,),
-    "early_stopping": (False,),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "add_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "truncate_prompt_tokens": (),
-    "truncate": (),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
-    "prompt_logprobs": (0,),
-    "details": (False,),
-    "decoder_input_details": (False,),
-    "return_full_text": (False,),
-    "echo": (False,),
-    "suffix": ("",),
-    "stream": (False,),
-    "model": (),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "functions": ([],),
-    "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "grammar": (),
-    "json_schema": (),
-    "lora_request": (),
-    "adapter_id": (),
-    "chat_template_kwargs": ({},),
-    "extra_body": ({},),
-    "parameters": ({},),
-    "sampling_params": ({},),
-    "generation_config": ({},),
+    name: neutral
+    for neutral, names in (
+        (
+            (0,),
+            "presence_penalty frequency_penalty diversity_penalty no_repeat_ngram_size "
+            "epsilon_cutoff eta_cutoff mirostat top_a min_tokens min_new_tokens min_length "
+            "top_logprobs prompt_logprobs",
+        ),
+        (
+            (),
+            "do_sample truncate_prompt_tokens truncate model guided_json guided_regex "
+            "guided_choice guided_grammar grammar json_schema lora_request adapter_id",
+        ),
+        (
+            (1,),
+            "n best_of num_return_sequences num_beams num_beam_groups repetition_penalty "
+            "encoder_repetition_penalty length_penalty typical_p tfs_z guidance_scale",
+        ),
+        (
+            (False,),
+            "use_beam_search watermark early_stopping include_stop_str_in_output "
+            "continue_final_message details decoder_input_details return_full_text echo stream",
+        ),
+        (
+            ({},),
+            "logit_bias chat_template_kwargs extra_body parameters sampling_params "
+            "generation_config",
+        ),
+        (([],), "bad_words bad_words_ids tools functions"),
+        ((True,), "skip_special_tokens add_special_tokens add_generation_prompt"),
+        (("none",), "tool_choice function_call"),
+        ((False, 0), "logprobs"),
+        (("",), "suffix"),
+        (({"type": "text"},), "response_format"),
+    )
+    for name in names.split()
 }
 """Keys of well-known request formats that nothing here does, and values that ask for nothing."""
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from jspec.arguments import number, plain, shown, whole_number
-from jspec.config import MAX_SEED, MAX_TOKENS
+from jspec.arguments import plain, shown, whole_number
+from jspec.config import Settings, resolve
 from jspec.errors import UserError
-from jspec.law import TEMPERATURES, Mode, is_temperature, mode_of
+from jspec.law import Mode, mode_of
 from jspec.state import Sampling
+
+_SETTINGS = tuple(Settings().sampling)
+"""Fields of a request that a config has too, with the same ranges."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,44 +52,18 @@ class Request:
     stops: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("temperature", "top_p", "min_p"):
-            object.__setattr__(self, name, number(name, getattr(self, name)))
-        for name in ("max_new_tokens", "top_k", "seed", "sample"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        given = {name: getattr(self, name) for name in _SETTINGS}
+        for name, value in resolve(Settings, [("", given)]).sampling.items():
+            object.__setattr__(self, name, value)
         for name in ("tokens", "stop_ids"):
             object.__setattr__(self, name, token_ids(name, getattr(self, name)))
         if not self.tokens:
             raise UserError("the prompt is empty: expected at least one token; give it some text")
-        if not 1 <= self.max_new_tokens <= MAX_TOKENS:
-            raise UserError(
-                f"max_new_tokens must be from 1 to {MAX_TOKENS}, not {self.max_new_tokens}"
-            )
-        check_settings(self)
 
     @property
     def mode(self) -> Mode:
         """The cheapest mode of the law that serves this request."""
         return mode_of(self.temperature, self.top_k, self.top_p, self.min_p)
-
-
-def check_settings(request) -> None:
-    """Refuse settings the law does not define; each error names the range.
-
-    Raises:
-      UserError: the first value out of its range.
-    """
-    if not is_temperature(request.temperature):
-        raise UserError(f"temperature must be {TEMPERATURES}, not {shown(request.temperature)}")
-    if not 0 <= request.top_k <= MAX_TOKENS:
-        raise UserError(f"top_k must be from 0 (off) to {MAX_TOKENS}, not {request.top_k}")
-    if not 0 < request.top_p <= 1:
-        raise UserError(f"top_p must be above 0 and at most 1 (off), not {request.top_p}")
-    if not 0 <= request.min_p < 1:
-        raise UserError(f"min_p must be at least 0 (off) and below 1, not {request.min_p}")
-    for name in ("seed", "sample"):
-        value = getattr(request, name)
-        if not 0 <= value <= MAX_SEED:
-            raise UserError(f"{name} must be from 0 to {MAX_SEED}, not {value}")
 
 
 def token_ids(name: str, given: Any) -> tuple[int, ...]:
