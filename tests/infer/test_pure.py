@@ -153,7 +153,7 @@ def test_the_loop_refuses_what_another_program_made(program, rounds, told, gener
 
 
 def test_the_loop_wants_a_generation():
-    with pytest.raises(UserError, match="generation: expected what prefill returns"):
+    with pytest.raises(UserError, match="decoding: expected what prefill returns"):
         API.decode_loop(PARAMS, PROGRAM, TOKENS)
 
 

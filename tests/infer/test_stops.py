@@ -181,7 +181,7 @@ def test_both_bounds_are_told(name):
     low = 1 if name == "max_new_tokens" else 0
     high = 2**32 - 1 if name in ("seed", "sample") else 2**31 - 1
     for value in (low - 1, high + 1, 10**20):
-        with pytest.raises(UserError, match=rf"{name} must be from {low}.* to {high}, not {value}"):
+        with pytest.raises(UserError, match=rf"{name}: .*from {low} to {high}, given {value}"):
             ask(**{name: value})
 
 
