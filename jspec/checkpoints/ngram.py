@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from jspec.checkpoints.tensor_files import read_json
 from jspec.errors import UserError
-from jspec.models.ngram.model import Grams, NGramModel, NGramSizes
+from jspec.models.ngram.model import Grams, NGramModel
 
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "ngram.safetensors"
@@ -81,7 +81,7 @@ def write_ngram(
 
 
 def read_ngram(directory: Path, *, tokenizer: Path | None = None) -> NGramModel:
-    """The model of a directory, as it was written; `place_ngram` puts it on the device.
+    """Read the model of a directory, as it was written; `place_ngram` puts it on the device.
 
     Args:
       tokenizer: directory of the tokenizer whose ids will be looked up.
@@ -89,37 +89,6 @@ def read_ngram(directory: Path, *, tokenizer: Path | None = None) -> NGramModel:
     Raises:
       UserError: missing or broken files, or the model of another tokenizer.
     """
-    config = _read_config(directory, tokenizer)
-    tensors = _read_tensors(directory / TENSOR_FILE)
-    try:
-        return _model(config, tensors)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise _does_not_fit(directory, error) from None
-
-
-def read_sizes(directory: Path, *, tokenizer: Path | None = None) -> NGramSizes:
-    """How large the model of a directory is; its probabilities are not read.
-
-    Raises:
-      UserError: as `read_ngram`.
-    """
-    config = _read_config(directory, tokenizer)
-    try:
-        vocab_size, begin, order = int(config["vocab_size"]), config["begin"], int(config["order"])
-        names = [f"fan.{n}" for n in range(2, order + 1)]
-        fans = _read_tensors(directory / TENSOR_FILE, names).values()
-    except (KeyError, TypeError, ValueError) as error:
-        raise _does_not_fit(directory, error) from None
-    return NGramSizes(
-        vocab_size=vocab_size,
-        begin=begin,
-        counts=(_n_ids(vocab_size, begin), *(int(fan.sum(dtype=np.int64)) for fan in fans)),
-        widest=tuple(int(fan.max(initial=0)) for fan in fans),
-    )
-
-
-def _read_config(directory: Path, tokenizer: Path | None) -> dict[str, Any]:
-    """Read the config of an n-gram model, and refuse one of another tokenizer than the given."""
     path = directory / CONFIG_FILE
     config = read_json(path)
     if config.get("model_type") != _MODEL_TYPE:
@@ -133,24 +102,19 @@ def _read_config(directory: Path, tokenizer: Path | None) -> dict[str, Any]:
             f"{directory}: its n-grams are of another tokenizer than {tokenizer}; estimate them "
             "again with this one"
         )
-    return config
-
-
-def _does_not_fit(directory: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{directory}: {TENSOR_FILE} does not fit {CONFIG_FILE} ({type(error).__name__}: "
-        f"{error}); write or download both again"
-    )
-
-
-def _n_ids(vocab_size: int, begin: int | None) -> int:
-    """Ids that can be read."""
-    return max(vocab_size, (-1 if begin is None else int(begin)) + 1)
+    tensors = _read_tensors(directory / TENSOR_FILE)
+    try:
+        return _model(config, tensors)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{directory}: {TENSOR_FILE} does not fit {CONFIG_FILE} ({type(error).__name__}: "
+            f"{error}); write or download both again"
+        ) from None
 
 
 def _model(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> NGramModel:
     vocab_size, begin = int(config["vocab_size"]), config["begin"]
-    n_ids = _n_ids(vocab_size, begin)
+    n_ids = max(vocab_size, (-1 if begin is None else int(begin)) + 1)
     keys, grams = np.arange(n_ids), []
     for n in range(1, int(config["order"]) + 1):
         if n > 1:
@@ -170,14 +134,12 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> NGra
     return NGramModel(vocab_size, begin, tuple(grams), discounts)
 
 
-def _read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """All tensors of a file, or those named."""
-    from safetensors import SafetensorError, safe_open
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            wanted = file.keys() if names is None else names
-            return {name: file.get_tensor(name) for name in wanted}
+        return load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the whole directory") from None
     except (OSError, SafetensorError) as error:

@@ -29,12 +29,18 @@ ngram 2=2
 """
 
 
-def golden_file(name: str) -> str:
+def in_ids(gram: str, words: list[str]) -> str:
+    """A golden n-gram, its words being ids as `write_arpa` writes them."""
+    return " ".join(word if word == "<s>" else str(words.index(word)) for word in gram.split())
+
+
+def golden_file(name: str, words: list[str]) -> str:
     """The entries of a golden corpus as the text that other programs write."""
     sections: dict[int, list[str]] = {1: [], 2: [], 3: []}
     for gram, (logprob, backoff) in golden_entries(name).items():
         n = len(gram.split())
-        sections[n].append(f"{logprob}\t{gram}" + (f"\t{backoff}" if n < 3 else ""))
+        line = f"{logprob}\t{in_ids(gram, words)}" + (f"\t{backoff}" if n < 3 else "")
+        sections[n].append(line)
     counts = "".join(f"ngram {n}={len(lines)}\n" for n, lines in sections.items())
     grams = "".join(f"\n\\{n}-grams:\n" + "\n".join(x) + "\n" for n, x in sections.items())
     return f"\\data\\\n{counts}{grams}\n\\end\\\n"
@@ -43,9 +49,8 @@ def golden_file(name: str) -> str:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_golden_file_is_the_estimated_model(tmp_path, name):
     model, words = golden_model(name)
-    (tmp_path / "golden.arpa").write_text(golden_file(name))
-    vocabulary = words[:-1]  # <s> is outside
-    found = read_arpa(tmp_path / "golden.arpa", vocab_size=len(vocabulary), words=vocabulary)
+    (tmp_path / "golden.arpa").write_text(golden_file(name, words))
+    found = read_arpa(tmp_path / "golden.arpa", vocab_size=len(words) - 1)  # <s> is outside
     assert (found.begin, found.order) == (model.begin, 3)
     for ours, theirs in zip(model.grams, found.grams, strict=True):
         assert np.array_equal(ours.keys, theirs.keys)
@@ -56,15 +61,16 @@ def test_a_golden_file_is_the_estimated_model(tmp_path, name):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_what_is_written_are_the_golden_entries(tmp_path, name):
     model, words = golden_model(name)
-    write_arpa(tmp_path / "ours.arpa", model, words=words[:-1])
+    write_arpa(tmp_path / "ours.arpa", model)
     lines = [line.split("\t") for line in (tmp_path / "ours.arpa").read_text().splitlines()]
     ours = {
         parts[1]: (float(parts[0]), float(parts[2]) if len(parts) > 2 else 0.0)
         for parts in lines
         if len(parts) > 1
     }
-    assert set(ours) == set(golden_entries(name))
-    for gram, expected in golden_entries(name).items():
+    golden = {in_ids(gram, words): logs for gram, logs in golden_entries(name).items()}
+    assert set(ours) == set(golden)
+    for gram, expected in golden.items():
         assert ours[gram] == pytest.approx(expected, abs=2e-6), gram
 
 
@@ -81,14 +87,6 @@ def test_a_model_comes_back_from_its_file(tmp_path, order, begin, end):
         assert np.array_equal(before.keys, after.keys)
         assert np.allclose(before.logprobs, after.logprobs, rtol=1e-8, atol=0)
         assert np.allclose(before.log_backoffs, after.log_backoffs, rtol=1e-8, atol=1e-9)
-
-
-def test_tokens_with_signs_of_other_scripts_are_words(tmp_path):
-    words = ["<unk>", "\u2581the", "\u3000", "\u00a0x", "\u0120a"]
-    model = estimate([[1, 2, 3], [1, 3, 4]], order=2, vocab_size=5)
-    write_arpa(tmp_path / "a.arpa", model, words=words)
-    found = read_arpa(tmp_path / "a.arpa", vocab_size=5, words=words)
-    assert np.array_equal(found.grams[1].keys, model.grams[1].keys)
 
 
 def test_ids_that_a_file_does_not_have_share_the_unknown_word(tmp_path):
@@ -142,20 +140,5 @@ def test_no_file_and_no_text_are_told(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_arpa(tmp_path / "none.arpa", vocab_size=4)
     (tmp_path / "a.arpa").write_bytes(b"\\data\\\n\xff\n")
-    with pytest.raises(UserError, match="line 2: not UTF-8"):
+    with pytest.raises(UserError, match="a.arpa: not UTF-8"):
         read_arpa(tmp_path / "a.arpa", vocab_size=4)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["a", "b"], "a word for each of 3 ids"),
-        (["a", "b c", "d"], "'b c' of id 1 has a space"),
-        (["a", "b", "a"], "'a' of id 0 stands for id 2 too"),
-        (["a", "", "c"], "is empty"),
-    ],
-)
-def test_words_that_a_file_cannot_hold_are_refused(tmp_path, words, expected):
-    model = estimate([[0, 1, 2]], order=2, vocab_size=3)
-    with pytest.raises(UserError, match=expected):
-        write_arpa(tmp_path / "a.arpa", model, words=words)

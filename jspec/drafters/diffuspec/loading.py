@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.diffusion import load_diffusion
-from jspec.checkpoints.ngram import read_ngram, read_sizes
+from jspec.checkpoints.ngram import read_ngram
 from jspec.checkpoints.target import Target, checkpoint_beside
 from jspec.drafters.base import Method
 from jspec.drafters.diffuspec.drafter import DiffuSpec
@@ -23,8 +23,7 @@ from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix
 from jspec.drafters.diffuspec.refinement import Refinement
 from jspec.errors import UserError
-from jspec.models.ngram.model import NGramModel, NGramSizes
-from jspec.models.ngram.table import place_ngram, table_shapes, uniform_table
+from jspec.models.ngram.table import NGramTable, place_ngram, uniform_table
 from jspec.sharding import REPLICATED, SPLIT, split_axes
 from jspec.state import Params
 
@@ -163,31 +162,26 @@ def _proxy(
                 f"{checkpoint.where}/{NGRAM_FOLDER}",
             )
         return {}
+    table = uniform_table(target.vocab_size) if folder is None else _read_proxy(folder, target)
     everywhere = NamedSharding(target.mesh, PartitionSpec())
-    model = None if folder is None else _read_proxy(folder, target)
+    if not target.is_abstract:
+        return {"ngram": jax.device_put(table, everywhere)}
 
-    def place(leaf) -> jax.ShapeDtypeStruct:
+    def shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
 
-    if isinstance(model, NGramSizes):
-        return {"ngram": jax.tree.map(place, table_shapes(model))}
-    if target.is_abstract:
-        shapes = jax.eval_shape(lambda: uniform_table(target.vocab_size))
-        return {"ngram": jax.tree.map(place, shapes)}
-    table = uniform_table(target.vocab_size) if model is None else place_ngram(model)
-    return {"ngram": jax.device_put(table, everywhere)}
+    return {"ngram": jax.tree.map(shape_of, table)}
 
 
-def _read_proxy(folder: Path, target: Target) -> NGramModel | NGramSizes:
-    """The model in a directory; of an abstract target, its sizes."""
-    read = read_sizes if target.is_abstract else read_ngram
-    model = read(folder, tokenizer=target.path)
+def _read_proxy(folder: Path, target: Target) -> NGramTable:
+    """The table of the model in a directory."""
+    model = read_ngram(folder, tokenizer=target.path)
     if model.vocab_size > target.vocab_size:
         raise UserError(
             f"diffuspec: the n-gram proxy has {model.vocab_size} ids, the target "
             f"{target.vocab_size}; give one that was estimated with the target's tokenizer"
         )
-    return model
+    return place_ngram(model)
 
 
 def _proxy_folder(checkpoint: Checkpoint, ngram: str, target: Target) -> Path | None:

@@ -1,7 +1,6 @@
 """An n-gram model on the host: what estimation makes, and what files hold.
 
-In reading order: `Grams`, the n-grams of one length, `NGramModel` with its look-up, in float64, and
-`NGramSizes`.
+In reading order: `Grams`, the n-grams of one length, and `NGramModel` with its look-up, in float64.
 
 An n-gram is a row of a sorted table and is named by its rank there. Its key is the rank of its
 first n - 1 tokens, one table shorter, times the number of ids, plus its last token:
@@ -52,7 +51,9 @@ class Grams:
         return len(self.keys)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Ranks of keys, `ABSENT` where there is no such n-gram; not of an empty table."""
+        """Ranks of keys, `ABSENT` where there is no such n-gram."""
+        if not len(self):
+            return np.full(keys.shape, ABSENT)
         ranks = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[ranks] == keys, ranks, ABSENT)
 
@@ -114,22 +115,6 @@ class NGramModel:
             backoffs = np.where(contexts == ABSENT, 0.0, shorter.log_backoffs[contexts])
             found = np.where(ranks == ABSENT, found + backoffs, grams.logprobs[ranks])
         return found
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NGramSizes:
-    """How large an `NGramModel` is.
-
-    Attributes:
-      vocab_size, begin: as of the model.
-      counts: n-grams by length, 1 first.
-      widest: the most continuations of one context, by length from 2.
-    """
-
-    vocab_size: int
-    begin: int | None
-    counts: tuple[int, ...]
-    widest: tuple[int, ...]
 
 
 def contexts_of(ranks: np.ndarray, is_start: np.ndarray) -> np.ndarray:

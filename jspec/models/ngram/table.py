@@ -1,9 +1,8 @@
 """N-gram log-probabilities on the device: sorted tables, and look-ups that are a few gathers.
 
-In reading order: `NGramTable`, `place_ngram`, which makes one of a model, `uniform_table`, which
-knows nothing, and `table_shapes`, which knows a size; `logprobs`; and what the text of a row
-adds, `text_counts` and `logprobs_with_text`. All of it is pure and has static shapes, for use
-inside a scan over the slots of a draft.
+In reading order: `NGramTable`, which `place_ngram` makes of a model and `uniform_table` of nothing;
+`logprobs`; and what the text of a row adds, `text_counts` and `logprobs_with_text`. All of it is
+pure and has static shapes, for use inside a scan over the slots of a draft.
 
 The continuations of a context are a run of a sorted array of tokens, so that a look-up needs no
 keys wider than 32 bits, whatever the vocabulary:
@@ -18,16 +17,13 @@ Letters: B rows of texts, S slots for tokens of a text, C tokens of a context, M
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jspec.models.ngram.model import ABSENT, NGramModel, NGramSizes
+from jspec.models.ngram.model import ABSENT, Grams, NGramModel
 from jspec.state import state
 
 FAN = 4
@@ -65,11 +61,6 @@ class NGramTable:
     def order(self) -> int:
         return len(self.logprobs)
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of device memory that the table takes."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
-
 
 def place_ngram(model: NGramModel) -> NGramTable:
     """The table of a model; lengths that no text had are left out, as they change nothing."""
@@ -93,34 +84,10 @@ def place_ngram(model: NGramModel) -> NGramTable:
 
 
 def uniform_table(vocab_size: int) -> NGramTable:
-    """A table that knows nothing: every id as likely as any other, whatever came before."""
-    return NGramTable(
-        logprobs=(jnp.full((vocab_size,), -np.log(vocab_size), jnp.float32),),
-        log_backoffs=(),
-        starts=(),
-        tokens=(),
-        steps=(),
-        vocab_size=vocab_size,
-        begin=None,
-    )
-
-
-def table_shapes(sizes: NGramSizes) -> NGramTable:
-    """The table that `place_ngram` makes of a model of these sizes; its arrays are shapes."""
-
-    def shapes(counts: Sequence[int], dtype) -> tuple[Any, ...]:
-        return tuple(jax.ShapeDtypeStruct((count,), dtype) for count in counts)
-
-    counts = [count for i, count in enumerate(sizes.counts) if i == 0 or count]
-    return NGramTable(
-        logprobs=shapes(counts, jnp.float32),
-        log_backoffs=shapes(counts[:-1], jnp.float32),
-        starts=shapes([count + 1 for count in counts[:-1]], jnp.int32),
-        tokens=shapes(counts[1:], jnp.int32),
-        steps=tuple(_n_steps(most) for most in sizes.widest if most),
-        vocab_size=sizes.vocab_size,
-        begin=sizes.begin,
-    )
+    """The table that knows nothing: every id is as likely as any other, whatever came before."""
+    ids, backoffs = np.arange(vocab_size), np.zeros(vocab_size)
+    every = Grams(ids, np.full(vocab_size, -np.log(vocab_size)), backoffs)
+    return place_ngram(NGramModel(vocab_size, None, (every,)))
 
 
 def _n_steps(most: int) -> int:
