@@ -14,13 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jspec.checkpoints import llada
 from jspec.checkpoints.fit import canonical, has_other_head
-from jspec.checkpoints.hf_config import read_hf_config
+from jspec.checkpoints.hf_config import read_hf_config, read_layout
 from jspec.checkpoints.hub import find_directory, local_directory
 from jspec.checkpoints.known import KNOWN, MASK_IDS
-from jspec.checkpoints.layouts import HUGGING_FACE, LLAMA2C, Layout, llada_layout
-from jspec.checkpoints.llama2c import is_llama2c, read_llama2c_config
+from jspec.checkpoints.layouts import Layout
 from jspec.checkpoints.other_kinds import looks_like_a_decoder, what_else
 from jspec.checkpoints.shards import open_checkpoint
 from jspec.checkpoints.tensor_files import Tensors, read_json
@@ -74,9 +72,8 @@ class Checkpoint:
         other = looks_like_a_decoder(self.directory, self.values)
         if other:
             raise UserError(f"{self.directory}: {other}")
-        read = read_llama2c_config if is_llama2c(self.values) else read_hf_config
         try:
-            return read(self.values)
+            return read_hf_config(self.values)
         except UserError as error:
             raise UserError(f"{self.directory}/{error}") from None
 
@@ -94,11 +91,7 @@ class Checkpoint:
     @functools.cached_property
     def layout(self) -> Layout:
         """How the decoder's weights are named."""
-        if is_llama2c(self.values):
-            return LLAMA2C
-        if llada.is_llada(self.values):
-            return llada_layout(llada.group_size(self.values))
-        return HUGGING_FACE
+        return read_layout(self.values)
 
     @functools.cached_property
     def tensors(self) -> Tensors:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.families import FAMILIES
 from jspec.checkpoints.same_tokenizer import check_same_tokenizer, count_ids
 from jspec.checkpoints.target import Target, load_beside
 from jspec.checkpoints.write import write_checkpoint
@@ -17,9 +18,6 @@ from jspec.errors import UserError
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
 from jspec.sharding import REPLICATED, Table
 from jspec.state import Params
-
-_IS_SHIFTED = {"Dream": True, "llada": False}
-"""By family; the `config.json` of another one says it in `is_shifted`."""
 
 
 def load_diffusion(
@@ -75,9 +73,9 @@ def describe(
     """
     assert loaded.checkpoint is not None, "a model in memory has no config.json"
     values, where = loaded.checkpoint.values, loaded.checkpoint.where
-    family = loaded.model.config.family
+    family = FAMILIES[loaded.model.config.family]
     if is_shifted is None:
-        is_shifted = values.get("is_shifted", _IS_SHIFTED.get(family))
+        is_shifted = values.get("is_shifted", family.is_shifted)
     if not isinstance(is_shifted, bool):
         raise UserError(
             f"{where}/config.json: is_shifted must tell whether row r predicts position r + 1"
@@ -119,9 +117,9 @@ def write_diffusion(
     Args:
       extra_config: more entries of `config.json`, such as other token ids.
     """
-    family, config = model.model.config.family, model.config
+    family, config = FAMILIES[model.model.config.family], model.config
     said: dict[str, Any] = {"mask_token_id": config.mask_id}
-    if _IS_SHIFTED.get(family) is not config.is_shifted:
+    if family.is_shifted is not config.is_shifted:
         said["is_shifted"] = config.is_shifted
     if config.is_text_causal:
         said["is_text_causal"] = True

@@ -1,185 +1,169 @@
-"""Reading and writing the `config.json` of the families we know.
+"""Read and write a `config.json`.
 
-A value that a file leaves out has the default of its family's Hugging Face class, which is not the
-same in every family. The rotary embedding is read in both published styles: `rope_theta` beside
-`rope_scaling` (transformers 4), and `rope_parameters` (transformers 5), which is what we write for
-families that transformers has. LLaDA has names of its own: `llada.py`.
+In reading order: `Fields`, the values of a file, each checked as it is read; `read_hf_config`, with
+the rotary embedding and the windows; `write_hf_config`. The families are in `families.py`.
+
+The rotary embedding is read in both published styles: `rope_theta` beside `rope_scaling`
+(transformers 4), and `rope_parameters` (transformers 5), which is what we write for families that
+transformers has.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from jspec.checkpoints import llada
-from jspec.checkpoints.hf_fields import Fields
-from jspec.checkpoints.other_kinds import kind_of_config, quantisation_of
+from jspec.checkpoints.families import FAMILIES, Family, family_of
+from jspec.checkpoints.layouts import Layout
+from jspec.checkpoints.other_kinds import quantisation_of
 from jspec.errors import UserError
 from jspec.models.config import ROPE_NAMES, DecoderConfig, Rope, RopeKind
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
-    """A published architecture that the decoder covers.
+class Fields:
+    """The values of a `config.json`, each checked as it is read.
 
-    Attributes:
-      architecture: class name written to `config.json`.
-      defaults: what the file may leave out.
-      reads_biases: the file's `attention_bias` (and `mlp_bias`) decide; otherwise `qkv_bias` does.
-      qkv_bias: queries, keys and values add a bias.
-      qk_norm: queries and keys are normalised per head.
-      windows: which layers slide: "none", "all", or "some" (by layer types or the first windowed).
-      is_causal: False where every row sees the whole text, whatever the file says.
-      refuses: flags that must be false; written as such.
-      has_old_rope: the class reads the rotary embedding in the style of transformers 4.
+    Args:
+      defaults: what the file may leave out, by the file's names.
+      names: the file's name of a value, where it is another; None for no such value.
     """
 
-    architecture: str
-    defaults: dict[str, Any]
-    reads_biases: bool = False
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    windows: str = "none"
-    is_causal: bool = True
-    refuses: tuple[str, ...] = ()
-    has_old_rope: bool = False
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        names: Mapping[str, str | None] | None = None,
+    ):
+        self._values, self._defaults, self._names = values, defaults, names or {}
+
+    def get(self, name: str) -> Any:
+        """The value: None only where the file says null or nobody knows."""
+        own = self._names.get(name, name)
+        return None if own is None else self._values.get(own, self._defaults.get(own))
+
+    def integer(self, name: str, missing: int | None = None) -> int:
+        value = self.get(name)
+        value = missing if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self._wrong(name, "a positive integer", repr(value))
+        return value
+
+    def number(self, name: str) -> float:
+        value = self.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise self._wrong(name, "a positive number", repr(value))
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(name, "true or false", repr(value))
+        return bool(value)
+
+    def must_be(self, name: str, *wanted: Any) -> None:
+        """Refuse a value that is not among those that are supported; false may be left out."""
+        value = self.get(name)
+        if value not in wanted and not (value is None and False in wanted):
+            raise self._wrong(name, _json(wanted[0]), _json(value))
+
+    def _wrong(self, name: str, expected: str, given: str) -> UserError:
+        own = self._names.get(name, name)
+        return UserError(f"config.json: {own} must be {expected}, got {given}")
 
 
-_DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "rope_theta": 10_000.0,
-}
-_QWEN_DEFAULTS = _DEFAULTS | {
-    "vocab_size": 151936,
-    "intermediate_size": 22016,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
-
-FAMILIES = {
-    "llama": Family(architecture="LlamaForCausalLM", defaults=_DEFAULTS, reads_biases=True),
-    "mistral": Family(
-        architecture="MistralForCausalLM",
-        defaults=_DEFAULTS
-        | {
-            "intermediate_size": 14336,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 131072,
-            "sliding_window": 4096,
-        },
-        windows="all",
-    ),
-    "qwen2": Family(
-        architecture="Qwen2ForCausalLM", defaults=_QWEN_DEFAULTS, qkv_bias=True, windows="some"
-    ),
-    "qwen3": Family(
-        architecture="Qwen3ForCausalLM",
-        defaults=_QWEN_DEFAULTS | {"head_dim": 128},
-        reads_biases=True,
-        qk_norm=True,
-        windows="some",
-    ),
-    "Dream": Family(
-        architecture="DreamModel",
-        defaults=_QWEN_DEFAULTS,
-        qkv_bias=True,
-        is_causal=False,
-        refuses=("use_mrope", "use_sliding_window"),
-        has_old_rope=True,
-    ),
-}
-"""By `model_type`. Vicuna is a llama, Qwen2.5 a qwen2."""
+def _json(value: Any) -> str:
+    words = {True: "true", False: "false", None: "null"}
+    return words[value] if value is None or isinstance(value, bool) else repr(value)
 
 
 def read_hf_config(values: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` describes."""
+    """Read the decoder that a `config.json` describes.
+
+    Raises:
+      UserError: another kind of model, an impossible value, or one that is not supported.
+    """
     quantised = quantisation_of(values)
     if quantised:
         raise UserError(
             f"config.json: the checkpoint is quantised ({quantised}); give the original, in "
             "float32, float16 or bfloat16"
         )
-    if llada.is_llada(values):
-        return llada.read_llada(values)
-    name, family = _family(values)
-    fields = Fields(values, family.defaults)
+    name, family = family_of(values)
+    fields = Fields(values, family.defaults, family.names)
     for flag in family.refuses:
         if fields.flag(flag):
             raise UserError(f"config.json: {flag} is not supported in {name}, only false")
-    if fields.get("hidden_act") not in ("silu", "swish"):
-        raise UserError(f"config.json: hidden_act must be 'silu', got {fields.get('hidden_act')!r}")
-    width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    layers = fields.integer("num_hidden_layers")
-    attention_bias = family.reads_biases and fields.flag("attention_bias")
-    rope = _read_rope(values, fields)
+    for option, wanted in family.needs.items():
+        fields.must_be(option, wanted)
+    fields.must_be("hidden_act", "silu", "swish")
     try:
-        return DecoderConfig(
-            family=name,
-            vocab_size=fields.integer("vocab_size"),
-            width=width,
-            mlp_width=fields.integer("intermediate_size"),
-            n_layers=layers,
-            n_heads=heads,
-            n_kv_heads=fields.integer("num_key_value_heads", missing=heads),
-            head_dim=fields.integer("head_dim", missing=width // heads),
-            max_positions=fields.integer("max_position_embeddings"),
-            norm_eps=fields.number("rms_norm_eps"),
-            rope=rope,
-            windows=_read_windows(family, fields, layers),
-            has_tied_head=fields.flag("tie_word_embeddings"),
-            has_qkv_bias=family.qkv_bias or attention_bias,
-            has_out_bias=attention_bias,
-            has_mlp_bias=name == "llama" and fields.flag("mlp_bias"),
-            has_qk_norm=family.qk_norm,
-            is_causal=family.is_causal and values.get("is_causal", True) is not False,
-        )
+        return _decoder(name, family, fields)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"config.json: {error}") from None
 
 
-def _family(values: Mapping[str, Any]) -> tuple[str, Family]:
-    name = values.get("model_type")
-    architectures = values.get("architectures") or []
-    if name is None:
-        by_architecture = {family.architecture: name for name, family in FAMILIES.items()}
-        name = next((by_architecture[a] for a in architectures if a in by_architecture), None)
-    if not isinstance(name, str) or name not in FAMILIES:
-        given, kind = name or ", ".join(map(str, architectures)) or "none", kind_of_config(values)
-        raise UserError(
-            f"config.json: model type {given!r} is not supported{f' ({kind})' if kind else ''}; "
-            f"known: {', '.join([*FAMILIES, llada.FAMILY])}"
-        )
-    return name, FAMILIES[name]
+def _decoder(name: str, family: Family, fields: Fields) -> DecoderConfig:
+    width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    layers = fields.integer("num_hidden_layers")
+    group = fields.integer("block_group_size", missing=1)
+    if layers % group:
+        raise UserError(f"config.json: block_group_size {group} must divide n_layers {layers}")
+    ratio = None if fields.get("mlp_ratio") is None else fields.integer("mlp_ratio")
+
+    def has_bias(part: str) -> bool:
+        flag = family.biases.get(part, False)
+        return flag if isinstance(flag, bool) else fields.flag(flag)
+
+    return DecoderConfig(
+        family=name,
+        vocab_size=fields.integer("padded_vocab_size", missing=fields.integer("vocab_size")),
+        width=width,
+        mlp_width=fields.integer("intermediate_size", missing=ratio and width * ratio),
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=fields.integer("num_key_value_heads", missing=heads),
+        head_dim=fields.integer("head_dim", missing=width // heads),
+        max_positions=fields.integer("max_position_embeddings"),
+        norm_eps=fields.number("rms_norm_eps"),
+        rope=_read_rope(family, fields),
+        windows=_read_windows(family, fields, layers),
+        has_tied_head=fields.flag("tie_word_embeddings"),
+        has_qkv_bias=has_bias("qkv"),
+        has_out_bias=has_bias("out"),
+        has_mlp_bias=has_bias("mlp"),
+        has_qk_norm=family.qk_norm,
+        is_causal=family.is_causal and fields.get("is_causal") is not False,
+    )
 
 
-def _read_rope(values: Mapping[str, Any], fields: Fields) -> Rope:
+def read_layout(values: Mapping[str, Any]) -> Layout:
+    """Find how the weights beside a `config.json` are named."""
+    _, family = family_of(values)
+    return family.layout.in_groups(Fields(values, {}).integer("block_group_size", missing=1))
+
+
+def _read_rope(family: Family, fields: Fields) -> Rope:
     """The rotary embedding; the original length defaults as Hugging Face does it."""
+    if family.rope == "plain":
+        return Rope(theta=fields.number("rope_theta"))
     longest = fields.integer("max_position_embeddings")
-    given = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(given, dict):
         raise UserError(f"config.json: rope_parameters must be an object, got {given!r}")
     if any(isinstance(value, dict) for value in given.values()):
         raise UserError("config.json: a rotary embedding per layer type is not supported")
     given = {"rope_theta": fields.number("rope_theta")} | given
     kind = _rope_kind(given.get("rope_type", given.get("type", "default")))
-    partial = given.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    partial = given.get("partial_rotary_factor", fields.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         raise UserError(f"config.json: partial_rotary_factor {partial!r} is not supported, only 1")
     if kind in (RopeKind.LLAMA3, RopeKind.YARN, RopeKind.LONGROPE):
-        outside = values.get("original_max_position_embeddings")
+        outside = fields.get("original_max_position_embeddings")
         inside = given.get("original_max_position_embeddings")
         given["original_max_position_embeddings"] = outside or inside or longest
         if given.get("factor") is None and kind is not RopeKind.LLAMA3:
@@ -247,13 +231,13 @@ def _read_windows(family: Family, fields: Fields, layers: int) -> tuple[int | No
 
 
 def write_hf_config(config: DecoderConfig) -> dict[str, Any]:
-    """The `config.json` of a decoder."""
-    if config.family == llada.FAMILY:
-        return llada.write_llada(config)
+    """Write the `config.json` of a decoder.
+
+    Raises:
+      ValueError: a decoder that is none of its family.
+    """
     family = FAMILIES[config.family]
     values = {
-        "architectures": [family.architecture],
-        "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -268,16 +252,27 @@ def write_hf_config(config: DecoderConfig) -> dict[str, Any]:
         "rope_parameters": _write_rope(config.rope),
         "use_cache": family.is_causal,
         **dict.fromkeys(family.refuses, False),
+        **family.needs,
+        **family.says,
     }
-    if family.reads_biases:
-        values["attention_bias"] = config.has_qkv_bias
-    if config.family == "llama":
-        values["mlp_bias"] = config.has_mlp_bias
+    if "padded_vocab_size" in family.names:
+        values["padded_vocab_size"] = config.vocab_size
+    for part, flag in family.biases.items():
+        if isinstance(flag, str):
+            values[flag] = getattr(config, f"has_{part}_bias")
     if family.is_causal and not config.is_causal:
         values["is_causal"] = False
     values |= _write_windows(config, family)
-    if family.has_old_rope:
+    if family.rope != "new":
         values = with_old_rope(values)
+    if family.rope == "plain":
+        del values["rope_scaling"]
+    own = ((family.names.get(name, name), value) for name, value in values.items())
+    values = {
+        "architectures": [family.architecture],
+        "model_type": config.family,
+        **{name: value for name, value in own if name is not None},
+    }
     if read_hf_config(values) != config:
         raise ValueError(f"a {config.family} checkpoint cannot express {config}")
     return values

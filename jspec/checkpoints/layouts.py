@@ -44,7 +44,8 @@ class Layout:
     Attributes:
       top: our name to theirs, outside layers.
       layer: our name to theirs, inside a layer.
-      prefix: of a layer's names; `{}` is its index, or two of them its group and place there.
+      prefix: of a layer's names; `{}` is its index.
+      group_prefix: the same where layers are stored in groups: `{}.{}`, its group and place there.
       is_interleaved: rotary pairs are neighbours (2i, 2i + 1), ours are halves (i, i + H/2).
       harmless: endings of stored names that are ignored.
       group_size: layers a group, where layers are stored in groups.
@@ -53,6 +54,7 @@ class Layout:
     top: dict[str, str]
     layer: dict[str, str]
     prefix: str
+    group_prefix: str = ""
     is_interleaved: bool = False
     harmless: tuple[str, ...] = ()
     group_size: int = 1
@@ -68,6 +70,12 @@ class Layout:
             return self._stored(prefix + name, ours, leaf.shape, config.head_dim)
 
         return jax.tree.map_with_path(one, abstract_params(build(config), jnp.float32))
+
+    def in_groups(self, size: int) -> Layout:
+        """The same names where layers are stored in groups of so many."""
+        if size == 1 or not self.group_prefix:
+            return self
+        return dataclasses.replace(self, prefix=self.group_prefix, group_size=size)
 
     def _layer_prefix(self, index: int) -> str:
         is_grouped = self.group_size > 1
@@ -151,15 +159,8 @@ LLADA = Layout(
     | {name: f"{name}_proj.weight" for name in "qkv"}
     | {f"{name}_bias": f"{name}_proj.bias" for name in "qkv"},
     prefix="model.transformer.blocks.{}.",
+    group_prefix="model.transformer.block_groups.{}.{}.",
 )
-
-
-def llada_layout(group_size: int) -> Layout:
-    """LLaDA's names, where its blocks stand in groups of so many."""
-    if group_size == 1:
-        return LLADA
-    prefix = "model.transformer.block_groups.{}.{}."
-    return dataclasses.replace(LLADA, prefix=prefix, group_size=group_size)
 
 
 LLAMA2C = Layout(

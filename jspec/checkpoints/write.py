@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jspec.checkpoints import llada
+from jspec.checkpoints.families import FAMILIES
 from jspec.checkpoints.hf_config import write_hf_config
-from jspec.checkpoints.layouts import HUGGING_FACE, LLADA, Stored
+from jspec.checkpoints.layouts import Stored
 from jspec.models.config import DecoderConfig
 from jspec.state import Params
 
@@ -40,8 +40,7 @@ def write_checkpoint(
 
     dtype = jax.tree.leaves(params)[0].dtype.name
     begin_directory(directory, write_hf_config(config) | {"dtype": dtype} | (extra_config or {}))
-    layout = LLADA if config.family == llada.FAMILY else HUGGING_FACE
-    stored = jax.tree.leaves(layout.stored(config))
+    stored = jax.tree.leaves(FAMILIES[config.family].layout.stored(config))
     pairs = list(zip(stored, jax.tree.leaves(params), strict=True))
     shards = list(_split(pairs, max_shard_bytes))
     weight_map, total = {}, 0

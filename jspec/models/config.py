@@ -146,7 +146,7 @@ class DecoderConfig:
     """A decoder: Llama, Mistral, Qwen2 or Qwen3, causal or bidirectional.
 
     Attributes:
-      family: name in `hf_config.FAMILIES`; decides only how it is written for Hugging Face.
+      family: name in `jspec.checkpoints.families`; decides only how it is written for Hugging Face.
       vocab_size: V; width: D; mlp_width: F; n_layers: L.
       n_heads: N; n_kv_heads: K, which divides N; head_dim: H, even, and free of D / N.
       max_positions: `max_position_embeddings` of the checkpoint, tokens.

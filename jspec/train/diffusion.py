@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jspec.checkpoints.diffusion import write_diffusion
-from jspec.checkpoints.hf_config import FAMILIES
+from jspec.checkpoints.families import FAMILIES
 from jspec.models.diffusion import DiffusionConfig as MaskConfig
 from jspec.models.diffusion import DiffusionModel
 from jspec.models.model import Model, build
@@ -47,7 +47,7 @@ def diffusion_model(
     is_text_causal = config.text_attention == "causal"
     is_dream = config.is_shifted and not is_text_causal
     family = "Dream" if is_dream else decoder.family
-    has_bias = decoder.has_qkv_bias or FAMILIES[family].qkv_bias
+    has_bias = decoder.has_qkv_bias or FAMILIES[family].biases.get("qkv") is True
     changed = dataclasses.replace(
         decoder,
         family=family,

@@ -27,8 +27,7 @@ from jax.sharding import Mesh
 
 from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.fit import check_tensors
-from jspec.checkpoints.hf_config import read_hf_config, with_old_rope, write_hf_config
-from jspec.checkpoints.hf_fields import Fields
+from jspec.checkpoints.hf_config import Fields, read_hf_config, with_old_rope, write_hf_config
 from jspec.checkpoints.layouts import HUGGING_FACE, Stored
 from jspec.checkpoints.params import place
 from jspec.checkpoints.tensor_files import Tensors
