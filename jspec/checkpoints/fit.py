@@ -88,7 +88,7 @@ def has_other_head(tensors: Tensors, layout: Layout) -> bool:
     head, embedding = tensors.get(layout.top["head_weight"]), tensors.get(layout.top["embedding"])
     if head is None or embedding is None:
         return False
-    one, other = head(), embedding()
+    one, other = head.read(), embedding.read()
     return one.shape != other.shape or not all(
         np.array_equal(
             one[start : start + _ROWS].astype(np.float32),
@@ -141,7 +141,7 @@ def check_tensors(
     unexpected = [name for name in tensors if name not in shapes and not is_harmless(name)]
     if unexpected:
         faults.append(f"unexpected {_some(unexpected)}")
-    given = {name: tensors[name]().shape for name in shapes if name in tensors}
+    given = {name: tensors[name].shape for name in shapes if name in tensors}
     wrong = {name: shape for name, shape in given.items() if shape != shapes[name]}
     if wrong:
         told = [f"{name} {list(wrong[name])} instead of {list(shapes[name])}" for name in wrong]

@@ -55,7 +55,7 @@ def read_params(
 
     def one(path, stored: Stored) -> jax.Array:
         axes = AXES[leaf_name(path)]
-        array = stored.load(tensors[stored.name]())
+        array = stored.load(tensors[stored.name].read())
         if "kv_heads" in axes and repeats > 1:
             array = _repeat_heads(array, axes.index("kv_heads"), config.n_kv_heads, repeats)
         return place(array, dtype, sharding(mesh, table, axes, array.shape))

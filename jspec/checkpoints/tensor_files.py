@@ -1,8 +1,7 @@
 """Files of a checkpoint, opened without reading the tensors.
 
-In reading order: safetensors (memory-mapped, so a tensor's bytes are touched when it is used),
-PyTorch `.bin` files (through torch's weights-only loading), JSON, and what git leaves in place of
-a file. `shards.py` has a directory of them.
+In reading order: safetensors; PyTorch `.bin` files, through torch's weights-only loading; JSON; and
+what git leaves in place of a file. `shards.py` has a directory of them.
 
 Every fault of a file is one line: which file, what is wrong, what to do.
 """
@@ -10,11 +9,9 @@ Every fault of a file is one line: which file, what is wrong, what to do.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import json
-import math
 import re
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,15 +23,23 @@ import numpy as np
 from jspec.errors import UserError
 from jspec.text_files import read_json_object
 
-Tensors = dict[str, Callable[[], np.ndarray]]
-"""By name, a function that returns the tensor, best a view of the file."""
 
-_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor of a file.
+
+    Attributes:
+      read: returns it, best as a view of the file.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+Tensors = dict[str, LazyTensor]
+"""Tensors by their names in a file."""
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 _POINTER = b"version https://git-lfs"
 
@@ -44,71 +49,32 @@ _AGAIN = "the file is incomplete or corrupt; download it again"
 
 
 def open_safetensors(path: Path) -> Tensors:
-    """The tensors of one safetensors file."""
+    """Open one safetensors file; its header is checked against its size."""
+    from safetensors import SafetensorError, safe_open
+
     check_not_pointer(path)
     try:
-        header, start = _read_header(path)
-        data = np.memmap(path, dtype=np.uint8, mode="r")
+        file = safe_open(path, framework="numpy")
+        slices = {name: file.get_slice(name) for name in file.keys()}
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
-    tensors: Tensors = {}
-    spans = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        tensors[name] = functools.partial(_view, path, data, start, name, entry)
-        spans.append(_check_entry(path, len(data) - start, name, entry))
-    at = 0
-    for begin, end in sorted(spans):
-        if begin != at:
-            what = "overlap" if begin < at else "leave bytes between them"
-            raise UserError(f"{path}: tensors {what} at byte {begin} of the data: {_AGAIN}")
-        at = end
-    if at != len(data) - start:
-        raise UserError(f"{path}: {len(data) - start - at} bytes after the last tensor: {_AGAIN}")
-    return tensors
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header, and where the data starts."""
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        text = file.read(length) if 0 < length <= path.stat().st_size - 8 else b""
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise UserError(f"{path}: no safetensors header: {_AGAIN}")
-    return header, 8 + length
-
-
-def _check_entry(path: Path, available: int, name: str, entry: Any) -> tuple[int, int]:
-    """Where a tensor's bytes begin and end."""
-    try:
-        begin, end = entry["data_offsets"]
-        sizes, dtype = list(entry["shape"]), entry["dtype"]
-    except (KeyError, TypeError, ValueError):
-        sizes, dtype, begin, end = [], None, 0, 0
-    if not isinstance(dtype, str) or not all(type(n) is int for n in (begin, end, *sizes)):
-        raise UserError(f"{path}: tensor {name} has no valid header entry: {_AGAIN}")
-    if not 0 <= begin <= end <= available:
-        raise UserError(
-            f"{path}: tensor {name} ends at byte {end} of {available} in the file: {_AGAIN}"
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({reason}); check the file") from None
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise UserError(f"{path}: no valid safetensors header ({reason}): {_AGAIN}") from None
+    return {
+        name: LazyTensor(
+            tuple(each.get_shape()),
+            functools.partial(_from_safetensors, path, file, name, each.get_dtype()),
         )
-    is_wrong = dtype in _DTYPES and end - begin != math.prod(sizes) * _DTYPES[dtype].itemsize
-    if is_wrong or min(sizes, default=0) < 0:
-        raise UserError(f"{path}: tensor {name} has the wrong number of bytes: {_AGAIN}")
-    return begin, end
+        for name, each in slices.items()
+    }
 
 
-def _view(path: Path, data: np.ndarray, start: int, name: str, entry: dict) -> np.ndarray:
-    if entry["dtype"] not in _DTYPES:
-        raise _wrong_type(path, name, entry["dtype"])
-    begin, end = entry["data_offsets"]
-    dtype = _DTYPES[entry["dtype"]]
-    return data[start + begin : start + end].view(dtype).reshape(entry["shape"])
+def _from_safetensors(path: Path, file: Any, name: str, dtype: str) -> np.ndarray:
+    if dtype not in _DTYPES:
+        raise _wrong_type(path, name, dtype)
+    return file.get_tensor(name)
 
 
 def _wrong_type(path: Path, name: str, given: str) -> UserError:
@@ -119,7 +85,7 @@ def _wrong_type(path: Path, name: str, given: str) -> UserError:
 
 
 def open_torch(path: Path) -> Tensors:
-    """The tensors of one `.bin` file, in torch's format of today (memory-mapped) or before 1.6."""
+    """Open one `.bin` file, in torch's format of today (memory-mapped) or before 1.6."""
     check_not_pointer(path)
     try:
         import torch
@@ -134,7 +100,9 @@ def open_torch(path: Path) -> Tensors:
     except Exception as error:  # torch raises many types for one cause: an unreadable file
         raise UserError(f"{path}: {_why_unreadable(error)}") from None
     tensors = {
-        str(name): functools.partial(_from_torch, path, str(name), tensor)
+        str(name): LazyTensor(
+            tuple(tensor.shape), functools.partial(_from_torch, path, str(name), tensor)
+        )
         for name, tensor in _state_dict(loaded).items()
         if isinstance(tensor, torch.Tensor)
     }

@@ -144,9 +144,9 @@ def test_corrupt_safetensors(checkpoint):
     file = checkpoint / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(b"\xff" * 8 + content[8:])
-    refused(checkpoint, "no safetensors header")
+    refused(checkpoint, "no valid safetensors header .header too large.: .*download it again")
     file.write_bytes(re.sub(rb'"shape":\[\d+', b'"shape":[9', content, count=1))
-    refused(checkpoint, "no safetensors header|wrong number of bytes|header entry")
+    refused(checkpoint, "no valid safetensors header .invalid (shape|JSON|UTF-8).*download it again")
 
 
 def with_header(file: Path, change) -> None:
@@ -173,27 +173,27 @@ def with_header(file: Path, change) -> None:
 )
 def test_headers_of_wrong_types(entry, checkpoint):
     with_header(checkpoint / "model.safetensors", lambda header: header[Q].update(entry))
-    refused(checkpoint, f"{Q} has (no valid header entry|the wrong number of bytes).*again")
+    refused(checkpoint, "no valid safetensors header .invalid JSON.*: .*download it again")
 
 
 def test_a_header_nested_too_deeply(checkpoint):
     file = checkpoint / "model.safetensors"
     file.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
-    refused(checkpoint, "no safetensors header")
+    refused(checkpoint, "no valid safetensors header .invalid JSON.*: .*download it again")
 
 
 def test_bytes_that_belong_to_two_tensors_or_to_none(checkpoint):
     file = checkpoint / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content + b"more")
-    refused(checkpoint, "4 bytes after the last tensor")
+    refused(checkpoint, "no valid .*file not fully covered.: .*download it again")
     file.write_bytes(content)
     other = Q.replace("q_proj", "o_proj")
     with_header(file, lambda header: header[Q].update(data_offsets=header[other]["data_offsets"]))
-    refused(checkpoint, "tensors (overlap|leave bytes between them)")
+    refused(checkpoint, "no valid .*invalid offset for tensor.*download it again")
     file.write_bytes(content)
     with_header(file, lambda header: header.pop(Q) and None)
-    refused(checkpoint, "leave bytes between them|bytes after the last tensor")
+    refused(checkpoint, "no valid .*invalid offset for tensor.*download it again")
 
 
 def test_a_quantised_tensor(checkpoint):

@@ -158,7 +158,7 @@ def test_bin_files_of_every_kind_load(wrap, dtype, is_zip, tmp_path):
 def test_bin_files_of_other_things_are_named(make, told, tmp_path):
     torch.save(make(), tmp_path / "x.bin")
     with pytest.raises(UserError, match=told):
-        [read() for read in open_torch(tmp_path / "x.bin").values()]
+        [each.read() for each in open_torch(tmp_path / "x.bin").values()]
 
 
 @pytest.mark.parametrize("is_zip", [True, False])

@@ -200,10 +200,10 @@ def read_params(
         _warn_of_lstm(directory, config, tensors)
 
     def one(path, stored: Stored) -> jax.Array:
-        array, second = tensors[stored.name](), _second_bias(stored.name)
+        array, second = tensors[stored.name].read(), _second_bias(stored.name)
         if second is not None:
             wide = np.promote_types(array.dtype, np.float32)
-            array = array.astype(wide) + tensors[second]().astype(wide)
+            array = array.astype(wide) + tensors[second].read().astype(wide)
         array = stored.load(array)
         where = sharding(mesh, table, HEAD_AXES[leaf_name(path)], array.shape)
         return place(array, dtype, where)
@@ -217,7 +217,7 @@ def lstm_evidence(tensors: Tensors) -> str:
     Pointwise training never touches the recurrent weights: they are zeros, as we write them, or
     still uniform in +-1/sqrt(D), as torch draws them, at most shrunk a little by weight decay.
     """
-    weights = tensors["lstm.weight_hh_l0"]()
+    weights = tensors["lstm.weight_hh_l0"].read()
     flat = weights.reshape(-1)
     sample = flat[:: -(-flat.size // _MAX_SAMPLE)].astype(np.float64)
     sample = sample - sample.mean()
@@ -257,7 +257,7 @@ def check_embedding(checkpoint: Checkpoint, embedding: jax.Array) -> bool | None
     tensors = checkpoint.tensors
     if EMBEDDING not in tensors:
         return None
-    copy = tensors[EMBEDDING]()
+    copy = tensors[EMBEDDING].read()
     is_same = copy.shape == embedding.shape and all(
         np.array_equal(
             copy[start : start + _ROWS].astype(embedding.dtype),

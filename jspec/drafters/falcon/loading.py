@@ -127,7 +127,7 @@ def _reduced(directory: Path, target: Target, size: int) -> dict[str, Params]:
             f"draft_vocabulary needs {file}, which python -m jspec.train writes; leave it out"
         )
     tensors = open_safetensors(file)
-    counts = tensors["counts"]() if "counts" in tensors else np.zeros(0)
+    counts = tensors["counts"].read() if "counts" in tensors else np.zeros(0)
     if counts.shape != (target.vocab_size,):
         raise UserError(
             f"{file}: expected a tensor `counts` of {target.vocab_size} numbers, one a token; "

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.tensor_files import LazyTensor
 from jspec.drafters.falcon.checkpoint import (
     EMBEDDING,
     HEAD_AXES,
@@ -374,7 +375,7 @@ def test_a_config_may_leave_out_what_the_released_code_does(tmp_path):
 
 
 def evidence(weights: np.ndarray) -> str:
-    return lstm_evidence({"lstm.weight_hh_l0": lambda: weights})
+    return lstm_evidence({"lstm.weight_hh_l0": LazyTensor(weights.shape, lambda: weights)})
 
 
 @pytest.mark.parametrize("width", [8, 64, 600])
