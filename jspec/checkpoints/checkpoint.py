@@ -22,6 +22,7 @@ from jspec.checkpoints.layouts import Layout
 from jspec.checkpoints.other_kinds import looks_like_a_decoder, what_else
 from jspec.checkpoints.shards import open_checkpoint
 from jspec.checkpoints.tensor_files import Tensors, read_json
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 
@@ -138,6 +139,10 @@ class Checkpoint:
                 )
             return tuple(dict.fromkeys(ids))
         return ()
+
+    def tokenizer(self, chat_template: str | None = None) -> Tokenizer | None:
+        """Load its tokenizer; see `load_tokenizer`."""
+        return load_tokenizer(self.directory, chat_template, model=self.values)
 
     @property
     def origin(self) -> str:

@@ -81,17 +81,10 @@ def load_target(
     mesh: Mesh | None = None,
     table: Table = TARGET,
 ) -> Target:
-    """Load a checkpoint directory, or a hub id, onto a mesh.
-
-    Args:
-      path_or_id: a directory, a hub id, or a checkpoint that was found.
-      dtype: "float32" or "bfloat16": of weights and cache.
-      mesh: from `jspec.make_mesh`; one device where None.
-      table: where logical axes go on the mesh.
+    """Load a checkpoint that decodes from left to right, as `load_model` does.
 
     Raises:
-      UserError: everything that can be wrong with the arguments or the files, and a model that
-        reads in both directions.
+      UserError: as `load_model`, and a model that reads in both directions.
     """
     return load_model(path_or_id, dtype=dtype, mesh=mesh, table=table, must_be_causal=True)
 
@@ -104,13 +97,13 @@ def load_model(
     table: Table = TARGET,
     must_be_causal: bool = False,
 ) -> Target:
-    """Load a checkpoint that may also be bidirectional, as `load_target` does.
+    """Load a checkpoint onto a mesh.
 
     Args:
       path_or_id: a Hugging Face directory (safetensors, or `.bin` with torch), a llama2.c-style
         one, an id on the hub, or a checkpoint that was found.
       dtype: type of weights and cache: float32, bfloat16 (or float64, with x64 enabled).
-      mesh: one device if not given.
+      mesh: from `jspec.make_mesh`; one device where None.
       table: where logical axes go on the mesh.
       must_be_causal: refuse a bidirectional model before its weights are read.
 
@@ -125,15 +118,25 @@ def load_model(
     if must_be_causal:
         check_causal(checkpoint)
     model = build(fit_to_mesh(checkpoint.config, mesh, table))
-    _warn_of_penalty(checkpoint)
+    params = read_params(checkpoint, model, dtype=name, mesh=mesh, table=table)
+    penalty = checkpoint.generation.get("repetition_penalty")
+    if penalty not in (None, 1, 1.0):  # the law has no memory
+        path = f"{checkpoint.where}/{GENERATION_FILE}"
+        logger.warning("%s: repetition_penalty %s is ignored", path, penalty)
+    return _target(model, params, name, mesh, checkpoint)
+
+
+def _target(
+    model: Model, params: Params, dtype: str, mesh: Mesh, checkpoint: Checkpoint | None
+) -> Target:
     return Target(
         model=model,
-        params=read_params(checkpoint, model, dtype=name, mesh=mesh, table=table),
-        dtype=name,
+        params=params,
+        dtype=dtype,
         mesh=mesh,
         checkpoint=checkpoint,
-        stop_ids=checkpoint.stop_ids,
-        max_length=checkpoint.config.max_length,
+        stop_ids=() if checkpoint is None else checkpoint.stop_ids,
+        max_length=model.config.max_length,
     )
 
 
@@ -151,15 +154,8 @@ def abstract_target(
     checkpoint = model if isinstance(model, Checkpoint) else None
     config = model.config if isinstance(model, Checkpoint) else model
     fitted = build(fit_to_mesh(config, mesh, table))
-    return Target(
-        model=fitted,
-        params=sharded_shapes(abstract_params(fitted, jnp.dtype(dtype)), mesh, table),
-        dtype=dtype,
-        mesh=mesh,
-        checkpoint=checkpoint,
-        stop_ids=() if checkpoint is None else checkpoint.stop_ids,
-        max_length=config.max_length,
-    )
+    params = sharded_shapes(abstract_params(fitted, jnp.dtype(dtype)), mesh, table)
+    return _target(fitted, params, dtype, mesh, checkpoint)
 
 
 def load_beside(
@@ -216,11 +212,3 @@ def check_dtype(dtype: Any) -> str:
     if name == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("dtype float64 needs 64-bit mode: set JAX_ENABLE_X64=1")
     return name
-
-
-def _warn_of_penalty(checkpoint: Checkpoint) -> None:
-    """A repetition penalty is ignored, because the law has no memory."""
-    penalty = checkpoint.generation.get("repetition_penalty")
-    if penalty not in (None, 1, 1.0):
-        path = f"{checkpoint.where}/{GENERATION_FILE}"
-        logger.warning("%s: repetition_penalty %s is ignored", path, penalty)

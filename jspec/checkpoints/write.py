@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import numpy as np
 
 from jspec.checkpoints.families import FAMILIES
 from jspec.checkpoints.hf_config import write_hf_config
-from jspec.checkpoints.layouts import Stored
 from jspec.models.config import DecoderConfig
 from jspec.state import Params
 
@@ -36,26 +33,28 @@ def write_checkpoint(
       params: float32, float16 or bfloat16; written as they are.
       extra_config: more entries of `config.json`, such as token ids.
     """
+    from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors.numpy import save_file
 
     dtype = jax.tree.leaves(params)[0].dtype.name
     begin_directory(directory, write_hf_config(config) | {"dtype": dtype} | (extra_config or {}))
     stored = jax.tree.leaves(FAMILIES[config.family].layout.stored(config))
-    pairs = list(zip(stored, jax.tree.leaves(params), strict=True))
-    shards = list(_split(pairs, max_shard_bytes))
-    weight_map, total = {}, 0
-    for i, shard in enumerate(shards):
-        name = "model.safetensors"
-        if len(shards) > 1:
-            name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {
-            entry.name: np.ascontiguousarray(entry.save(np.asarray(leaf))) for entry, leaf in shard
-        }
-        save_file(tensors, directory / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    pairs = zip(stored, jax.tree.leaves(params), strict=True)
+    leaves = {entry.name: (entry, leaf) for entry, leaf in pairs}
+    split = split_state_dict_into_shards_factory(
+        leaves,
+        get_storage_size=lambda pair: pair[1].nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
+        tensors = {}
+        for name in names:
+            entry, leaf = leaves[name]
+            tensors[name] = np.ascontiguousarray(entry.save(np.asarray(leaf)))
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         path = directory / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -66,18 +65,3 @@ def begin_directory(directory: Path, config: dict[str, Any]) -> None:
     for old in directory.glob("model*.safetensors*"):
         old.unlink()
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _split(
-    pairs: list[tuple[Stored, jax.Array]], limit: int
-) -> Iterator[list[tuple[Stored, jax.Array]]]:
-    """Runs of tensors of at most `limit` bytes; a larger tensor stands alone."""
-    run, size = [], 0
-    for stored, leaf in pairs:
-        nbytes = math.prod(leaf.shape) * leaf.dtype.itemsize
-        if run and size + nbytes > limit:
-            yield run
-            run, size = [], 0
-        run.append((stored, leaf))
-        size += nbytes
-    yield run

@@ -18,7 +18,6 @@ import jspec
 from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from jspec.checkpoints.hub import check_digest, local_directory, weights_digest
 from jspec.checkpoints.target import Target, abstract_target, check_causal, load_target
-from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.config import DrafterConfig, InferConfig
 from jspec.console.reader import Reader
 from jspec.drafters import LoadedDrafter, check_drafter, is_own, load_drafter
@@ -120,7 +119,7 @@ def find_models(config: InferConfig, drafters: Mapping[str, DrafterConfig]) -> M
             "made for; lower it"
         )
     reader = Reader(
-        tokenizer=load_tokenizer(checkpoint.files, config.chat_template),
+        tokenizer=checkpoint.tokenizer(config.chat_template),
         max_length=limit,
         vocab_size=checkpoint.config.vocab_size,
     )

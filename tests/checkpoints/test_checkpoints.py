@@ -146,7 +146,7 @@ def test_corrupt_safetensors(checkpoint):
     file.write_bytes(b"\xff" * 8 + content[8:])
     refused(checkpoint, "no valid safetensors header .header too large.: .*download it again")
     file.write_bytes(re.sub(rb'"shape":\[\d+', b'"shape":[9', content, count=1))
-    refused(checkpoint, "no valid safetensors header .invalid (shape|JSON|UTF-8).*download it again")
+    refused(checkpoint, "no valid safetensors header .invalid .*download it again")
 
 
 def with_header(file: Path, change) -> None:

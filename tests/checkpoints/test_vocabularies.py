@@ -90,7 +90,7 @@ def test_the_json_file_alone_is_enough_and_the_models_config_names_bos(folder):
     assert tokenizer.encode_chat(MESSAGES) == (*tokenizer.encode("hi there"), 1)
     changed_to_null = {"bos_token": None, "eos_token": "</s>"}
     write_config(folder, **changed_to_null)
-    assert loaded(folder).bos_token is None and loaded(folder).eos_id == 1
+    assert loaded(folder).bos_id is None and loaded(folder).eos_id == 1
 
 
 @pytest.mark.parametrize("wanted", [True, False])

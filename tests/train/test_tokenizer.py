@@ -27,7 +27,7 @@ def test_special_tokens_are_one_token_each_and_come_first(tokenizer):
     assert [tokenizer.id_of(name) for name in NAMES] == list(range(len(NAMES)))
     assert tokenizer.special_ids == set(range(len(NAMES)))
     assert tokenizer.encode("".join(NAMES[1:])) == tuple(range(len(NAMES)))
-    assert (tokenizer.bos_token, tokenizer.eos_token) == (BOS, EOS)
+    assert (tokenizer.names["bos_token"], tokenizer.names["eos_token"]) == (BOS, EOS)
     assert tokenizer.n_ids == VOCABULARY
     assert tokenizer.has_chat_template
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jspec.errors import UserError
 from jspec.text_files import read_json_object, read_text
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 MARKS = ("{{", "{%", "{#")
@@ -20,28 +24,15 @@ MARKS = ("{{", "{%", "{#")
 
 
 @dataclasses.dataclass(frozen=True)
-class AddedToken:
-    """A token that is found in a text before the text is split.
+class TokenizerFiles:
+    """The files of one checkpoint directory that may say something of its tokenizer.
 
     Attributes:
-      id: None where the files do not give it.
-      takes_left, takes_right: whether white space beside it belongs to it.
-      is_word: it counts only between spaces.
+      model: contents of the model's own `config.json`, where they are known already.
     """
 
-    text: str
-    id: int | None
-    is_special: bool
-    takes_left: bool = False
-    takes_right: bool = False
-    is_word: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerFiles:
-    """The files of one checkpoint directory that may say something of its tokenizer."""
-
     folder: Path
+    model: Mapping[str, Any] | None = None
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
@@ -61,26 +52,29 @@ class TokenizerFiles:
     @property
     def model_ids(self) -> dict[str, int]:
         """Ids of BOS and EOS by role as the model's own config says."""
-        model = self._json("config.json")
+        model = self._json("config.json") if self.model is None else self.model
         ids = {role: model.get(f"{role}_id") for role in ("bos_token", "eos_token")}
         first = {role: i[0] if isinstance(i, list) and i else i for role, i in ids.items()}
         return {role: i for role, i in first.items() if type(i) is int and i >= 0}
 
     @functools.cached_property
-    def added(self) -> list[AddedToken]:
-        """Every token that the files name apart from the vocabulary, the ones with an id first."""
-        found = {}
+    def added(self) -> list[tuple[AddedToken, int | None]]:
+        """Every token that is found in a text before the text is split, the ones with an id first.
+
+        The id is None where the files do not give it.
+        """
+        found: dict[str, tuple[AddedToken, int | None]] = {}
         decoder = self.config.get("added_tokens_decoder")
         for token_id, entry in (decoder if isinstance(decoder, dict) else {}).items():
             text = _content(entry)
             if text and str(token_id).isdecimal():
-                found[text] = _added(text, int(token_id), entry)
+                found[text] = added_token(text, entry), int(token_id)
         for text, token_id in self._json("added_tokens.json").items():
             if type(token_id) is int and text:
-                found.setdefault(text, AddedToken(text, token_id, is_special=False))
+                found.setdefault(text, (added_token(text), token_id))
         for text in (*self.special.values(), *self._additional()):
-            known = found.get(text) or AddedToken(text, None, is_special=True)
-            found[text] = dataclasses.replace(known, is_special=True)
+            token, _ = found.setdefault(text, (added_token(text), None))
+            token.special = True
         return list(found.values())
 
     def _additional(self) -> list[str]:
@@ -178,13 +172,10 @@ def _content(entry: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _added(text: str, token_id: int, entry: Any) -> AddedToken:
-    flags = entry if isinstance(entry, dict) else {}
-    return AddedToken(
-        text,
-        token_id,
-        is_special=flags.get("special") is True,
-        takes_left=flags.get("lstrip") is True,
-        takes_right=flags.get("rstrip") is True,
-        is_word=flags.get("single_word") is True,
-    )
+def added_token(text: str, flags: Any = None) -> AddedToken:
+    """A token with those flags that an object of the files sets."""
+    from tokenizers import AddedToken
+
+    given = flags if isinstance(flags, dict) else {}
+    names = ("special", "lstrip", "rstrip", "single_word")
+    return AddedToken(text, normalized=False, **{name: given.get(name) is True for name in names})

@@ -8,16 +8,18 @@ nothing said), or not (`legacy: false`). `add_prefix_space` wins over what the m
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jspec.checkpoints.tokenizer.files import AddedToken, TokenizerFiles
+from jspec.checkpoints.tokenizer.files import TokenizerFiles, added_token
 from jspec.checkpoints.tokenizer.vocabulary import Pieces
 from jspec.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
 
 _UNKNOWN, _CONTROL = 2, 3
 """Types of pieces that no text is split into."""
@@ -68,10 +70,10 @@ class SentencePieceVocabulary:
         self._first = self._prefixed if has_prefix else self._bare
         self._n_pieces = len(model.pieces)
         added = _added_tokens(model, files)
-        self._added = {token.text: token_id for token_id, token in added.items()}
-        self._names = {token_id: token.text for token_id, token in added.items()}
+        self._added = {token.content: token_id for token_id, token in added.items()}
+        self._names = {token_id: token.content for token_id, token in added.items()}
         self._pattern = _pattern(added.values())
-        self.special_ids = frozenset(i for i, token in added.items() if token.is_special)
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.byte_ids = frozenset(i for i in range(self._n_pieces) if self._bare.is_byte(i))
         own = {role: getattr(self._bare, f"{role}_id")() for role in ("bos", "eos", "unk", "pad")}
         self.names: dict[str, str] = {
@@ -176,28 +178,24 @@ def _added_tokens(model: Any, files: TokenizerFiles) -> dict[int, AddedToken]:
     One without an id, which is in no vocabulary, is none.
     """
     pieces = {piece.piece: i for i, piece in enumerate(model.pieces)}
-    found = {
-        i: AddedToken(piece.piece, i, is_special=True)
-        for i, piece in enumerate(model.pieces)
-        if piece.type in (_UNKNOWN, _CONTROL)
-    }
-    own = set(found)
-    for token in files.added:
-        token_id = pieces.get(token.text) if token.id is None else token.id
+    own = {i for i, piece in enumerate(model.pieces) if piece.type in (_UNKNOWN, _CONTROL)}
+    found = {i: added_token(model.pieces[i].piece, {"special": True}) for i in sorted(own)}
+    for token, given_id in files.added:
+        token_id = pieces.get(token.content) if given_id is None else given_id
         if token_id is not None:
-            is_special = token.is_special or token_id in own  # one of the model's has no text
-            found[token_id] = dataclasses.replace(token, is_special=is_special)
+            token.special |= token_id in own  # one of the model's has no text
+            found[token_id] = token
     return found
 
 
 def _pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
     """Finds the leftmost added token, the longest of several."""
     parts = []
-    for token in sorted(tokens, key=lambda token: -len(token.text)):
-        part = re.escape(token.text)
-        if token.is_word:
+    for token in sorted(tokens, key=lambda token: -len(token.content)):
+        part = re.escape(token.content)
+        if token.single_word:
             part = rf"(?<![^ ]){part}(?![^ ])"
-        left, right = r"\s*" if token.takes_left else "", r"\s*" if token.takes_right else ""
+        left, right = r"\s*" if token.lstrip else "", r"\s*" if token.rstrip else ""
         parts.append(f"{left}{part}{right}")
     return re.compile("|".join(parts))
 

@@ -17,14 +17,18 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jspec.checkpoints.tensor_files import check_not_pointer
-from jspec.checkpoints.tokenizer.byte_level import has_pieces, is_byte_level, read_byte_level
 from jspec.checkpoints.tokenizer.files import TokenizerFiles, chosen_template
-from jspec.checkpoints.tokenizer.vocabulary import JsonVocabulary, Pieces, Vocabulary
+from jspec.checkpoints.tokenizer.vocabulary import JsonVocabulary, Pieces
 from jspec.errors import UserError
 from jspec.text_files import read_json_object, read_text
+
+if TYPE_CHECKING:
+    from jspec.checkpoints.tokenizer.sentencepiece import SentencePieceVocabulary
+
+    Vocabulary = JsonVocabulary | SentencePieceVocabulary
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: `{"role": "user", "content": "..."}` and so on, the oldest first."""
@@ -56,20 +60,12 @@ class Tokenizer:
         return self.template is not None
 
     @property
-    def bos_token(self) -> str | None:
-        return self.names.get("bos_token")
-
-    @property
-    def eos_token(self) -> str | None:
-        return self.names.get("eos_token")
-
-    @property
     def bos_id(self) -> int | None:
-        return self.id_of(self.bos_token) if self.bos_token else None
+        return self.id_of(self.names["bos_token"]) if "bos_token" in self.names else None
 
     @property
     def eos_id(self) -> int | None:
-        return self.id_of(self.eos_token) if self.eos_token else None
+        return self.id_of(self.names["eos_token"]) if "eos_token" in self.names else None
 
     @functools.cached_property
     def special_names(self) -> tuple[str, ...]:
@@ -190,11 +186,17 @@ def _filled(template: str, messages: Messages, *, is_asking: bool, names: Mappin
     return str(texts[0])
 
 
-def load_tokenizer(folder: Path | None, chat_template: str | None = None) -> Tokenizer | None:
-    """The tokenizer of a checkpoint directory; None where it has no tokenizer files.
+def load_tokenizer(
+    folder: Path | None,
+    chat_template: str | None = None,
+    *,
+    model: Mapping[str, Any] | None = None,
+) -> Tokenizer | None:
+    """Load the tokenizer of a checkpoint directory; None where it has no tokenizer files.
 
     Args:
       chat_template: Jinja, a file of it, or the name of one of the tokenizer's templates.
+      model: contents of the model's `config.json`, where it was read already.
 
     Raises:
       UserError: files that are there and cannot be read.
@@ -203,11 +205,11 @@ def load_tokenizer(folder: Path | None, chat_template: str | None = None) -> Tok
         return None
     for name in (*_FILES, "tokenizer_config.json"):
         check_not_pointer(folder / name)
-    files = TokenizerFiles(folder)
+    files = TokenizerFiles(folder, model)
     added = files.added  # whose errors name their file
     try:
         vocabulary = _load(folder, files)
-        special = [vocabulary.id_of(token.text) for token in added if token.is_special]
+        special = [vocabulary.id_of(token.content) for token, _ in added if token.special]
     except UserError:
         raise
     except Exception as error:  # tokenizer files are read by three libraries, each with its errors
@@ -259,27 +261,58 @@ def _backend_of_class(folder: Path, files: TokenizerFiles) -> Any:
     pieces = read_json_object(path) if path.is_file() else {}
     backend, failure = None, None
     with quiet_transformers():
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, GPT2Tokenizer
 
         try:
             hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             backend = hf.backend_tokenizer
         except Exception as error:  # as above
             failure = error
-    if backend is not None and has_pieces(backend, pieces):
-        return backend
-    if (folder / "merges.txt").is_file() and is_byte_level(pieces):
-        _logger.warning(
-            f"{folder}: vocab.json and merges.txt are read as GPT-2's, since no tokenizer_class "
-            "that reads them is named; check it, or add a tokenizer.json"
-        )
-        return read_byte_level(files)
+        if backend is not None and _has_pieces(backend, pieces):
+            return backend
+        if (folder / "merges.txt").is_file() and _is_byte_level(pieces):
+            _logger.warning(
+                f"{folder}: vocab.json and merges.txt are read as GPT-2's, since no "
+                "tokenizer_class that reads them is named; check it, or add a tokenizer.json"
+            )
+            by_id = {token_id: piece for piece, token_id in pieces.items()}
+            named = {role: by_id.get(token_id) for role, token_id in files.model_ids.items()}
+            special = {"bos_token": None, "eos_token": None, **named, **files.special}
+            hf = GPT2Tokenizer.from_pretrained(
+                str(folder), local_files_only=True, **{"unk_token": None} | special
+            )
+            _check_added(folder, hf.backend_tokenizer, files)
+            return hf.backend_tokenizer
     if failure is not None:
         raise failure
     raise UserError(
         f"{folder}: the class that tokenizer_config.json names does not read vocab.json; correct "
         "tokenizer_class, or add a tokenizer.json"
     )
+
+
+def _has_pieces(backend: Any, pieces: Mapping[str, int]) -> bool:
+    """Whether a tokenizer has all of these, under the same ids."""
+    known = backend.get_vocab(with_added_tokens=True)
+    return all(known.get(piece) == token_id for piece, token_id in pieces.items())
+
+
+def _is_byte_level(pieces: Mapping[str, int]) -> bool:
+    """Whether these are pieces as GPT-2's: all bytes are there, and no word ends are marked."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    has_bytes = all(byte in pieces for byte in ByteLevel.alphabet())
+    return has_bytes and not any(piece.endswith("</w>") for piece in pieces)
+
+
+def _check_added(folder: Path, backend: Any, files: TokenizerFiles) -> None:
+    for token, token_id in files.added:
+        given = backend.token_to_id(token.content)
+        if token_id is not None and token_id != given:
+            raise UserError(
+                f"{folder}: the added token {token.content!r} has id {token_id}, which would "
+                f"be {given}; add a tokenizer.json"
+            )
 
 
 def _tell_what_is_overruled(tokenizer: Tokenizer, files: TokenizerFiles) -> None:

@@ -1,14 +1,15 @@
-"""Text to token ids and back: what a vocabulary does, and the one of a `tokenizer.json`.
+"""Text to token ids and back: the vocabulary of a `tokenizer.json`.
 
-`jspec.checkpoints.tokenizer.sentencepiece` has the one of a `tokenizer.model`.
+`sentencepiece.py` has that of a `tokenizer.model`, with the same attributes and methods.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,52 +26,16 @@ class Pieces:
     spans: list[tuple[int, int]]
 
 
-class Vocabulary(Protocol):
-    """Encodes and decodes.
-
-    Attributes:
-      names: special tokens by role, `bos_token` and so on, where its own file tells.
-      before, after: ids that belong around any text, such as BOS.
-      special_ids: tokens that have no text, as the vocabulary's own files tell.
-      byte_ids: tokens that stand for one byte each, of vocabularies with byte fallback.
-    """
-
-    names: dict[str, str]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    special_ids: frozenset[int]
-    byte_ids: frozenset[int]
-
-    @property
-    def n_ids(self) -> int:
-        """One more than the largest id."""
-        ...
-
-    def encode(self, texts: Sequence[str], *, is_whole: bool) -> list[Pieces]:
-        """Tokens of some texts; special tokens that stand in a text are found there.
-
-        Args:
-          is_whole: put `before` and `after` around each.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones as they are named; nothing is cleaned up."""
-        ...
-
-    def id_of(self, token: str) -> int | None:
-        """The id of a token by its name."""
-        ...
-
-    def token(self, token_id: int) -> str | None:
-        """The name of a token."""
-        ...
-
-
 class JsonVocabulary:
     """A vocabulary of the `tokenizers` library: the ids are those that it gives.
 
     Truncation and padding that the file may ask for are left out, since a prompt is never cut.
+
+    Attributes:
+      names: special tokens by role, `bos_token` and so on, where the vocabulary's own file tells.
+      before, after: ids that belong around any text, such as BOS.
+      special_ids: tokens that have no text, as the vocabulary's own files tell.
+      byte_ids: tokens that stand for one byte each, of vocabularies with byte fallback.
     """
 
     def __init__(self, backend: Any):
@@ -78,7 +43,6 @@ class JsonVocabulary:
         backend.no_padding()
         self._backend = backend
         self.names: dict[str, str] = {}
-        self._n_ids = 0
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         ids = [backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
@@ -102,22 +66,28 @@ class JsonVocabulary:
                 return text
         return ""
 
-    @property
+    @functools.cached_property
     def n_ids(self) -> int:
-        if not self._n_ids:  # counted when asked for: a large vocabulary takes long to list
-            ids = self._backend.get_vocab(with_added_tokens=True).values()
-            self._n_ids = max(ids, default=-1) + 1
-        return self._n_ids
+        """One more than the largest id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, texts: Sequence[str], *, is_whole: bool) -> list[Pieces]:
+        """Tokens of some texts; special tokens that stand in a text are found there.
+
+        Args:
+          is_whole: put `before` and `after` around each.
+        """
         encoded = self._backend.encode_batch(list(texts), add_special_tokens=is_whole)
         return [Pieces(each.ids, each.offsets) for each in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones as they are named; nothing is cleaned up."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def id_of(self, token: str) -> int | None:
+        """The id of a token by its name."""
         return self._backend.token_to_id(token)
 
     def token(self, token_id: int) -> str | None:
+        """The name of a token."""
         return self._backend.id_to_token(token_id)
