@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,19 +125,23 @@ def check_tensors(
     directory: Path,
     tensors: Tensors,
     shapes: dict[str, tuple[int, ...]],
-    is_harmless: Callable[[str], bool],
+    layout: Layout | None = None,
 ) -> None:
     """Refuse tensors that are not the expected ones, told all at once.
 
     Args:
       shapes: of the expected tensors, by name.
-      is_harmless: whether a tensor of this name may be there besides.
+      layout: names those that may be there besides, and the layer of each.
+
+    Raises:
+      UserError: missing, unexpected or misshapen tensors.
     """
     faults = []
     missing = [name for name in shapes if name not in tensors]
     if missing:
         faults.append(f"missing {_some(missing)}")
-    unexpected = [name for name in tensors if name not in shapes and not is_harmless(name)]
+    harmless = () if layout is None else layout.harmless
+    unexpected = [name for name in tensors if name not in shapes and not name.endswith(harmless)]
     if unexpected:
         faults.append(f"unexpected {_some(unexpected)}")
     given = {name: tensors[name].shape for name in shapes if name in tensors}
@@ -149,7 +152,7 @@ def check_tensors(
     if faults:
         raise UserError(
             f"{directory}: the tensors do not fit config.json: {'; '.join(faults)}; "
-            f"{_remedy(list(shapes), missing, unexpected, wrong)}"
+            f"{_remedy(list(shapes), missing, unexpected, wrong, layout)}"
         )
 
 
@@ -158,7 +161,9 @@ def _remedy(
     missing: list[str],
     unexpected: list[str],
     wrong: dict[str, tuple[int, ...]],
+    layout: Layout | None,
 ) -> str:
+    """What to do about them: what the names give away, else what most often leads there."""
     for pattern, what in _HINTS:
         if any(re.search(pattern, name) for name in unexpected):
             return f"these look like {what}"
@@ -179,8 +184,9 @@ def _remedy(
             "these are another library's names: write it with save_pretrained of transformers, "
             "and give that directory"
         )
-    n_layers = min(map(_layer_of, missing), default=0)
-    if n_layers > 0 and len(missing) == sum(_layer_of(name) >= n_layers for name in expected):
+    layers = {name: -1 if layout is None else layout.layer_of(name) for name in expected}
+    n_layers = min((layers[name] for name in missing), default=0)
+    if n_layers > 0 and len(missing) == sum(layer >= n_layers for layer in layers.values()):
         return (
             f"the weights have {n_layers} layers: give the complete checkpoint, or set "
             f"num_hidden_layers to {n_layers}"
@@ -188,11 +194,6 @@ def _remedy(
     if unexpected and not missing and not wrong:
         return "this model has no such tensors: remove them, or give the config.json they belong to"
     return "give the complete checkpoint of this config"
-
-
-def _layer_of(name: str) -> int:
-    found = re.search(r"\.layers\.(\d+)\.", name)
-    return int(found[1]) if found else -1
 
 
 def _some(names: list[str]) -> str:

@@ -43,7 +43,7 @@ def read_params(
     tensors = fit(directory, checkpoint.decoder_tensors, layout, config)
     expected = layout.stored(config)
     shapes = {stored.name: stored.shape for stored in jax.tree.leaves(expected)}
-    check_tensors(directory, tensors, shapes, lambda name: name.endswith(layout.harmless))
+    check_tensors(directory, tensors, shapes, layout)
     if not config.has_tied_head and checkpoint.described.has_tied_head:
         logger.warning(
             "%s: config.json ties the head to the embedding, and %s has other numbers: it is used;"

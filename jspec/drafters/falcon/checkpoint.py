@@ -195,7 +195,7 @@ def read_params(
     shapes = tensor_shapes(config)
     if Fields(values, {"has_embedding": True}).flag("has_embedding") or EMBEDDING in tensors:
         shapes[EMBEDDING] = (config.decoder.vocab_size, config.decoder.width)
-    check_tensors(directory, tensors, shapes, lambda name: False)
+    check_tensors(directory, tensors, shapes)
     if "lstm_mode" not in values:
         _warn_of_lstm(directory, config, tensors)
 
