@@ -159,39 +159,30 @@ def _fault(path: Path, number: int, what: str) -> UserError:
 
 
 def _sections(path: Path) -> list[list[_Line]]:
-    """Split a file into its n-grams of every length; their counts are those of the header."""
-    texts = enumerate((line.strip(" \t\r") for line in read_text(path).split("\n")), 1)
-    lines = iter([(number, text) for number, text in texts if text])
-    if all(text != "\\data\\" for _, text in lines):
-        raise UserError(f"{path}: no line is \\data\\; give a file in ARPA format")
-    number, text = 0, ""
+    """Split a file into its n-grams of every length, shortest first."""
     counts: list[int] = []
-    for number, text in lines:
-        match = re.fullmatch(r"ngram +(\d+) *= *(\d+)", text)
-        if match is None:
+    sections: list[list[_Line]] = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        text = line.strip(" \t\r")
+        header = re.fullmatch(r"ngram +(\d+) *= *(\d+)", text)
+        start = re.fullmatch(r"\\(\d+)-grams:", text)
+        if text == "\\end\\":
             break
-        if int(match[1]) != len(counts) + 1:
-            raise _fault(path, number, f"expected the count of {len(counts) + 1}-grams")
-        counts.append(int(match[2]))
-    if not counts or not counts[0]:
-        raise UserError(f"{path}: expected ngram 1= and a count after \\data\\; give a whole file")
-    sections = []
-    for n, count in enumerate(counts, 1):
-        if text != f"\\{n}-grams:":
-            raise _fault(path, number, f"expected \\{n}-grams:, given {text[:40]!r}")
-        section: list[_Line] = []
-        for number, text in lines:
-            if re.fullmatch(r"\\(\d+-grams:|end\\)", text):
-                break
-            section.append(_parsed(path, number, text, n, is_longest=n == len(counts)))
-        else:
-            raise _fault(path, number, "expected \\end\\ at the end; the file is cut short")
-        if len(section) != count:
-            given = f"{len(section)} {n}-grams come before"
-            raise _fault(path, number, f"{given}, the header says {count}")
-        sections.append(section)
-    if text != "\\end\\":
-        raise _fault(path, number, f"expected \\end\\, given {text[:40]!r}")
+        if header and not sections:
+            counts.append(int(header[2]))
+        elif start:
+            sections.append([])
+            if int(start[1]) != len(sections):
+                raise _fault(path, number, f"expected \\{len(sections)}-grams:, given {text!r}")
+        elif text and sections:
+            n = len(sections)
+            sections[-1].append(_parsed(path, number, text, n, is_longest=n == len(counts)))
+    found = [len(section) for section in sections]
+    if not counts or counts != found:
+        raise UserError(
+            f"{path}: the header counts {counts} n-grams by length, the file has {found}; give a "
+            "whole file in ARPA format"
+        )
     return sections
 
 
