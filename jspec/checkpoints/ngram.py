@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jspec.checkpoints.tensor_files import read_json
+from jspec.checkpoints.tokenizer.tokenizer import TOKENIZER_FILES
 from jspec.errors import UserError
 from jspec.models.ngram.model import Grams, NGramModel
 
@@ -29,7 +30,6 @@ Precision = Literal["float32", "fixed16"]
 """How logarithms are kept: `fixed16` is 65,536 levels from the lowest to the highest of a table."""
 
 _MODEL_TYPE = "ngram"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
 def write_ngram(
@@ -173,5 +173,5 @@ def _unpacked(name: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def tokenizer_digest(directory: Path) -> str | None:
     """SHA-256 of a tokenizer's vocabulary file, hexadecimal; None where there is none."""
-    found = next((directory / n for n in _TOKENIZER_FILES if (directory / n).is_file()), None)
+    found = next((directory / n for n in TOKENIZER_FILES if (directory / n).is_file()), None)
     return None if found is None else hashlib.sha256(found.read_bytes()).hexdigest()

@@ -186,6 +186,21 @@ def test_listed_pieces_are_split_as_gpt_2_does_where_the_class_does_not_read_the
     assert ("read as GPT-2's" in caplog.text) == (name not in ("GPT2Tokenizer", "Qwen2Tokenizer"))
 
 
+def test_listed_pieces_read_as_gpt_2s_keep_their_ids(listed):
+    from tokenizers import Tokenizer as Backend
+
+    size = Backend.from_file(str(listed / "kept.json")).get_vocab_size()
+    changed(listed, tokenizer_class=None)
+    assert loaded(listed).n_ids == size
+    entry = {"content": "<new>", "special": True}
+    changed(listed, added_tokens_decoder={str(size): entry})
+    tokenizer = loaded(listed)
+    assert tokenizer.id_of("<new>") == size and size in tokenizer.special_ids
+    changed(listed, added_tokens_decoder={"400": entry})
+    with pytest.raises(UserError, match=f"'<new>' has id 400, which would be {size}; add a"):
+        loaded(listed)
+
+
 def test_listed_pieces_that_nobody_reads_are_refused(listed):
     changed(listed, tokenizer_class="LlamaTokenizer")
     (listed / "merges.txt").unlink()

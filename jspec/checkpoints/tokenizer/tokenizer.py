@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]
 """A conversation: `{"role": "user", "content": "..."}` and so on, the oldest first."""
 
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+"""Files of which one is read, the first that is there."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -201,9 +203,9 @@ def load_tokenizer(
     Raises:
       UserError: files that are there and cannot be read.
     """
-    if folder is None or not any((folder / name).is_file() for name in _FILES):
+    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
-    for name in (*_FILES, "tokenizer_config.json"):
+    for name in (*TOKENIZER_FILES, "tokenizer_config.json"):
         check_not_pointer(folder / name)
     files = TokenizerFiles(folder, model)
     added = files.added  # whose errors name their file
