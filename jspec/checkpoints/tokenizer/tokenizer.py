@@ -261,36 +261,50 @@ def _backend_of_class(folder: Path, files: TokenizerFiles) -> Any:
     """
     path = folder / "vocab.json"
     pieces = read_json_object(path) if path.is_file() else {}
-    backend, failure = None, None
+    failure = None
     with quiet_transformers():
-        from transformers import AutoTokenizer, GPT2Tokenizer
+        from transformers import AutoTokenizer
 
         try:
             hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            backend = hf.backend_tokenizer
+            if _has_pieces(hf.backend_tokenizer, pieces):
+                return hf.backend_tokenizer
         except Exception as error:  # as above
             failure = error
-        if backend is not None and _has_pieces(backend, pieces):
-            return backend
         if (folder / "merges.txt").is_file() and _is_byte_level(pieces):
-            _logger.warning(
-                f"{folder}: vocab.json and merges.txt are read as GPT-2's, since no "
-                "tokenizer_class that reads them is named; check it, or add a tokenizer.json"
-            )
-            by_id = {token_id: piece for piece, token_id in pieces.items()}
-            named = {role: by_id.get(token_id) for role, token_id in files.model_ids.items()}
-            special = {"bos_token": None, "eos_token": None, **named, **files.special}
-            hf = GPT2Tokenizer.from_pretrained(
-                str(folder), local_files_only=True, **{"unk_token": None} | special
-            )
-            _check_added(folder, hf.backend_tokenizer, files)
-            return hf.backend_tokenizer
+            return _read_as_gpt_2(folder, files, pieces)
     if failure is not None:
         raise failure
     raise UserError(
         f"{folder}: the class that tokenizer_config.json names does not read vocab.json; correct "
         "tokenizer_class, or add a tokenizer.json"
     )
+
+
+def _read_as_gpt_2(folder: Path, files: TokenizerFiles, pieces: Mapping[str, int]) -> Any:
+    """Read byte-level pieces of no known class; none of them is given another id.
+
+    Raises:
+      UserError: added tokens whose ids would be others.
+    """
+    from transformers import GPT2Tokenizer
+
+    _logger.warning(
+        f"{folder}: vocab.json and merges.txt are read as GPT-2's, since no tokenizer_class that "
+        "reads them is named; check it, or add a tokenizer.json"
+    )
+    by_id = {token_id: piece for piece, token_id in pieces.items()}
+    named = {role: by_id.get(token_id) for role, token_id in files.model_ids.items()}
+    roles = {"bos_token": None, "eos_token": None, "unk_token": None} | named | files.special
+    hf = GPT2Tokenizer.from_pretrained(str(folder), local_files_only=True, **roles)
+    for token, token_id in files.added:
+        given = hf.backend_tokenizer.token_to_id(token.content)
+        if token_id is not None and token_id != given:
+            raise UserError(
+                f"{folder}: the added token {token.content!r} has id {token_id}, which would "
+                f"be {given}; add a tokenizer.json"
+            )
+    return hf.backend_tokenizer
 
 
 def _has_pieces(backend: Any, pieces: Mapping[str, int]) -> bool:
@@ -305,16 +319,6 @@ def _is_byte_level(pieces: Mapping[str, int]) -> bool:
 
     has_bytes = all(byte in pieces for byte in ByteLevel.alphabet())
     return has_bytes and not any(piece.endswith("</w>") for piece in pieces)
-
-
-def _check_added(folder: Path, backend: Any, files: TokenizerFiles) -> None:
-    for token, token_id in files.added:
-        given = backend.token_to_id(token.content)
-        if token_id is not None and token_id != given:
-            raise UserError(
-                f"{folder}: the added token {token.content!r} has id {token_id}, which would "
-                f"be {given}; add a tokenizer.json"
-            )
 
 
 def _tell_what_is_overruled(tokenizer: Tokenizer, files: TokenizerFiles) -> None:
