@@ -114,20 +114,15 @@ class SentencePieceVocabulary:
 
     def _split(self, text: str, start: int, end: int, ids: list[int], spans: list) -> None:
         """SentencePiece's own tokens of the text between two special ones."""
-        from sentencepiece import sentencepiece_pb2
-
         segment = text[start:end]
         if not segment:
             return
         if start > 0 and not self._is_legacy:
             segment = segment.replace("▁", " ")
-        split = sentencepiece_pb2.SentencePieceText()  # type: ignore[attr-defined]  # as above
-        data = self._processor_at(start, segment).encode(segment, out_type="serialized_proto")
-        split.ParseFromString(data)
-        places = _places(segment, start)
-        for piece in split.pieces:
-            ids.append(piece.id)
-            spans.append((places[piece.begin], places[piece.end]))
+        processor = self._processor_at(start, segment)
+        found = processor.encode(segment, return_type="offset_mapping")
+        ids += found["ids"]
+        spans += [(start + begin, start + end) for begin, end in found["offsets"]]
 
     def _processor_at(self, start: int, segment: str) -> Any:
         if start == 0 or self._is_legacy:
@@ -198,11 +193,3 @@ def _pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
         left, right = r"\s*" if token.lstrip else "", r"\s*" if token.rstrip else ""
         parts.append(f"{left}{part}{right}")
     return re.compile("|".join(parts))
-
-
-def _places(text: str, start: int) -> Sequence[int]:
-    """The character of a longer text, at `start` of which this one is, by each byte of UTF-8."""
-    found = []
-    for place, character in enumerate(text, start):
-        found += [place] * len(character.encode("utf-8"))
-    return [*found, start + len(text)]

@@ -71,7 +71,8 @@ def place_ngram(model: NGramModel) -> NGramTable:
         ends = np.cumsum(np.bincount(contexts, minlength=len(shorter)))
         starts.append(np.concatenate([[0], ends]))
         tokens.append(last)
-        steps.append(_n_steps(int(np.diff(starts[-1]).max())))
+        most = int(np.diff(starts[-1]).max())
+        steps.append(next(n for n in itertools.count(1) if FAN**n > most))
     return NGramTable(
         logprobs=tuple(jnp.asarray(table.logprobs, jnp.float32) for table in grams),
         log_backoffs=tuple(jnp.asarray(table.log_backoffs, jnp.float32) for table in grams[:-1]),
@@ -88,11 +89,6 @@ def uniform_table(vocab_size: int) -> NGramTable:
     ids, backoffs = np.arange(vocab_size), np.zeros(vocab_size)
     every = Grams(ids, np.full(vocab_size, -np.log(vocab_size)), backoffs)
     return place_ngram(NGramModel(vocab_size, None, (every,)))
-
-
-def _n_steps(most: int) -> int:
-    """Steps of a search among so many continuations."""
-    return next(n for n in itertools.count(1) if FAN**n > most)
 
 
 # --- look-up -------------------------------------------------------------------------------------
