@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.drafters.easyspec.layer_groups import Groups, singles
-from jspec.drafters.easyspec.layer_parallel import LayerParallelCache, LayerParallelDecoder
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.models.model import ForwardSteps, merged
-from jspec.state import ShardedArrays
+from jspec.state import replace
 
 
 class _Reading(ForwardSteps):
@@ -73,7 +73,7 @@ class AnyGroups(LayerParallelDecoder):
             singles(self.model.config.n_layers),
             logits_rows=logits_rows,
         )
-        return output.logits, LayerParallelCache(every=ShardedArrays(arrays=every))
+        return output.logits, replace(cache, every=replace(cache.every, arrays=every))
 
 
 def any_groups(loaded: LoadedDrafter, groups: Groups, *, whole: bool = False) -> LoadedDrafter:
