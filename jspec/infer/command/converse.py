@@ -11,7 +11,7 @@ from jspec.console.progress import Progress
 from jspec.console.reader import Turn
 from jspec.console.signals import interrupts, stop_wish
 from jspec.errors import UserError
-from jspec.infer.command.answering import Answering
+from jspec.infer.command.answering import Answering, Questions
 from jspec.infer.command.compare import Comparison, compare
 from jspec.infer.command.kept import Kept
 from jspec.infer.command.output import InOrder, Printer
@@ -19,136 +19,139 @@ from jspec.infer.request import Request
 from jspec.infer.results import Generation, Piece
 from jspec.state import StopReason
 
+Answer = tuple[int, Generation, Comparison | None]
+"""The place of a turn among those that are answered together, and what came of it."""
 
-@dataclasses.dataclass
-class Outcome:
-    """What a run has produced so far.
+
+class Conversations:
+    """All conversations of a run, and what has become of them so far.
+
+    Args:
+      kept: has the answers of earlier starts, which are not given again, and takes the new ones.
 
     Attributes:
-      generations, comparisons: of all complete answers.
-      broken: turns whose logits were no numbers.
+      generations, comparisons: of all answers of this start. They are filled as answers come, so
+        that an interrupted run keeps what it has.
+      broken: turns whose logits were no numbers, now or in an earlier start.
     """
 
-    generations: list[Generation] = dataclasses.field(default_factory=list)
-    comparisons: list[Comparison] = dataclasses.field(default_factory=list)
-    broken: list[Turn] = dataclasses.field(default_factory=list)
+    def __init__(self, questions: Questions, kept: Kept, log: Log):
+        self.generations: list[Generation] = []
+        self.comparisons: list[Comparison] = []
+        self.broken: list[Turn] = []
+        self._questions, self._kept, self._log = questions, kept, log
 
-    def add(self, turn: Turn, generation: Generation, comparison: Comparison | None) -> None:
+    def look_back(self) -> bool:
+        """Go through the answers of earlier starts; returns whether they are all there."""
+        has_all = True
+        for turn in self._questions.turns:
+            while (generation := self._kept.known(turn)) is not None:
+                self._note_broken(turn, generation)
+                if _is_last(turn, generation):
+                    break
+                turn = dataclasses.replace(turn, number=turn.number + 1)
+            has_all = has_all and generation is not None
+        return has_all
+
+    def answer_all(self, answering: Answering, printer: Printer, progress: Progress) -> None:
+        """Answer every turn: all first ones, then all second ones, so that batches are full.
+
+        Args:
+          progress: told what every chunk and every answer took.
+        """
+        turns = list(self._questions.turns)
+        said: list[list[str]] = [[] for _ in turns]
+        while turns:
+            known = [self._kept.known(turn) for turn in turns]
+            asked = [turn for turn, answer in zip(turns, known, strict=True) if answer is None]
+            new = iter(self._answer_turns(asked, answering, printer, progress))
+            answers = [next(new) if answer is None else answer for answer in known]
+            next_turns, next_said = [], []
+            for turn, texts, generation in zip(turns, said, answers, strict=True):
+                if _is_last(turn, generation):
+                    continue
+                texts = [*texts, generation.text or ""]
+                following = self._next_turn(turn, texts)
+                if following is not None:
+                    next_turns.append(following)
+                    next_said.append(texts)
+            turns, said = next_turns, next_said
+
+    def _next_turn(self, turn: Turn, said: Sequence[str]) -> Turn | None:
+        """The prompt after some answers; None where the chat template refuses them."""
+        reader, number = self._questions.models.reader, len(said) + 1
+        try:
+            tokens = reader.next_tokens(turn.conversation, said)
+        except UserError as error:
+            self._log.warning(f"turn {number} is left out: {error}")
+            return None
+        if not reader.has_room(tokens):
+            self._log.warning(
+                f"{turn.conversation.where}: turn {number} has no room: its prompt has "
+                f"{len(tokens)} tokens of {reader.max_length}"
+            )
+        return dataclasses.replace(turn, number=number, tokens=tokens)
+
+    def _answer_turns(
+        self, turns: Sequence[Turn], answering: Answering, printer: Printer, progress: Progress
+    ) -> list[Generation]:
+        """One answer a turn, in their order."""
+        in_order = InOrder(printer, turns)
+        answers: dict[int, Generation] = {}
+        has_room = self._questions.models.reader.has_room
+        places = [place for place, turn in enumerate(turns) if has_room(turn.tokens)]
+        no_room = [
+            (place, answering.answerer.no_room(), None)
+            for place in range(len(turns))
+            if place not in places
+        ]
+
+        def end_all(found: Iterable[Answer]) -> None:
+            for place, generation, comparison in found:
+                answers[place] = generation
+                self._add(turns[place], generation, comparison)
+                in_order.end(place, generation, comparison)
+                progress()
+
+        end_all(no_room)
+        try:
+            with interrupts():
+                requests = answering.requests([turns[place] for place in places])
+                batch = self._questions.config.batch_size
+                size = batch if answering.plain else max(len(requests), 1)
+                for first in range(0, len(requests), size):
+                    group = slice(first, first + size)
+                    end_all(_answers(answering, requests[group], places[group], in_order, progress))
+        except KeyboardInterrupt:
+            in_order.cut()
+            raise
+        return [answers[place] for place in range(len(turns))]
+
+    def _add(self, turn: Turn, generation: Generation, comparison: Comparison | None) -> None:
+        self._kept.add(turn, generation, comparison)
         self.generations.append(generation)
         if comparison is not None:
             self.comparisons.append(comparison)
+        self._note_broken(turn, generation)
+
+    def _note_broken(self, turn: Turn, generation: Generation) -> None:
         if generation.stop_reason == StopReason.BAD_LOGITS.label:
             self.broken.append(turn)
 
 
-def converse(
-    answering: Answering,
-    printer: Printer,
-    kept: Kept,
-    outcome: Outcome,
-    log: Log,
-    progress: Progress,
-) -> None:
-    """Answer every turn of every conversation.
-
-    All first turns are answered, then all second ones, so that batches are full.
-
-    Args:
-      kept: has the answers of earlier starts, which are not given again, and takes the new ones.
-      outcome: filled while answers come, so that an interrupted run keeps what it has.
-      progress: told what every chunk and every answer took.
-    """
-    turns = list(answering.questions.turns)
-    said: list[list[str]] = [[] for _ in turns]
-    while turns:
-        known = [kept.known(turn) for turn in turns]
-        asked = [turn for turn, answer in zip(turns, known, strict=True) if answer is None]
-        new = iter(_answer_turns(answering, asked, printer, kept, outcome, progress))
-        answers = [next(new) if answer is None else answer for answer in known]
-        next_turns, next_said = [], []
-        for turn, texts, generation in zip(turns, said, answers, strict=True):
-            if is_last(turn, generation):
-                continue
-            texts = [*texts, generation.text or ""]
-            following = _next_turn(answering, turn, texts, log)
-            if following is not None:
-                next_turns.append(following)
-                next_said.append(texts)
-        turns, said = next_turns, next_said
-
-
-def is_last(turn: Turn, generation: Generation) -> bool:
+def _is_last(turn: Turn, generation: Generation) -> bool:
     """Whether no turn follows this answer."""
     is_over = generation.stop_reason == StopReason.BAD_LOGITS.label or not generation.tokens
     return is_over or turn.number >= turn.conversation.n_turns
 
 
-def _next_turn(answering: Answering, turn: Turn, said: Sequence[str], log: Log) -> Turn | None:
-    """The prompt after some answers; None where the chat template refuses them."""
-    conversation, number = turn.conversation, len(said) + 1
-    try:
-        tokens = answering.questions.models.reader.next_tokens(conversation, said)
-    except UserError as error:
-        log.warning(f"turn {number} is left out: {error}")
-        return None
-    if not answering.questions.models.reader.has_room(tokens):
-        log.warning(
-            f"{conversation.where}: turn {number} has no room: its prompt has {len(tokens)} "
-            f"tokens of {answering.questions.models.reader.max_length}"
-        )
-    return dataclasses.replace(turn, number=number, tokens=tokens)
-
-
-def _answer_turns(
-    answering: Answering,
-    turns: Sequence[Turn],
-    printer: Printer,
-    kept: Kept,
-    outcome: Outcome,
-    progress: Progress,
-) -> list[Generation]:
-    """One answer a turn, in their order."""
-    in_order = InOrder(printer, turns)
-    answers: dict[int, Generation] = {}
-
-    def end(place: int, generation: Generation, comparison: Comparison | None) -> None:
-        answers[place] = generation
-        kept.add(turns[place], generation, comparison)
-        outcome.add(turns[place], generation, comparison)
-        in_order.end(place, generation, comparison)
-        progress()
-
-    places = []
-    for place, turn in enumerate(turns):
-        if answering.questions.models.reader.has_room(turn.tokens):
-            places.append(place)
-        else:
-            end(place, answering.answerer.no_room(), None)
-    try:
-        with interrupts():
-            requests = answering.requests([turns[place] for place in places])
-            size = (
-                answering.questions.config.batch_size if answering.plain else max(len(requests), 1)
-            )
-            for first in range(0, len(requests), size):
-                group = slice(first, first + size)
-                for place, generation, comparison in _answer_group(
-                    answering, requests[group], places[group], in_order, progress
-                ):
-                    end(place, generation, comparison)
-    except KeyboardInterrupt:
-        in_order.cut()
-        raise
-    return [answers[place] for place in range(len(turns))]
-
-
-def _answer_group(
+def _answers(
     answering: Answering,
     requests: Sequence[Request],
     places: Sequence[int],
     in_order: InOrder,
     progress: Progress,
-) -> Iterator[tuple[int, Generation, Comparison | None]]:
+) -> Iterator[Answer]:
     """Answers of some requests as they end; with a baseline, which goes second, all at its end."""
     answers: dict[int, Generation] = {}
     stop, in_pieces = stop_wish(), in_order.in_pieces

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
@@ -15,7 +14,7 @@ from jspec.console.reader import Turn
 from jspec.hosts import agreed, check_same, is_first
 from jspec.infer.command.answering import Answering, Questions, find_questions
 from jspec.infer.command.compare import Comparison, total
-from jspec.infer.command.converse import Outcome, converse, is_last
+from jspec.infer.command.converse import Conversations
 from jspec.infer.command.kept import Kept
 from jspec.infer.command.output import JsonPrinter, Output, Printer, TextPrinter
 from jspec.infer.command.report import (
@@ -27,7 +26,6 @@ from jspec.infer.command.report import (
     summary_record,
 )
 from jspec.infer.results import Stats, total_stats
-from jspec.state import StopReason
 
 
 def run(
@@ -57,36 +55,22 @@ def run(
         for line in told_passed_over(conversations):
             log.warning(line)
         repeated = repeated_ids(conversations)
-        broken, has_all = _earlier(questions, kept)
-        answering = None if has_all else Answering(questions, log)
+        outcome = Conversations(questions, kept, log)
+        answering = None if outcome.look_back() else Answering(questions, log)
         if repeated:
             log.warning(f"several prompts have the id {repeated[0]!r}; they keep their order")
-        return _answer_all(questions, answering, kept, Outcome(broken=broken), log, as_json)
+        return _answer_all(questions, answering, kept, outcome, log, as_json)
     finally:
         if kept is not None:
             kept.close()
         logger.removeHandler(log)
 
 
-def _earlier(questions: Questions, kept: Kept) -> tuple[list[Turn], bool]:
-    """Turns whose logits an earlier start found to be no numbers, and whether it answered all."""
-    broken, has_all = [], True
-    for turn in questions.turns:
-        while (generation := kept.known(turn)) is not None:
-            if generation.stop_reason == StopReason.BAD_LOGITS.label:
-                broken.append(turn)
-            if is_last(turn, generation):
-                break
-            turn = dataclasses.replace(turn, number=turn.number + 1)
-        has_all = has_all and generation is not None
-    return broken, has_all
-
-
 def _answer_all(
     questions: Questions,
     answering: Answering | None,
     kept: Kept,
-    outcome: Outcome,
+    outcome: Conversations,
     log: Log,
     as_json: bool,
 ) -> int:
@@ -98,7 +82,7 @@ def _answer_all(
         is_wanted = not (printer.in_pieces and output.is_terminal)
         with log.progress(n_answers, is_wanted, done=len(kept)) as progress:
             try:
-                converse(answering, printer, kept, outcome, log, progress)
+                outcome.answer_all(answering, printer, progress)
             except KeyboardInterrupt:
                 is_complete = False
     stats = _stats(questions, answering, outcome)
@@ -138,7 +122,7 @@ def _printer(
     return TextPrinter(output, log, questions.models.reader.tokenizer, has_headings=has_headings)
 
 
-def _stats(questions: Questions, answering: Answering | None, outcome: Outcome) -> Stats:
+def _stats(questions: Questions, answering: Answering | None, outcome: Conversations) -> Stats:
     answers = [generation.stats for generation in outcome.generations]
     if answering is None:
         return total_stats(answers, drafter=questions.config.drafter, rule=questions.config.rule)

@@ -317,6 +317,7 @@ def test_ids_given_twice_are_a_warning_and_keep_their_order(checkpoints, infer, 
 
 def test_help_lists_every_flag_with_its_default(infer):
     run = infer("--help")
+    assert "(default: None)" not in run.out and "(default: )" not in run.out
     assert run.code == 0
     for flag in (
         *("--config", "--target", "--drafter", "--drafter-path", "--dtype", "--prompt"),
