@@ -28,9 +28,12 @@ class Run:
 
 
 @pytest.fixture
-def infer(capsys):
-    """Runs `python -m jspec.infer` in this process."""
+def infer(capsys, monkeypatch):
+    """Runs `python -m jspec.infer` in this process, with patience for a machine that is busy."""
+    from jspec.console import log
     from jspec.infer.command.cli import main
+
+    monkeypatch.setattr(log, "PATIENCE_S", 300)
 
     def run(*argv) -> Run:
         code = main([str(word) for word in argv])
