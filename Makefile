@@ -44,7 +44,7 @@ test-aot: $(VENV)/.installed $(LIBTPU)/.installed  ## programs for TPUs, compile
 	$(AS_USED) PYTHONPATH=$(LIBTPU) JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -q $(PYTEST_ARGS) tests/aot/test_libtpu.py
 
 race: $(PARITY)/.installed  ## plain decoding against transformers, timed
-	$(PARITY)/bin/python -m experiments.machine.plain_vs_transformers --out runs/plain.json
+	$(PARITY)/bin/python -m experiments.machine.plain_vs_transformers --out runs/plain
 
 lint: $(VENV)/.installed  ## formatting, lint and types
 	$(VENV)/bin/ruff format --check

@@ -6,13 +6,16 @@ is decided by another hash, of the seed and the id, so that they come from all o
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
+from jspec.checkpoints.hub import local_directory
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import read_yaml
 from jspec.errors import UserError
 from jspec.provenance import ROOT
@@ -45,10 +48,44 @@ class Opening:
     tokens: tuple[int, ...]
 
 
-def default_folder() -> Path:
-    """Where the corpora are, if nothing is said: as for the tests."""
+def add_flags(parser: argparse.ArgumentParser, *, per_corpus: int) -> None:
+    """Which texts are taken; by default they are where the tests have them, too."""
     shared = Path(os.environ.get("JSPEC_SHARED_DATA", ROOT.parent / "shared" / "data"))
-    return shared / "text"
+    add = parser.add_argument
+    add("--data", type=Path, default=shared / "text", help="folder of the corpora")
+    add("--prompts-per-corpus", type=int, default=per_corpus, metavar="N")
+
+
+def held_out_openings(
+    arguments: argparse.Namespace,
+    *,
+    tokenizer: str = "demo/target",
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[Opening]:
+    """Openings of every corpus, as the flags say; the same for every drafter.
+
+    Args:
+      tokenizer: directory of the target that is asked.
+      names: of the corpora; see `find_corpora`.
+
+    Raises:
+      UserError: a target without a tokenizer, or no corpora.
+    """
+    count, directory = arguments.prompts_per_corpus, local_directory(tokenizer)
+    if count < 1:
+        raise UserError("--prompts-per-corpus must be at least 1")
+    loaded = load_tokenizer(directory)
+    if loaded is None:
+        raise UserError(f"{directory} has no tokenizer; put its files there")
+    found = []
+    for path in find_corpora(arguments.data, names):
+        some = openings(path, loaded, count=count, seed=seed)
+        if len(some) < count:
+            note = f"{some[0].corpus} has {len(some)} held-out openings, no more"
+            print(note, file=sys.stderr)
+        found += some
+    return found
 
 
 def find_corpora(folder: Path, names: Sequence[str] | None = None) -> list[Path]:
@@ -72,13 +109,18 @@ def find_corpora(folder: Path, names: Sequence[str] | None = None) -> list[Path]
     return [paths[name] for name in sorted(set(names))]
 
 
-def openings(path: Path, tokenizer: Tokenizer, *, count: int, seed: int) -> list[Opening]:
+def openings(
+    path: Path, tokenizer: Tokenizer, *, count: int, seed: int, share: float = SHARE
+) -> list[Opening]:
     """Different openings of one corpus, fewer than `count` where it has no more.
+
+    Args:
+      share: what was held out of it.
 
     Raises:
       UserError: no opening at all.
     """
-    rows = [row for row in read_rows(path) if is_held_out(row.id, SHARE)]
+    rows = [row for row in read_rows(path) if is_held_out(row.id, share)]
     rows.sort(key=lambda row: hashlib.sha256(f"{seed}/{row.id}".encode()).digest())
     found: dict[tuple[int, ...], Opening] = {}
     for row in rows:

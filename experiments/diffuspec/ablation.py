@@ -2,165 +2,194 @@
 
     python -m experiments.diffuspec.ablation --out runs/diffuspec_ablation
 
-Held-out prompts are decoded one at a time with every variant of the drafter, in turns with plain
-decoding; then the stages of a round are timed apart. Records go on where they were cut off: a
-variant is measured once, whatever parts it is in. Tokens a target call do not depend on the
-machine, costs and speeds do. Writes records.jsonl, costs.json, table.md and pictures.
+`demo/diffusion` drafts for `demo/target` after held-out openings, to the target's stop tokens. Then
+the stages of a round are timed apart. Records go on where they were cut off: a variant is measured
+once, whatever parts it is in. Tokens a target call do not depend on the machine, costs and speeds
+do. Writes results.jsonl, table.md and pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jspec
-from experiments.common.ablation import Journal, parser_of, requests_of
-from experiments.diffuspec.decode import decode, load
-from experiments.diffuspec.grid import ADAPTIVE, NAMES, PARTS, STAGED, adaptive
-from experiments.diffuspec.pictures import draw
-from experiments.diffuspec.report import best_length, judgements, part_table, survival_costs
-from experiments.diffuspec.stages import split
-from experiments.diffuspec.variants import Part, Variant
+from experiments.common import pictures
+from experiments.common.ablation import (
+    Ablation,
+    Part,
+    Variant,
+    columns,
+    load_variant,
+    make_parser,
+    part_table,
+)
+from experiments.common.estimates import Estimate, estimate
+from experiments.common.pictures import Bar, Curve, Panel
+from experiments.common.tables import make_tables, table
+from experiments.diffuspec import parts as settings
+from experiments.diffuspec.parts import CHOICES, DRAFTER, PARTS, STAGED, choice_of, fixed
+from experiments.diffuspec.search_time import search_s
 from jspec.checkpoints.hub import local_directory, weights_digest
-from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
-from jspec.console.commands import exit_code
-from jspec.console.compile_cache import keep_compiled_programs
+from jspec.checkpoints.target import Target
+from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.loading import NGRAM_FOLDER
 from jspec.errors import UserError
-from jspec.infer.request import Request
-from jspec.provenance import device_record, provenance
 
-RECORDS, COSTS, TABLE = "records.jsonl", "costs.json", "table.md"
-STAGES = "stages"
-TARGET = "demo/target"
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = parser_of(__doc__, per_corpus=6)
-    add = parser.add_argument
-    add("--drafter", default="demo/diffusion", metavar="DIR", help="the diffusion model")
-    add("--ngram", default="", metavar="DIR", help="the proxy (default: ngram/ beside the model)")
-    add(
-        "--parts",
-        nargs="+",
-        choices=(*NAMES, STAGES),
-        default=[*NAMES, STAGES],
-        metavar="PART",
-        help=f"some of {', '.join((*NAMES, STAGES))}; all if not given",
-    )
-    add("--repeats", type=int, default=1, help="times that a text is timed; the fastest counts")
-    return parser
+ADAPTIVE, STAGES = "adaptive", "stages"
+NAMES = ("lengths", ADAPTIVE, *(name for name in PARTS if name != "lengths"), STAGES)
+COLUMNS = ("", "tau + 1 [95%]", "tau", "tau, less", "masks a round", "plain rounds a round")
+COLUMNS += ("speed [95%]", "speed, less", "kept at depth 1, 2, ...", "paper")
+STAGE_COLOURS = {
+    "draft": pictures.BLUE,
+    "search": pictures.ORANGE,
+    "verify": pictures.PALE_BLUE,
+    "other": pictures.PALE_GREY,
+}
+CHOICE_COLOURS = {"CPS": pictures.BLUE, "argmax": pictures.GREY}
+SWEPT = {
+    "passes": "passes S, k = 8",
+    "beam": "beam B",
+    "cap": "candidates of a slot, M_max",
+    "mass": "mass of a slot's candidates",
+    "weight": "weight of the model, lambda",
+}
+"""Labels of parts that are swept over one option."""
 
 
-class Ablation:
-    """Records of variants, measured where they are not there yet."""
+def ablation_of(arguments: argparse.Namespace) -> Ablation:
+    """Measures variants with the proxy that was asked for."""
+    beside = local_directory(DRAFTER) / NGRAM_FOLDER
+    ngram = local_directory(arguments.ngram) if arguments.ngram else beside
+    if not ngram.is_dir():
+        raise UserError(f"no n-gram proxy at {ngram}; give --ngram")
 
-    def __init__(self, arguments: argparse.Namespace):
-        if min(arguments.prompts_per_corpus, arguments.max_new_tokens, arguments.repeats) < 1:
-            raise UserError("--prompts-per-corpus, --max-new-tokens and --repeats start at 1")
-        self.arguments = arguments
-        drafter = local_directory(arguments.drafter)
-        ngram = local_directory(arguments.ngram) if arguments.ngram else drafter / NGRAM_FOLDER
-        if not ngram.is_dir():
-            raise UserError(f"no n-gram proxy at {ngram}; give --ngram")
-        self._run = {
-            "drafter": weights_digest(drafter),
-            "ngram": weights_digest(ngram),
-            "prompts_per_corpus": arguments.prompts_per_corpus,
-            "max_new_tokens": arguments.max_new_tokens,
-        }
-        self.target = jspec.load_target(TARGET)
-        self.plain = jspec.load_drafter("none", target=self.target)
-        self._requests: dict[float, list[Request]] = {}
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(arguments.out / RECORDS)
-        self._provenance = provenance()
+    def load(variant: Variant, target: Target) -> LoadedDrafter:
+        options = {**variant.options, "ngram": variant.options["ngram"] or str(ngram)}
+        return load_variant(dataclasses.replace(variant, options=options), target)
 
-    def requests(self, temperature: float) -> Sequence[Request]:
-        if temperature not in self._requests:
-            self._requests[temperature] = requests_of(
-                self.arguments.data,
-                per_corpus=self.arguments.prompts_per_corpus,
-                max_new_tokens=self.arguments.max_new_tokens,
-                temperature=temperature,
-                stop_ids=self.target.stop_ids,
+    return Ablation(arguments, load=load, ends_early=True, also={"ngram": weights_digest(ngram)})
+
+
+def part_of(ablation: Ablation, name: str) -> Part:
+    """A part by name; the adaptive one follows from the fixed length that is fastest, and costs."""
+    if name in PARTS:
+        return PARTS[name]
+    best = max(settings.LENGTHS, key=lambda k: estimate(ablation.speed(fixed(k))).value)
+    costs = {}
+    for choice, options in CHOICES.items():
+        rounds = [ablation.cost(fixed(k, **options))["round"] for k in settings.ADAPTIVE_SIZES]
+        costs[choice] = ",".join(f"{cost:.2f}" for cost in rounds)
+    return settings.adaptive(best, costs)
+
+
+def stages_of(ablation: Ablation, variant: Variant) -> dict[str, float]:
+    """What the stages of a round take, in plain rounds."""
+    cost = ablation.cost(variant)
+    search = search_s(ablation.load(variant), variant.temperature) / cost["plain_s"]
+    other = cost["round"] - cost["draft"] - cost["verify"]
+    draft, verify = cost["draft"] - search, cost["verify"]
+    return {"draft": draft, "search": search, "verify": verify, "other": other}
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def length_panels(ablation: Ablation, lengths: Part, adaptive: Part | None) -> list[Panel]:
+    """tau and speed against the mean length of drafts, fixed lengths as curves."""
+    panels = []
+    for title, ratio, level in (
+        ("tokens a target call", ablation.tokens, None),
+        ("speed over plain decoding", ablation.speed, 1),
+    ):
+
+        def found(variant: Variant, ratio=ratio) -> Estimate:
+            return estimate(ratio(variant))
+
+        curves = [
+            Curve(
+                label=f"{name}, fixed",
+                points={v.x: found(v) for v in lengths.variants if choice_of(v) == name},
+                colour=colour,
             )
-        return self._requests[temperature]
-
-    def load(self, variant: Variant):
-        return load(variant, self.arguments.drafter, self.arguments.ngram, self.target)
-
-    def find(self, variant: Variant) -> dict[str, Any]:
-        """The record of a variant."""
-        what = {"variant": dataclasses.asdict(variant), **self._run}
-        record = self.journal.find(what)
-        if record is None:
-            some = self.requests(variant.temperature)
-            record = what | decode(
-                self.target, self.load(variant), self.plain, some, repeats=self.arguments.repeats
-            )
-            self.journal.add({**record, "provenance": self._provenance})
-        return record
-
-    def part(self, name: str) -> Part:
-        """A part, its lines measured."""
-        if name == ADAPTIVE:
-            part = adaptive(best_length(self.find), survival_costs(self.find))
-        else:
-            part = PARTS[name]()
-        for line in part.lines:
-            record = self.find(line.variant)
-            print(f"{name}: {line.label}: {record['tau']:.2f}", file=sys.stderr)
-        return part
-
-    def stages(self, path: Path) -> dict[str, dict[str, Any]]:
-        """By label; those of an earlier start are kept."""
-        found: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))[STAGES]
-        for label, variant in STAGED.items():
-            what = {"variant": dataclasses.asdict(variant), "drafter": self._run["drafter"]}
-            kept = found.get(label, {})
-            if any(kept.get(key) != value for key, value in what.items()):
-                print(f"{STAGES}: {label}", file=sys.stderr)
-                some = self.requests(variant.temperature)
-                found[label] = what | split(self.target, self.load(variant), self.plain, some)
-                record = {STAGES: found, "device": device_record(), **self._provenance}
-                path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        return found
+            for name, colour in CHOICE_COLOURS.items()
+        ]
+        moving = [v for v in adaptive.variants if not v.x] if adaptive else []
+        for number, v in enumerate(moving):
+            style = {"colour": CHOICE_COLOURS[choice_of(v)], "marker": "s^D"[number % 3]}
+            points = {ablation.masks(v): found(v)}
+            curves.append(Curve(label=v.label, points=points, line="none", **style))
+        xlabel = "masks of a round, k (adaptive: the mean)"
+        panels.append(Panel(title=title, xlabel=xlabel, curves=curves, level=level))
+    return panels
 
 
-def report(ablation: Ablation, parts: dict[str, Part]) -> str:
-    """Judgements and tables as Markdown."""
-    some = [part_table(name, part, ablation.find) for name, part in parts.items()]
-    if ADAPTIVE in parts:
-        some.insert(0, judgements(parts[ADAPTIVE], ablation.find))
-    return "\n\n".join(some) + "\n"
+def sweep_panels(ablation: Ablation, parts: Mapping[str, Part]) -> list[Panel]:
+    """tau against one option a panel; the weight has a curve by what the proxy is made of."""
+    panels = []
+    for name in (name for name in SWEPT if name in parts):
+        curves = []
+        for share, label, colour in (
+            (0.5, "table and text", pictures.BLUE),
+            (1.0, "table alone", pictures.ORANGE),
+        ):
+            some = [v for v in parts[name].variants if v.options["static_share"] == share]
+            some += [v for v in parts[name].variants if choice_of(v) == "argmax" and v not in some]
+            if any(v.options["weight"] < 1 for v in some):
+                points = {v.x: estimate(ablation.tokens(v)) for v in some}
+                curves.append(Curve(label=label, points=points, colour=colour))
+        panels.append(Panel(title="", xlabel=SWEPT[name], curves=curves))
+    return panels
 
 
-def main() -> int:
-    import_transformers_without_torch()
-    arguments = make_parser().parse_args()
+def draw(ablation: Ablation, parts: Mapping[str, Part], folder: Path) -> None:
+    """Those pictures of parts that there are parts for."""
+    if "lengths" in parts:
+        panels = length_panels(ablation, parts["lengths"], parts.get(ADAPTIVE))
+        pictures.draw_curves(folder / "diffuspec_lengths.png", panels, width=4.5)
+    if any(name in parts for name in SWEPT):
+        panels = sweep_panels(ablation, parts)
+        pictures.draw_curves(folder / "diffuspec_sweeps.png", panels, ylabel="tokens a target call")
 
-    def command() -> int:
-        keep_compiled_programs()
-        ablation = Ablation(arguments)
-        names = [name for name in (*NAMES, STAGES) if name in arguments.parts]
-        parts = {name: ablation.part(name) for name in names if name != STAGES}
-        stages = ablation.stages(arguments.out / COSTS) if STAGES in names else {}
-        text = report(ablation, parts)
-        (arguments.out / TABLE).write_text(text, encoding="utf-8")
-        draw(parts, stages, ablation.find, arguments.out)
-        print(text)
-        return 0
 
-    return exit_code(command)
+def draw_stages(stages: Mapping[str, Mapping[str, float]], folder: Path) -> None:
+    """Stacked bars: what a round costs in plain rounds, and which stage takes it."""
+    bars = [
+        Bar(
+            label=label,
+            pieces=[(max(found[name], 0), colour) for name, colour in STAGE_COLOURS.items()],
+        )
+        for label, found in stages.items()
+    ]
+    path = folder / "diffuspec_stages.png"
+    pictures.draw_bars(path, {"": bars}, xlabel="plain rounds", colours=STAGE_COLOURS)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def measure(arguments: argparse.Namespace) -> str:
+    """Everything; returns the tables."""
+    ablation = ablation_of(arguments)
+    parts = {
+        name: part_of(ablation, name)
+        for name in NAMES
+        if name in arguments.parts and name != STAGES
+    }
+    texts = [part_table(part, columns(ablation), COLUMNS) for part in parts.values()]
+    draw(ablation, parts, arguments.out)
+    if STAGES in arguments.parts:
+        stages = {variant.label: stages_of(ablation, variant) for variant in STAGED}
+        draw_stages(stages, arguments.out)
+        rows = [{"": label, **found} for label, found in stages.items()]
+        texts.append(f"**Stages of a round, in plain ones**\n\n{table(rows)}")
+    return "\n\n".join(texts)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = make_parser(__doc__, new_tokens=48, parts=NAMES)
+    parser.add_argument(
+        "--ngram", default="", metavar="DIR", help="the proxy (default: the demo's)"
+    )
+    make_tables(parser, measure)

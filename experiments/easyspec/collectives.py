@@ -2,29 +2,27 @@
 
     python -m experiments.easyspec.collectives --out runs/easyspec_collectives
 
-Eight simulated devices. By plan: an exact pass of the drafter, a pass in groups, and a whole round
-by its stages: drafting (a pass in groups for every level but the first), the target's forward, and
-the exact pass that calibrates. Nothing is run. Writes collectives.json and collectives.md.
+Eight simulated devices, N = 4, D = 5, k = 12. By plan: an exact pass of the drafter, a pass in
+groups, what the plan's definition says of that, and a whole round by its stages: drafting (a pass
+in groups for every level but the first), the target's forward, and the exact pass that calibrates
+(`commit`). Nothing is run. Writes table.md: all-reduces (AR) and all-gathers (AG).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import jspec
-from experiments.common.tables import table
+from experiments.common.tables import make_tables, parser_of, table
 from jspec.aot.hlo import Instruction, collective_instructions, read
 from jspec.checkpoints.target import Target
-from jspec.console.commands import exit_code
+from jspec.console.flags import Parser
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.drafters.easyspec.layer_parallel import Parallelism
@@ -32,44 +30,34 @@ from jspec.infer.executables import Executables
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule
 from jspec.models.blocks import causal_block
-from jspec.provenance import provenance
 from jspec.sharding import make_mesh
 from jspec.testing.compile_options import light
 
-RECORD, TABLE = "collectives.json", "collectives.md"
 DEVICES = 8
-ALONG_TENSOR = (1, 8)
 MESHES = {Parallelism.A: (8, 1), Parallelism.A_PLUS: (8, 1), Parallelism.B_TENSOR: (2, 4)}
 """Devices along `layer` and `tensor`, of plans that want some along `layer`."""
 
+OPTIONS = {"size": 4, "depth": 5, "width": 12}
 STAGES = ("draft", "verify", "commit")
-"""Named scopes of a round; `commit` has the calibration."""
+"""Named scopes of a round."""
 
 PROMPT, CAPACITY = 32, 128
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the record")
-    add("--target", default="demo/target", metavar="DIR")
-    add("--drafter", default="demo/draft-deep", metavar="DIR")
-    add("--size", type=int, default=4, metavar="N", help="layers a group at most")
-    add("--depth", type=int, default=5)
-    add("--width", type=int, default=12)
-    add("--plans", nargs="+", default=[plan.value for plan in Parallelism], metavar="PLAN")
-    add("--without-round", action="store_true", help="passes alone, which compile much faster")
-    return parser
+SHORT = {"all-reduce": "AR", "all-gather": "AG"}
 
 
 def counted(instructions: Iterable[Instruction]) -> Counter[str]:
-    return Counter(str(each.kind) for each in instructions)
+    """How many there are of each kind."""
+    return Counter(SHORT.get(str(each.kind), str(each.kind)) for each in instructions)
+
+
+def collectives_of(lowered: jax.stages.Lowered) -> list[Instruction]:
+    """Those of a program, compiled."""
+    compiled = lowered.compile(compiler_options=light())
+    return collective_instructions(read(compiled.as_text() or ""))
 
 
 def of_pass(loaded: LoadedDrafter, *, is_exact: bool) -> Counter[str]:
-    """Of one compiled pass over a level of a tree, without the sum that the embedding needs."""
+    """Of one pass over a level of a tree, without the sum that the embedding needs."""
     drafter = loaded.drafter
     assert isinstance(drafter, EasySpec)
     decoder, width = drafter.decoder, drafter.grower.width
@@ -80,13 +68,11 @@ def of_pass(loaded: LoadedDrafter, *, is_exact: bool) -> Counter[str]:
         block = causal_block(zero, width)
         return decoder.forward(params, cache, tokens, block, is_exact=is_exact)
 
-    compiled = jax.jit(one).lower(loaded.params, cache).compile(compiler_options=light())
-    found = collective_instructions(read(compiled.as_text() or ""))
-    return counted(found) - Counter({"all-reduce": 1})
+    return counted(collectives_of(jax.jit(one).lower(loaded.params, cache))) - Counter(AR=1)
 
 
 def of_round(target: Target, loaded: LoadedDrafter) -> dict[str, Counter[str]]:
-    """Of one compiled greedy round at batch size 1, by stage."""
+    """Of one greedy round at batch size 1, by stage."""
     programs = Executables(
         target=target,
         drafter=loaded,
@@ -101,11 +87,10 @@ def of_round(target: Target, loaded: LoadedDrafter) -> dict[str, Counter[str]]:
     tokens, length = jnp.zeros((1, PROMPT), jnp.int32), jnp.full((1,), PROMPT, jnp.int32)
     sampling = sampling_of([request], max_length=CAPACITY, max_stop_ids=1)
     shapes = programs.state_shapes(tokens, length, sampling)
-    compiled = programs.lower_chunk(shapes, Mode.GREEDY).compile(compiler_options=light())
-    found = collective_instructions(read(compiled.as_text() or ""))
+    found = collectives_of(programs.lower_chunk(shapes, Mode.GREEDY))
     return {
         stage: counted(each for each in found if f"/{stage}/" in each.op_name) for stage in STAGES
-    } | {"elsewhere": counted(e for e in found if not any(f"/{s}/" in e.op_name for s in STAGES))}
+    }
 
 
 def expected(plan: Parallelism, loaded: LoadedDrafter) -> Counter[str]:
@@ -115,75 +100,50 @@ def expected(plan: Parallelism, loaded: LoadedDrafter) -> Counter[str]:
     groups, layers = drafter.decoder.groups, drafter.decoder.model.config.n_layers
     several = sum(len(group) > 1 for group in groups)
     return {
-        Parallelism.A: Counter({"all-gather": several}),
-        Parallelism.A_PLUS: Counter({"all-gather": several, "all-reduce": layers}),
-        Parallelism.B: Counter({"all-reduce": len(groups) + layers}),
-        Parallelism.B_MINUS: Counter({"all-reduce": len(groups)}),
-        Parallelism.B_TENSOR: Counter({"all-reduce": len(groups) + layers}),
+        Parallelism.A: Counter(AG=several),
+        Parallelism.A_PLUS: Counter(AG=several, AR=layers),
+        Parallelism.B: Counter(AR=len(groups) + layers),
+        Parallelism.B_MINUS: Counter(AR=len(groups)),
+        Parallelism.B_TENSOR: Counter(AR=len(groups) + layers),
         Parallelism.C: Counter(),
     }[plan]
 
 
-def measure(arguments: argparse.Namespace, plan: Parallelism) -> dict[str, Any]:
-    """The record of a plan."""
-    sizes = MESHES.get(plan, ALONG_TENSOR)
-    mesh = make_mesh(layer=sizes[0], tensor=sizes[1])
-    target = jspec.load_target(arguments.target, mesh=mesh)
-    options = {"size": arguments.size, "depth": arguments.depth, "width": arguments.width}
-    path = arguments.drafter
-    loaded = jspec.load_drafter("easyspec", path, target=target, plan=plan.value, **options)
+def measure(plan: Parallelism, *, has_round: bool) -> dict[str, object]:
+    """A plan's row of the table."""
+    layer, tensor = MESHES.get(plan, (1, DEVICES))
+    target = jspec.load_target("demo/target", mesh=make_mesh(layer=layer, tensor=tensor))
+    path = "demo/draft-deep"
+    loaded = jspec.load_drafter("easyspec", path, target=target, plan=plan.value, **OPTIONS)
     with jax.set_mesh(target.mesh):
         exact, grouped = (of_pass(loaded, is_exact=is_exact) for is_exact in (True, False))
-    stages = {} if arguments.without_round else of_round(target, loaded)
-    return {
-        "mesh": mesh.shape,
-        "exact": exact,
-        "grouped": grouped,
-        "expected": expected(plan, loaded),
-        "round": stages,
-    }
+    found = {"exact pass": exact, "pass in groups": grouped, "expected": expected(plan, loaded)}
+    found |= of_round(target, loaded) if has_round else {}
+    return {"plan": plan.value, **{name: _text(counts) for name, counts in found.items()}}
 
 
-def shown(found: Counter[str]) -> str:
-    short = {"all-reduce": "AR", "all-gather": "AG"}
-    text = (f"{n} {short.get(kind, kind)}" for kind, n in sorted(found.items(), reverse=True))
-    return " + ".join(text) or "0"
+def _text(counts: Counter[str]) -> str:
+    return " + ".join(f"{n} {kind}" for kind, n in sorted(counts.items(), reverse=True)) or "0"
 
 
-def text_of(record: dict[str, Any]) -> str:
-    """A Markdown table: all-reduces (AR) and all-gathers (AG)."""
-    names = ["exact", "grouped", "expected"]
-    stages = list(next(iter(record["plans"].values()))["round"])
-    rows = [
-        (
-            plan,
-            *(shown(found[name]) for name in names),
-            *(shown(found["round"][stage]) for stage in stages),
-        )
-        for plan, found in record["plans"].items()
-    ]
-    return table(("plan", *names, *stages), rows)
+def make_parser() -> Parser:
+    """Which plans, and how much of them."""
+    parser = parser_of(__doc__)
+    add, plans = parser.add_argument, [plan.value for plan in Parallelism]
+    add("--plans", nargs="+", choices=plans, default=plans, metavar="PLAN")
+    add("--without-round", action="store_true", help="passes alone, which compile much faster")
+    return parser
 
 
-def main() -> int:
-    arguments = make_parser().parse_args()
-
-    def command() -> int:
-        jax.config.update("jax_num_cpu_devices", DEVICES)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        record: dict[str, Any] = {**provenance(), "devices": DEVICES, "plans": {}}
-        for plan in map(Parallelism, arguments.plans):
-            print(f"plan {plan.value}", file=sys.stderr)
-            record["plans"][plan.value] = measure(arguments, plan)
-            path = arguments.out / RECORD
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        text = text_of(record)
-        (arguments.out / TABLE).write_text(text + "\n", encoding="utf-8")
-        print(text)
-        return 0
-
-    return exit_code(command)
+def measure_all(arguments: argparse.Namespace) -> str:
+    """The table."""
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    rows = []
+    for plan in map(Parallelism, arguments.plans):
+        print(f"plan {plan.value}", file=sys.stderr)
+        rows.append(measure(plan, has_round=not arguments.without_round))
+    return table(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    make_tables(make_parser(), measure_all)

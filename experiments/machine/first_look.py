@@ -1,15 +1,11 @@
-"""What a machine does with the decoding loop: the table that defaults and claims stand on.
+"""What a machine does with the decoding loop: the tables that defaults and claims stand on.
 
-    python -m experiments.machine.first_look --out runs/look  on a GPU: a 7B-shaped bfloat16 target
-    python -m experiments.machine.first_look --out runs/look --tiny  anywhere: does it run?
+    python -m experiments.machine.first_look --out runs/look
+    python -m experiments.machine.first_look --out runs/look --profile tiny  anywhere: does it run?
 
-Random weights: no figure here says anything about acceptance. Every section interleaves its
-variants and reports medians of repeated calls. Sections can be run one at a time (`--sections
-plain,nodes`): a later run on the same device adds to the record in --out, and r(n) goes on where an
-earlier run was cut off.
-
-It writes `look.json`, `look.md` (the tables of docs/accelerator.md) and, with --hlo, the compiled
-text of the loops.
+Random weights: no figure here says anything about acceptance. Every section lets its variants take
+turns and reports medians. A section that was measured on the same device with the same profile is
+not measured again. Writes look.json and table.md, the tables of docs/accelerator.md.
 """
 
 from __future__ import annotations
@@ -18,79 +14,58 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from experiments.common.shapes import n_parameters, random_model
-from experiments.common.tables import markdown
-from experiments.machine.sections import PROFILES, SECTIONS, Look
-from jspec.console.commands import exit_code, leave
+from experiments.common.tables import make_tables, parser_of, table
+from experiments.machine import sections
+from experiments.machine.profiles import PROFILES, Profile
+from experiments.machine.sections import Rows
+from jspec.console.flags import Parser
 from jspec.provenance import device_record, provenance
 
-
-def parse_sections(text: str) -> list[str]:
-    """Names of sections, in the order in which they run."""
-    names = text.split(",")
-    unknown = sorted(set(names) - set(SECTIONS))
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}"
-        )
-    return [name for name in SECTIONS if name in names]
+SECTIONS: dict[str, tuple[str, Callable[[Profile], Rows]]] = {
+    "nodes": ("r(n): a pass of the target over n nodes over a pass over one", sections.nodes),
+    "falcon": ("A round of Falcon, in plain rounds", sections.falcon),
+    "easyspec": ("Passes of EasySpec in groups, over an exact one", sections.easyspec),
+    "diffuspec": ("Parts of a round of DiffuSpec, in plain rounds", sections.diffuspec),
+}
+"""The most important first."""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the record")
-    parser.add_argument(
-        "--sections",
-        type=parse_sections,
-        help=f"some of {','.join(SECTIONS)}; all that mean something here if not given",
-    )
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes: a check of the script")
-    parser.add_argument("--hlo", type=Path, help="folder for compiled text")
-    parser.add_argument(
-        "--compile-cache", type=Path, help="folder of JAX's compilation cache, for repeated runs"
-    )
-    arguments = parser.parse_args()
-    if arguments.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", str(arguments.compile_cache))
-
-    look = start(arguments.out, is_tiny=arguments.tiny, hlo=arguments.hlo)
-    wanted = arguments.sections or [
-        name for name in SECTIONS if name != "graphs" or jax.default_backend() == "gpu"
-    ]
-    if "plain" in wanted and "copy" not in wanted and "copy" not in look.record:
-        wanted = ["copy", *wanted]
-    for name in wanted:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        look.record[name] = SECTIONS[name](look)
-        look.save()
-    table = markdown(look.record)
-    (arguments.out / "look.md").write_text(table)
-    print(table)
-    return 0
+def make_parser() -> Parser:
+    """Which sections are wanted, and of which size."""
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="(default: all)")
+    add("--profile", choices=PROFILES, help="shapes and sizes; by default the backend's")
+    return parser
 
 
-def start(out: Path, *, is_tiny: bool, hlo: Path | None) -> Look:
-    """The target of this machine's profile, and the record of an earlier run if it is the same."""
-    kind = "tiny" if is_tiny else "gpu" if jax.default_backend() == "gpu" else "cpu"
-    profile = PROFILES[kind]
-    same = json.loads(
-        json.dumps({"profile": dataclasses.asdict(profile), "device": device_record()})
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "look.json"
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    if any(record.get(key) != value for key, value in same.items()):
-        record = {}
-    model, params = random_model(profile.target, profile.dtype)
-    record |= provenance() | same | {"parameters": n_parameters(params)}
-    return Look(profile, model, params, record, out, hlo)
+def look_at(arguments: argparse.Namespace) -> str:
+    """Measure the sections that are missing, and write what there is."""
+    name = arguments.profile or ("gpu" if jax.default_backend() == "gpu" else "cpu")
+    profile, device = PROFILES[name], device_record()
+    record: dict[str, Any] = {"profile": dataclasses.asdict(profile), "device": device}
+    record = json.loads(json.dumps(record))
+    path = arguments.out / "look.json"
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    if all(earlier.get(key) == value for key, value in record.items()):
+        record = earlier
+    for section in arguments.sections:
+        if section not in record:
+            print(f"{section} ...", file=sys.stderr, flush=True)
+            record[section] = SECTIONS[section][1](profile)
+            path.write_text(json.dumps(record | provenance(), indent=1) + "\n")
+    caption = f"{device['platform']} ({device['kind']}), profile {name}, {profile.dtype}"
+    found = {
+        title: record[section] for section, (title, _) in SECTIONS.items() if section in record
+    }
+    tables = [f"**{title}**\n\n{table(rows)}" for title, rows in found.items()]
+    return "\n\n".join([f"{caption}.", *tables])
 
 
 if __name__ == "__main__":
-    leave(exit_code(main))
+    make_tables(make_parser(), look_at)

@@ -1,301 +1,225 @@
-"""The sections of a first look, and for which kind of machine they measure what.
+"""Sections of a first look: r(n), and a round of each drafter over plain ones, at published shapes.
 
-In reading order: profiles, what a run holds (`Look`), and a function a section, from the running
-record to its part of it.
+Each returns the rows of its table. Random weights: no figure here says anything about acceptance.
+Variants take turns, each in a loop on the device. A floor is what a part would take if it took as
+long as reading its weights does; a pass that reads the whole text also has arithmetic to do, which
+grows with the text.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from experiments.common.shapes import n_parameters, random_model
-from experiments.machine.cache_writes import (
-    CacheShape,
-    commit_variants,
-    layout_variants,
-    write_variants,
-)
-from experiments.machine.fixed_context import Standing, program_of
-from experiments.machine.precision import logits_moved, product_errors
+from experiments.common.round_costs import round_costs
+from experiments.common.shapes import n_parameters, n_read, random_model, random_target
+from experiments.diffuspec.search_time import search_s
+from experiments.easyspec.passes import NoAttention
+from experiments.machine.profiles import Profile
+from jspec.bench.costs import forwards, room_needed, started
 from jspec.bench.timing import interleaved
-from jspec.models.model import Model
+from jspec.checkpoints.target import Target
+from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.diffuspec.drafter import DiffuSpec
+from jspec.drafters.diffuspec.length import AdaptiveLength
+from jspec.drafters.diffuspec.prefix import Prefix
+from jspec.drafters.easyspec.layer_groups import Groups, contiguous, singles
+from jspec.drafters.falcon.drafter import Falcon
+from jspec.drafters.falcon.trees import find
+from jspec.infer.engine import Engine
+from jspec.infer.request import Request
+from jspec.models import sar_head
+from jspec.models.blocks import causal_block
+from jspec.models.diffusion import DiffusionConfig, DiffusionModel
+from jspec.models.model import ForwardSteps, Model, empty_cache, merged
+from jspec.models.sar_head import SarConfig
+from jspec.provenance import device_record
 from jspec.state import Params
+from jspec.testing.models import random_head
+
+Rows = list[dict[str, object]]
+
+ROUNDS, CALLS = 16, 7
+"""Passes of a loop, and times that it is run."""
+
+SPECIAL_IDS = 400
+"""At the end of Dream's vocabulary: its mask, and ids that are none."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Profile:
-    """What is measured on a kind of machine.
+# --- the target ----------------------------------------------------------------------------------
 
-    Attributes:
-      target: shape of the target; small: of a model as small as a drafter.
-      contexts, rows, nodes: over which r(n) is measured.
-      chunks: rounds a dispatch.
-      copied_bytes: size of the array that gives the copy bandwidth.
-      calls: repeats of a variant; rounds: of the loop in one call.
+
+def nodes(profile: Profile) -> Rows:
+    """Passes of the target over n nodes over a pass over one, and that against the bandwidth.
+
+    A pass over one node reads the weights, and keys and values of every row.
     """
-
-    target: str
-    small: str
-    dtype: str
-    contexts: tuple[int, ...]
-    rows: tuple[int, ...]
-    nodes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    chunks: tuple[int, ...] = (1, 4, 8, 16, 32)
-    copied_bytes: int = 2**30
-    calls: int = 7
-    rounds: int = 32
-
-
-PROFILES = {
-    "gpu": Profile(
-        target="7b", small="wide-14m", dtype="bfloat16", contexts=(512, 4096), rows=(1, 4)
-    ),
-    "cpu": Profile(
-        target="wide-14m",
-        small="tiny",
-        dtype="float32",
-        contexts=(128, 512),
-        rows=(1, 4),
-        copied_bytes=2**28,
-        rounds=16,
-    ),
-    "tiny": Profile(
-        target="tiny",
-        small="tiny",
-        dtype="float32",
-        contexts=(32,),
-        rows=(1,),
-        nodes=(1, 4),
-        chunks=(1, 4),
-        copied_bytes=2**20,
-        calls=2,
-        rounds=4,
-    ),
-}
-
-
-@dataclasses.dataclass
-class Look:
-    """One run: the loaded target and what is known so far."""
-
-    profile: Profile
-    model: Model
-    params: Params
-    record: dict[str, Any]
-    out: Path
-    hlo: Path | None
-
-    def save(self) -> None:
-        """Write what is known so far."""
-        (self.out / "look.json").write_text(json.dumps(self.record, indent=1) + "\n")
-
-    @property
-    def is_static(self) -> bool:
-        """The loop form that the engine takes on this backend."""
-        return jax.default_backend() == "gpu"
-
-    def keep_text(self, name: str, compiled) -> dict[str, int]:
-        """Save a program's text where asked to; returns what it allocates."""
-        if self.hlo is not None:
-            self.hlo.mkdir(parents=True, exist_ok=True)
-            (self.hlo / f"{name}.txt").write_text(compiled.as_text())
-        memory = compiled.memory_analysis()
-        return {
-            "aliased_bytes": memory.alias_size_in_bytes,
-            "temporary_bytes": memory.temp_size_in_bytes,
-        }
-
-
-def copy_bandwidth(look: Look) -> dict:
-    """Bytes read and written a second by a large addition in place."""
-    profile = look.profile
-    size = profile.copied_bytes // 4
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)
-    held = [jnp.zeros((size,), jnp.float32)]
-
-    def call():
-        held[0] = add(held[0])
-        return held[0]
-
-    seconds = interleaved({"copy": call}, rounds=profile.calls, warm_up=3)["copy"]
-    return {"GB_per_s": 2 * 4 * size / seconds["median"] / 1e9, "seconds": seconds}
-
-
-def bytes_a_round(look: Look, rows: int, context: int) -> int:
-    """What a plain round has to read: weights without the embedding table, and live keys/values."""
-    config = look.model.config
-    size = jnp.dtype(look.profile.dtype).itemsize
-    embedding = 0 if config.has_tied_head else config.vocab_size * config.width
+    target, found = random_target(profile.target, profile.dtype), []
+    config, itemsize = target.model.config, jnp.dtype(target.dtype).itemsize
+    sheet = device_record()["data_sheet_GB_per_s"]
     per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim
-    return size * (n_parameters(look.params) - embedding + rows * context * per_token)
-
-
-def plain(look: Look) -> dict:
-    """Plain decoding against the bandwidth limit, one row."""
-    profile, found = look.profile, {}
-    bandwidth = look.record["copy"]["GB_per_s"]
-    sheet = look.record["device"]["data_sheet_GB_per_s"]
-    for context in profile.contexts:
-        standing = Standing(look.model, look.params, 1, context)
-        program = program_of(look.model, is_static=look.is_static)
-        call = standing.decode(program, rounds=profile.rounds)
-        seconds = interleaved({"plain": call}, rounds=profile.calls)["plain"]
-        a_round = seconds["median"] / profile.rounds
-        moved = bytes_a_round(look, 1, context)
-        rate = moved / a_round / 1e9
-        found[str(context)] = {
-            "ms_a_round": 1e3 * a_round,
-            "ms_range": [1e3 * seconds[end] / profile.rounds for end in ("min", "max")],
-            "GB_a_round": moved / 1e9,
-            "GB_per_s": rate,
-            "share_of_copy": rate / bandwidth,
-            "share_of_data_sheet": rate / sheet if sheet else None,
-            "first_call_s": seconds["first_s"],
-            **look.keep_text(f"plain_{context}", standing.compiled(program, rounds=profile.rounds)),
-        }
-    return found
-
-
-def nodes(look: Look) -> dict:
-    """r(n): a round of n nodes over a round of one, in the same loop."""
-    profile, found = look.profile, look.record.setdefault("nodes", {})
     for rows in profile.rows:
         for context in profile.contexts:
-            if f"{rows} x {context}" in found:
-                continue
-            standing = Standing(look.model, look.params, rows, context)
-            calls = {
-                n: standing.decode(
-                    program_of(look.model, n, is_static=look.is_static), rounds=profile.rounds
-                )
-                for n in profile.nodes
-            }
-            seconds = interleaved(calls, rounds=profile.calls)
-            found[f"{rows} x {context}"] = {
-                str(n): {
-                    "ms_a_round": 1e3 * times["median"] / profile.rounds,
-                    "r": times["median"] / seconds[1]["median"],
-                    "r_range": [times[end] / seconds[1]["median"] for end in ("min", "max")],
-                }
-                for n, times in seconds.items()
-            }
-            look.save()
+            capacity = context + ROUNDS + max(profile.nodes)
+            engine = Engine(target, batch_size=rows, max_length=capacity)
+            request = Request(tokens=(0,) * context, max_new_tokens=capacity - context)
+            start = started(engine, [request] * rows, capacity)
+            run = functools.partial(forwards, target.params, target.model, start, rounds=ROUNDS)
+            calls = {n: functools.partial(run, n_nodes=n) for n in profile.nodes}
+            timed = interleaved(calls, rounds=CALLS)
+            seconds = {n: each["median"] / ROUNDS for n, each in timed.items()}
+            read = itemsize * (n_read(target.params, config) + rows * context * per_token) / 1e9
+            row: dict[str, object] = {"rows x context": f"{rows} x {context}"}
+            row |= {"ms at n = 1": 1e3 * seconds[1], "GB/s": read / seconds[1]}
+            row["of data sheet"] = sheet and read / seconds[1] / sheet
+            found.append(row | {f"n = {n}": each / seconds[1] for n, each in seconds.items()})
     return found
 
 
-def loops(look: Look) -> dict:
-    """Loop forms and chunk sizes, for the target and for a model as small as a drafter."""
-    profile, found = look.profile, {}
-    small, small_params = random_model(profile.small, profile.dtype)
-    total = max(profile.chunks)
-    for name, model, params in (
-        ("target", look.model, look.params),
-        ("small model", small, small_params),
-    ):
-        standing = Standing(model, params, 1, profile.contexts[0])
-        calls: dict[tuple[str, int], Callable[[], object]] = {}
-        for form, is_static in (("while", False), ("static", True)):
-            for rounds in profile.chunks:
-                program = program_of(model, is_static=is_static)
-                for way, fetches in (("", False), (" + fetch", True)):
-                    calls[form + way, rounds] = standing.decode(
-                        program, rounds=rounds, calls=total // rounds, fetches=fetches
-                    )
-        seconds = interleaved(calls, rounds=profile.calls)
-        found[name] = {
-            f"{form} x {rounds}": {
-                "us_a_round": 1e6 * times["median"] / (total // rounds * rounds),
-                "us_range": [
-                    1e6 * times[end] / (total // rounds * rounds) for end in ("min", "max")
-                ],
-            }
-            for (form, rounds), times in seconds.items()
-        }
-    return found
+def costs_of(target: Target, drafters: dict[str, LoadedDrafter], context: int) -> dict[str, dict]:
+    """Costs of rounds after a text of this length."""
+    depth = max(size.max_depth for each in drafters.values() for size in each.drafter.sizes)
+    capacity = room_needed(context, depth)
+    request = Request(tokens=(0,) * context, max_new_tokens=capacity - context)
+    return round_costs(target, drafters, request, capacity)
 
 
-def cache(look: Look) -> dict:
-    """Ways to write rows, to keep a path, and to lay out layers; eight rows."""
-    profile, config = look.profile, look.model.config
-    shape = CacheShape(
-        rows=8,
-        heads=config.n_kv_heads,
-        slots=profile.contexts[-1] + 64,
-        width=config.head_dim,
-    )
-    repeats, layers = profile.rounds, min(config.n_layers, 8)
-    found = {}
-    for name, variants in (
-        ("write 8 rows", write_variants(shape, profile.dtype, repeats)),
-        ("keep a path", commit_variants(shape, profile.dtype, repeats)),
-        (f"{layers} layers", layout_variants(shape, profile.dtype, layers, repeats)),
-    ):
-        seconds = interleaved(variants, rounds=profile.calls)
-        found[name] = {
-            way: {
-                "us": 1e6 * times["median"] / (repeats + 1),
-                "us_range": [1e6 * times[end] / (repeats + 1) for end in ("min", "max")],
-            }
-            for way, times in seconds.items()
-        }
-    return found
+# --- Falcon --------------------------------------------------------------------------------------
 
 
-def exactness(look: Look) -> dict:
-    """Errors of products, and how far logits move with the number of rows."""
-    counts = tuple(n for n in look.profile.nodes if n > 1)
-    return {
-        "products": product_errors(),
-        "logits": logits_moved(
-            look.params, look.model, context=look.profile.contexts[0], nodes=counts
-        ),
-    }
+def falcon(profile: Profile) -> Rows:
+    """A round of Falcon; the rest of it has the head's first pass.
 
-
-def graphs(look: Look) -> dict:
-    """XLA's command buffers (CUDA graphs) in the static loop.
-
-    Whole loops as graphs are a flag of the process:
-    `XLA_FLAGS=--xla_gpu_enable_command_buffer=+WHILE`, with another --out.
+    The floor reads the target's weights once, and the head's and the target's head's in every pass.
     """
-    profile = look.profile
-    program = program_of(look.model, is_static=True)
-    standing = Standing(look.model, look.params, 1, profile.contexts[0])
-    settings = {
-        "default": {},
-        "graphs from 1 operation": {"xla_gpu_graph_min_graph_size": 1},
-        "no graphs": {"xla_gpu_enable_command_buffer": ""},
-    }
-    calls = {}
-    for name, options in settings.items():
-        compiled = standing.compiled(program, rounds=profile.rounds, options=options)
-
-        def call(compiled=compiled):
-            return standing.keep(compiled((standing.params, ()), standing.generation(program)))
-
-        calls[name] = call
-    return {
-        name: {
-            "us_a_round": 1e6 * times["median"] / profile.rounds,
-            "us_range": [1e6 * times[end] / profile.rounds for end in ("min", "max")],
+    target = random_target(profile.target, profile.dtype)
+    config = target.model.config
+    decoder = dataclasses.replace(config, n_layers=1, windows=())
+    head = sar_head.build(SarConfig(decoder=decoder, block_size=2))
+    made = random_head(head, dtype=profile.dtype)
+    drafter = Falcon(model=head, target=target.model, tree=find(profile.tree))
+    params = {"head": made, "target": target.params}
+    loaded = LoadedDrafter(name="falcon", drafter=drafter, params=params)
+    a_pass = n_parameters(made) + config.vocab_size * config.width
+    n_passes = len(drafter.plan.passes)
+    found = costs_of(target, {"falcon": loaded}, profile.contexts[0])["falcon"]
+    return [
+        {
+            "tree": profile.tree,
+            "passes": n_passes,
+            "text": profile.contexts[0],
+            "plain, ms": 1e3 * found.pop("plain_s"),
+            **found,
+            "rest": found["round"] - found["draft"] - found["verify"],
+            "floor of a round": 1 + n_passes * a_pass / n_read(target.params, config),
         }
-        for name, times in interleaved(calls, rounds=profile.calls).items()
+    ]
+
+
+# --- DiffuSpec -----------------------------------------------------------------------------------
+
+
+def diffuspec(profile: Profile) -> Rows:
+    """Drafts with the text's keys and values kept, and with all of it read; and the search alone.
+
+    A frozen draft reads what a round commits at most beside its masks.
+    """
+    target, rows = random_target(profile.verifier, profile.dtype), []
+    decoder, params = random_model(profile.diffusion, profile.dtype)
+    mask_id = max(decoder.config.vocab_size - SPECIAL_IDS, decoder.config.vocab_size // 2)
+    config = DiffusionConfig(mask_id=mask_id, is_shifted=True, n_ids=mask_id)
+    model = DiffusionModel(model=decoder, config=config)
+    floor = n_read(params, decoder.config) / n_read(target.params, target.model.config)
+    for k in profile.lengths:
+        frozen, recomputed = (
+            LoadedDrafter(
+                name="diffuspec",
+                drafter=DiffuSpec(
+                    model=model,
+                    lengths=(k,),
+                    controller=AdaptiveLength(shortest=k, longest=k),
+                    prefix=Prefix(windows=windows, is_enough=True, n_widths=1),
+                ),
+                params={"model": params},
+            )
+            for windows in ((k + 1,), ())
+        )
+        search_ms = 1e3 * search_s(frozen)
+        for context in profile.texts:
+            found = costs_of(target, {"frozen": frozen, "recomputed": recomputed}, context)
+            rows.append(
+                {
+                    "text": context,
+                    "masks": k,
+                    "plain, ms": 1e3 * found["frozen"]["plain_s"],
+                    "verify": found["frozen"]["verify"],
+                    **{f"{name} draft": each["draft"] for name, each in found.items()},
+                    "floor of a draft": floor,
+                    "search, ms": search_ms,
+                }
+            )
+    return rows
+
+
+# --- EasySpec ------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("model", "groups", "steps", "width", "context"))
+def _passes(
+    params: Params,
+    model: Model,
+    cache,
+    *,
+    groups: Groups,
+    steps: ForwardSteps,
+    width: int,
+    context: int,
+):
+    """Passes one after another, each over the tokens that the one before it found likeliest."""
+
+    def step(_, carry):
+        cache, tokens = carry
+        block = causal_block(jnp.full((1,), context, jnp.int32), width)
+        output, cache = steps.run(merged(model, params), model.config, cache, tokens, block, groups)
+        return cache, jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
+
+    return lax.fori_loop(0, ROUNDS, step, (cache, jnp.zeros((1, width), jnp.int32)))[1]
+
+
+def easyspec(profile: Profile) -> Rows:
+    """Passes in groups over an exact one, on one device (plan C).
+
+    A pass without attention tells what MLPs and head take, so that attention has the rest, a share
+    a. If the G groups of L layers took as long as G of these do, a pass in groups would take
+    1 - a (1 - G / L) of an exact one: the figure in brackets. It reads the same weights, so that
+    nothing can be gained where reading them is what takes the time.
+    """
+    model, params = random_model(profile.series, profile.dtype)
+    layers, plain, rows = model.config.n_layers, ForwardSteps(), []
+    kinds: dict[object, tuple[Groups, ForwardSteps]] = {
+        "exact": (singles(layers), plain),
+        "no attention": (singles(layers), NoAttention()),
+        **{n: (contiguous(layers, n), plain) for n in profile.sizes},
     }
-
-
-SECTIONS: dict[str, Callable[[Look], dict]] = {
-    "copy": copy_bandwidth,
-    "plain": plain,
-    "nodes": nodes,
-    "loops": loops,
-    "cache": cache,
-    "exactness": exactness,
-    "graphs": graphs,
-}
+    for context in profile.passes_after:
+        for width in profile.widths:
+            cache = empty_cache(model.config, 1, context + width, jnp.dtype(profile.dtype))
+            run = functools.partial(_passes, params, model, cache, width=width, context=context)
+            calls = {
+                kind: functools.partial(run, groups=groups, steps=steps)
+                for kind, (groups, steps) in kinds.items()
+            }
+            timed = interleaved(calls, rounds=CALLS)
+            seconds = {kind: each["median"] / ROUNDS for kind, each in timed.items()}
+            share = 1 - seconds["no attention"] / seconds["exact"]
+            row: dict[str, object] = {"text": context, "rows": width}
+            row |= {"exact pass, ms": 1e3 * seconds["exact"], "attention's share": share}
+            for n in profile.sizes:
+                hoped = 1 - share * (1 - len(kinds[n][0]) / layers)
+                row[f"N = {n}"] = f"{seconds[n] / seconds['exact']:.3f} ({hoped:.3f})"
+            rows.append(row)
+    return rows

@@ -139,4 +139,4 @@ def test_corpus_of_unknown_licence_is_refused(tmp_path, script):
     path = tmp_path / "found.jsonl"
     path.write_text(json.dumps({"text": "x"}) + "\n")
     with pytest.raises(UserError, match="licence are known for the corpus found"):
-        script("experiments.demo.sources").source_cells(path)
+        script("experiments.demo.card").source_cells(path)

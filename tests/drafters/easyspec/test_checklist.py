@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.drafters.easyspec.layer_groups import contiguous
 from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.drafters.growth import Grower
+from jspec.infer.engine import Engine
 from jspec.infer.request import Request
 from jspec.infer.round import propose
 from jspec.infer.state import DecodeState, Program
@@ -245,19 +245,16 @@ NEW_TOKENS, SLOTS = 96, 128
 
 def test_c6_without_calibration_less_is_accepted():
     """On the demo pair, all inner layers in one group."""
-    kept = importlib.import_module("experiments.easyspec.stored_texts").kept
     target = load_target("demo/target")
     tokenizer = load_tokenizer(local_directory("demo/target"))
     assert tokenizer is not None
     prompts = [tokenizer.encode(text)[:24] for text in OPENINGS]
-    texts = [greedy(target, list(prompt), NEW_TOKENS)[1] for prompt in prompts]
     requests = [Request(tokens=prompt, max_new_tokens=NEW_TOKENS) for prompt in prompts]
 
     def n_rounds(calibration: str) -> int:
         options = {"size": 6, "depth": 2, "width": 3, "calibration": calibration}
         loaded = load_drafter("easyspec", "demo/draft-deep", target=target, **options)
-        return int(
-            kept(loaded, target, requests, texts, capacity=SLOTS, batch_size=len(texts)).sum()
-        )
+        engine = Engine(target, loaded, batch_size=len(requests), max_length=SLOTS)
+        return sum(answer.stats.target_calls for answer in engine.decode(requests))
 
     assert n_rounds("round") < n_rounds("never")

@@ -28,7 +28,7 @@ LAYERS = 8
 
 @pytest.fixture(scope="module")
 def similarity():
-    return importlib.import_module("experiments.easyspec.similarity")
+    return importlib.import_module("experiments.easyspec.cosine")
 
 
 @pytest.fixture(scope="module")

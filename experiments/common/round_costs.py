@@ -1,0 +1,35 @@
+"""What a round of a drafter costs, and its parts, as `jspec.bench` times them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jspec.bench.costs import ROUNDS, Costs
+from jspec.bench.summary import PLAIN
+from jspec.checkpoints.target import Target
+from jspec.drafters.base import LoadedDrafter
+from jspec.infer.engine import Engine
+from jspec.infer.request import Request
+
+
+def round_costs(
+    target: Target, drafters: Mapping[str, LoadedDrafter], request: Request, capacity: int
+) -> dict[str, dict[str, float]]:
+    """Whole rounds, drafts and verification in plain rounds, and the seconds of one, by drafter.
+
+    Args:
+      request: the text that all begin from, at batch size 1.
+      capacity: room for it and for what is decoded; see `jspec.bench.costs.room_needed`.
+    """
+    engines = {PLAIN: Engine(target, max_length=capacity)}
+    engines |= {name: Engine(target, it, max_length=capacity) for name, it in drafters.items()}
+    t = request.temperature
+    found = Costs(engines, {t: [request]}, capacity, ROUNDS).measure()
+    costs, plain_s = {}, found["plain_round_s"]
+    for name in drafters:
+        one = found["contestants"][name]["temperature"][str(t)]
+        seconds = {"round": one["round_s"], "draft": one["draft_s"]}
+        seconds["verify"] = found["forwards"][str(one["n_nodes"])]
+        costs[name] = {part: s / plain_s for part, s in seconds.items()}
+        costs[name] |= {"plain_s": plain_s, "nodes": one["n_nodes"]}
+    return costs
