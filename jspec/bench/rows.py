@@ -1,14 +1,13 @@
-"""From records to a `Summary`: what was run gathered, rows made, places to avoid found.
+"""From records to a `Summary`: runs sorted, rows made, places to avoid found.
 
-In reading order: `Gathered`, the parts of a row, where speculation turns, `summarise`.
+In reading order: `summarise`, the runs that count, a row and its parts, what follows from the rows.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import itertools
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from jspec.bench.summary import (
@@ -20,8 +19,6 @@ from jspec.bench.summary import (
     Forwards,
     Metrics,
     Record,
-    Same,
-    Split,
     Summary,
     SummaryRow,
     TurningPoint,
@@ -29,7 +26,6 @@ from jspec.bench.summary import (
 from jspec.bench.terms import (
     conditional,
     crossing,
-    error_of,
     fit_line,
     forwards_of,
     interval,
@@ -43,79 +39,133 @@ from jspec.infer.results import throughput
 Runs = dict[tuple[int, str], Record]
 """Runs of one contestant in one place, by repeat and category."""
 
+Places = dict[tuple[float, int], dict[str, Runs]]
+"""Runs by temperature and batch size, then by contestant."""
 
 ENOUGH = 3
 """Repeats from which on one category's interval says something."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """Records sorted by what they are about.
-
-    Attributes:
-      runs: of complete repeats, by temperature, batch size and contestant; of whatever is there
-        where none is complete.
-      is_complete: whether they are.
-      costs: by batch size and context.
-      splits: by contestant, temperature and batch size.
-    """
-
-    settings: Record
-    runs: dict[tuple[float, int], dict[str, Runs]]
-    is_complete: bool
-    costs: dict[tuple[int, int], list[Record]]
-    splits: dict[tuple[str, float, int], Record]
-
-
-def gather(records: Iterable[Record]) -> Gathered:
-    """Sorts records; a repeat counts where all its categories are there, if one has them all."""
-    settings: Record = {}
-    runs = collections.defaultdict(lambda: collections.defaultdict(dict))
-    costs, splits = collections.defaultdict(list), {}
+def summarise(records: Iterable[Record]) -> Summary:
+    """Everything that a run's records say, incomplete repeats left out where any is complete."""
+    kinds: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        kind = record["kind"]
-        if kind == "settings":
-            settings = record
-        elif kind == "run":
-            place = runs[record["temperature"], record["batch_size"]]
-            place[record["contestant"]][record["repeat"], record["category"]] = record
-        elif kind == "cost":
-            costs[record["batch_size"], record["context"]].append(record)
-        elif kind == "split":
-            splits[record["contestant"], record["temperature"], record["batch_size"]] = record
-    categories = set(settings.get("categories", ()))
-    complete = {}
-    for where, contestants in sorted(runs.items()):
-        kept = {name: _complete(found, categories) for name, found in contestants.items()}
-        kept = {name: found for name, found in kept.items() if found}
-        if PLAIN in kept:
-            complete[where] = kept
-    some = {where: dict(each) for where, each in sorted(runs.items()) if {PLAIN} < set(each)}
-    return Gathered(
+        kinds[record["kind"]].append(record)
+    settings = kinds["settings"][-1] if kinds["settings"] else {}
+    places, is_complete = runs_that_count(kinds["run"], set(settings.get("categories", ())))
+    costs: dict[tuple[int, int], list[Record]] = defaultdict(list)
+    for record in kinds["cost"]:
+        costs[record["batch_size"], record["context"]].append(record)
+    rows = tuple(
+        row_of(place, where, name, costs, kinds["split"])
+        for where, place in places.items()
+        for name in sorted(place, key=lambda name: (name != PLAIN, name.startswith(PEERS)))
+    )
+    loads = [run["load"] for run in kinds["run"] if run.get("load") is not None]
+    repeats = [len({repeat for repeat, _ in place[PLAIN]}) for place in places.values()]
+    own = [run["same"] for run in kinds["run"] if not run["contestant"].startswith(PEERS)]
+    return Summary(
         settings=settings,
-        runs=complete or some,
-        is_complete=bool(complete) or not some,
-        costs=dict(costs),
-        splits=splits,
+        provenance=settings.get("provenance", {}),
+        rows=rows,
+        forwards=tuple(_forwards(where, some) for where, some in sorted(costs.items())),
+        turns=_turns(rows) if is_complete else (),
+        advice=_advice(rows) if is_complete else (),
+        unexcused=sum(same["unexcused"] for same in own if same),
+        changed=_changed(places),
+        skipped=tuple(dict.fromkeys(record["reason"] for record in kinds[SKIPPED])),
+        load=(min(loads, default=0.0), max(loads, default=0.0)),
+        n_repeats=min(repeats, default=0) if is_complete else 0,
     )
 
 
-def _complete(runs: Runs, categories: set[str]) -> Runs:
-    seen = collections.defaultdict(set)
+def runs_that_count(records: Iterable[Record], categories: set[str]) -> tuple[Places, bool]:
+    """Runs of complete repeats, which have all categories; of what there is where none is.
+
+    Returns:
+      The runs, and whether they are of complete repeats.
+    """
+    places: Places = defaultdict(lambda: defaultdict(dict))
+    for run in records:
+        place = places[run["temperature"], run["batch_size"]]
+        place[run["contestant"]][run["repeat"], run["category"]] = run
+    whole: Places = {}
+    for where, contestants in sorted(places.items()):
+        kept = {name: _whole_repeats(runs, categories) for name, runs in contestants.items()}
+        if kept.get(PLAIN):
+            whole[where] = {name: runs for name, runs in kept.items() if runs}
+    some = {where: dict(each) for where, each in sorted(places.items()) if {PLAIN} < set(each)}
+    return whole or some, bool(whole) or not some
+
+
+def _whole_repeats(runs: Runs, categories: set[str]) -> Runs:
+    seen = defaultdict(set)
     for repeat, category in runs:
         seen[repeat].add(category)
     return {key: run for key, run in sorted(runs.items()) if seen[key[0]] >= categories}
 
 
-# --- the parts of a row --------------------------------------------------------------------------
+# --- a row ---------------------------------------------------------------------------------------
 
 
-def _ratios(plain: Runs, runs: Runs, key: str, category: str | None = None) -> list[float]:
-    """Plain decoding's time over another's, by repeat and category."""
+def row_of(
+    place: Mapping[str, Runs],
+    where: tuple[float, int],
+    contestant: str,
+    costs: Mapping[tuple[int, int], Sequence[Record]],
+    splits: Sequence[Record],
+) -> SummaryRow:
+    """Make one row.
+
+    Args:
+      place: runs by contestant, plain decoding's among them.
+      where: temperature and batch size.
+      costs: cost records by batch size and context.
+      splits: records of stages, of all contestants and places.
+    """
+    (temperature, batch_size), plain, runs = where, place[PLAIN], place[contestant]
+    found, is_plain, is_peer = [*runs.values()], contestant == PLAIN, contestant.startswith(PEERS)
+    has_terms = not is_plain and not is_peer
+    by_context = {
+        context: terms_of(some, contestant, temperature)
+        for (size, context), some in costs.items()
+        if size == batch_size and has_terms
+    }
+    terms = mean_terms(by_context, _mean([run.get("mean_context") for run in found], 0.0))
+    relative = _occupancy(found, batch_size) / _occupancy([*plain.values()], batch_size)
+    predicted = predicted_speedup(tau(found), terms, relative) if terms else None
+    whole, decoding = ([] if is_plain else _ratios(plain, runs, k) for k in ("seconds", "decode_s"))
+    decode_speedup = interval([ratio for _, ratio in decoding]) if decoding else None
+    categories = dict.fromkeys(category for _, category in runs)
+    ratios = {name: [ratio for category, ratio in whole if category == name] for name in categories}
+    acceptance = _acceptance(found)
+    return SummaryRow(
+        contestant=contestant,
+        temperature=temperature,
+        batch_size=batch_size,
+        is_peer=is_peer,
+        speedup=interval([ratio for _, ratio in whole]) if whole else None,
+        decode_speedup=decode_speedup,
+        by_category={name: interval(some) for name, some in ratios.items() if some},
+        tau=tau(found),
+        tau_by_category={c: tau(run for (_, k), run in runs.items() if k == c) for c in categories},
+        terms=terms,
+        terms_by_context=by_context,
+        predicted=predicted,
+        error=predicted / decode_speedup.median - 1 if predicted and decode_speedup else None,
+        acceptance=acceptance if has_terms else None,
+        same=_same(runs),
+        metrics=_metrics(found, acceptance),
+        split=_split(splits, contestant, where),
+    )
+
+
+def _ratios(plain: Runs, runs: Runs, key: str) -> list[tuple[str, float]]:
+    """Plain decoding's time over another's, with the category, in every repeat of it."""
     return [
-        plain[place][key] / run[key]
+        (place[1], plain[place][key] / run[key])
         for place, run in runs.items()
-        if place in plain and category in (None, place[1]) and run[key] and plain[place][key]
+        if place in plain and run[key] and plain[place][key]
     ]
 
 
@@ -134,176 +184,109 @@ def _acceptance(runs: Sequence[Record]) -> Acceptance | None:
     return Acceptance(unconditional=shares, conditional=conditional(shares)) if shares else None
 
 
-def _metrics(runs: Sequence[Record]) -> Metrics:
+def _metrics(runs: Sequence[Record], acceptance: Acceptance | None) -> Metrics:
     proposed = sum(run["draft_tokens_proposed"] or 0 for run in runs)
     kept = sum(run["draft_tokens_accepted"] or 0 for run in runs)
-    acceptance = _acceptance(runs)
     texts = sum(run["texts"] for run in runs)
-
-    def mean(name: str) -> float:
-        return sum(run[name] * run["texts"] for run in runs) / texts
-
+    speeds = [throughput(run["new_tokens"], run["seconds"]) for run in runs]
     return Metrics(
         mean_acceptance_length=tau(runs),
         draft_acceptance_rate=kept / proposed if proposed else None,
         per_position_acceptance_rate=acceptance.unconditional if acceptance else (),
-        output_token_throughput=statistics.median(
-            throughput(run["new_tokens"], run["seconds"]) for run in runs
-        ),
-        mean_ttft_ms=1e3 * mean("ttft_s"),
-        mean_tpot_ms=1e3 * mean("tpot_s"),
+        output_token_throughput=statistics.median(speeds),
+        mean_ttft_ms=1e3 * sum(run["ttft_s"] * run["texts"] for run in runs) / texts,
+        mean_tpot_ms=1e3 * sum(run["tpot_s"] * run["texts"] for run in runs) / texts,
     )
 
 
-def _same(runs: Runs) -> Same | None:
+def _same(runs: Runs) -> dict[str, int] | None:
     """Of the first repeat: the texts of the others are the same ones, or `changed` says so."""
     first = min(repeat for repeat, _ in runs)
     found = [run["same"] for (repeat, _), run in runs.items() if repeat == first]
-    if not found or not all(found):
+    if not all(found):
         return None
-    keys = [field.name for field in dataclasses.fields(Same)]
-    return Same(**{key: sum(same[key] for same in found) for key in keys})
+    return {key: sum(same[key] for same in found) for key in found[0]}
 
 
-def _mean_context(runs: Sequence[Record]) -> float:
-    known = [run["mean_context"] for run in runs if run.get("mean_context")]
-    return statistics.fmean(known) if known else 0.0
+def _mean(values: Iterable[float | None], otherwise: float) -> float:
+    known = [value for value in values if value]
+    return statistics.fmean(known) if known else otherwise
 
 
 def _occupancy(runs: Sequence[Record], batch_size: int) -> float:
-    shares = [
-        occupancy([text["target_calls"] for text in run["per_prompt"]], batch_size)
-        for run in runs
-        if run.get("per_prompt")
-    ]
-    return statistics.fmean(shares) if shares else 1.0
+    calls = [[text["target_calls"] for text in run.get("per_prompt", ())] for run in runs]
+    return _mean([occupancy(each, batch_size) for each in calls if each], 1.0)
 
 
-def _split(record: Record | None) -> Split | None:
-    if record is None or not record["rounds"]:
-        return None
-    stages = ("propose", "verify", "commit")
-    return Split(**{f"{s}_ms": 1e3 * record[f"{s}_s"] / record["rounds"] for s in stages})
-
-
-def row_of(gathered: Gathered, temperature: float, batch_size: int, contestant: str) -> SummaryRow:
-    """One row, from the runs of all complete repeats."""
-    place = gathered.runs[temperature, batch_size]
-    plain, runs = place[PLAIN], place[contestant]
-    found, is_plain = list(runs.values()), contestant == PLAIN
-    is_peer = contestant.startswith(PEERS)
-    by_context = {
-        context: terms_of(costs, contestant, temperature)
-        for (size, context), costs in gathered.costs.items()
-        if size == batch_size and not is_plain and not is_peer
-    }
-    terms = mean_terms(by_context, _mean_context(found))
-    relative = _occupancy(found, batch_size) / _occupancy(list(plain.values()), batch_size)
-    predicted = predicted_speedup(tau(found), terms, relative) if terms else None
-    decoding = None if is_plain else _interval(_ratios(plain, runs, "decode_s"))
-    categories = dict.fromkeys(category for _, category in runs)
-    ratios = {c: _ratios(plain, runs, "seconds", c) for c in categories}
-    return SummaryRow(
-        contestant=contestant,
-        temperature=temperature,
-        batch_size=batch_size,
-        is_peer=is_peer,
-        speedup=None if is_plain else _interval(_ratios(plain, runs, "seconds")),
-        decode_speedup=decoding,
-        by_category={} if is_plain else {c: interval(r) for c, r in ratios.items() if r},
-        tau=tau(found),
-        tau_by_category={
-            c: tau(run for (_, category), run in runs.items() if category == c) for c in categories
-        },
-        terms=terms,
-        terms_by_context=by_context,
-        predicted=predicted,
-        error=error_of(predicted, decoding.median) if predicted and decoding else None,
-        acceptance=None if is_plain or is_peer else _acceptance(found),
-        same=_same(runs),
-        metrics=_metrics(found),
-        split=_split(gathered.splits.get((contestant, temperature, batch_size))),
-    )
-
-
-def _interval(values: Sequence[float]):
-    return interval(values) if values else None
+def _split(
+    splits: Sequence[Record], contestant: str, where: tuple[float, int]
+) -> dict[str, float] | None:
+    for one in splits:
+        is_it = (one["contestant"], one["temperature"], one["batch_size"]) == (contestant, *where)
+        if is_it and one["rounds"]:
+            stages = ("propose", "verify", "commit")
+            return {f"{stage}_ms": 1e3 * one[f"{stage}_s"] / one["rounds"] for stage in stages}
+    return None
 
 
 # --- what follows from the rows ------------------------------------------------------------------
 
 
-def _forwards(costs: Mapping[tuple[int, int], Sequence[Record]]) -> tuple[Forwards, ...]:
-    found = []
-    for (batch_size, context), some in sorted(costs.items()):
-        seconds = forwards_of(some)
-        found.append(
-            Forwards(
-                batch_size=batch_size,
-                context=context,
-                seconds=seconds,
-                r={n: s / seconds[1] for n, s in seconds.items()},
-                line=fit_line(seconds),
-                plain_round_ms=1e3 * statistics.median(r["plain_round_s"] for r in some),
-            )
-        )
-    return tuple(found)
+def _forwards(where: tuple[int, int], costs: Sequence[Record]) -> Forwards:
+    seconds = forwards_of(costs)
+    r = {n: each / seconds[1] for n, each in seconds.items()}
+    return Forwards(
+        batch_size=where[0],
+        context=where[1],
+        seconds=seconds,
+        r=r,
+        line=fit_line(r),
+        plain_round_ms=1e3 * statistics.median(record["plain_round_s"] for record in costs),
+    )
+
+
+def _own(rows: Sequence[SummaryRow]):
+    """Rows of drafters, with their speedups."""
+    return [(row, row.speedup) for row in rows if row.speedup is not None and not row.is_peer]
 
 
 def _turns(rows: Sequence[SummaryRow]) -> tuple[TurningPoint, ...]:
+    places = defaultdict(lambda: defaultdict(list))
+    for row, speedup in _own(rows):
+        places[row.temperature][row.batch_size].append((row.contestant, speedup))
     found = []
-    for temperature in dict.fromkeys(row.temperature for row in rows):
-        best: dict[int, SummaryRow] = {}
-        for row in rows:
-            if row.temperature != temperature or row.is_peer or row.speedup is None:
-                continue
-            before = best.get(row.batch_size)
-            if before is None or _median(row) > _median(before):
-                best[row.batch_size] = row
-        speedups = {size: _median(row) for size, row in sorted(best.items())}
-        if not speedups:
-            continue
+    for temperature, by_size in places.items():
+        best = {n: max(by_size[n], key=lambda one: one[1].median) for n in sorted(by_size)}
+        speedups = {n: speedup.median for n, (_, speedup) in best.items()}
         at = crossing(speedups)
-        sizes = list(speedups)
-        pairs = zip(sizes, sizes[1:], strict=False)
+        pairs = itertools.pairwise(speedups)
         between = next((pair for pair in pairs if at and pair[0] <= at <= pair[1]), None)
+        those = [best[n][1] for n in between or best]
         found.append(
             TurningPoint(
                 temperature=temperature,
                 speedups=speedups,
-                best={size: best[size].contestant for size in speedups},
+                best={n: name for n, (name, _) in best.items()},
                 batch_size=at,
                 between=between,
-                is_resolved=all(_is_clear(best[size]) for size in between or sizes),
+                is_resolved=not any(one.low <= 1 <= one.high for one in those),
             )
         )
     return tuple(found)
-
-
-def _is_clear(row: SummaryRow) -> bool:
-    return row.speedup is not None and not row.speedup.low <= 1 <= row.speedup.high
-
-
-def _median(row: SummaryRow) -> float:
-    return row.speedup.median if row.speedup else 0.0
 
 
 def _advice(rows: Sequence[SummaryRow]) -> tuple[Advice, ...]:
     """Where a drafter loses as a whole, else the categories in which it does."""
     found = []
-    for row in rows:
-        if row.is_peer or row.speedup is None:
-            continue
-        enough = {c: s for c, s in row.by_category.items() if s.n >= ENOUGH}
-        places = {None: row.speedup} if row.speedup.high < 1 else enough
-        for category, speedup in places.items():
-            if speedup.high >= 1:
+    for row, speedup in _own(rows):
+        enough = {name: one for name, one in row.by_category.items() if one.n >= ENOUGH}
+        for category, one in ({None: speedup} if speedup.high < 1 else enough).items():
+            if one.high >= 1:
                 continue
-            where = f"batch {row.batch_size}, T = {row.temperature:g}"
             text = (
-                f"do not speculate with {row.contestant} "
-                f"{f'on {category} ' if category else ''}at {where}: "
-                f"{speedup.median:.2f} times the speed of plain decoding"
+                f"do not speculate with {row.contestant} {f'on {category} ' if category else ''}"
+                f"at batch {row.batch_size}, T = {row.temperature:g}: {one.median:.2f} times the "
+                "speed of plain decoding"
             )
             found.append(
                 Advice(
@@ -311,49 +294,19 @@ def _advice(rows: Sequence[SummaryRow]) -> tuple[Advice, ...]:
                     temperature=row.temperature,
                     batch_size=row.batch_size,
                     category=category,
-                    speedup=speedup.median,
+                    speedup=one.median,
                     text=text,
                 )
             )
     return tuple(found)
 
 
-def _changed(gathered: Gathered) -> tuple[str, ...]:
+def _changed(places: Places) -> tuple[str, ...]:
     """Contestants whose texts differ between repeats."""
     names = {}
-    for place in gathered.runs.values():
+    for where, place in places.items():
         for name, runs in place.items():
-            digests = collections.defaultdict(set)
-            for (_, category), run in runs.items():
-                digests[category].add(run["digest"])
-            if any(len(some) > 1 for some in digests.values()):
-                names[name] = None
+            digests = {(category, run["digest"]) for (_, category), run in runs.items()}
+            if max(Counter(category for category, _ in digests).values()) > 1:
+                names[name] = where
     return tuple(names)
-
-
-def summarise(records: Iterable[Record]) -> Summary:
-    """Everything that a run's records say, incomplete repeats left out where any is complete."""
-    records = list(records)
-    gathered = gather(records)
-    rows = tuple(
-        row_of(gathered, temperature, batch_size, name)
-        for (temperature, batch_size), place in gathered.runs.items()
-        for name in sorted(place, key=lambda name: (name != PLAIN, name.startswith(PEERS)))
-    )
-    runs = [record for record in records if record["kind"] == "run"]
-    loads = [record["load"] for record in runs if record.get("load") is not None]
-    repeats = [len({r for r, _ in place[PLAIN]}) for place in gathered.runs.values()]
-    own = (r["same"] for r in runs if r["same"] and not r["contestant"].startswith(PEERS))
-    return Summary(
-        settings=gathered.settings,
-        provenance=gathered.settings.get("provenance", {}),
-        rows=rows,
-        forwards=_forwards(gathered.costs),
-        turns=_turns(rows) if gathered.is_complete else (),
-        advice=_advice(rows) if gathered.is_complete else (),
-        unexcused=sum(same["unexcused"] for same in own),
-        changed=_changed(gathered),
-        skipped=tuple(dict.fromkeys(r["reason"] for r in records if r["kind"] == SKIPPED)),
-        load=(min(loads, default=0.0), max(loads, default=0.0)),
-        n_repeats=min(repeats, default=0) if gathered.is_complete else 0,
-    )

@@ -1,6 +1,6 @@
 """What a run's records say: one `SummaryRow` a contestant, temperature and batch size, and advice.
 
-`summarise` is a pure function of records; the terminal table and the report show what it gives.
+`rows.summarise` makes it; the terminal, the table and the report show it, and `--json` prints it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jspec.bench.terms import Interval, Line, Terms
+from jspec.bench.terms import Interval, Terms
 
 Record = Mapping[str, Any]
 
@@ -24,23 +24,6 @@ SKIPPED = "skipped"
 def counted(count: int, word: str) -> str:
     """A number and what it counts: "1 text", "2 near-ties"."""
     return f"{count} {word}{'' if count == 1 else 's'}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Same:
-    """Texts against plain decoding's.
-
-    Attributes:
-      texts: of one repeat, all categories.
-      identical: token for token.
-      near_ties: differences that two equal scores explain; they are excused.
-      unexcused: all others.
-    """
-
-    texts: int
-    identical: int
-    near_ties: int
-    unexcused: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,15 +61,6 @@ class Metrics:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Split:
-    """Milliseconds a round of its three stages, dispatched apart: more than they cost together."""
-
-    propose_ms: float
-    verify_ms: float
-    commit_ms: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SummaryRow:
     """One contestant at one temperature and batch size.
 
@@ -104,8 +78,11 @@ class SummaryRow:
       predicted: speedup of decoding that tau and the terms give; the host's time is not in it.
       error: predicted over measured (`decode_speedup`), less one.
       acceptance: None for plain and for peers.
-      same: None where texts cannot be compared (a peer that samples).
-      split: stages apart, where they were profiled.
+      same: of one repeat, how many `texts` there are, how many are plain decoding's token for token
+        (`identical`), how many differences two equal scores explain (`near_ties`), and how many
+        nothing does (`unexcused`). None where texts cannot be compared (a peer that samples).
+      split: milliseconds a round of its stages (`propose_ms`, `verify_ms`, `commit_ms`), dispatched
+        apart: more than they cost together. None where they were not profiled.
     """
 
     contestant: str
@@ -122,9 +99,9 @@ class SummaryRow:
     predicted: float | None
     error: float | None
     acceptance: Acceptance | None
-    same: Same | None
+    same: dict[str, int] | None
     metrics: Metrics
-    split: Split | None
+    split: dict[str, float] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +111,7 @@ class Forwards:
     Attributes:
       seconds: by number of nodes, medians.
       r: the same relative to one node.
-      line: the straight line nearest to `r`; None with fewer than two sizes.
+      line: `intercept` and `slope` of the line nearest to `r`; None with fewer than two sizes.
       plain_round_ms: a whole round of plain decoding.
     """
 
@@ -142,7 +119,7 @@ class Forwards:
     context: int
     seconds: dict[int, float]
     r: dict[int, float]
-    line: Line | None
+    line: dict[str, float] | None
     plain_round_ms: float
 
 
@@ -168,20 +145,19 @@ class TurningPoint:
     @property
     def text(self) -> str:
         """All of it in a line."""
-        sizes = list(self.speedups)
+        first, last = min(self.speedups), max(self.speedups)
         if self.batch_size is not None and self.between is not None:
-            low, high = self.between
             said = (
                 f"do not speculate from batch size {self.batch_size:.1f} on (interpolated): the "
-                f"best drafter gains at {low} and loses at {high}"
+                "best drafter gains at {} and loses at {}".format(*self.between)
             )
         elif max(self.speedups.values()) < 1:
-            tried = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+            tried = f"{first} to {last}" if first < last else f"{first}"
             said = f"do not speculate here: every drafter loses to plain decoding, batch {tried}"
-        elif len(sizes) > 1:
-            said = f"the best drafter gains at the batch sizes measured, up to {sizes[-1]}"
+        elif first < last:
+            said = f"the best drafter gains at the batch sizes measured, up to {last}"
         else:
-            said = f"the best drafter gains at batch {sizes[0]}"
+            said = f"the best drafter gains at batch {first}"
         doubt = "" if self.is_resolved else "; not resolved, intervals include 1"
         return f"at T = {self.temperature:g}, {said}{doubt}"
 
@@ -232,10 +208,3 @@ class Summary:
     skipped: tuple[str, ...]
     load: tuple[float, float]
     n_repeats: int
-
-    def row(self, contestant: str, temperature: float, batch_size: int) -> SummaryRow | None:
-        """The row of a contestant, if it took part there."""
-        wanted = contestant, temperature, batch_size
-        return next(
-            (r for r in self.rows if (r.contestant, r.temperature, r.batch_size) == wanted), None
-        )

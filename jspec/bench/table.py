@@ -1,20 +1,94 @@
-"""A summary as tables: for the terminal, for Markdown and for the page. All show the same cells."""
+"""A summary as tables: for the terminal, for Markdown and for the page. All show the same cells.
+
+`COLUMNS` has what each column shows and how it is written, `MEANINGS` what it means.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from jspec.bench.summary import PLAIN, Record, Same, Summary, SummaryRow, TurningPoint, counted
-from jspec.bench.terms import Interval
+from jspec.bench.summary import PLAIN, Summary, TurningPoint, counted
 
 Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Head and rows."""
 
 NOTHING = "-"
+
+
+def same_text(same: Mapping[str, int] | None) -> str:
+    """How many texts are plain decoding's, and what is to be said of the others."""
+    if same is None:
+        return "its own"
+    notes = [counted(same["near_ties"], "near-tie")] if same["near_ties"] else []
+    notes += [f"{same['unexcused']} UNEXPLAINED"] if same["unexcused"] else []
+    return ", ".join([f"{same['identical']}/{same['texts']}", *notes])
+
+
+def _recorded(value: float | str | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return NOTHING if value is None else str(value)
+
+
+def _shares(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def _percents(values: Sequence[float]) -> str:
+    return " ".join(f"{100 * value:.0f}" for value in values) or NOTHING
+
+
+COLUMNS: dict[str, tuple[str, str | Callable[[Any], str]]] = {
+    "batch": ("batch_size", "{}"),
+    "T": ("temperature", "{:g}"),
+    "contestant": ("contestant", "{}"),
+    "tau": ("tau", "{:.2f}"),
+    "n": ("terms.n_nodes", "{}"),
+    "r(n)": ("terms.r", "{:.2f}"),
+    "c_d": ("terms.c_d", "{:.2f}"),
+    "overhead": ("terms.overhead", "{:.2f}"),
+    "predicted": ("predicted", "{:.2f}"),
+    "decoding": ("decode_speedup.median", "{:.2f}"),
+    "error": ("error", "{:+.0%}"),
+    "whole call": ("speedup", "{0.median:.2f} [{0.low:.2f}, {0.high:.2f}]"),
+    "same text": ("same", same_text),
+    "rounds that kept depth 1, 2, ...": ("acceptance.unconditional", _shares),
+    "of those before": ("acceptance.conditional", _shares),
+    "kept / proposed": ("metrics.draft_acceptance_rate", "{:.0%}"),
+    "kept by depth": ("metrics.per_position_acceptance_rate", _percents),
+    "tokens/s": ("metrics.output_token_throughput", "{:.0f}"),
+    "first token, ms": ("metrics.mean_ttft_ms", "{:.1f}"),
+    "next token, ms": ("metrics.mean_tpot_ms", "{:.2f}"),
+    **{name: (name, _recorded) for name in ("category", "repeat", "texts", "seconds", "load")},
+    "prompt s": ("prefill_s", _recorded),
+    "decoding s": ("decode_s", _recorded),
+    "new tokens": ("new_tokens", _recorded),
+    "calls": ("target_calls", _recorded),
+    "tokens / call": ("tokens_per_call", _recorded),
+    "proposed": ("draft_tokens_proposed", _recorded),
+    "kept": ("draft_tokens_accepted", _recorded),
+}
+"""What each column shows of a `SummaryRow`, or of a run's record, and how it is written."""
+
+PLACE = ("batch", "T", "contestant")
+TERMS = (
+    *(*PLACE, "tau", "n", "r(n)", "c_d", "overhead", "predicted"),
+    *("decoding", "error", "whole call", "same text"),
+)
+METRICS = (
+    *(*PLACE, "kept / proposed", "kept by depth"),
+    *("tokens/s", "first token, ms", "next token, ms"),
+)
+ACCEPTANCE = (*PLACE, "rounds that kept depth 1, 2, ...", "of those before")
+RUNS = (
+    *(*PLACE, "category", "repeat", "texts", "seconds", "prompt s", "decoding s"),
+    *("new tokens", "calls", "tokens / call", "proposed", "kept", "load"),
+)
+"""Columns of the tables."""
 
 MEANINGS = {
     "batch": ("", "texts decoded together"),
@@ -46,91 +120,38 @@ MEANINGS = {
 PRELIMINARY = "No repeat is complete: these are numbers of the categories measured so far."
 
 
+def cells(columns: Sequence[str], rows: Iterable[Any]) -> Cells:
+    """Make a table of these columns."""
+    return tuple(columns), [tuple(_cell(row, *COLUMNS[name]) for name in columns) for row in rows]
+
+
+def _cell(row: Any, path: str, form: str | Callable[[Any], str]) -> str:
+    value = row
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    if not isinstance(form, str):
+        return form(value)
+    return NOTHING if value is None else form.format(value)
+
+
 def drafters_table(summary: Summary) -> Cells:
     """Every contestant with the terms that explain its speed."""
-    head = (
-        *("batch", "T", "contestant", "tau", "n", "r(n)", "c_d", "overhead", "predicted"),
-        *("decoding", "error", "whole call", "same text"),
-    )
-    return head, [_cells(row) for row in summary.rows if row.contestant != PLAIN]
+    return cells(TERMS, [row for row in summary.rows if row.contestant != PLAIN])
 
 
 def categories_table(summary: Summary) -> Cells:
     """Speedups of whole calls by category."""
-    names = list(summary.settings.get("categories", ()))
-    rows = [
-        (
-            *_place(row),
-            *(_number(row.by_category[n].median if n in row.by_category else None) for n in names),
-        )
-        for row in summary.rows
-        if row.contestant != PLAIN
-    ]
-    return ("batch", "T", "contestant", *names), rows
-
-
-def acceptance_table(summary: Summary) -> Cells:
-    """How deep drafts are kept."""
-    head = ("batch", "T", "contestant", "rounds that kept depth 1, 2, ...", "of those before")
-    rows = [
-        (
-            *_place(row),
-            " ".join(f"{x:.2f}" for x in row.acceptance.unconditional),
-            " ".join(f"{x:.2f}" for x in row.acceptance.conditional),
-        )
-        for row in summary.rows
-        if row.acceptance is not None
-    ]
-    return head, rows
-
-
-def metrics_table(summary: Summary) -> Cells:
-    """What vLLM prints of a run, under its names."""
-    head = (
-        *("batch", "T", "contestant", "kept / proposed", "kept by depth"),
-        *("tokens/s", "first token, ms", "next token, ms"),
-    )
-    rows = []
-    for row in summary.rows:
-        found = row.metrics
-        rate = found.draft_acceptance_rate
-        depths = " ".join(f"{100 * share:.0f}" for share in found.per_position_acceptance_rate)
-        rows.append(
-            (
-                *_place(row),
-                NOTHING if rate is None else f"{rate:.0%}",
-                depths or NOTHING,
-                f"{found.output_token_throughput:.0f}",
-                f"{found.mean_ttft_ms:.1f}",
-                _number(found.mean_tpot_ms),
-            )
-        )
-    return head, rows
-
-
-def runs_table(records: Iterable[Record]) -> Cells:
-    """Every run as it was recorded."""
-
-    def cell(value: float | str | None) -> str:
-        if isinstance(value, float):
-            return f"{value:.4g}"
-        return NOTHING if value is None else str(value)
-
-    fields = {
-        **{"batch": "batch_size", "T": "temperature", "contestant": "contestant"},
-        **{"category": "category", "repeat": "repeat", "texts": "texts", "seconds": "seconds"},
-        **{"prompt s": "prefill_s", "decoding s": "decode_s", "new tokens": "new_tokens"},
-        **{"calls": "target_calls", "tokens / call": "tokens_per_call"},
-        **{"proposed": "draft_tokens_proposed", "kept": "draft_tokens_accepted", "load": "load"},
-    }
-    runs = [record for record in records if record["kind"] == "run"]
-    return tuple(fields), [tuple(cell(run.get(name)) for name in fields.values()) for run in runs]
+    head, rows = cells(PLACE, [row for row in summary.rows if row.contestant != PLAIN])
+    names = tuple(summary.settings.get("categories", ()))
+    known = [row.by_category for row in summary.rows if row.contestant != PLAIN]
+    more = [[f"{of[n].median:.2f}" if n in of else NOTHING for n in names] for of in known]
+    return (*head, *names), [(*row, *each) for row, each in zip(rows, more, strict=True)]
 
 
 def remarks(summary: Summary) -> list[str]:
     """Where speculation turns into a loss, where not to speculate, what is missing or wrong."""
     lines = [PRELIMINARY] if summary.rows and not summary.n_repeats else []
-    lines += [turn_line(turn) for turn in summary.turns]
+    lines += [_turn_line(turn) for turn in summary.turns]
     lines += [advice.text for advice in summary.advice]
     lines += summary.skipped
     lines += [f"TEXTS CHANGED between repeats: {name}" for name in summary.changed]
@@ -141,8 +162,7 @@ def remarks(summary: Summary) -> list[str]:
     return lines
 
 
-def turn_line(turn: TurningPoint) -> str:
-    """One temperature in a line."""
+def _turn_line(turn: TurningPoint) -> str:
     measured = ", ".join(
         f"{speedup:.2f} ({turn.best[size]}) at batch {size}"
         for size, speedup in turn.speedups.items()
@@ -155,20 +175,19 @@ def caption(summary: Summary) -> str:
     where, settings = summary.provenance, summary.settings
     versions = ", ".join(f"{name} {number}" for name, number in where.get("versions", {}).items())
     texts = sum(settings.get("categories", {}).values())
-    is_even = settings.get("ignore_eos", True)
-    low, high = summary.load
-    plain = [row for row in summary.rows if row.contestant == PLAIN]
+    ending = ", stop tokens ignored" if settings.get("ignore_eos", True) else " at most"
     speeds = ", ".join(
         f"{row.metrics.output_token_throughput:.0f} tokens/s (batch {row.batch_size}, "
         f"T = {row.temperature:g})"
-        for row in plain
+        for row in summary.rows
+        if row.contestant == PLAIN
     )
     return (
         f"{settings.get('target')} on {where.get('processor')}, {where.get('cores')} cores, "
-        f"{where.get('device')}, {where.get('dtype')}; load average {low:.1f} to {high:.1f}; "
-        f"commit {where.get('commit')}; {versions}. {counted(texts, 'prompt')}, "
-        f"{settings.get('max_new_tokens')} new tokens each"
-        f"{', stop tokens ignored' if is_even else ' at most'}, seed {where.get('seed')}. All "
+        f"{where.get('device')}, {where.get('dtype')}; "
+        "load average {:.1f} to {:.1f}; ".format(*summary.load)
+        + f"commit {where.get('commit')}; {versions}. {counted(texts, 'prompt')}, "
+        f"{settings.get('max_new_tokens')} new tokens each{ending}, seed {where.get('seed')}. All "
         f"contestants in turn in {counted(summary.n_repeats, 'complete repeat')}; medians over "
         "repeats and categories of ratios to plain decoding, 95 % bootstrap intervals in brackets. "
         "tau: tokens a target forward; predicted: tau / (r + c_d + overhead), for decoding, the "
@@ -180,11 +199,21 @@ def markdown(summary: Summary) -> str:
     """Caption, tables and remarks."""
     if not summary.rows:
         return "No repeat is complete yet.\n"
-    parts = [caption(summary), _markdown(drafters_table(summary))]
-    parts.append("\n".join(f"- {line}" for line in remarks(summary)))
-    parts.append("Whole calls by category:\n\n" + _markdown(categories_table(summary)))
-    parts.append("Acceptance by depth:\n\n" + _markdown(acceptance_table(summary)))
+    kept = cells(ACCEPTANCE, [row for row in summary.rows if row.acceptance is not None])
+    parts = (
+        caption(summary),
+        _markdown(drafters_table(summary)),
+        "\n".join(f"- {line}" for line in remarks(summary)),
+        "Whole calls by category:\n\n" + _markdown(categories_table(summary)),
+        "Acceptance by depth:\n\n" + _markdown(kept),
+    )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(cells: Cells) -> str:
+    head, rows = cells
+    lines = (head, ("---",) * len(head), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def show(summary: Summary, console: Console) -> None:
@@ -194,58 +223,11 @@ def show(summary: Summary, console: Console) -> None:
         return
     head, rows = drafters_table(summary)
     table = Table(box=None, pad_edge=False)
-    for i, column in enumerate(head):
-        table.add_column(column, no_wrap=True, justify="left" if i == 2 else "right")
+    for column in head:
+        justify = "left" if column == "contestant" else "right"
+        table.add_column(column, no_wrap=True, justify=justify)
     for row in rows:
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     console.print(table)
     for line in remarks(summary):
         console.print(line, markup=False, soft_wrap=True)
-
-
-def median_error(summary: Summary) -> float | None:
-    """Of the sizes of all errors of prediction; None where nothing was predicted."""
-    errors = [abs(row.error) for row in summary.rows if row.error is not None]
-    return statistics.median(errors) if errors else None
-
-
-def _cells(row: SummaryRow) -> tuple[str, ...]:
-    terms = row.terms
-    return (
-        *_place(row),
-        _number(row.tau),
-        str(terms.n_nodes) if terms else NOTHING,
-        *(_number(getattr(terms, name, None)) for name in ("r", "c_d", "overhead")),
-        _number(row.predicted),
-        _number(row.decode_speedup.median if row.decode_speedup else None),
-        f"{row.error:+.0%}" if row.error is not None else NOTHING,
-        _interval(row.speedup),
-        same_text(row.same),
-    )
-
-
-def _place(row: SummaryRow) -> tuple[str, str, str]:
-    return str(row.batch_size), f"{row.temperature:g}", row.contestant
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
-
-
-def _interval(value: Interval | None) -> str:
-    return f"{value.median:.2f} [{value.low:.2f}, {value.high:.2f}]" if value else NOTHING
-
-
-def same_text(same: Same | None) -> str:
-    """How many texts are plain decoding's, and what is to be said of the others."""
-    if same is None:
-        return "its own"
-    notes = [counted(same.near_ties, "near-tie")] if same.near_ties else []
-    notes += [f"{same.unexcused} UNEXPLAINED"] if same.unexcused else []
-    return ", ".join([f"{same.identical}/{same.texts}", *notes])
-
-
-def _markdown(cells: Cells) -> str:
-    head, rows = cells
-    lines = (head, ("---",) * len(head), *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -54,14 +55,6 @@ class Terms:
     @property
     def total(self) -> float:
         return self.r + self.c_d + self.overhead
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Line:
-    """`intercept + slope * n`, the forward over n nodes relative to that over one."""
-
-    intercept: float
-    slope: float
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
@@ -116,11 +109,6 @@ def predicted_speedup(tau: float, terms: Terms, occupancy: float = 1.0) -> float
     return tau * occupancy / terms.total
 
 
-def error_of(predicted: float, measured: float) -> float:
-    """Positive where more was predicted than was measured; 0.1 is ten per cent."""
-    return predicted / measured - 1
-
-
 def occupancy(calls: Sequence[int], batch_size: int) -> float:
     """Share of a batch's rounds in which a row decodes, where texts take so many rounds each.
 
@@ -133,13 +121,12 @@ def occupancy(calls: Sequence[int], batch_size: int) -> float:
     return sum(calls) / (batch_size * last) if last else 1.0
 
 
-def fit_line(seconds: Mapping[int, float]) -> Line | None:
-    """Least squares over forwards by their number of nodes; None with fewer than two."""
-    if len(seconds) < 2 or 1 not in seconds:
+def fit_line(r: Mapping[int, float]) -> dict[str, float] | None:
+    """Fit `intercept + slope * n` to r(n) by least squares; None with fewer than two sizes."""
+    if len(r) < 2:
         return None
-    n = sorted(seconds)
-    slope, intercept = np.polyfit(n, [seconds[x] / seconds[1] for x in n], 1)
-    return Line(intercept=float(intercept), slope=float(slope))
+    slope, intercept = np.polyfit([*r], [*r.values()], 1)
+    return {"intercept": float(intercept), "slope": float(slope)}
 
 
 def crossing(speedups: Mapping[int, float]) -> float | None:
@@ -151,7 +138,7 @@ def crossing(speedups: Mapping[int, float]) -> float | None:
       None where nothing measured falls through 1.
     """
     sizes = sorted(speedups)
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in itertools.pairwise(sizes):
         high, low = speedups[before], speedups[after]
         if high >= 1 > low:
             share = (high - 1) / (high - low)

@@ -197,7 +197,7 @@ CHARTS = (
         "Stages dispatched apart, which costs more than a whole round.",
         ("ms a round", ""),
         plot_stages,
-        lambda row: {s: getattr(row.split, f"{s}_ms") for s in STAGES if row.split},
+        lambda row: {s: row.split[f"{s}_ms"] for s in STAGES} if row.split else {},
     ),
     Chart(
         "Speedup by batch size",

@@ -15,10 +15,11 @@ from jspec.bench.rows import summarise
 from jspec.bench.summary import PLAIN, Summary, SummaryRow, counted
 from jspec.bench.table import (
     MEANINGS,
+    METRICS,
     PRELIMINARY,
+    RUNS,
+    cells,
     drafters_table,
-    metrics_table,
-    runs_table,
     same_text,
 )
 from jspec.console.page import render
@@ -54,8 +55,8 @@ def page(records: Sequence[Record]) -> str:
         summary=summary,
         tables={
             "terms": drafters_table(summary),
-            "metrics": metrics_table(summary),
-            "runs": runs_table(records),
+            "metrics": cells(METRICS, summary.rows),
+            "runs": cells(RUNS, [record for record in records if record["kind"] == "run"]),
         },
     )
 
