@@ -30,14 +30,13 @@ Decode = Callable[..., dict]
 """Prompt, number of new tokens and options to `tokens`, the new ones, and what else is known."""
 
 
-def jspec_peer(directory: str, *, max_length: int) -> Decode:
+def jspec_peer(flags: argparse.Namespace) -> Decode:
     """The engine as a user gets it, one row, plain decoding."""
     from jspec.checkpoints.target import load_target
     from jspec.infer.engine import Engine
     from jspec.infer.request import Request
 
-    target = load_target(directory)
-    engine = Engine(target, max_length=max_length)
+    engine = Engine(load_target(flags.directory), max_length=flags.max_length)
 
     def decode(prompt: list[int], new_tokens: int) -> dict:
         request = Request(tokens=tuple(prompt), max_new_tokens=new_tokens)
@@ -46,30 +45,24 @@ def jspec_peer(directory: str, *, max_length: int) -> Decode:
     return decode
 
 
-def transformers_peer(
-    directory: str,
-    *,
-    threads: int,
-    cache: str = "dynamic",
-    draft: str | None = None,
-    dtype: str = "float32",
-) -> Decode:
+def transformers_peer(flags: argparse.Namespace) -> Decode:
     """`generate`, past every stop token."""
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(flags.threads)
 
     def load(path: str) -> Any:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        dtype = getattr(torch, flags.dtype)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         model.generation_config.eos_token_id = None
         return model.eval()
 
-    model, small = load(directory), load(draft) if draft else None
-    plain_settings: dict[str, Any] = {"cache_implementation": cache}
-    if cache == "static":
+    model, small = load(flags.directory), load(flags.draft) if flags.draft else None
+    plain_settings: dict[str, Any] = {"cache_implementation": flags.cache}
+    if flags.cache == "static":
         plain_settings["disable_compile"] = True
     ends: list[float] = []
     model.register_forward_hook(lambda *_: ends.append(time.perf_counter()))
@@ -114,19 +107,16 @@ def speculative_settings(way: str, small: Any) -> dict[str, Any]:
     """Options of `generate` for a way to speculate.
 
     Args:
-      way: "assisted" with the library's defaults (drafts of up to 20, cut by confidence),
-        "assisted:N" for chains of N, "lookup:N" for N tokens of prompt lookup.
+      way: "assisted" with the library's defaults (drafts of up to 20, cut by confidence), or
+        "lookup:N" for N tokens of prompt lookup.
       small: the loaded draft model.
     """
     kind, _, length = way.partition(":")
     if kind == "lookup":
         return {"prompt_lookup_num_tokens": int(length)}
-    if kind != "assisted":
-        raise ValueError(f"way must be plain, assisted, assisted:N or lookup:N, not {way!r}")
-    config = small.generation_config
-    config.num_assistant_tokens = int(length) if length else None
-    config.num_assistant_tokens_schedule = "constant" if length else None
-    config.assistant_confidence_threshold = 0.0 if length else None
+    config = small.generation_config  # what the checkpoint says of drafts is left out
+    config.num_assistant_tokens = config.num_assistant_tokens_schedule = None
+    config.assistant_confidence_threshold = None
     return {"assistant_model": small}
 
 
@@ -167,28 +157,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=("jspec", "transformers"))
+    parser.add_argument("kind", choices=PACKAGES)
     parser.add_argument("directory", help="a Hugging Face checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--draft", help="a checkpoint for assisted generation")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic")
-    arguments = parser.parse_args()
+    flags = parser.parse_args()
 
-    cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
-    os.sched_setaffinity(0, cores)
-    if arguments.kind == "jspec":
-        decode = jspec_peer(arguments.directory, max_length=arguments.max_length)
-    else:
-        decode = transformers_peer(
-            arguments.directory,
-            threads=arguments.threads,
-            cache=arguments.cache,
-            draft=arguments.draft,
-            dtype=arguments.dtype,
-        )
-    print(json.dumps({"versions": installed(*PACKAGES[arguments.kind])}), flush=True)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
+    decode = jspec_peer(flags) if flags.kind == "jspec" else transformers_peer(flags)
+    print(json.dumps({"versions": installed(*PACKAGES[flags.kind])}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
         start = time.perf_counter()

@@ -8,13 +8,12 @@ which all starts of one file share.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
-from jspec.records import whole_records
+from jspec.records import RecordFile, whole_records
 
 Record = Mapping[str, Any]
 
@@ -38,14 +37,15 @@ class Results:
     """
 
     def __init__(self, path: Path, settings: Record, provenance: Record):
-        self._path = path
         self._provenance = _plain(provenance)
-        self.records = _whole_records(path)
-        given = _plain({**settings, "provenance": self._provenance})
+        self.records, size = _whole_blocks(path)
         if self.records:
+            given = _plain({**settings, "provenance": self._provenance})
             _refuse_others(path, self.records[0], given)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = RecordFile(path)
+        self._file.truncate(size)
+        if not self.records:
             self.add("settings", [settings])
 
     def has(self, block: str) -> bool:
@@ -58,10 +58,7 @@ class Results:
         more = {"block": block, "together": len(records), "provenance": self._provenance}
         new = [_plain({**record, **more}) for record in records]
         self.records += new
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in new))
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.append(*new)
 
 
 def _plain(record: Record) -> dict[str, Any]:
@@ -79,23 +76,16 @@ def _refuse_others(path: Path, known: Record, given: Record) -> None:
         )
 
 
-def _whole_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, which afterwards has no others: a cut block is taken out of it."""
-    if not path.is_file():
-        return []
+def _whole_blocks(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of whole blocks, and the bytes of the file up to their end."""
     whole: list[dict[str, Any]] = []
-    group: list[dict[str, Any]] = []
-    size = 0
+    block: list[dict[str, Any]] = []
+    size, is_ours = 0, not path.is_file() or path.read_bytes()[: len(BEGINS)] in (b"", BEGINS)
     for record, end in whole_records(path):
-        if not {"block", "together", "kind"} <= set(record):
-            raise UserError(f"{path} is not a file of jspec.bench; give another --out")
-        group.append(record)
-        if len(group) == record["together"]:
-            whole, group, size = whole + group, [], end
-    with path.open("rb") as file:
-        begins = file.read(len(BEGINS))
-    if begins and not whole and begins != BEGINS:
+        is_ours = is_ours and {"block", "together", "kind"} <= set(record)
+        block.append(record)
+        if is_ours and len(block) == record["together"]:
+            whole, block, size = whole + block, [], end
+    if not is_ours:
         raise UserError(f"{path} is not a file of jspec.bench; give another --out")
-    if size < path.stat().st_size:
-        os.truncate(path, size)
-    return whole
+    return whole, size
