@@ -1,8 +1,8 @@
 """`python -m jspec.plan`: fit a draft to what a target accepts and what a round costs.
 
-Reading order: `settings` and `cli`, what is asked; `run`, one plan from beginning to end;
-`candidates`, what could be drafted; `falcon` and `small_model`, a planner per kind of drafter;
-`costs`, `measure`, `trees` and `levels`, what they fit from.
+Reading order: `settings` and `cli`, what is asked; `run`, a plan from beginning to end; `planners`,
+one for each kind of drafter; `candidates`, what could be drafted; `acceptance` and `costs`, what the
+prediction of a speed is made from.
 """
 
 from typing import TYPE_CHECKING

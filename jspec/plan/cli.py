@@ -52,12 +52,6 @@ _FLAGS = {
 }
 """Fields that have a flag of their own, and what it takes."""
 
-_GONE = {
-    "hardware": "costs are measured here, or given with --costs FILE",
-    "plans": "the plan is the drafter's option `plan`; compare plans by planning once for each",
-}
-"""Flags of former releases, and what to do instead."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of planning."""
@@ -89,8 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=file_name, metavar="FILE", help=f"the plan's file (default: {files})")
     add_field_flags(parser, PlanSettings, _FLAGS)
     add("--json", action="store_true", help="everything as a JSON object on stdout")
-    for name in _GONE:
-        add(f"--{name}", help=argparse.SUPPRESS)
 
 
 def make_job(args: argparse.Namespace) -> PlanJob:
@@ -99,9 +91,6 @@ def make_job(args: argparse.Namespace) -> PlanJob:
     Raises:
       UserError: whatever can be refused before a model is looked at.
     """
-    for name, instead in _GONE.items():
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} is gone: {instead}")
     settings = settings_of(args, PlanSettings, tuple(_FLAGS))
     config = target_config_of(args, PlanSettings)
     label, drafter = _drafter(config, args.drafter, args.drafter_path)

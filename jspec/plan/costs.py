@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,8 +23,12 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from jspec.arguments import shown
+from jspec.bench.benchmark import Benchmark
 from jspec.bench.config import Count
-from jspec.bench.terms import Terms
+from jspec.bench.contestants import EngineContestant
+from jspec.bench.costs import WARM_UP, Costs, room_needed, rounds_of, texts_of_length
+from jspec.bench.summary import PLAIN
+from jspec.bench.terms import Terms, forwards_of, terms_of
 from jspec.config import read_yaml
 from jspec.errors import UserError
 
@@ -154,7 +158,12 @@ def read_costs(file: str) -> RoundCosts:
     return RoundCosts(r=r, prime=prime, further=further, overhead=overhead)
 
 
-def costs_of(r: Mapping[int, float], timed: Mapping[tuple[int, int, int], Terms]) -> RoundCosts:
+def costs_of(
+    r: Mapping[int, float],
+    timed: Mapping[tuple[int, int, int], Terms],
+    *,
+    has_one_overhead: bool = False,
+) -> RoundCosts:
     """Make a table from the terms of some drafts, by layers per group, nodes per level and passes.
 
     The kind of pass that was timed in the shortest draft tells the first pass from a further one,
@@ -163,6 +172,9 @@ def costs_of(r: Mapping[int, float], timed: Mapping[tuple[int, int, int], Terms]
     all drafts that have them. An example: a draft of 3 passes costs 0.4, one of 7 costs 1.0. Then a
     further pass costs 0.15 and the first one 0.1; another kind whose 7 passes cost 0.7 has 0.1 for
     each further one.
+
+    Args:
+      has_one_overhead: it is taken as the same for all; a mean says more than a few timings each.
     """
     n, width, few = min(timed, key=lambda key: key[2])
     first, longest = timed[n, width, few].c_d, max(key[2] for key in timed)
@@ -176,7 +188,74 @@ def costs_of(r: Mapping[int, float], timed: Mapping[tuple[int, int, int], Terms]
             cost = max(terms.c_d - prime, 0.0) / max(passes - 1, 1)
             further.setdefault(n, {})[width] = cost
     overhead = {passes: statistics.fmean(some) for passes, some in sorted(overheads.items())}
-    is_one = {key[:2] for key in timed} == {(1, 1)}
     return RoundCosts(
-        r=r, prime=prime, further=further[1][1] if is_one else further, overhead=overhead
+        r=r,
+        prime=prime,
+        further=further[1][1] if {key[:2] for key in timed} == {(1, 1)} else further,
+        overhead=statistics.fmean(overhead.values()) if has_one_overhead else overhead,
     )
+
+
+# --- measured here -------------------------------------------------------------------------------
+
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
+"""Nodes of the forwards that are timed, up to the budget, which is timed too."""
+
+
+def ladder(n_nodes: int) -> tuple[int, ...]:
+    """Sizes of forward for trees of up to `n_nodes` nodes and the root."""
+    return (*(n for n in LADDER if n < n_nodes + 1), n_nodes + 1)
+
+
+class RoundTimer:
+    """Times the parts of a round at the plan's batch size and context.
+
+    Args:
+      n_nodes: of the largest tree, the root not counted.
+      shares: weight of every temperature.
+
+    Raises:
+      UserError: the target was not made for texts of that length.
+    """
+
+    def __init__(self, benchmark: Benchmark, n_nodes: int, max_depth: int, shares: Sequence[float]):
+        settings, context = benchmark.settings, benchmark.settings.contexts[0]
+        needed = room_needed(context, max_depth) + n_nodes
+        room = benchmark.room_for(needed)
+        if room is None:
+            raise UserError(
+                f"--context {context}: while rounds are timed, texts grow to {needed} tokens, and "
+                f"the target was made for {benchmark.max_length}; lower it, or --nodes, --widths "
+                "or --depths"
+            )
+        self._benchmark, self._room, self._n_nodes = benchmark, room, n_nodes
+        plain = EngineContestant(PLAIN, benchmark.engine(PLAIN, settings.batch_sizes[0]))
+        self._plain, self._texts = plain.engine, texts_of_length(benchmark, plain, context)
+        self._shares = dict(zip(settings.temperatures, shares, strict=True))
+        few = min(WARM_UP, settings.max_new_tokens)
+        short = [
+            dataclasses.replace(request, tokens=request.tokens[:few], max_new_tokens=few)
+            for request in self._texts[settings.temperatures[0]]
+        ]
+        self._plain.warm_up(short)
+        self._rounds = rounds_of(plain.run(short))
+
+    def forwards(self) -> dict[int, float]:
+        """r(n) by n: forwards over a ladder of sizes, over one of a single node."""
+        seconds = forwards_of(self._records((), ladder(self._n_nodes)))
+        return {n: each / seconds[1] for n, each in seconds.items()}
+
+    def terms(self, label: str) -> Terms:
+        """What a round with the drafter of this label costs, weighed over temperatures."""
+        records = self._records([label])
+        each = [(share, terms_of(records, label, t)) for t, share in self._shares.items()]
+        names = ("r", "c_d", "overhead")
+        means = {k: sum(share * getattr(one, k) for share, one in each) for k in names}
+        return Terms(n_nodes=each[0][1].n_nodes, **means)
+
+    def _records(self, labels: Sequence[str], sizes: Sequence[int] = ()) -> list[dict[str, Any]]:
+        """A cost record for every repeat."""
+        batch_size = self._plain.batch_size
+        engines = {label: self._benchmark.engine(label, batch_size) for label in labels}
+        parts = Costs({PLAIN: self._plain, **engines}, self._texts, self._room, self._rounds, sizes)
+        return [parts.measure() for _ in range(self._benchmark.settings.repeats)]

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jspec.bench.benchmark import Benchmark
@@ -26,12 +25,14 @@ from jspec.errors import UserError
 from jspec.plan.acceptance import (
     PAPER,
     ROUND,
+    DraftRound,
     LevelAcceptance,
     LevelPoint,
     TreeAcceptance,
     count,
     estimate,
     read_acceptance,
+    rounds_of,
     tokens_by_depth,
     tokens_per_call,
 )
@@ -42,8 +43,7 @@ from jspec.plan.candidates import (
     level_candidates,
     tree_candidates,
 )
-from jspec.plan.costs import RoundCosts, costs_of
-from jspec.plan.measure import RoundTimer, kept_rounds
+from jspec.plan.costs import RoundCosts
 from jspec.plan.settings import PlanJob
 
 FEW_ROUNDS = 300
@@ -52,72 +52,63 @@ FEW_ROUNDS = 300
 SIZES, WIDTHS = (1, 2, 4, 8), (1, 4, 12)
 """What is measured of smaller models where nothing else is asked for; the rest lies between."""
 
+Shape = tuple[int, int, int]
+"""Layers per group, nodes per level and passes of a draft; of a head the first two are 1."""
+
 GROUPED = "easyspec"
 """The method that has groups of layers."""
 
 
-class Planner:
-    """What the planners have in common.
+def kept_rounds(
+    benchmark: Benchmark, label: str, log: Log, *, what: str = "", block_size: int = 1
+) -> dict[float, list[DraftRound]]:
+    """Decode all prompts at every temperature, and read the rounds out of the traces.
 
-    Attributes:
-      drafter: how the drafter is loaded.
-      needs_acceptance: whether none was given, so that it has to be measured.
-      writes_slow: whether the best draft is written even where plain decoding is faster.
+    Args:
+      what: is decoded, for progress.
+      block_size: a drafter that needs a text of so many tokens decodes plainly until then.
+
+    Raises:
+      UserError: no text went on for a round.
     """
-
-    writes_slow = False
-
-    def __init__(self, job: PlanJob):
-        self.settings, self.label, self.drafter = job.settings, job.label, job.drafter
-        self.needs_acceptance = True
-        self._mesh = job.config.mesh
-        self._benchmark: Benchmark
-
-    def begin(self, benchmark: Benchmark) -> tuple[int, int]:
-        """Take the models; returns nodes and depth of the largest tree that may be timed."""
-        raise NotImplementedError
-
-    def measure_acceptance(self, log: Log) -> None:
-        """Decode all prompts, and keep what the target kept."""
-        raise NotImplementedError
-
-    def measure_costs(self, timer: RoundTimer, log: Log) -> RoundCosts:
-        """Time forwards, and rounds with a few drafts from short to long."""
-        r, timed = timer.forwards(), {}
-        for key, what in self._load_in_turn(r):
-            log.note(f"timing {what}")
-            timed[key] = timer.terms(self.label)
-        return costs_of(r, timed)
-
-    def _load_in_turn(self, r: dict[int, float]) -> Iterator[tuple[tuple[int, int, int], str]]:
-        """Load each draft that is timed; yields N, width and passes, and its name."""
-        raise NotImplementedError
-
-    def candidates(self, costs: RoundCosts) -> list[Candidate]:
-        """All drafts, the smallest first."""
-        raise NotImplementedError
-
-    def options(self, candidate: Candidate) -> dict[str, Any]:
-        """What the drafter or a config takes."""
-        raise NotImplementedError
-
-    def record(self) -> dict[str, Any]:
-        """Acceptance, and where it is from, for the file."""
-        raise NotImplementedError
+    engine = benchmark.engine(label, benchmark.settings.batch_sizes[0], trace=True)
+    found = {}
+    for t in benchmark.settings.temperatures:
+        requests, rounds = benchmark.requests(benchmark.every_prompt, t), []
+        said = f"{what}T = {t:g}"
+        with log.status(f"{said}: compiling"):
+            engine.warm_up(requests)
+        with log.progress(len(requests), unit=f"texts, {said}") as progress:
+            for piece in engine.run(requests):
+                if piece.generation is not None:
+                    assert piece.generation.trace is not None
+                    n_plain = max(block_size - len(requests[piece.index].tokens), 0)
+                    rounds += rounds_of(piece.generation.trace, n_plain=n_plain)
+                    progress()
+        if not rounds:
+            raise UserError(
+                f"T = {t:g}: all texts ended with their first token, no round was seen; raise "
+                "--max-new-tokens, or give other --prompts"
+            )
+        log.note(
+            f"{said}: {counted(len(requests), 'text')}, {counted(len(rounds), 'round')}, "
+            f"{tokens_per_call(rounds):.2f} tokens a call"
+        )
+        found[t] = rounds
+    return found
 
 
-class FalconPlanner(Planner):
+class FalconPlanner:
     """Fits a head's tree.
 
     The best tree is written whether it pays or not: without a file the head would draft the
     released tree, slower still.
     """
 
-    writes_slow = True
+    needs_acceptance = writes_slow = True
 
     def __init__(self, job: PlanJob):
-        super().__init__(job)
-        probe = job.settings.probe
+        self.settings, self.label, probe = job.settings, job.label, job.settings.probe
         self._given = find(probe).without_gaps() if probe else None
         options = {**job.drafter.drafter_options, "tree": "chain-1"}  # needs no file
         self.drafter = job.drafter.model_copy(update={"drafter_options": options})
@@ -125,6 +116,7 @@ class FalconPlanner(Planner):
         self._n_rounds: dict[float, int] = {}
 
     def begin(self, benchmark: Benchmark) -> tuple[int, int]:
+        """Take the models; returns nodes and depth of the largest tree that may be timed."""
         self._benchmark, self._head = benchmark, benchmark.session.drafters[self.label]
         self._block_size: int = self._head.drafter.block_size  # pyright: ignore[reportAttributeAccessIssue]
         self._probe = self._given or default_probe(self._block_size)
@@ -154,14 +146,8 @@ class FalconPlanner(Planner):
                     "give more --prompts, or raise --max-new-tokens"
                 )
 
-    def measure_costs(self, timer: RoundTimer, log: Log) -> RoundCosts:
-        found = super().measure_costs(timer, log)
-        assert isinstance(found.overhead, Mapping)
-        # A mean over few timings says more than each of them.
-        return dataclasses.replace(found, overhead=statistics.fmean(found.overhead.values()))
-
-    def _load_in_turn(self, r: dict[int, float]) -> Iterator[tuple[tuple[int, int, int], str]]:
-        """Drafts of 1, 2, ... passes: of the trees that were best if drafting cost nothing."""
+    def load_in_turn(self, r: dict[int, float]) -> Iterator[tuple[Shape, str]]:
+        """Load drafts to be timed, of 1, 2, ... passes: the best trees if drafting were free."""
         free = self.candidates(RoundCosts(r=r, prime=0.0, further=0.0, overhead=0.0))
         for passes in range(1, self._n_passes + 1):
             best = choose([one for one in free if one.shape["passes"] == passes])
@@ -200,12 +186,15 @@ class FalconPlanner(Planner):
         return {"acceptance_from": "measured here", "probe": probe, "acceptance": acceptance}
 
 
-class SmallModelPlanner(Planner):
+class SmallModelPlanner:
     """Chooses N, width and depth. Where no draft pays it writes nothing."""
 
+    writes_slow = False
+
     def __init__(self, job: PlanJob):
-        super().__init__(job)
         settings, path = job.settings, job.drafter.drafter_path
+        self.settings, self.label, self.drafter = settings, job.label, job.drafter
+        self._mesh = job.config.mesh
         self._acceptance = read_acceptance(settings.acceptance) if settings.acceptance else None
         self.needs_acceptance = self._acceptance is None
         if path is None:
@@ -260,8 +249,8 @@ class SmallModelPlanner(Planner):
                 points.append(LevelPoint(n=n, width=width, depth=depth, tokens_per_call=tokens))
         self._acceptance = LevelAcceptance(tuple(points), f"measured here, {len(points)} points")
 
-    def _load_in_turn(self, r: dict[int, float]) -> Iterator[tuple[tuple[int, int, int], str]]:
-        """The deepest draft of every N and width, and a shallow one of the first of them."""
+    def load_in_turn(self, r: dict[int, float]) -> Iterator[tuple[Shape, str]]:
+        """Load drafts to be timed: the deepest of every N and width, a shallow one of the first."""
         shallow = min(self.settings.depths)
         shallow = shallow if shallow < self._deepest else 1
         shapes = {(*self._shapes[0], shallow), *((*shape, self._deepest) for shape in self._shapes)}
@@ -301,6 +290,9 @@ class SmallModelPlanner(Planner):
         assert self._acceptance is not None
         points = [dataclasses.asdict(point) for point in self._acceptance.points]
         return {"acceptance_from": self._acceptance.source, "acceptance": points}
+
+
+Planner = FalconPlanner | SmallModelPlanner
 
 
 def check_here(job: PlanJob) -> None:

@@ -14,8 +14,7 @@ from rich.table import Table
 from jspec.bench.benchmark import Benchmark, find_benchmark
 from jspec.console.log import Log
 from jspec.plan.candidates import Candidate, choose
-from jspec.plan.costs import RoundCosts, read_costs
-from jspec.plan.measure import RoundTimer
+from jspec.plan.costs import RoundCosts, RoundTimer, costs_of, read_costs
 from jspec.plan.planners import FalconPlanner, Planner, SmallModelPlanner
 from jspec.plan.settings import PlanJob
 from jspec.provenance import provenance
@@ -72,7 +71,11 @@ def _fitted_to(job: PlanJob, planner: Planner, log: Log) -> tuple[RoundCosts, Be
     if timer is not None:
         log.note(what := "timing target forwards and drafts")
         with log.reminders(what):
-            costs = planner.measure_costs(timer, log)
+            r, timed = timer.forwards(), {}
+            for shape, draft in planner.load_in_turn(r):
+                log.note(f"timing {draft}")
+                timed[shape] = timer.terms(job.label)
+            costs = costs_of(r, timed, has_one_overhead=job.method == "falcon")
     assert costs is not None
     return costs, benchmark
 

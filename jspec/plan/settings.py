@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from jspec.bench.config import BenchConfig, Temperatures, temperatures_field
+from jspec.bench.config import BenchConfig, Count, Temperatures, temperatures_field
 from jspec.config import DrafterConfig, Filters, InferConfig, count, field, seed_field
 from jspec.console.prompts import Conversation
 
 MOST_NODES = 1023
 
 Weight = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
 SMALL_MODEL = ("sizes", "widths", "depths", "acceptance")
 
@@ -104,14 +103,9 @@ class PlanSettings(Filters):
     def as_bench(self, *, ignore_eos: bool) -> BenchConfig:
         """The same settings for what `jspec.bench` measures."""
         return BenchConfig(
-            **self.filters,
-            temperatures=self.temperatures,
+            **self.model_dump(include=set(BenchConfig.model_fields)),
             batch_sizes=[self.batch_size],
             contexts=[self.context],
-            max_new_tokens=self.max_new_tokens,
-            limit=self.limit,
-            repeats=self.repeats,
-            seed=self.seed,
             ignore_eos=ignore_eos,
             has_peers=False,
             has_profile=False,
@@ -120,15 +114,7 @@ class PlanSettings(Filters):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanJob:
-    """One plan to be made.
-
-    Attributes:
-      name: of the config.
-      config: of the target; the drafter is the only one of its drafters.
-      label: the drafter's name there.
-      prompts: with their categories.
-      out: the file that is written.
-    """
+    """One plan to be made, for the drafter `label` of a config that has no other."""
 
     name: str
     settings: PlanSettings

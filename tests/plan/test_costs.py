@@ -8,8 +8,7 @@ import yaml
 from jspec.bench.terms import Terms
 from jspec.drafters.falcon.trees import find, parse
 from jspec.errors import UserError
-from jspec.plan.costs import RoundCosts, costs_of, read_costs
-from jspec.plan.measure import ladder
+from jspec.plan.costs import RoundCosts, costs_of, ladder, read_costs
 
 TABLE = {"r": {1: 1.0, 8: 1.02, 64: 1.1}, "prime": 0.03, "pass": 0.05, "overhead": 0.1}
 BY_SIZE = TABLE | {

@@ -17,7 +17,7 @@ from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import find, fingerprint
 from jspec.models import sar_head
 from jspec.models.sar_head import SarConfig
-from jspec.plan import acceptance
+from jspec.plan import planners
 from jspec.plan.cli import main
 from jspec.testing.models import random_head, tiny_target
 from jspec.train import files
@@ -68,13 +68,13 @@ def plan(config: Path, prompts: Path, *more: str) -> int:
 
 
 def test_a_tree_is_fitted_and_the_drafter_takes_it(config, prompts, tmp_path, capsys, monkeypatch):
-    n_plain, rounds_of = [], acceptance.rounds_of
+    n_plain, rounds_of = [], planners.rounds_of
 
     def spy(trace, **options):
         n_plain.append(options["n_plain"])
         return rounds_of(trace, **options)
 
-    monkeypatch.setattr(acceptance, "rounds_of", spy)
+    monkeypatch.setattr(planners, "rounds_of", spy)
     out, head = tmp_path / "new" / "tree.yaml", config.parent / "head"
     flags = ["--costs", costs(tmp_path, FREE), "--out", str(out), "--nodes", "20", "--json"]
     assert plan(config, prompts, *flags, "--weights", "3,1") == 0

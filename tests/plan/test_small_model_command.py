@@ -146,8 +146,6 @@ def test_it_says_when_no_draft_pays(config, given, tmp_path, capsys):
         (["--acceptance", ""], "acceptance: expected a file, or paper"),
         (["--sizes", "0"], "sizes: expected whole numbers from 1"),
         (["--depths", "6"], "no tree can be judged"),
-        (["--hardware", "h100"], "--hardware is gone: costs are measured here, or given with"),
-        (["--plans", "A,B"], "--plans is gone"),
         (["--drafter", "easyspec"], "give the smaller model that drafts with --drafter-path"),
         (["--drafter-path", "no/such/model"], "no/such/model"),
     ],
