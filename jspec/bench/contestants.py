@@ -9,7 +9,6 @@ from typing import Any
 
 from jspec.bench.peers import Peer
 from jspec.bench.summary import PEERS, PLAIN
-from jspec.infer.answers import Answerer, whole_answers
 from jspec.infer.command.compare import compare
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
@@ -39,15 +38,12 @@ class EngineContestant:
 
     def __init__(self, name: str, engine: Engine):
         self.name, self.engine = name, engine
-        self._answerer = Answerer(engine)
 
     def takes(self, temperature: float) -> bool:
         return True
 
     def run(self, requests: Sequence[Request]) -> Decoded:
-        answers = whole_answers(
-            self._answerer.answer(requests, in_pieces=False), count=len(requests)
-        )
+        answers = self.engine.decode(requests)
         each = [answer.stats for answer in answers]
         total = vars(total_stats(each))
         kept = ("tokens_per_call", "draft_tokens_proposed", "draft_tokens_accepted")
