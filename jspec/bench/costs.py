@@ -109,12 +109,10 @@ def room_needed(context: int, max_depth: int) -> int:
     return context + ROUNDS * (max_depth + 1)
 
 
-def started(
-    engine: Engine, requests: Sequence[Request], capacity: int, *, trace: bool = False
-) -> DecodeState:
+def started(engine: Engine, requests: Sequence[Request], capacity: int) -> DecodeState:
     """The state after the prompts of a batch, each text with room to the end of `capacity`."""
     # A greedy row picks the same token in every mode: one program reads the prompts for all.
-    program = dataclasses.replace(engine.program, mode=Mode.FULL, trace=trace)
+    program = dataclasses.replace(engine.program, mode=Mode.FULL)
     params = engine.target.params, engine.drafter.params
     longest = max(len(request.tokens) for request in requests)
     width = prompt_bucket(longest, capacity)

@@ -255,7 +255,7 @@ class Race:
         benchmark, category = self._benchmark, str(block.category)
         prompt, found = benchmark.prompts.by_category[category][0], []
         for label in benchmark.models.drafters:
-            engine = benchmark.engine(label, 1)
+            engine = benchmark.engine(label, 1, trace=True)
             for t in self._settings.temperatures:
                 (request,) = benchmark.requests([prompt], t)
                 try:

@@ -86,15 +86,18 @@ def split(engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
 def picture(engine: Engine, request: Request, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Every token of a text and where it came from, every round and what it drafted.
 
+    Args:
+      engine: of one row, which keeps a trace.
+
     Raises:
       PictureFailed: the text is not the one that the engine decodes.
     """
-    wanted = engine.decode([request])[0].tokens
-    program = dataclasses.replace(program_of(engine, [request]), trace=True)
-    params = engine.target.params, engine.drafter.params
+    (answer,) = engine.decode([request])
+    assert answer.trace is not None
+    program, params = program_of(engine, [request]), (engine.target.params, engine.drafter.params)
     n_prompt = len(request.tokens)
     with on_mesh(engine):
-        generation = started(engine, [request], engine.max_length, trace=True)
+        generation = started(engine, [request], engine.max_length)
         rounds, numbers = [], [0]
         while bool(generation.context.is_active[0]):
             done = drive(params, program, generation)
@@ -103,36 +106,17 @@ def picture(engine: Engine, request: Request, tokenizer: Tokenizer | None) -> di
             generation = done.after
             end = int(generation.context.length[0]) - n_prompt
             numbers += [len(rounds)] * (end - start)
-    tokens = tuple(int(t) for t in generation.context.tokens[0, n_prompt : n_prompt + len(numbers)])
-    if tokens != wanted:
+    tokens = generation.context.tokens[0, n_prompt : n_prompt + len(numbers)].tolist()
+    if tokens != [*answer.tokens]:
         raise PictureFailed("driven by hand, rounding decides a near-tie the other way")
+    each = zip(tokens, _texts(tokens, tokenizer), answer.trace, numbers, strict=True)
     return {
-        "tokens": _tokens(generation, tokens, n_prompt, numbers, tokenizer),
+        "tokens": [
+            {"id": token, "text": text, **dataclasses.asdict(came), "round": number}
+            for token, text, came, number in each
+        ],
         "rounds": rounds,
     }
-
-
-def _tokens(
-    generation: DecodeState,
-    tokens: Sequence[int],
-    n_prompt: int,
-    numbers: Sequence[int],
-    tokenizer: Tokenizer | None,
-) -> list[dict[str, Any]]:
-    log = jax.device_get(generation.trace)
-    assert log is not None
-    return [
-        {
-            "id": token,
-            "text": text,
-            "depth": int(log.depth[0, n_prompt + i]),
-            "rank": int(log.rank[0, n_prompt + i]),
-            "logprob": float(log.logprob[0, n_prompt + i]),
-            "gap": float(log.gap[0, n_prompt + i]),
-            "round": numbers[i],
-        }
-        for i, (token, text) in enumerate(zip(tokens, _texts(tokens, tokenizer), strict=True))
-    ]
 
 
 def _round(

@@ -138,6 +138,16 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     assert (cut / "results.jsonl").read_text() == before
 
 
+def test_texts_are_compared_under_the_walk_whatever_the_config_says(config, prompts, tmp_path):
+    """Under rejection a text rightly depends on the drafter, and nothing could be compared."""
+    values = yaml.safe_load(config.read_text()) | {"rule": "rejection"}
+    (tmp_path / "rejection.yaml").write_text(yaml.safe_dump(values))
+    few = ["--repeats", "1", "--contexts", "", "--temperatures", "1"]
+    assert bench(tmp_path / "rejection.yaml", prompts, tmp_path / "out", *few) == 0
+    same = [r["same"] for r in records_of(tmp_path / "out") if r.get("contestant") == "lookup"]
+    assert same and all(one["identical"] == one["texts"] for one in same)
+
+
 def test_what_is_compiled_is_told_with_how_much_is_left(
     config, prompts, tmp_path, capsys, monkeypatch
 ):
