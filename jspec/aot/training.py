@@ -18,7 +18,7 @@ from jspec.models.model import build
 from jspec.sharding import TRAINING
 from jspec.train.config import FalconConfig, ModelConfig
 from jspec.train.falcon import head_of, objective_of, trainable_of
-from jspec.train.objective import Distil, NextToken, Objective
+from jspec.train.objective import NextToken, Objective, made_from
 from jspec.train.setup import model_of, set_up
 from jspec.train.trainable import Trainable, language_model
 
@@ -75,7 +75,7 @@ def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
         model = build(found.config)
         origins = {config.init_from: found.origin}
     if config.teacher is None:
-        objective = NextToken(model, remat=config.remat)
+        objective = made_from(config, NextToken, model=model, teacher=None)
         return Recipe(objective=objective, trainable=language_model(model), origins=origins)
     teacher = abstract_target(
         find_checkpoint(config.teacher, downloads=False),
@@ -83,7 +83,7 @@ def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
         mesh=mesh,
         table=TRAINING,
     )
-    objective = Distil(model, teacher.model, share=config.teacher_share, remat=config.remat)
+    objective = made_from(config, NextToken, model=model, teacher=teacher.model)
     trainable = dataclasses.replace(language_model(model), frozen=teacher.params)
     return Recipe(objective=objective, trainable=trainable, origins=origins)
 

@@ -6,7 +6,16 @@ find and read files, and `layers` turns a file, `--set` and flags into one check
 
 from typing import TYPE_CHECKING
 
-from jspec.config.fields import MAX_SEED, MAX_TOKENS, Config, count, digest_field, field, seed_field
+from jspec.config.fields import (
+    MAX_SEED,
+    MAX_TOKENS,
+    Config,
+    count,
+    digest_field,
+    field,
+    required,
+    seed_field,
+)
 from jspec.config.folders import config_folders, config_names, find_config, runnable_names
 from jspec.config.layers import Layer, parse_mesh, parse_sets, parse_text, resolve
 from jspec.config.schema import (
@@ -45,6 +54,7 @@ __all__ = [
     "parse_sets",
     "parse_text",
     "read_yaml",
+    "required",
     "resolve",
     "runnable_names",
     "seed_field",

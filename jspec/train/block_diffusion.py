@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Int
 
-from jspec.models.model import Model, forward_text, head
+from jspec.models.model import forward_text, head
 from jspec.state import Params, state
-from jspec.train.masked_diffusion import by_slot, compare, slot_weights, teacher_logits
-from jspec.train.objective import Loss
+from jspec.train.masked_diffusion import MaskedPrediction, by_slot, slot_weights
+from jspec.train.objective import Loss, compare, teacher_logits
 
 
 def block_mask(
@@ -31,17 +31,15 @@ def block_mask(
     starts: Int[Array, "B R"],
     block_segments: Int[Array, "B R"],
     blocks: Int[Array, "B R"],
-    *,
-    text_block: int = 1,
 ) -> Bool[Array, "B M M"]:
-    """What the T rows of texts and, after them, the R rows of blocks see; M = T + R.
+    """Tell what the T rows of texts and, after them, the R rows of blocks see; M = T + R.
 
-    A row of a text sees its block of the text and those before it; a row of a block sees its text
-    before the block's start, and its block. With a text of 4, blocks of 2 in both:
+    A row of a text sees its text up to itself; a row of a block sees its text before the block's
+    start, and its block. With a text of 4, and blocks of 2 that start at 0 and at 2:
 
-        text    1 1 0 0 | 0 0 0 0
+        text    1 0 0 0 | 0 0 0 0
                 1 1 0 0 | 0 0 0 0
-                1 1 1 1 | 0 0 0 0
+                1 1 1 0 | 0 0 0 0
                 1 1 1 1 | 0 0 0 0
         blocks  0 0 0 0 | 1 1 0 0
                 0 0 0 0 | 1 1 0 0
@@ -54,27 +52,19 @@ def block_mask(
       starts: position at which a row's block begins.
       block_segments: the text that a row's block belongs to; -1 if to none.
       blocks: number of a row's block in its sequence.
-      text_block: tokens of a block of the text; 1 is causal.
     """
-    number = positions // text_block
     same = segments[:, :, None] == segments[:, None, :]
-    text = same & (number[:, None, :] <= number[:, :, None])
+    text = same & (positions[:, None, :] <= positions[:, :, None])
     is_own = block_segments[:, :, None] == segments[:, None, :]
     before = is_own & (positions[:, None, :] < starts[:, :, None])
     within = blocks[:, :, None] == blocks[:, None, :]
     nothing = jnp.zeros((*text.shape[:2], starts.shape[1]), bool)
-    return jnp.concatenate(
-        [
-            jnp.concatenate([text, nothing], axis=2),
-            jnp.concatenate([before, within], axis=2),
-        ],
-        axis=1,
-    )
+    return jnp.block([[text, nothing], [before, within]])
 
 
 @state
 class Blocks:
-    """Rows of blocks.
+    """Rows of blocks after the rows of their texts.
 
     Attributes:
       rows: the row of the text that each stands for; past the end where the text is over.
@@ -98,7 +88,7 @@ def lay(
     n_blocks: int,
     k_max: int,
 ) -> Blocks:
-    """Blocks by chance: `n_blocks` times one of 1 to k_max rows, and one of the rest of k_max.
+    """Lay blocks by chance: `n_blocks` times one of 1 to k_max rows, and one of the rest of k_max.
 
     Blocks begin evenly over the sequence, never with the first token of a text.
     """
@@ -127,41 +117,18 @@ def lay(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockDiffusion:
+class BlockDiffusion(MaskedPrediction):
     """Blocks of masks after a causal text, many in one pass.
 
-    The sum of weighted losses is divided by the sum of the weights.
+    The sum of weighted losses is divided by the sum of the weights. A shifted model's rows of the
+    text predict the first token of a block, and learn it everywhere. Blocks of the suffix pattern
+    are masked wholly; of the others each token is, with a probability of the block's own.
 
     Attributes:
-      model: what learns.
-      mask_id: the token that stands for a masked one.
-      is_shifted: row r predicts token r + 1, so that the text's own rows predict a block's first
-        token, and learn it everywhere; otherwise r itself.
-      teacher: a causal model over the same vocabulary (or its first ids), whose weights are
-        `frozen`. None learns from the text alone.
-      teacher_share: of the loss against the teacher.
-      suffix_share: of the blocks that are masked wholly; of the others each token is, with a
-        probability of the block's own.
-      k_max: tokens of a block, from 1 to k_max.
       n_blocks: twice so many blocks, of k_max tokens in two, stand beside a sequence.
-      slot_decay: gamma of `slot_weights`, tokens.
-      remat: compute layers again in the backward pass.
     """
 
-    model: Model
-    mask_id: int
-    is_shifted: bool = True
-    teacher: Model | None = None
-    teacher_share: float = 0.9
-    suffix_share: float = 0.5
-    k_max: int = 8
     n_blocks: int = 32
-    slot_decay: float = 4.0
-    remat: bool = False
-
-    def for_evaluation(self) -> BlockDiffusion:
-        """The pattern that drafting has, if it is learnt at all."""
-        return dataclasses.replace(self, suffix_share=1.0 if self.suffix_share else 0.0)
 
     def loss(
         self,
@@ -216,17 +183,9 @@ class BlockDiffusion:
         slots = blocks.slots + int(self.is_shifted)
         weights = jnp.where(is_learnt, slot_weights(slots, self.slot_decay), 0.0)
         weights *= _at(batch["weights"], labels)
-        found = compare(
-            logits,
-            _at(tokens, labels),
-            None if wanted is None else _at(wanted, labels - 1),
-            self.teacher_share,
-        )
-        return Loss(
-            total=jnp.sum(found.losses * weights),
-            weight=jnp.sum(weights),
-            sums=by_slot(found.is_right, jnp.where(is_whole, slots, 0), weights, self.k_max),
-        )
+        wanted = None if wanted is None else _at(wanted, labels - 1)
+        whole_slots = jnp.where(is_whole, slots, 0)
+        return self._weighted(logits, _at(tokens, labels), wanted, weights, whole_slots, self.k_max)
 
     def _of_text(self, logits, wanted, batch) -> Loss:
         """Every next token: all of them weigh as the first slots of so many blocks would.
@@ -234,19 +193,18 @@ class BlockDiffusion:
         Args:
           logits: of the rows of the texts, without the last.
         """
-        found = compare(
-            logits,
-            batch["tokens"][:, 1:],
-            None if wanted is None else wanted[:, :-1],
-            self.teacher_share,
-        )
+        labels = batch["tokens"][:, 1:]
+        wanted = None if wanted is None else wanted[:, :-1]
         share = 2 * self.n_blocks / batch["tokens"].shape[1]
         weights = batch["weights"][:, 1:] * jnp.asarray(share, jnp.float32)
-        slots = jnp.ones(weights.shape, jnp.int32)
+        return self._weighted(logits, labels, wanted, weights, jnp.ones_like(labels), 1)
+
+    def _weighted(self, logits, labels, wanted, weights, slots, k_max: int) -> Loss:
+        found = compare(logits, labels, wanted, self.teacher_share)
         return Loss(
             total=jnp.sum(found.losses * weights),
             weight=jnp.sum(weights),
-            sums=by_slot(found.is_right, slots, weights, 1),
+            sums=by_slot(found.is_right, slots, weights, k_max),
         )
 
     def _masks(self, key, blocks: Blocks) -> tuple[Bool[Array, "B R"], Bool[Array, "B R"]]:

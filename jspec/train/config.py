@@ -10,19 +10,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pydantic
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from jspec.config import Config, MeshConfig, count, digest_field, field, seed_field
+from jspec.config import Config, MeshConfig, count, digest_field, field, required, seed_field
 from jspec.law import TEMPERATURES, is_temperature
+from jspec.train.csgd import Glance
 
 
 def _path(help_: str, default: str | None = None) -> Any:
     return field(default, help_, "a path", is_text=True, min_length=1)
-
-
-def _needed(help_: str, expected: str, **limits: Any) -> Any:
-    extra = {"expected": f"{expected} (it must be given)", "is_text": False}
-    return Field(description=help_, json_schema_extra=extra, **limits)
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -44,9 +40,7 @@ class CorpusConfig(Config):
     subset: str | None = field(
         None, "the dataset's configuration, where it has several", "a name", is_text=True
     )
-    repeat: float = field(
-        1.0, "how often an epoch has it; 0.5 takes half", "a number above 0", gt=0
-    )
+    repeat: float = field(1.0, "how often an epoch has it; 0.5 takes half", gt=0)
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> CorpusConfig:
@@ -59,32 +53,23 @@ class DataConfig(Config):
     """Text, and how it becomes sequences."""
 
     folder: str = _path("folder of the corpora", "data")
-    corpora: list[CorpusConfig] = _needed(
+    corpora: list[CorpusConfig] = required(
         "files of text or datasets",
         "a list of file names, or mappings with a file or a dataset",
         min_length=1,
     )
     length: int = count(512, "tokens of a sequence", low=8)
-    held_out: float = field(
-        0.02, "share of rows kept out of training", "a number in [0, 0.5]", ge=0, le=0.5
-    )
-    loss_on: Literal["all", "assistant"] = field(
-        "all", "what is learnt of a conversation", "all or assistant", is_text=True
-    )
+    held_out: float = field(0.02, "share of rows kept out of training", ge=0, le=0.5)
+    loss_on: Literal["all", "assistant"] = field("all", "what is learnt of a conversation")
     chat_template: str | None = field(
         None, "Jinja, where the tokenizer has none", "a Jinja template", is_text=True
     )
     system: str | None = field(
         None,
         "begins conversations that have no system message, as system of an inference config does",
-        "a text",
-        is_text=True,
     )
     overlong: Literal["truncate", "pieces"] = field(
-        "pieces",
-        "texts longer than a sequence are truncated, or cut into pieces from position 0",
-        "truncate or pieces",
-        is_text=True,
+        "pieces", "texts longer than a sequence are truncated, or cut into pieces from position 0"
     )
 
     @field_validator("corpora", mode="before")
@@ -99,40 +84,27 @@ class TruncatedDataConfig(DataConfig):
     """Text of which every sequence begins where decoding begins."""
 
     overlong: Literal["truncate", "pieces"] = field(
-        "truncate",
-        "texts longer than a sequence are truncated, or cut into pieces from position 0",
-        "truncate or pieces",
-        is_text=True,
+        "truncate", "texts longer than a sequence are truncated, or cut into pieces from position 0"
     )
 
 
 class OptimizerConfig(Config):
     """How weights change."""
 
-    name: Literal["adamw", "muon"] = field(
-        "adamw", "muon orthogonalises updates of matrices", "adamw or muon", is_text=True
-    )
-    learning_rate: float = field(3e-4, "highest", "a number above 0", gt=0)
-    final_share: float = field(
-        0.1, "of the highest rate at the last step", "a number in [0, 1]", ge=0, le=1
-    )
+    name: Literal["adamw", "muon"] = field("adamw", "muon orthogonalises updates of matrices")
+    learning_rate: float = field(3e-4, "highest", gt=0)
+    final_share: float = field(0.1, "of the highest rate at the last step", ge=0, le=1)
     decay: Literal["cosine", "linear"] = field(
         "cosine",
         "cosine: from the warm-up to the end; linear: over the last decay_steps, constant before",
-        "cosine or linear",
-        is_text=True,
     )
     decay_steps: int | None = count(None, "of a linear decay; a fifth of all if not given")
     warmup_steps: int = count(100, "steps up to the highest rate", low=0)
-    weight_decay: float = field(0.1, "of matrices", "a number of at least 0", ge=0)
-    b1: float = field(0.9, "decay of the first moment", "a number in [0, 1)", ge=0, lt=1)
-    b2: float = field(0.95, "decay of the second moment", "a number in [0, 1)", ge=0, lt=1)
-    max_gradient_norm: float = field(
-        1.0, "gradients are scaled down to it; 0 is off", "a number of at least 0", ge=0
-    )
-    max_gradient_value: float = field(
-        0.0, "entries are clipped to it; 0 is off", "a number of at least 0", ge=0
-    )
+    weight_decay: float = field(0.1, "of matrices", ge=0)
+    b1: float = field(0.9, "decay of the first moment", ge=0, lt=1)
+    b2: float = field(0.95, "decay of the second moment", ge=0, lt=1)
+    max_gradient_norm: float = field(1.0, "gradients are scaled down to it; 0 is off", ge=0)
+    max_gradient_value: float = field(0.0, "entries are clipped to it; 0 is off", ge=0)
 
 
 class TrainMeshConfig(Config):
@@ -146,18 +118,16 @@ class LoopConfig(Config):
     """What every training has: how long, how much at once, how often what is done."""
 
     steps: int | None = count(None, "optimizer steps; epochs if not given")
-    epochs: float | None = field(
-        None, "passes over the data; steps if not given", "a number above 0", gt=0
-    )
+    epochs: float | None = field(None, "passes over the data; steps if not given", gt=0)
     batch_size: int = count(32, "sequences of a step")
     micro_batch_size: int | None = count(
         None, "sequences at once, whose gradients add up to a step's; the batch if not given"
     )
-    optimizer: OptimizerConfig = field(OptimizerConfig(), "how weights change", "a mapping")
+    optimizer: OptimizerConfig = field(OptimizerConfig(), "how weights change")
     compute_dtype: Literal["float32", "bfloat16"] = field(
-        "bfloat16", "of the passes; weights stay float32", "float32 or bfloat16", is_text=True
+        "bfloat16", "of the passes; weights stay float32"
     )
-    remat: bool = field(False, "compute layers again in the backward pass", "true or false")
+    remat: bool = field(False, "compute layers again in the backward pass")
     mesh: TrainMeshConfig = field(TrainMeshConfig(), "devices along each axis", "axes")
     seed: int = seed_field("of weights and of the order of sequences")
     log_every: int = count(10, "steps between lines of metrics")
@@ -171,9 +141,14 @@ class LoopConfig(Config):
     def _one_length(self) -> LoopConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("exactly one of steps and epochs")
-        if self.batch_size % (self.micro_batch_size or self.batch_size):
+        if self.batch_size % self.sequences_at_once:
             raise ValueError("batch_size a multiple of micro_batch_size")
         return self
+
+    @property
+    def sequences_at_once(self) -> int:
+        """Sequences of one pass."""
+        return self.micro_batch_size or self.batch_size
 
 
 # --- kinds ---------------------------------------------------------------------------------------
@@ -182,12 +157,12 @@ class LoopConfig(Config):
 class TokenizerConfig(Config):
     """Trains a byte-level BPE tokenizer."""
 
-    kind: Literal["tokenizer"] = field("tokenizer", "what is trained", "tokenizer", is_text=True)
-    out: str = _needed("directory that is written", "a path")
-    data: DataConfig = _needed("text", "a mapping")
+    kind: Literal["tokenizer"] = field("tokenizer", "what is trained")
+    out: str = required("directory that is written", "a path")
+    data: DataConfig = required("text", "a mapping")
     vocab_size: int = count(4096, "entries, special tokens included", low=257)
-    bos: str = field("<|start|>", "begins a text", "a text", is_text=True, min_length=1)
-    eos: str = field("<|end|>", "ends a text", "a text", is_text=True, min_length=1)
+    bos: str = field("<|start|>", "begins a text", min_length=1)
+    eos: str = field("<|end|>", "ends a text", min_length=1)
     special: list[str] = field([], "further tokens without text", "a list of texts")
     chat_template: str | None = field(None, "Jinja chat template", "a Jinja template", is_text=True)
     max_length: int = count(1024, "longest text the models serve, tokens")
@@ -196,8 +171,8 @@ class TokenizerConfig(Config):
 class LanguageModelConfig(LoopConfig):
     """What every language model has: its beginning, its text, and a teacher."""
 
-    out: str = _needed("directory of the run: checkpoints, metrics, the model", "a path")
-    tokenizer: str = _needed("directory of the tokenizer", "a path")
+    out: str = required("directory of the run: checkpoints, metrics, the model", "a path")
+    tokenizer: str = required("directory of the tokenizer", "a path")
     model: dict[str, Any] = field(
         {}, "sizes, as in DecoderConfig; not with init_from", "a mapping such as {width: 256}"
     )
@@ -205,62 +180,46 @@ class LanguageModelConfig(LoopConfig):
     teacher: str | None = _path("directory or hub id of a model whose predictions are learnt too")
     teacher_digest: str | None = digest_field("of the teacher's weights, which refuses any others")
     teacher_share: float = field(
-        0.8,
-        "of the loss against the teacher; the rest is of the text",
-        "a number in (0, 1]",
-        gt=0,
-        le=1,
+        0.8, "of the loss against the teacher; the rest is of the text", gt=0, le=1
     )
-    data: DataConfig = _needed("text", "a mapping")
+    data: DataConfig = required("text", "a mapping")
 
 
 class ModelConfig(LanguageModelConfig):
     """Trains a causal language model."""
 
-    kind: Literal["model"] = field("model", "what is trained", "model", is_text=True)
+    kind: Literal["model"] = field("model", "what is trained")
 
 
 class DiffusionTrainingConfig(LanguageModelConfig):
     """Trains a masked diffusion language model, such as one that drafts."""
 
-    kind: Literal["diffusion"] = field("diffusion", "what is trained", "diffusion", is_text=True)
+    kind: Literal["diffusion"] = field("diffusion", "what is trained")
     text_attention: Literal["bidirectional", "causal"] = field(
         "bidirectional",
         "bidirectional: text and masks see each other; causal: text sees what comes before it, and "
         "blocks of masks see it and each other",
-        "bidirectional or causal",
-        is_text=True,
     )
     mask_token: str = field(
         "<|mask|>",
         "stands for a masked token; a new id where the tokenizer does not have it",
-        "a text",
-        is_text=True,
         min_length=1,
     )
-    is_shifted: bool = field(
-        True, "row r predicts token r + 1, as in Dream; false: r, as in LLaDA", "true or false"
-    )
+    is_shifted: bool = field(True, "row r predicts token r + 1, as in Dream; false: r, as in LLaDA")
     suffix_share: float = field(
         0.5,
         "of the texts (or blocks) that are masked as a drafter sees them; the others by chance",
-        "a number in [0, 1]",
         ge=0,
         le=1,
     )
     k_max: int = count(8, "masks in a row, from 1 to so many")
     slot_decay: float = field(
-        4.0, "gamma: the i-th mask in a row weighs exp(-(i - 1) / gamma)", "a number above 0", gt=0
+        4.0, "gamma: the i-th mask in a row weighs exp(-(i - 1) / gamma)", gt=0
     )
     weighting: Literal["elbo", "cart"] = field(
-        "elbo",
-        "of tokens masked by chance: 1/t, or by clean neighbours",
-        "elbo or cart",
-        is_text=True,
+        "elbo", "of tokens masked by chance: 1/t, or by clean neighbours"
     )
-    min_ratio: float = field(
-        1e-3, "t, the share that is masked by chance, is above it", "a number in [0, 1)", ge=0, lt=1
-    )
+    min_ratio: float = field(1e-3, "t, the share that is masked by chance, is above it", ge=0, lt=1)
     piece_lengths: list[int] = field(
         [64, 128], "tokens of the pieces that end in masks", "a list of integers above k_max"
     )
@@ -276,72 +235,46 @@ class DiffusionTrainingConfig(LanguageModelConfig):
         return self
 
 
-class GlanceConfig(Config):
-    """Which positions get the answer as their input (Falcon, section 3.3)."""
-
-    schedule: Literal["code", "paper"] = field(
-        "code", "share that is shown: 0.45 to 0.1, or 0.4 to 0", "code or paper", is_text=True
-    )
-    epochs: int = count(20, "steps in which the share falls")
-    align: Literal["block", "masked_stride"] = field(
-        "block",
-        "runs begin at blocks, or at every k-th learnt position, as released",
-        "block or masked_stride",
-        is_text=True,
-    )
-
-
 class FalconConfig(LoopConfig):
     """Trains a Falcon drafter beside its frozen target."""
 
-    kind: Literal["falcon"] = field("falcon", "what is trained", "falcon", is_text=True)
-    out: str = _needed("directory of the run: checkpoints, metrics, the drafter", "a path")
-    target: str = _needed("directory or hub id of the model it drafts for", "a path or id")
+    kind: Literal["falcon"] = field("falcon", "what is trained")
+    out: str = required("directory of the run: checkpoints, metrics, the drafter", "a path")
+    target: str = required("directory or hub id of the model it drafts for", "a path or id")
     target_digest: str | None = digest_field("of the target's weights, which refuses any others")
     init_from: str | None = _path("a trained head of the same sizes to go on from")
     embedding_gain: float = field(
         1.0,
         "of the first weights on embeddings; where features are larger, the ratio starts sooner",
-        "a number above 0",
         gt=0,
     )
     block_size: int = count(2, "k, the tokens of a pass")
     n_layers: int = count(1, "attention blocks")
     mlp_width: int | None = count(None, "of the attention blocks; the target's if not given")
     lstm_mode: Literal["pointwise", "sequence"] = field(
-        "pointwise", "whether the LSTM has a memory", "pointwise or sequence", is_text=True
+        "pointwise", "whether the LSTM has a memory"
     )
-    glancing: bool = field(True, "distil in two passes; false: a plain shift", "true or false")
-    glance: GlanceConfig = field(GlanceConfig(), "positions that are shown", "a mapping")
-    noise: float = field(
-        0.2, "width of the noise on features of 512 tokens", "a number of at least 0", ge=0
-    )
-    dropout: float = field(0.1, "of the LSTM's first layer", "a number in [0, 1)", ge=0, lt=1)
-    token_weight: float = field(
-        0.1, "of the tokens' losses beside the features'", "a number of at least 0", ge=0
-    )
-    soft_share: float = field(
-        0.9, "of the soft loss beside the hard one", "a number in [0, 1]", ge=0, le=1
-    )
-    has_loss_on_shown: bool = field(True, "learn positions that were shown", "true or false")
-    data: TruncatedDataConfig = _needed("text", "a mapping")
+    glancing: bool = field(True, "distil in two passes; false: a plain shift")
+    glance: Glance = field(Glance(), "positions that are shown")
+    noise: float = field(0.2, "width of the noise on features of 512 tokens", ge=0)
+    dropout: float = field(0.1, "of the LSTM's first layer", ge=0, lt=1)
+    token_weight: float = field(0.1, "of the tokens' losses beside the features'", ge=0)
+    soft_share: float = field(0.9, "of the soft loss beside the hard one", ge=0, le=1)
+    has_loss_on_shown: bool = field(True, "learn positions that were shown")
+    data: TruncatedDataConfig = required("text", "a mapping")
 
 
 class NGramConfig(Config):
     """Estimates an n-gram model: modified Kneser-Ney over token ids."""
 
-    kind: Literal["ngram"] = field("ngram", "what is made", "ngram", is_text=True)
-    out: str = _needed("directory that is written: the model, its config", "a path")
-    tokenizer: str = _needed(
-        "directory or hub id of the tokenizer, or of its model", "a path or id"
-    )
+    kind: Literal["ngram"] = field("ngram", "what is made")
+    out: str = required("directory that is written: the model, its config", "a path")
+    tokenizer: str = required("directory or hub id of a tokenizer or of its model", "a path or id")
     order: int = count(3, "tokens of the longest n-grams")
     prune: int = count(0, "longest n-grams that occur no more often are left out", low=0)
-    precision: Literal["float32", "fixed16"] = field(
-        "fixed16", "of logarithms in the file", "float32 or fixed16", is_text=True
-    )
-    arpa: bool = field(False, "write model.arpa too, words being token ids", "true or false")
-    data: DataConfig = _needed(
+    precision: Literal["float32", "fixed16"] = field("fixed16", "of logarithms in the file")
+    arpa: bool = field(False, "write model.arpa too, words being token ids")
+    data: DataConfig = required(
         "text; a repeat is at most 1, and texts are counted whole, whatever their length",
         "a mapping",
     )
@@ -350,14 +283,12 @@ class NGramConfig(Config):
 class TextsConfig(Config):
     """A model writes texts: continuations of the openings of corpora, as corpora for others."""
 
-    kind: Literal["texts"] = field("texts", "what is made", "texts", is_text=True)
-    out: str = _needed("JSON lines file that is written; a line is a text", "a path")
-    target: str = _needed("directory or hub id of the model that writes", "a path or id")
+    kind: Literal["texts"] = field("texts", "what is made")
+    out: str = required("JSON lines file that is written; a line is a text", "a path")
+    target: str = required("directory or hub id of the model that writes", "a path or id")
     target_digest: str | None = digest_field("of its weights, which refuses any others")
-    dtype: Literal["float32", "bfloat16"] = field(
-        "float32", "of weights and cache", "float32 or bfloat16", is_text=True
-    )
-    data: DataConfig = _needed("where openings come from", "a mapping")
+    dtype: Literal["float32", "bfloat16"] = field("float32", "of weights and cache")
+    data: DataConfig = required("where openings come from", "a mapping")
     n_texts: int = count(1000, "texts in all, spread over the corpora as an epoch has them")
     prompt_tokens: int = count(24, "tokens of a plain text that are its opening")
     max_new_tokens: int = count(256, "new tokens at most")

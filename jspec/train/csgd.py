@@ -17,18 +17,22 @@ any batch size; losses are sums over all supervised positions of a step, divided
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jspec.config import Config, count, field
 from jspec.models import sar_head
 from jspec.models.model import Model, embed, forward_text, head
 from jspec.models.sar_head import SarModel
 from jspec.ops.linear import wide
 from jspec.state import Params
-from jspec.train.objective import Loss
+from jspec.train.objective import Loss, cross_entropy
 
 SMALLEST = 1e-8
 """Added to the drafter's probabilities in the soft loss."""
@@ -67,20 +71,16 @@ def glance_share(epoch: Array | float, epochs: int, schedule: str) -> Array | fl
     return 0.4 * left if schedule == "paper" else (0.6 - 0.25) * left + 0.1
 
 
-@dataclasses.dataclass(frozen=True)
-class Glance:
-    """How positions are chosen whose answers are shown.
+class Glance(Config):
+    """Chooses the positions that get the answer as their input (Falcon, section 3.3)."""
 
-    Attributes:
-      schedule: of the share, see `glance_share`.
-      epochs: E; the share falls in so many steps over the training, whatever its length.
-      align: "block", runs begin at the first row of a block; "masked_stride", as released, at
-        every k-th supervised position.
-    """
-
-    schedule: str = "code"
-    epochs: int = 20
-    align: str = "block"
+    schedule: Literal["code", "paper"] = field(
+        "code", "share that is shown: 0.45 to 0.1, or 0.4 to 0"
+    )
+    epochs: int = count(20, "steps in which the share falls, however long the training is")
+    align: Literal["block", "masked_stride"] = field(
+        "block", "runs begin at blocks, or at every k-th learnt position, as released"
+    )
 
     def share(self, step: Int[Array, ""], steps: int) -> Array:
         """lambda of a step; of the paper's "epoch" that it would be in."""
@@ -107,10 +107,7 @@ class Glance:
         starts, lengths = jax.random.split(key)
         candidates = self._candidates(mask, positions, same, block_size)
         order = jax.random.uniform(starts, mask.shape)
-        is_before = same & (order[:, None, :] < order[:, :, None])
-        rank = jnp.einsum(
-            "BTS,BS->BT", is_before.astype(jnp.float32), candidates.astype(jnp.float32)
-        )
+        rank = per_text(candidates, same & (order[:, None, :] < order[:, :, None]))
         runs = jnp.floor(budget)
         runs = runs if block_size == 2 else jnp.floor(runs / block_size)
         is_start = candidates & (rank < runs)
@@ -125,8 +122,7 @@ class Glance:
         if self.align == "block":
             return mask & (positions % block_size == 0)
         rows = jnp.arange(mask.shape[1], dtype=jnp.int32)
-        earlier = same & (rows[None, None, :] < rows[None, :, None])
-        number = jnp.einsum("BTS,BS->BT", earlier.astype(jnp.float32), mask.astype(jnp.float32))
+        number = per_text(mask, same & (rows[None, None, :] < rows[None, :, None]))
         candidates = mask & (number.astype(jnp.int32) % block_size == 0)
         if block_size == 2:
             return candidates
@@ -145,7 +141,7 @@ def distances(
     labels: Int[Array, "B T"],
     temperature: float,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"]]:
-    """The three losses of every position: of the feature, soft and hard, nats for the latter two.
+    """Compute three losses of every position: the feature's, soft and hard (nats, both of these).
 
     The soft loss weighs with the teacher at temperature 1 and compares at `temperature`, so it is
     not quite a divergence.
@@ -153,14 +149,11 @@ def distances(
     Source: Falcon, section 3.3, equations of L_reg, L_soft, L_hard, with the released trainer's
     temperatures.
     """
-    gap = jnp.abs(wide(predicted) - wide(wanted))
-    regression = jnp.mean(jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5), axis=-1)
+    regression = jnp.mean(optax.huber_loss(wide(predicted), wide(wanted)), axis=-1)
     ours = jnp.logaddexp(jax.nn.log_softmax(logits / temperature, axis=-1), jnp.log(SMALLEST))
     theirs = jax.nn.log_softmax(wanted_logits / temperature, axis=-1)
     soft = jnp.sum(jax.nn.softmax(wanted_logits, axis=-1) * (theirs - ours), axis=-1)
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
-    hard = -jnp.take_along_axis(logprobs, labels[..., None], axis=-1)[..., 0]
-    return regression, soft, hard
+    return regression, soft, cross_entropy(logits, labels)
 
 
 # --- the objective -------------------------------------------------------------------------------
@@ -217,32 +210,17 @@ class Csgd:
             frozen, self.target, tokens, segments, positions, rows_sharding=rows_sharding
         )
         features = jax.lax.stop_gradient(features)
-        teacher = jax.lax.stop_gradient(head(frozen, self.target, features))
         wanted, is_there = shifted(features, k, segments)
+        teacher = jax.lax.stop_gradient(head(frozen, self.target, features))
         wanted_logits, _ = shifted(teacher, k, segments)
         same = same_text(segments)
         mask = (batch["weights"] > 0) & is_there
         mask &= per_text(mask, same) > 1
         noise_key, first_key, choice_key, second_key, label_key = jax.random.split(key, 5)
-
-        def draft(tokens, features, key):
-            out = sar_head.forward_text(
-                params,
-                self.head,
-                embed(frozen, self.target, tokens),
-                features,
-                segments,
-                positions,
-                dropout=self.dropout,
-                key=key,
-                remat=self.remat,
-                rows_sharding=rows_sharding,
-            )
-            return out, head(frozen, self.target, out.astype(features.dtype))
-
         ahead, _ = shifted(tokens, 1, segments)
         seen = self._noisy(noise_key, features, same)
         is_shown = jnp.zeros_like(mask)
+        draft = functools.partial(self._draft, params, frozen, batch, rows_sharding)
         if self.glance is not None:
             _, guess = jax.lax.stop_gradient(draft(ahead, seen, first_key))
             is_wrong = mask & (jnp.argmax(guess, axis=-1) != jnp.argmax(wanted_logits, axis=-1))
@@ -254,24 +232,41 @@ class Csgd:
             ahead = jnp.where(is_shown, answer, ahead)
         out, logits = draft(ahead, seen, second_key)
         labels = jax.random.categorical(label_key, wanted_logits, axis=-1)
-        regression, soft, hard = distances(
-            out, wanted, logits, wanted_logits, labels, self.temperature
-        )
-        token = self.soft_share * soft + (1 - self.soft_share) * hard
+        losses = distances(out, wanted, logits, wanted_logits, labels, self.temperature)
+        is_hit = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted_logits, axis=-1)
         is_learnt = mask if self.has_loss_on_shown else mask & ~is_shown
-        weights = is_learnt.astype(token.dtype)
+        hits = self._hits(is_hit, mask & ~is_shown, positions)
+        return self._summed(losses, is_learnt, is_shown, hits)
+
+    def _draft(self, params, frozen, batch, rows_sharding, tokens, features, key):
+        """The head's features, and the logits that the target's own head makes of them."""
+        out = sar_head.forward_text(
+            params,
+            self.head,
+            embed(frozen, self.target, tokens),
+            features,
+            batch["segments"],
+            batch["positions"],
+            dropout=self.dropout,
+            key=key,
+            remat=self.remat,
+            rows_sharding=rows_sharding,
+        )
+        return out, head(frozen, self.target, out.astype(features.dtype))
+
+    def _summed(self, losses, is_learnt, is_shown, hits) -> Loss:
+        regression, soft, hard = losses
+        weights = is_learnt.astype(soft.dtype)
         weight = jnp.sum(weights)
-        total = jnp.sum((regression + self.token_weight * token) * weights)
+        token = self.soft_share * soft + (1 - self.soft_share) * hard
         sums = {
             "feature_loss": (jnp.sum(regression * weights), weight),
             "soft_loss": (jnp.sum(soft * weights), weight),
             "hard_loss": (jnp.sum(hard * weights), weight),
-            "shown": (jnp.sum(is_shown.astype(token.dtype)), weight),
+            "shown": (jnp.sum(is_shown.astype(soft.dtype)), weight),
         }
-        is_hit = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted_logits, axis=-1)
-        return Loss(
-            total=total, weight=weight, sums=sums | self._hits(is_hit, mask & ~is_shown, positions)
-        )
+        total = jnp.sum((regression + self.token_weight * token) * weights)
+        return Loss(total=total, weight=weight, sums=sums | hits)
 
     def _noisy(self, key, features, same) -> Float[Array, "B T D"]:
         if not self.noise:

@@ -22,7 +22,7 @@ from jspec.state import Params
 from jspec.train.block_diffusion import BlockDiffusion
 from jspec.train.config import DiffusionTrainingConfig
 from jspec.train.masked_diffusion import MaskedDiffusion
-from jspec.train.objective import Objective
+from jspec.train.objective import Objective, made_from
 from jspec.train.trainable import Trainable, language_model
 
 
@@ -74,14 +74,13 @@ def trainable_of(
     frozen: Params,
     extra_config: dict[str, Any],
 ) -> Trainable:
-    """The model, its teacher's weights frozen beside it."""
+    """Make the model trainable, its teacher's weights frozen beside it."""
 
-    def export(params: Params, directory: Path) -> None:
-        narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-        write_diffusion(directory, narrow, model, extra_config=extra_config)
+    def write(params: Params, directory: Path) -> None:
+        write_diffusion(directory, params, model, extra_config=extra_config)
 
     decoder = language_model(model.model, start=start)
-    return dataclasses.replace(decoder, export=export, frozen=frozen)
+    return dataclasses.replace(decoder, write=write, frozen=frozen)
 
 
 @functools.partial(jax.jit, static_argnames=("vocab_size", "has_new_biases"))
@@ -120,24 +119,6 @@ def _with_rows(params: Params, vocab_size: int) -> Params:
 def objective_of(
     config: DiffusionTrainingConfig, model: DiffusionModel, teacher: Model | None
 ) -> Objective:
-    """What a config minimises."""
-    both: dict[str, Any] = dict(
-        model=model.model,
-        mask_id=model.config.mask_id,
-        is_shifted=config.is_shifted,
-        teacher=teacher,
-        teacher_share=config.teacher_share,
-        suffix_share=config.suffix_share,
-        k_max=config.k_max,
-        slot_decay=config.slot_decay,
-        remat=config.remat,
-    )
-    if config.text_attention == "causal":
-        return BlockDiffusion(n_blocks=config.n_blocks, **both)
-    return MaskedDiffusion(
-        weighting=config.weighting,
-        min_ratio=config.min_ratio,
-        piece_lengths=tuple(config.piece_lengths),
-        anneal_steps=config.anneal_steps,
-        **both,
-    )
+    """Make what a config minimises."""
+    kind = BlockDiffusion if config.text_attention == "causal" else MaskedDiffusion
+    return made_from(config, kind, model=model.model, mask_id=model.config.mask_id, teacher=teacher)

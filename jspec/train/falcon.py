@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,8 @@ from jspec.models.sar_head import LstmMode, SarModel
 from jspec.models.weights import leaf_name
 from jspec.state import Params
 from jspec.train.config import FalconConfig
-from jspec.train.csgd import Csgd, Glance
+from jspec.train.csgd import Csgd
+from jspec.train.objective import made_from
 from jspec.train.trainable import Trainable
 
 
@@ -64,19 +64,9 @@ def head_of(config: FalconConfig, target: Model) -> SarModel:
 
 
 def objective_of(config: FalconConfig, head: SarModel, target: Model, steps: int) -> Csgd:
-    """What a config minimises."""
-    return Csgd(
-        head=head,
-        target=target,
-        steps=steps,
-        glance=Glance(**config.glance.model_dump()) if config.glancing else None,
-        noise=config.noise,
-        dropout=config.dropout,
-        token_weight=config.token_weight,
-        soft_share=config.soft_share,
-        has_loss_on_shown=config.has_loss_on_shown,
-        remat=config.remat,
-    )
+    """Make what a config minimises."""
+    glance = config.glance if config.glancing else None
+    return made_from(config, Csgd, head=head, target=target, steps=steps, glance=glance)
 
 
 def start_of(config: FalconConfig, head: SarModel, mesh: Mesh) -> Params | None:
@@ -102,21 +92,17 @@ def start_of(config: FalconConfig, head: SarModel, mesh: Mesh) -> Params | None:
 def trainable_of(
     head: SarModel, frozen: Params, *, start: Params | None = None, embedding_gain: float = 1.0
 ) -> Trainable:
-    """The head, its target's weights (or their shapes) frozen beside it.
+    """Make the head trainable, its target's weights (or their shapes) frozen beside it.
 
     Args:
       start: weights to begin with; random ones if not given.
       embedding_gain: of random weights, see `initial_params`.
     """
 
-    def export(params: Params, directory: Path) -> None:
-        narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-        write_checkpoint(directory, narrow, head.config)
-
     return Trainable(
         init=lambda key: initial_params(head, key, embedding_gain=embedding_gain),
         axes=lambda path: HEAD_AXES[leaf_name(path)],
-        export=export,
+        write=lambda params, directory: write_checkpoint(directory, params, head.config),
         frozen=frozen,
         start=start,
     )

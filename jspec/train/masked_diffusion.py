@@ -1,8 +1,7 @@
 """Masked diffusion: some tokens of a text are masked, and learnt from all that are not.
 
 In reading order: which text a row belongs to and how it is cut (`by_text`, `cut`), the weights of
-masked tokens (`cart_weights`, `slot_weights`), what a prediction costs (`compare`), the
-objective (`MaskedDiffusion`).
+masked tokens (`cart_weights`, `slot_weights`), the objective (`MaskedDiffusion`).
 
 A text is shown in one of two patterns, drawn for each. Random: every token is masked with one
 probability t. Suffix: the text is cut into pieces, each of them clean tokens and then up to k_max
@@ -21,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jspec.models.model import Model, forward_text, head
 from jspec.state import Params, state
 from jspec.train.csgd import same_text
-from jspec.train.objective import Loss, cross_entropy
+from jspec.train.objective import Loss, compare, teacher_logits
 
 # --- texts and pieces ----------------------------------------------------------------------------
 
@@ -87,59 +87,6 @@ def slot_weights(slots: Int[Array, "*X"], decay: float) -> Float[Array, "*X"]:
     return jnp.exp(-(slots - 1).astype(jnp.float32) / decay)
 
 
-# --- what a prediction costs ---------------------------------------------------------------------
-
-
-@state
-class PredictionLosses:
-    """Predictions beside the text and, where there is one, beside the teacher.
-
-    Attributes:
-      losses: nats, of each row.
-      is_right: the likeliest token is the teacher's likeliest, or the text's without a teacher.
-      text_losses: nats, of the text alone.
-    """
-
-    losses: Float[Array, "B R"]
-    is_right: Bool[Array, "B R"]
-    text_losses: Float[Array, "B R"]
-
-
-def teacher_logits(
-    frozen: Params,
-    teacher: Model | None,
-    batch: Mapping[str, Array],
-    rows_sharding: NamedSharding | None,
-) -> Float[Array, "B T W"] | None:
-    """What a causal teacher says after each token of the texts as they are; None without one."""
-    if teacher is None:
-        return None
-    text = batch["tokens"], batch["segments"], batch["positions"]
-    hidden, _ = forward_text(frozen, teacher, *text, rows_sharding=rows_sharding)
-    return jax.lax.stop_gradient(head(frozen, teacher, hidden))
-
-
-def compare(
-    logits: Float[Array, "B R V"],
-    labels: Int[Array, "B R"],
-    wanted: Float[Array, "B R W"] | None,
-    teacher_share: float,
-) -> PredictionLosses:
-    """Cross-entropy of the labels, mixed with that against the teacher's whole distribution.
-
-    Args:
-      wanted: the teacher's logits; of W <= V tokens, the others have no probability.
-    """
-    likeliest, nll = jnp.argmax(logits, axis=-1), cross_entropy(logits, labels)
-    if wanted is None:
-        return PredictionLosses(losses=nll, is_right=likeliest == labels, text_losses=nll)
-    logprobs = jax.nn.log_softmax(logits, axis=-1)[..., : wanted.shape[-1]]
-    against = -jnp.sum(jax.nn.softmax(wanted, axis=-1) * logprobs, axis=-1)
-    losses = teacher_share * against + (1 - teacher_share) * nll
-    is_right = likeliest == jnp.argmax(wanted, axis=-1)
-    return PredictionLosses(losses=losses, is_right=is_right, text_losses=nll)
-
-
 def by_slot(
     is_right: Bool[Array, "*X"],
     slots: Int[Array, "*X"],
@@ -180,12 +127,8 @@ class Noise:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedDiffusion:
-    """What masked tokens are, from all that are not, before them and after.
-
-    The sum of weighted losses is divided, for 1/t, by the number of tokens that might have been
-    masked (LLaDA's convention: a bound of the text's cross-entropy, and ln V for a model that knows
-    nothing); for CART and in the suffix pattern, by the sum of the weights.
+class MaskedPrediction:
+    """What objectives that fill in masks share.
 
     Attributes:
       model: what learns.
@@ -194,14 +137,9 @@ class MaskedDiffusion:
       teacher: a causal model over the same vocabulary (or its first ids), whose weights are
         `frozen`; it sees the text without masks. None learns from the text alone.
       teacher_share: of the loss against the teacher.
-      weighting: of randomly masked tokens, "elbo" (1/t) or "cart".
-      min_ratio: t is uniform in (min_ratio, 1].
-      suffix_share: of the texts in the suffix pattern.
-      k_max: masks of a piece, from 1 to k_max.
-      piece_lengths: tokens of a piece, taken by chance; each more than k_max.
+      suffix_share: of the texts (or blocks) that are masked as a drafter sees them.
+      k_max: masks in a row, from 1 to k_max.
       slot_decay: gamma of `slot_weights`, tokens.
-      anneal_steps: a causal model's rows see later ones with a probability that grows from 0 to 1
-        in so many steps; 0 lets them at once.
       remat: compute layers again in the backward pass.
     """
 
@@ -210,19 +148,40 @@ class MaskedDiffusion:
     is_shifted: bool = True
     teacher: Model | None = None
     teacher_share: float = 0.9
-    weighting: str = "elbo"
-    min_ratio: float = 1e-3
     suffix_share: float = 0.5
     k_max: int = 8
-    piece_lengths: tuple[int, ...] = (64, 128)
     slot_decay: float = 4.0
-    anneal_steps: int = 0
     remat: bool = False
 
-    def for_evaluation(self) -> MaskedDiffusion:
-        """The pattern that drafting has, if it is learnt at all, seen both ways."""
-        share = 1.0 if self.suffix_share else 0.0
-        return dataclasses.replace(self, suffix_share=share, anneal_steps=0)
+    def for_evaluation(self) -> Self:
+        """Show the pattern that drafting has alone, if it is learnt at all."""
+        return dataclasses.replace(self, suffix_share=1.0 if self.suffix_share else 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedDiffusion(MaskedPrediction):
+    """What masked tokens are, from all that are not, before them and after.
+
+    The sum of weighted losses is divided, for 1/t, by the number of tokens that might have been
+    masked (LLaDA's convention: a bound of the text's cross-entropy, and ln V for a model that knows
+    nothing); for CART and in the suffix pattern, by the sum of the weights.
+
+    Attributes:
+      weighting: of randomly masked tokens, "elbo" (1/t) or "cart".
+      min_ratio: t is uniform in (min_ratio, 1].
+      piece_lengths: tokens of a piece, taken by chance; each more than k_max.
+      anneal_steps: a causal model's rows see later ones with a probability that grows from 0 to 1
+        in so many steps; 0 lets them at once.
+    """
+
+    weighting: str = "elbo"
+    min_ratio: float = 1e-3
+    piece_lengths: tuple[int, ...] = (64, 128)
+    anneal_steps: int = 0
+
+    def for_evaluation(self) -> Self:
+        """Show the pattern that drafting has alone, seen both ways."""
+        return dataclasses.replace(super().for_evaluation(), anneal_steps=0)
 
     def loss(
         self,

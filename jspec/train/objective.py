@@ -1,4 +1,4 @@
-"""What is minimised: the contract of objectives, next-token prediction, learning from a teacher.
+"""What is minimised: the contract of objectives, what a prediction costs, next-token prediction.
 
 An objective sees a micro-batch and returns sums, never means: the step adds them over micro-batches
 and devices and divides once, so that every predicted token counts the same.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jspec.config import Config
 from jspec.models.model import Model, forward_text, head
 from jspec.state import Params, state
 
@@ -67,90 +68,129 @@ class Objective(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class NextToken:
-    """Cross-entropy of every token from those before it in its text.
+Kind = TypeVar("Kind")
+
+
+def made_from(config: Config, kind: type[Kind], **own: Any) -> Kind:
+    """Make an objective whose fields are those of the same names in a config.
+
+    Args:
+      kind: a dataclass.
+      own: fields that the config does not have, or has otherwise.
+    """
+    fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]  # not known to be one
+    for name in {field.name for field in fields} & set(type(config).model_fields) - set(own):
+        value = getattr(config, name)
+        own[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**own)
+
+
+# --- what a prediction costs ---------------------------------------------------------------------
+
+
+@state
+class PredictionLosses:
+    """Predictions beside the text and, where there is one, beside the teacher.
 
     Attributes:
-      model: what predicts.
-      remat: compute layers again in the backward pass.
+      losses: nats, of each row.
+      is_right: the likeliest token is the teacher's likeliest, or the text's without a teacher.
+      text_losses: nats, of the text alone.
     """
 
-    model: Model
-    remat: bool = False
-
-    def for_evaluation(self) -> NextToken:
-        return self
-
-    def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
-        tokens = batch["tokens"]
-        hidden, _ = forward_text(
-            params,
-            self.model,
-            tokens,
-            batch["segments"],
-            batch["positions"],
-            remat=self.remat,
-            rows_sharding=rows_sharding,
-        )
-        logits = head(params, self.model, hidden[:, :-1])
-        nll = cross_entropy(logits, tokens[:, 1:])
-        weights = batch["weights"][:, 1:]
-        total, weight = jnp.sum(nll * weights), jnp.sum(weights)
-        is_hit = jnp.argmax(logits, axis=-1) == tokens[:, 1:]
-        hits = jnp.sum(is_hit.astype(weights.dtype) * weights)
-        return Loss(total=total, weight=weight, sums={"accuracy": (hits, weight)})
-
-
-@dataclasses.dataclass(frozen=True)
-class Distil:
-    """Cross-entropy against a teacher's whole distributions, beside that of the text.
-
-    A draft model learns what its target would say, which is what acceptance depends on; the teacher
-    runs in the same step, and nothing is stored.
-
-    Attributes:
-      model: what learns.
-      teacher: what it learns from, over the same vocabulary; its weights are `frozen`.
-      share: of the loss against the teacher; the rest is `NextToken`'s.
-      remat: compute layers again in the backward pass.
-
-    Source: Zhou et al. 2024 (DistillSpec, arXiv 2310.08461), section 3, forward KL.
-    """
-
-    model: Model
-    teacher: Model
-    share: float = 0.8
-    remat: bool = False
-
-    def for_evaluation(self) -> Distil:
-        return self
-
-    def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
-        tokens, place = batch["tokens"], (batch["segments"], batch["positions"])
-        hidden, _ = forward_text(
-            params, self.model, tokens, *place, remat=self.remat, rows_sharding=rows_sharding
-        )
-        seen, _ = forward_text(frozen, self.teacher, tokens, *place, rows_sharding=rows_sharding)
-        logits = head(params, self.model, hidden[:, :-1])
-        wanted = jax.lax.stop_gradient(head(frozen, self.teacher, seen[:, :-1]))
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
-        against = -jnp.sum(jax.nn.softmax(wanted, axis=-1) * logprobs, axis=-1)
-        nll = cross_entropy(logits, tokens[:, 1:])
-        weights = batch["weights"][:, 1:]
-        weight = jnp.sum(weights)
-        mixed = self.share * against + (1 - self.share) * nll
-        agreed = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted, axis=-1)
-        overlap = jnp.sum(jnp.minimum(jax.nn.softmax(wanted, axis=-1), jnp.exp(logprobs)), axis=-1)
-        sums = {
-            "text_loss": (jnp.sum(nll * weights), weight),
-            "agreement": (jnp.sum(agreed.astype(weights.dtype) * weights), weight),
-            "overlap": (jnp.sum(overlap * weights), weight),
-        }
-        return Loss(total=jnp.sum(mixed * weights), weight=weight, sums=sums)
+    losses: Float[Array, "B R"]
+    is_right: Bool[Array, "B R"]
+    text_losses: Float[Array, "B R"]
 
 
 def cross_entropy(logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]) -> Float[Array, "B T"]:
     """Negative log-probability of tokens, nats."""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def teacher_logits(
+    frozen: Params,
+    teacher: Model | None,
+    batch: Mapping[str, Array],
+    rows_sharding: NamedSharding | None,
+) -> Float[Array, "B T W"] | None:
+    """What a causal teacher says after each token of the texts as they are; None without one."""
+    if teacher is None:
+        return None
+    text = batch["tokens"], batch["segments"], batch["positions"]
+    hidden, _ = forward_text(frozen, teacher, *text, rows_sharding=rows_sharding)
+    return jax.lax.stop_gradient(head(frozen, teacher, hidden))
+
+
+def compare(
+    logits: Float[Array, "B R V"],
+    labels: Int[Array, "B R"],
+    wanted: Float[Array, "B R W"] | None,
+    teacher_share: float,
+) -> PredictionLosses:
+    """Cross-entropy of the labels, mixed with that against the teacher's whole distribution.
+
+    Args:
+      wanted: the teacher's logits; of W <= V tokens, the others have no probability.
+    """
+    likeliest, nll = jnp.argmax(logits, axis=-1), cross_entropy(logits, labels)
+    if wanted is None:
+        return PredictionLosses(losses=nll, is_right=likeliest == labels, text_losses=nll)
+    logprobs = jax.nn.log_softmax(logits, axis=-1)[..., : wanted.shape[-1]]
+    against = -jnp.sum(jax.nn.softmax(wanted, axis=-1) * logprobs, axis=-1)
+    losses = teacher_share * against + (1 - teacher_share) * nll
+    is_right = likeliest == jnp.argmax(wanted, axis=-1)
+    return PredictionLosses(losses=losses, is_right=is_right, text_losses=nll)
+
+
+# --- next-token prediction -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy of every token from those before it in its text.
+
+    A draft model should learn what its target would say, which is what acceptance depends on: with
+    a teacher, most of the loss is cross-entropy against its whole distributions. The teacher runs
+    in the same step, and nothing of it is stored.
+
+    Attributes:
+      model: what predicts.
+      teacher: what it learns from, over the same vocabulary; its weights are `frozen`.
+      teacher_share: of the loss against the teacher; the rest is of the text.
+      remat: compute layers again in the backward pass.
+
+    Source: Zhou et al. 2024 (DistillSpec, arXiv 2310.08461), section 3, forward KL.
+    """
+
+    model: Model
+    teacher: Model | None = None
+    teacher_share: float = 0.8
+    remat: bool = False
+
+    def for_evaluation(self) -> NextToken:
+        return self
+
+    def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
+        text = batch["tokens"], batch["segments"], batch["positions"]
+        hidden, _ = forward_text(
+            params, self.model, *text, remat=self.remat, rows_sharding=rows_sharding
+        )
+        logits = head(params, self.model, hidden[:, :-1])
+        wanted = teacher_logits(frozen, self.teacher, batch, rows_sharding)
+        wanted = None if wanted is None else wanted[:, :-1]
+        found = compare(logits, batch["tokens"][:, 1:], wanted, self.teacher_share)
+        weights = batch["weights"][:, 1:]
+        weight = jnp.sum(weights)
+        right = jnp.sum(found.is_right.astype(weights.dtype) * weights)
+        sums = {"accuracy": (right, weight)}
+        if wanted is not None:
+            probs, target_probs = (jax.nn.softmax(x, axis=-1) for x in (logits, wanted))
+            overlap = jnp.sum(jnp.minimum(probs, target_probs), axis=-1)
+            sums = {
+                "text_loss": (jnp.sum(found.text_losses * weights), weight),
+                "agreement": (right, weight),
+                "overlap": (jnp.sum(overlap * weights), weight),
+            }
+        return Loss(total=jnp.sum(found.losses * weights), weight=weight, sums=sums)

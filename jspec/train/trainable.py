@@ -1,4 +1,4 @@
-"""What is trained: how its weights begin, where they go on a mesh, and how they leave.
+"""What is trained: how its weights begin, where they go on a mesh, and how they are written.
 
 `Trainable` is the loop's third argument; `language_model` makes one of the decoder.
 """
@@ -29,7 +29,7 @@ class Trainable:
     Attributes:
       init: makes random float32 weights of a key; traced.
       axes: logical axes of a weight, from its path.
-      export: writes weights to a directory that others load.
+      write: writes bfloat16 weights to a directory that others load.
       frozen: weights that the objective uses beside them; the loop puts them on every device of its
         mesh, if they are not spread over it.
       start: weights to begin with in place of random ones, of any type; spread as `frozen` is.
@@ -37,7 +37,7 @@ class Trainable:
 
     init: Callable[[Any], Params]
     axes: Callable[[Any], tuple[str, ...]]
-    export: Callable[[Params, Path], None]
+    write: Callable[[Params, Path], None]
     frozen: Params = None
     start: Params = None
 
@@ -47,14 +47,18 @@ class Trainable:
             return self.init(key)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
 
+    def export(self, params: Params, directory: Path) -> None:
+        """Write weights, rounded to bfloat16."""
+        self.write(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), directory)
+
     @property
     def n_weights(self) -> int:
-        """Numbers that are trained."""
+        """Count the numbers that are trained."""
         weights = jax.eval_shape(self.init, jax.random.key(0))
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
 
     def shardings(self, mesh: Mesh, tree: Any) -> Any:
-        """A sharding for every leaf of the weights or of the optimizer's moments.
+        """Give a sharding to every leaf of the weights or of the optimizer's moments.
 
         A moment is laid out as the weight whose path ends its own path; the rest is everywhere.
         """
@@ -78,27 +82,24 @@ class Trainable:
 def language_model(
     model: Model, *, start: Params | None = None, extra_config: dict[str, Any] | None = None
 ) -> Trainable:
-    """The decoder.
+    """Make the decoder trainable.
 
     Args:
       start: weights to begin with; random ones if not given.
       extra_config: more entries of `config.json`.
     """
-
-    def export(params: Params, directory: Path) -> None:
-        narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-        write_checkpoint(directory, narrow, model.config, extra_config=extra_config)
-
     return Trainable(
         init=lambda key: initial_params(model, key),
         axes=lambda path: AXES[leaf_name(path)],
-        export=export,
+        write=lambda params, directory: write_checkpoint(
+            directory, params, model.config, extra_config=extra_config
+        ),
         start=start,
     )
 
 
 def initial_params(model: Model, key) -> Params:
-    """Normal weights of deviation 0.02; what is added to the residual is smaller with depth.
+    """Draw normal weights of deviation 0.02; what is added to the residual is smaller with depth.
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """

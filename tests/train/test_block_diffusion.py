@@ -52,16 +52,16 @@ def blocks_of(objective, batch, key) -> tuple[Blocks, jax.Array, jax.Array]:
 # --- what rows see -------------------------------------------------------------------------------
 
 
-def test_the_three_rules_on_a_text_of_four_in_blocks_of_two():
-    """BD3-LM: own block, clean text of earlier blocks; clean text sees its block and earlier."""
+def test_the_three_rules_on_a_text_of_four_and_blocks_of_two():
+    """BD3-LM: own block, clean text before it; clean text sees what comes before it."""
     positions = jnp.arange(4, dtype=jnp.int32)[None]
     segments = jnp.zeros((1, 4), jnp.int32)
     numbers = positions // 2
-    seen = block_mask(positions, segments, 2 * numbers, segments, numbers, text_block=2)[0]
+    seen = block_mask(positions, segments, 2 * numbers, segments, numbers)[0]
     assert seen.astype(int).tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 1, 0, 0, 0, 0],
         [0, 0, 0, 0, 1, 1, 0, 0],
         [0, 0, 0, 0, 1, 1, 0, 0],

@@ -20,7 +20,7 @@ from jspec.train import loop
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.journal import read_journal
 from jspec.train.loop import planned_steps
-from jspec.train.objective import Distil, Loss, NextToken
+from jspec.train.objective import Loss, NextToken
 from jspec.train.step import TrainState
 from jspec.train.trainable import initial_params
 from tests.support.training import (
@@ -296,7 +296,7 @@ def shapes(tree) -> list[tuple[int, ...]]:
 
 def test_frozen_weights_of_one_device_serve_a_mesh(whole, tmp_path):
     model = training_model()
-    objective = Distil(model, model, share=0.5)
+    objective = NextToken(model, teacher=model, teacher_share=0.5)
     frozen = jax.jit(model_params)(jax.random.key(9))
     config = loop_config(steps=1, data=2, fsdp=2)
     run_training(tmp_path, config, objective=objective, frozen=frozen)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jspec.models.model import forward_text, head, random_params
-from jspec.train.objective import Distil, NextToken, cross_entropy
+from jspec.train.objective import NextToken, cross_entropy
 from tests.support.training import random_packed, training_model
 
 MODEL = training_model()
@@ -76,7 +76,7 @@ def test_the_loss_is_a_sum_over_predicted_tokens():
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_a_teacher_is_cross_entropy_against_its_whole_distribution(share):
-    loss = sums(Distil(MODEL, MODEL, share=share), params(), params(1), BATCH)
+    loss = sums(NextToken(MODEL, teacher=MODEL, teacher_share=share), params(), params(1), BATCH)
     tokens, total, agreed, overlap = np.asarray(BATCH["tokens"]), 0.0, 0, 0.0
     for n, t in learnt():
         student, teacher = (log_softmax(logits_of(seed)[n, t - 1]) for seed in (0, 1))
@@ -120,7 +120,9 @@ def test_a_sequence_is_predicted_alike_in_any_batch():
 
 
 @pytest.mark.parametrize(
-    "objective", [NextToken(MODEL, remat=True), Distil(MODEL, MODEL, share=0.5)], ids=type
+    "objective",
+    [NextToken(MODEL, remat=True), NextToken(MODEL, teacher=MODEL, teacher_share=0.5)],
+    ids=["alone", "taught"],
 )
 def test_gradients_are_finite_differences(objective):
     """Along a random direction, in float64: in float32 short steps drown in rounding. Batches have

@@ -47,7 +47,7 @@ def test_a_recipe_minimises_what_the_paper_does(name):
     found = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     assert objective.glance is not None
     glance = {"schedule": "code", "epochs": 20, "align": "block"}
-    assert dataclasses.asdict(objective.glance) == glance
+    assert objective.glance.model_dump() == glance
     for part in ("head", "target", "glance"):
         del found[part]
     assert found == {
