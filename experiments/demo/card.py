@@ -40,10 +40,9 @@ from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
 from jspec.text_files import read_json_object
-from jspec.train.command.corpora import corpus_sources, load_corpora
 from jspec.train.config import ModelConfig
 from jspec.train.corpus import corpus_name, read_rows
-from jspec.train.data import TextData
+from jspec.train.data import TextData, corpus_sources, load_corpora
 from jspec.train.journal import read_journal
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")

@@ -82,7 +82,7 @@ def n_tokens_used(data: TextData, name: str) -> int:
 def segments_of(packed: Packed, n_sequences: int) -> list[np.ndarray]:
     """The texts in the first sequences."""
     tokens, segments, positions = (
-        array[:n_sequences].ravel() for array in (packed.tokens, packed.segments, packed.positions)
+        packed.arrays[name][:n_sequences].ravel() for name in ("tokens", "segments", "positions")
     )
     is_text = segments != PADDING
     starts = np.flatnonzero(positions[is_text] == 0)
@@ -107,16 +107,16 @@ def held_out_losses(
             continue
         say(f"held-out loss of {name}, {len(packed)} sequences")
         batches = [
-            {key: array[start : start + EVAL_BATCH] for key, array in packed.arrays().items()}
+            {key: array[start : start + EVAL_BATCH] for key, array in packed.arrays.items()}
             for start in range(0, len(packed), EVAL_BATCH)
         ]
-        is_start = packed.positions.ravel() == 0
-        logprobs = ngrams.logprobs(packed.tokens.ravel(), starts=is_start)
+        is_start = packed.arrays["positions"].ravel() == 0
+        logprobs = ngrams.logprobs(packed.arrays["tokens"].ravel(), starts=is_start)
         found[name] = Losses(
-            n_tokens=int(packed.weights.sum()),
+            n_tokens=int(packed.arrays["weights"].sum()),
             n_bytes=n_bytes(packed, tokenizer),
             model=sum(float(total(target.params, batch)) for batch in batches),
-            ngram=-float(logprobs @ packed.weights.ravel().astype(np.float64)),
+            ngram=-float(logprobs @ packed.arrays["weights"].ravel().astype(np.float64)),
         )
     return found
 
@@ -126,7 +126,7 @@ def n_bytes(packed: Packed, tokenizer: Tokenizer) -> int:
     return sum(
         len(tokenizer.decode(tokens[(segments == segment) & (weights > 0)]).encode())
         for tokens, segments, weights in zip(
-            packed.tokens, packed.segments, packed.weights, strict=True
+            *(packed.arrays[name] for name in ("tokens", "segments", "weights")), strict=True
         )
         for segment in range(segments.max() + 1)
     )

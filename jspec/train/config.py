@@ -7,6 +7,7 @@ the kinds, `KINDS`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
@@ -47,6 +48,12 @@ class CorpusConfig(Config):
         if (self.file is None) == (self.dataset is None):
             raise ValueError("exactly one of file and dataset")
         return self
+
+    def path_in(self, folder: str) -> str | None:
+        """Where its file is: in the folder, or from here; None of a dataset."""
+        if self.file is None or self.file.startswith(("./", "/")):
+            return self.file
+        return str(Path(folder) / self.file)
 
 
 class DataConfig(Config):

@@ -10,23 +10,17 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jspec.errors import UserError
 from jspec.infer.messages import check_messages
-from jspec.train.corpus_files import Told, items, lines, passages, untold
-from jspec.train.hub_dataset import HubDataset
+from jspec.train.corpus_files import HubDataset, Told, items, lines, passages, untold
 
 SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "assistant": "assistant",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "assistant"), "assistant"),
     "system": "system",
 }
 """Roles of those who speak in ShareGPT's `from`."""
@@ -141,7 +135,7 @@ def is_held_out(row_id: str, share: float) -> bool:
 def _objects(source: Source, told: Told) -> Iterator[tuple[str, int, Any]]:
     """Every object of a corpus: where it is, its number from 1, and itself."""
     if isinstance(source, HubDataset):
-        for number, values in enumerate(source.rows(), 1):
+        for number, values in enumerate(source.load(), 1):
             yield f"{source}, row {number}", number, values
     elif ".jsonl" in source.suffixes:
         for number, line in enumerate(lines(source, told), 1):
@@ -173,22 +167,26 @@ def _row(where: str, name: str, values: Any, tally: Tally) -> CorpusRow | None:
     if len(given) != 1:
         keys = ", ".join(sorted(values)) or "nothing"
         raise UserError(f"{where}: expected one of {', '.join(CONTENTS)}, given {keys}")
-    kind, content = given[0], values[given[0]]
-    text, messages, tokens = None, (), ()
-    if kind == "text":
-        text = _text(where, content)
-    elif kind == "tokens":
-        tokens = _tokens(where, content)
+    content = values[given[0]]
+    parts: dict[str, Any] = {}
+    if given[0] == "text":
+        if not isinstance(content, str):
+            raise UserError(f"{where}: text must be a string, given {type(content).__name__}")
+        parts["text"] = content
+    elif given[0] == "tokens":
+        if not _is_list(content, lambda token: type(token) is int and token >= 0):
+            raise UserError(f"{where}: tokens must be a list of ids")
+        parts["tokens"] = tuple(content)
     else:
-        if kind == "turns":
-            messages = _first_turn(where, content)
-        else:
-            messages = _messages(where, content, tally)
-        if not messages:
+        if given[0] == "turns":
+            if not _is_list(content, lambda turn: isinstance(turn, str)):
+                raise UserError(f"{where}: turns must be a list of texts")
+            content = [{"role": "user", "content": content[0]}]
+        parts["messages"] = _messages(where, content, tally)
+        if not parts["messages"]:
             tally.add("conversations have no turn that can be used, and are left out", where)
             return None
-    row_id = name if values.get("id") is None else str(values["id"])
-    row = CorpusRow(id=row_id, text=text, messages=messages, tokens=tokens)
+    row = CorpusRow(id=name if values.get("id") is None else str(values["id"]), **parts)
     try:
         "".join([row.id, row.text or "", *(m["content"] for m in row.messages)]).encode("utf-8")
     except UnicodeEncodeError:
@@ -196,24 +194,8 @@ def _row(where: str, name: str, values: Any, tally: Tally) -> CorpusRow | None:
     return row
 
 
-def _text(where: str, text: Any) -> str:
-    if not isinstance(text, str):
-        raise UserError(f"{where}: text must be a string, given {type(text).__name__}")
-    return text
-
-
-def _tokens(where: str, tokens: Any) -> tuple[int, ...]:
-    is_list = isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)
-    if not is_list or not tokens:
-        raise UserError(f"{where}: tokens must be a list of ids")
-    return tuple(tokens)
-
-
-def _first_turn(where: str, turns: Any) -> tuple[dict[str, str], ...]:
-    is_list = isinstance(turns, list) and all(isinstance(turn, str) for turn in turns)
-    if not is_list or not turns:
-        raise UserError(f"{where}: turns must be a list of texts")
-    return ({"role": "user", "content": turns[0]},)
+def _is_list(values: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list) and bool(values) and all(map(is_right, values))
 
 
 def _messages(where: str, messages: Any, tally: Tally) -> tuple[dict[str, str], ...]:

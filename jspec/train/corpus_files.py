@@ -1,15 +1,18 @@
-"""Files of corpora, read piece by piece: lines, the items of one JSON list, paragraphs of a text.
+"""Where corpora are: files, read piece by piece, and splits of Hugging Face datasets.
 
 A corpus may be larger than memory: of a file no more is held than a line or an item, and a block.
+In reading order: datasets, lines, paragraphs of a text, the items of one JSON list.
 """
 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import gzip
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +28,50 @@ BLOCK = 1 << 20
 
 _NEAR_END = 16
 """Characters before the end of what was read, in which a mistake may be a cut."""
+
+_JSON, _SPACE = json.JSONDecoder(), re.compile(r"\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class HubDataset:
+    """A split of a Hugging Face dataset, read through the library `datasets` (extra `data`).
+
+    Attributes:
+      path: a hub id, or a folder of data files.
+      split: which, also a slice such as `train[:1000]`.
+      subset: the dataset's configuration, where it has several.
+    """
+
+    path: str
+    split: str = "train"
+    subset: str | None = None
+
+    def __str__(self) -> str:
+        return f"dataset {self.path} ({self.split})"
+
+    @property
+    def name(self) -> str:
+        """How the corpus is called in metrics: the last part of its path."""
+        return self.path.rstrip("/").split("/")[-1]
+
+    def load(self) -> Any:
+        """Open the split; its rows are mappings.
+
+        Raises:
+          UserError: the library is not installed, or it cannot load the split.
+        """
+        try:
+            import datasets
+        except ImportError:
+            raise UserError(
+                f"{self} needs the library datasets; run pip install 'jspec-decoding[data]', or "
+                "give a file"
+            ) from None
+        try:
+            return datasets.load_dataset(self.path, self.subset, split=self.split)
+        except Exception as error:  # its own errors, the hub's and those of file formats
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self}: cannot be loaded ({reason})") from None
 
 
 def untold(done: int, total: int) -> None:
@@ -133,18 +180,15 @@ class _Text:
         self._path = path
         self._blocks = _pieces(path, told, BLOCK)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._scan = json.JSONDecoder().raw_decode
         self._text, self._at, self._n_bytes = "", 0, 0
 
     def next(self) -> str:
         """The next character that is no space, which stays; nothing at the end."""
         while True:
-            while self._at < len(self._text):
-                if not self._text[self._at].isspace():
-                    return self._text[self._at]
-                self._at += 1
-            if not self._more():
-                return ""
+            space = _SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
 
     def skip(self) -> None:
         self._at += 1
@@ -154,17 +198,15 @@ class _Text:
         self.next()
         while True:
             try:
-                value, end = self._scan(self._text, self._at)
+                value, end = _JSON.raw_decode(self._text, self._at)
             except RecursionError:
                 raise UserError(f"{where}: broken JSON (nested too deeply)") from None
-            except ValueError as error:
-                message, place = getattr(error, "msg", str(error)), getattr(error, "pos", 0)
-                is_cut = message.startswith("Unterminated") or (
-                    place >= len(self._text) - _NEAR_END
-                )
+            except json.JSONDecodeError as error:
+                is_near_end = error.pos >= len(self._text) - _NEAR_END
+                is_cut = is_near_end or error.msg.startswith("Unterminated")
                 if is_cut and self._more():
                     continue
-                raise UserError(f"{where}: broken JSON ({message})") from None
+                raise UserError(f"{where}: broken JSON ({error.msg})") from None
             if end == len(self._text) and self._more():  # a number may go on
                 continue
             self._at = end

@@ -1,7 +1,7 @@
 """Batches of packed text through Grain: split, encoded once, shuffled every epoch, resumable.
 
-In reading order: `TextData` and its batches, `load_text`, which encodes corpora into files and
-packs what is in them, and what names such a file.
+In reading order: `TextData` and its batches; `load_corpora`, which encodes corpora into files and
+packs what is in them; what names such a file.
 
 A sequence never mixes corpora, so that held-out losses are told by corpus.
 """
@@ -23,17 +23,24 @@ import numpy as np
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.errors import UserError
 from jspec.hosts import one_after_another
+from jspec.train.config import DataConfig
 from jspec.train.corpus import CorpusRow, Source, Tally, corpus_name, is_held_out, read_rows
-from jspec.train.encode import ENCODING, Encoded, encode_rows
-from jspec.train.hub_dataset import HubDataset
+from jspec.train.corpus_files import HubDataset
+from jspec.train.encode import ENCODING, Encoded, encode_rows, with_system
 from jspec.train.packing import Packed, pack
 from jspec.train.token_file import TextFile, read_texts, write_texts
 
 AT_ONCE = 1 << 20
 """Characters that are encoded together; more would be more memory, and no sooner."""
 
+EVERY_S = 10.0
+"""Seconds between two notes of how far an encoding is."""
+
 Batch = Mapping[str, np.ndarray]
 """Arrays `[sequences, ...]` by name; for text those of `Packed`."""
+
+Notes = Callable[[str], None]
+"""Takes one line for whoever waits."""
 
 
 class Data(Protocol):
@@ -45,7 +52,7 @@ class Data(Protocol):
         ...
 
     def iterator(self, *, batch_size: int, seed: int, process: int, processes: int) -> Any:
-        """A Grain iterator without end over this process's share of every batch.
+        """Begin a Grain iterator without end over this process's share of every batch.
 
         It has `get_state` and `set_state`, and is reshuffled every epoch.
         """
@@ -89,7 +96,6 @@ class TextData:
                 f"batch_size {batch_size} is more than the {len(order)} sequences of an epoch; "
                 "give a smaller batch or more text"
             )
-
         dataset = (
             grain.MapDataset.source(_Sequences(list(self.train.values()), order))
             .seed(seed)
@@ -100,18 +106,17 @@ class TextData:
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1)))
 
     def held_out(self) -> Mapping[str, Batch]:
-        return {name: packed.arrays() for name, packed in self.tests.items() if len(packed)}
+        return {name: packed.arrays for name, packed in self.tests.items() if len(packed)}
 
     def _order(self) -> np.ndarray:
         """Numbers of sequences, counted through all corpora, that make up one epoch."""
-        parts, start = [], 0
+        parts, start = [np.zeros(0, np.int64)], 0
         for name, packed in self.train.items():
             n = len(packed)
-            whole, rest = divmod(round(n * self.repeats.get(name, 1.0)), n) if n else (0, 0)
-            indices = np.arange(start, start + n)
-            parts += [indices] * whole + [indices[:rest]]
+            wanted = round(n * self.repeats.get(name, 1.0))
+            parts.append(start + np.arange(wanted) % max(n, 1))
             start += n
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return np.concatenate(parts)
 
 
 class _Sequences:
@@ -133,117 +138,122 @@ class _Sequences:
 # --- corpora -------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """How texts become tokens; what it says is part of the name of a file of them.
+def corpus_sources(data: DataConfig) -> dict[Source, float]:
+    """Find every corpus of a config, and how often an epoch has it."""
+    sources: dict[Source, float] = {}
+    for corpus in data.corpora:
+        path, dataset = corpus.path_in(data.folder), str(corpus.dataset)
+        source = Path(path) if path else HubDataset(dataset, corpus.split, corpus.subset)
+        sources[source] = corpus.repeat
+    return sources
 
-    Attributes:
-      held_out: share of rows kept out of training, by a hash of their ids.
-      loss_on: "all" or "assistant".
-      system: what conversations begin with that have no system message of their own.
-      chat_template: of conversations.
+
+def named_sources(data: DataConfig) -> dict[str, tuple[Source, float]]:
+    """Find every corpus by its name, and how often an epoch has it.
+
+    Raises:
+      UserError: two of one name.
     """
-
-    held_out: float
-    loss_on: str = "all"
-    system: str | None = None
-    chat_template: str | None = None
-
-
-Notes = Callable[[str], None]
-"""Takes one line for whoever waits."""
+    named: dict[str, tuple[Source, float]] = {}
+    for source, repeat in corpus_sources(data).items():
+        name = corpus_name(source)
+        if name in named:
+            raise UserError(f"two corpora are called {name!r}; rename one of the files")
+        named[name] = source, repeat
+    return named
 
 
-def load_text(
-    sources: Mapping[Source, float],
+def training_rows(source: Source, data: DataConfig) -> Iterator[CorpusRow]:
+    """Read the rows that are not held out; `data.system` begins their conversations."""
+    rows = (row for row in read_rows(source) if not is_held_out(row.id, data.held_out))
+    return (with_system(row, data.system) for row in rows)
+
+
+def load_corpora(
+    data: DataConfig,
     tokenizer_folder: Path,
     *,
-    length: int,
-    held_out: float,
-    loss_on: str = "all",
-    system: str | None = None,
-    chat_template: str | None = None,
-    is_truncating: bool = False,
     cache: Path | None = None,
     note: Notes = lambda _: None,
 ) -> TextData:
-    """Read, split, encode and pack corpora.
+    """Read, split, encode and pack the corpora of a config.
 
     Tokens are in files, mapped into memory. Of several hosts the first encodes, and the others read
     its file, or write one of their own where they do not see it.
 
     Args:
-      sources: corpora, and how often an epoch repeats each.
-      length: tokens of a sequence.
-      held_out, loss_on, system: as in `Encoding`.
-      chat_template: in place of the tokenizer's.
-      is_truncating: as in `pack`.
       cache: folder in which the tokens are kept, for the next start; a temporary one if not given.
       note: told what is found, and how far it is.
 
     Raises:
       UserError: bad files, rows or tokenizer; no text to train on.
     """
-    tokenizer = load_tokenizer(tokenizer_folder, chat_template)
+    tokenizer = load_tokenizer(tokenizer_folder, data.chat_template)
     if tokenizer is None:
         raise UserError(f"{tokenizer_folder} has no tokenizer; expected tokenizer.json there")
-    how = Encoding(
-        held_out=held_out, loss_on=loss_on, system=system, chat_template=tokenizer.template
-    )
-    names = [corpus_name(source) for source in sources]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two corpora are called {twice[0]!r}; rename one of the files")
-    train, tests = {}, {}
+    is_truncating = data.overlong == "truncate"
+    named, train, tests = named_sources(data), {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for source, name in zip(sources, names, strict=True):
-            path = (cache or Path(folder)) / f"{name}-{_key(source, tokenizer_folder, how)}.tokens"
-            work = functools.partial(_texts_of, path, source, tokenizer, how, note)
-            found = one_after_another(work)
-            for line in found.notes:
-                note(f"{name}: {line}")
+        for name, (source, _) in named.items():
+            key = _key(source, tokenizer_folder, tokenizer, data)
+            path = (cache or Path(folder)) / f"{name}-{key}.tokens"
+            found = one_after_another(
+                functools.partial(_texts_of, path, source, tokenizer, data, note)
+            )
             train[name], tests[name] = (
-                pack(texts, length, is_truncating=is_truncating)
+                pack(texts, data.length, is_truncating=is_truncating)
                 for texts in (found.train, found.test)
             )
-            for line in _changes(found, train[name], tests[name], is_truncating):
+            for line in (*found.notes, *_changes(found, data.length, is_truncating)):
                 note(f"{name}: {line}")
     if not any(len(packed) for packed in train.values()):
-        raise UserError(f"no text to train on in {', '.join(map(str, sources))}")
-    repeats = {name: repeat for name, repeat in zip(names, sources.values(), strict=True)}
+        given = ", ".join(str(source) for source, _ in named.values())
+        raise UserError(f"no text to train on in {given}")
+    repeats = {name: repeat for name, (_, repeat) in named.items()}
     return TextData(train=train, repeats=repeats, tests=tests)
 
 
 def _texts_of(
-    path: Path, source: Source, tokenizer: Tokenizer, how: Encoding, note: Notes
+    path: Path, source: Source, tokenizer: Tokenizer, data: DataConfig, note: Notes
 ) -> TextFile:
-    """The texts of a file, which is written where it is not there or not whole."""
+    """Read the texts of a file, which is written where it is not there or not whole."""
     found = read_texts(path)
     if found is None:
         notes: list[str] = []
-        write_texts(path, encoded_rows(source, tokenizer, how, note, notes), notes)
+        write_texts(path, _encoded_rows(source, tokenizer, data, note, notes), notes)
         found = read_texts(path)
     if found is None:
         raise UserError(f"{path} cannot be read back; is the disk full?")
     return found
 
 
-def encoded_rows(
-    source: Source, tokenizer: Tokenizer, how: Encoding, note: Notes, notes: list[str]
+def _encoded_rows(
+    source: Source, tokenizer: Tokenizer, data: DataConfig, note: Notes, notes: list[str]
 ) -> Iterator[tuple[Encoded, bool]]:
-    """Every text of a corpus, and whether it is held out; a batch of them is in memory.
+    """Encode every text of a corpus, and tell whether it is held out; a batch is in memory.
 
     Args:
-      note: told how far it is.
+      note: told now and then how far it is.
       notes: gets what was left out, when all is read.
     """
-    tally, progress = Tally(), EncodingProgress(corpus_name(source), note)
-    for rows in _batches(read_rows(source, tally=tally, told=progress.told)):
-        encoded = encode_rows(rows, tokenizer, loss_on=how.loss_on, system=how.system, tally=tally)
+    tally, name, share = Tally(), corpus_name(source), ""
+    n_texts, n_tokens, said = 0, 0, time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        nonlocal share
+        share = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, "
+
+    for rows in _batches(read_rows(source, tally=tally, told=told)):
+        encoded = encode_rows(
+            rows, tokenizer, loss_on=data.loss_on, system=data.system, tally=tally
+        )
         for row, text in zip(rows, encoded, strict=True):
-            progress.add(len(text.tokens))
-            yield text, is_held_out(row.id, how.held_out)
-    progress.finish()
+            n_texts, n_tokens = n_texts + 1, n_tokens + len(text.tokens)
+            if time.monotonic() - said >= EVERY_S:
+                said = time.monotonic()
+                note(f"encoding {name}: {share}{n_texts:,} texts, {n_tokens:,} tokens")
+            yield text, is_held_out(row.id, data.held_out)
+    note(f"encoded {name}: {n_texts:,} texts, {n_tokens:,} tokens")
     notes += tally.lines()
 
 
@@ -260,38 +270,11 @@ def _batches(rows: Iterator[CorpusRow]) -> Iterator[list[CorpusRow]]:
         yield batch
 
 
-class EncodingProgress:
-    """Says now and then how far the encoding of a corpus is, and at its end what there is."""
-
-    EVERY_S = 10.0
-
-    def __init__(self, name: str, note: Notes):
-        self._name, self._note = name, note
-        self._n_texts, self._n_tokens, self._share = 0, 0, ""
-        self._said = time.monotonic()
-
-    def told(self, done: int, total: int) -> None:
-        self._share = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, "
-
-    def add(self, n_tokens: int) -> None:
-        self._n_texts, self._n_tokens = self._n_texts + 1, self._n_tokens + n_tokens
-        if time.monotonic() - self._said >= self.EVERY_S:
-            self._said = time.monotonic()
-            self._note(f"encoding {self._name}: {self._share}{self._so_far()}")
-
-    def finish(self) -> None:
-        self._note(f"encoded {self._name}: {self._so_far()}")
-
-    def _so_far(self) -> str:
-        return f"{self._n_texts:,} texts, {self._n_tokens:,} tokens"
-
-
-def _changes(found: TextFile, train: Packed, test: Packed, is_truncating: bool) -> list[str]:
+def _changes(found: TextFile, length: int, is_truncating: bool) -> list[str]:
     """What packing makes of texts that do not fit."""
     lengths = np.concatenate([found.train.lengths, found.test.lengths])
     firsts = np.concatenate([found.train.firsts, found.test.firsts])
-    n_long, length = int(np.sum(lengths > train.length)), train.length
-    told = []
+    n_long, told = int(np.sum(lengths > length)), []
     if n_long:
         what = "are truncated" if is_truncating else "are cut into pieces, each from position 0 on"
         number = f"{n_long:,} of {len(lengths):,}"
@@ -305,22 +288,24 @@ def _changes(found: TextFile, train: Packed, test: Packed, is_truncating: bool) 
 # --- what names a file of tokens -----------------------------------------------------------------
 
 
-def _key(source: Source, tokenizer_folder: Path, how: Encoding) -> str:
-    """Names an encoding: changes with the text, the tokenizer, the settings and the way it works.
+def _key(source: Source, tokenizer_folder: Path, tokenizer: Tokenizer, data: DataConfig) -> str:
+    """Name an encoding: it changes with the text, the tokenizer, the settings and how it is done.
 
     Times and places of files do not matter, so that hosts with copies of a file agree.
     """
     kinds = ("*.json", "*.jinja", "*.model")
     files = [file for kind in kinds for file in sorted(tokenizer_folder.glob(kind))]
-    tokenizer = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    parts = [ENCODING, _version(source), tokenizer, dataclasses.asdict(how)]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    how = data.model_dump(include={"held_out", "loss_on", "system"})
+    how["chat_template"] = tokenizer.template
+    parts = [ENCODING, source_version(source), digest, how]
     return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
 
 
-def _version(source: Source) -> str:
-    """Changes with the content of a corpus."""
+def source_version(source: Source) -> str:
+    """Digest the content of a corpus."""
     if isinstance(source, HubDataset):
-        return f"{source} {source.fingerprint()}"
+        return f"{source} {source.load()._fingerprint}"
     try:
         with source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,21 +16,21 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from jspec.train.encode import Encoded
 from jspec.train.token_file import Texts
 
 PADDING = -1
 
-NAMES = ("tokens", "segments", "positions", "weights")
+KINDS = {"tokens": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32}
+"""The arrays of a sequence."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packed:
-    """Sequences of `length` tokens, of which each is made when it is asked for.
+    """Sequences of `length` tokens; each is put together when it is asked for.
 
     Attributes:
       texts: where their tokens are.
@@ -58,14 +58,11 @@ class Packed:
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        found = {
-            "tokens": np.zeros(self.length, np.int32),
-            "segments": np.full(self.length, PADDING, np.int32),
-            "positions": np.zeros(self.length, np.int32),
-            "weights": np.zeros(self.length, np.float32),
-        }
+        found = {name: np.zeros(self.length, kind) for name, kind in KINDS.items()}
+        found["segments"][:] = PADDING
         start = 0
-        for segment, (text, begin, size) in enumerate(self.pieces[self._of(index)]):
+        begins = self.ends[index - 1] if index else 0
+        for segment, (text, begin, size) in enumerate(self.pieces[begins : self.ends[index]]):
             row, at = self.texts[text], slice(start, start + size)
             found["tokens"][at] = row.tokens[begin : begin + size]
             found["weights"][at] = row.weights[begin : begin + size]
@@ -75,56 +72,30 @@ class Packed:
             start += size
         return found
 
-    def _of(self, index: int) -> slice:
-        return slice(self.ends[index - 1] if index else 0, self.ends[index])
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return (self[index] for index in range(len(self)))
-
     @property
     def n_tokens(self) -> np.ndarray:
         """Tokens of each sequence, padding not counted."""
-        sizes = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.pieces[:, 2])])
-        return np.diff(sizes[np.concatenate([np.zeros(1, np.int64), self.ends])])
+        sizes = np.cumsum(self.pieces[:, 2])
+        return np.diff(sizes[self.ends - 1], prepend=0)
 
     @functools.cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        kinds = {name: np.float32 if name == "weights" else np.int32 for name in NAMES}
-        found = {name: np.zeros((len(self), self.length), kind) for name, kind in kinds.items()}
-        for index, sequence in enumerate(self):
-            for name, array in sequence.items():
-                found[name][index] = array
-        return found
-
     def arrays(self) -> dict[str, np.ndarray]:
-        """All sequences in memory, `[sequences, T]` each."""
-        return dict(self._arrays)
-
-    @property
-    def tokens(self) -> np.ndarray:
-        return self._arrays["tokens"]
-
-    @property
-    def segments(self) -> np.ndarray:
-        return self._arrays["segments"]
-
-    @property
-    def positions(self) -> np.ndarray:
-        return self._arrays["positions"]
-
-    @property
-    def weights(self) -> np.ndarray:
-        return self._arrays["weights"]
+        """All sequences in memory, `[sequences, T]` each; kept once they were asked for."""
+        sequences = [self[index] for index in range(len(self))]
+        shape = (len(self), self.length)
+        return {
+            name: np.asarray([sequence[name] for sequence in sequences], kind).reshape(shape)
+            for name, kind in KINDS.items()
+        }
 
 
-def pack(rows: Sequence[Encoded], length: int, *, is_truncating: bool = False) -> Packed:
-    """Rows in sequences of `length` tokens; the same for the same rows in the same order.
+def pack(texts: Texts, length: int, *, is_truncating: bool = False) -> Packed:
+    """Lay texts into sequences of `length` tokens; the same for the same texts in the same order.
 
     Args:
       is_truncating: leave out what of a text is beyond a sequence, and texts of which nothing is
         learnt before; else cut them into pieces that each begin at position 0.
     """
-    texts = rows if isinstance(rows, Texts) else Texts.of(rows)
     lengths = texts.lengths
     if is_truncating:
         kept = np.flatnonzero((texts.firsts > 0) & (texts.firsts < length))
@@ -143,7 +114,7 @@ def pack(rows: Sequence[Encoded], length: int, *, is_truncating: bool = False) -
 
 
 def _cut(lengths: np.ndarray, length: int) -> np.ndarray:
-    """Every text in pieces of at most `length` tokens; one of a single token teaches nothing."""
+    """Cut texts into pieces of at most `length` tokens; one of a single token teaches nothing."""
     counts = -(-lengths // length)
     text = np.repeat(np.arange(len(lengths)), counts)
     begin = length * (np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts))
@@ -152,7 +123,7 @@ def _cut(lengths: np.ndarray, length: int) -> np.ndarray:
 
 
 def _best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Which pieces go together: each into the sequence that it fills best."""
+    """Tell which pieces go together: each is in the sequence that it fills best."""
     sequences: list[list[int]] = []
     by_space: dict[int, list[int]] = {}  # sequences that have exactly this much room left
     spaces: list[int] = []  # the keys of `by_space`, sorted

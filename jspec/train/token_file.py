@@ -1,7 +1,5 @@
 """Encoded texts in one file that is read through memory mapping: four bytes a token.
 
-In reading order: `Texts`, which are in memory or in a file, `write_texts`, `read_texts`.
-
 A file has a number of 32 bits a token (its id times two, plus one where it is learnt), then a line
 of `INDEX` a text, then notes in JSON, and the sizes of it all. It is written under another name and
 renamed when it is whole, so that what has the name can be read.
@@ -11,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +21,15 @@ INDEX = np.dtype([("end", "<i8"), ("first", "<i4"), ("is_held_out", "<i4")])
 """Of a text: where it ends among all tokens, its first learnt token after the very first, or -1,
 and whether it is held out of training."""
 
+SIZES = np.dtype([("tokens", "<i8"), ("texts", "<i8"), ("notes", "<i8"), ("magic", "S16")])
+"""The end of a file: how many tokens, texts and bytes of notes it has."""
+
 _MAGIC = b"jspec-texts-0001"
-_SIZES = struct.Struct("<qqq16s")
-"""Tokens, texts, bytes of notes, magic."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Texts(Sequence[Encoded]):
-    """Encoded texts; nothing of them is in memory that is not asked for, where they are in a file.
+    """Encoded texts; of those in a file, nothing is in memory that is not asked for.
 
     Attributes:
       codes: every token, int32.
@@ -43,19 +41,6 @@ class Texts(Sequence[Encoded]):
     starts: np.ndarray
     ends: np.ndarray
     firsts: np.ndarray
-
-    @classmethod
-    def of(cls, rows: Iterable[Encoded]) -> Texts:
-        """Texts in memory."""
-        rows = list(rows)
-        ends = np.cumsum([len(row.tokens) for row in rows], dtype=np.int64)
-        codes = [_codes(row) for row in rows]
-        return cls(
-            codes=np.concatenate(codes) if codes else np.zeros(0, np.int32),
-            starts=np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(rows)],
-            ends=ends,
-            firsts=np.asarray([_first(row) for row in rows], np.int32),
-        )
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -70,15 +55,6 @@ class Texts(Sequence[Encoded]):
         return self.ends - self.starts
 
 
-def _codes(row: Encoded) -> np.ndarray:
-    return (row.tokens.astype(np.int32) << 1) | (row.weights > 0)
-
-
-def _first(row: Encoded) -> int:
-    learnt = np.flatnonzero(row.weights[1:] > 0)
-    return int(learnt[0]) + 1 if len(learnt) else -1
-
-
 def write_texts(
     path: Path, rows: Iterable[tuple[Encoded, bool]], notes: Sequence[str] = ()
 ) -> None:
@@ -91,34 +67,27 @@ def write_texts(
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own, because other processes may be writing the same.
     unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    end, index = 0, bytearray()
     try:
         with unfinished.open("wb") as file:
-            _write(file, rows, notes)
+            for row, is_held_out in rows:
+                codes = (row.tokens.astype("<i4") << 1) | (row.weights > 0)
+                file.write(codes.tobytes())
+                end += len(codes)
+                learnt = np.flatnonzero(row.weights[1:] > 0)
+                first = int(learnt[0]) + 1 if len(learnt) else -1
+                index += np.asarray((end, first, is_held_out), INDEX).tobytes()
+            told = json.dumps(list(notes)).encode()
+            sizes = end, len(index) // INDEX.itemsize, len(told), _MAGIC
+            file.write(bytes(index) + told + np.asarray(sizes, SIZES).tobytes())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _write(file, rows: Iterable[tuple[Encoded, bool]], notes: Sequence[str]) -> None:
-    end, index = 0, bytearray()
-    for row, is_held_out in rows:
-        file.write(_codes(row).astype("<i4").tobytes())
-        end += len(row.tokens)
-        index += np.asarray((end, _first(row), is_held_out), INDEX).tobytes()
-    told = json.dumps(list(notes)).encode()
-    file.write(index)
-    file.write(told)
-    file.write(_SIZES.pack(end, len(index) // INDEX.itemsize, len(told), _MAGIC))
-
-
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """What a file holds.
-
-    Attributes:
-      train, test: its texts.
-      notes: what was to be said of them.
-    """
+    """What a file holds: texts to train on, texts that are held out, and notes about them."""
 
     train: Texts
     test: Texts
@@ -126,28 +95,23 @@ class TextFile:
 
 
 def read_texts(path: Path) -> TextFile | None:
-    """The texts of a file; None where there is none, or one that is not whole."""
+    """Map the texts of a file; None where there is none, or one that is not whole."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(max(size - _SIZES.size, 0))
-            n_tokens, n_texts, n_notes, magic = _SIZES.unpack(file.read())
-            body = 4 * n_tokens + INDEX.itemsize * n_texts + n_notes
-            if magic != _MAGIC or size != body + _SIZES.size:
-                return None
-            file.seek(4 * n_tokens)
-            index = np.frombuffer(file.read(INDEX.itemsize * n_texts), INDEX)
-            notes = tuple(json.loads(file.read(n_notes)))
-        codes = np.zeros(0, np.int32)
-        if n_tokens:
-            codes = np.memmap(path, "<i4", mode="r", shape=(n_tokens,))
-    except (OSError, ValueError, struct.error):
+        whole = np.memmap(path, np.uint8, mode="r")
+        sizes = whole[-SIZES.itemsize :].view(SIZES)[0]
+        at = 4 * int(sizes["tokens"])
+        after = at + INDEX.itemsize * int(sizes["texts"])
+        end = after + int(sizes["notes"])
+        if sizes["magic"] != _MAGIC or end + SIZES.itemsize != len(whole):
+            return None
+        codes, index = whole[:at].view("<i4"), whole[at:after].view(INDEX)
+        notes = tuple(json.loads(bytes(whole[after:end])))
+    except (OSError, ValueError):
         return None
-    ends = index["end"]
-    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[:n_texts]
-    parts: Iterator[Texts] = (
-        Texts(codes=codes, starts=starts[at], ends=ends[at], firsts=index["first"][at])
-        for at in (np.flatnonzero(index["is_held_out"] == n) for n in (0, 1))
+    ends = np.asarray(index["end"])
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
+    train, test = (
+        Texts(codes=codes, starts=starts[part], ends=ends[part], firsts=index["first"][part])
+        for part in (np.flatnonzero(index["is_held_out"] == number) for number in (0, 1))
     )
-    train, test = parts
     return TextFile(train=train, test=test, notes=notes)

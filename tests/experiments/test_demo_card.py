@@ -17,7 +17,8 @@ import yaml
 from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.testing.models import tiny_target
-from jspec.train.data import load_text
+from jspec.train.config import CorpusConfig, DataConfig
+from jspec.train.data import load_corpora
 from jspec.train.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,14 +102,12 @@ def test_card_tells_what_the_files_say(config, script):
     options = ["--set", "optimizer.learning_rate=0.5", "--title", "A tiny one"]
     assert script("experiments.demo.card").main([str(config), "--out", str(out), *options]) == 0
     card = out.read_text()
-    data = load_text(
-        {config.with_name("text") / "tiny_shakespeare.jsonl": 0.5},
-        config.with_name("tokenizer"),
-        length=LENGTH,
-        held_out=0.2,
+    corpus = CorpusConfig(file=str(config.with_name("text") / "tiny_shakespeare.jsonl"), repeat=0.5)
+    data = load_corpora(
+        DataConfig(corpora=[corpus], length=LENGTH, held_out=0.2), config.with_name("tokenizer")
     )
     packed, tests = data.train["tiny_shakespeare"], data.tests["tiny_shakespeare"]
-    used = packed.segments[: round(len(packed) / 2)]
+    used = packed.arrays["segments"][: round(len(packed) / 2)]
 
     assert "\n# A tiny one\n" in card
     assert cells(card, "time in steps", "Training")[1] == "0.10 hours"
@@ -121,7 +120,7 @@ def test_card_tells_what_the_files_say(config, script):
     ]
 
     _, n_tokens, *losses = cells(card, "tiny_shakespeare", "Held-out loss")
-    assert n_tokens == f"{int(tests.weights.sum()):,}"
+    assert n_tokens == f"{int(tests.arrays['weights'].sum()):,}"
     model, ngram, model_bits, ngram_bits = map(float, losses)
     assert model > math.log(VOCAB_SIZE) > ngram  # random weights know less than nothing
     assert model / ngram == pytest.approx(model_bits / ngram_bits, rel=0.01)

@@ -10,6 +10,7 @@ import dataclasses
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from jspec.train.journal import read_journal
 from jspec.train.loop import TrainingOutcome, train
 from jspec.train.objective import NextToken, Objective
 from jspec.train.packing import Packed, pack
+from jspec.train.token_file import Texts
 from jspec.train.trainable import Trainable, language_model
 
 LENGTH = 16
@@ -53,8 +55,21 @@ def random_rows(n: int, *, seed: int, longest: int = 30, vocab_size: int = 61) -
     return [Encoded(t.astype(np.int32), np.ones(len(t), np.float32)) for t in tokens]
 
 
+def texts_of(rows: Sequence[Encoded]) -> Texts:
+    """Texts in memory, as a file has them."""
+    codes = [(row.tokens << 1) | (row.weights > 0) for row in rows]
+    learnt = [np.flatnonzero(row.weights[1:]) + 1 for row in rows]
+    ends = np.cumsum([len(one) for one in codes], dtype=np.int64)
+    return Texts(
+        codes=np.concatenate([np.zeros(0, np.int32), *codes]),
+        starts=np.concatenate([np.zeros(1, np.int64), ends])[: len(rows)],
+        ends=ends,
+        firsts=np.asarray([at[0] if len(at) else -1 for at in learnt], np.int32),
+    )
+
+
 def random_packed(n: int, *, seed: int, length: int = LENGTH) -> Packed:
-    return pack(random_rows(n, seed=seed), length)
+    return pack(texts_of(random_rows(n, seed=seed)), length)
 
 
 def random_text() -> TextData:

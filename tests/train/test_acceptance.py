@@ -18,7 +18,7 @@ from jspec.infer.results import Stats
 from jspec.testing.models import perturbed, random_head, tiny_target
 from jspec.train import acceptance
 from jspec.train.acceptance import HeldOutAcceptance, openings
-from jspec.train.command.run_falcon import acceptance_of
+from jspec.train.command.prepare import acceptance_of
 from jspec.train.config import FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import head_of
 from tests.support.training import random_text

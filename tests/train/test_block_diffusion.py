@@ -23,7 +23,7 @@ MODEL, TEACHER = training_model(), training_model()
 WHOLE = BlockDiffusion(
     model=MODEL, mask_id=MASK, suffix_share=1.0, k_max=K, n_blocks=4, slot_decay=2.0
 )
-BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).arrays().items()}
+BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).arrays.items()}
 B, T = BATCH["tokens"].shape
 
 

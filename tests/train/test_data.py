@@ -16,7 +16,8 @@ import pytest
 from jspec.errors import UserError
 from jspec.train import corpus_files
 from jspec.train import data as data_module
-from jspec.train.data import TextData, load_text
+from jspec.train.config import CorpusConfig, DataConfig
+from jspec.train.data import TextData, load_corpora
 from tests.support.training import LENGTH, random_packed, random_text
 
 
@@ -34,7 +35,7 @@ def epoch(text: TextData) -> Counter[bytes]:
     counts: Counter[bytes] = Counter()
     for name, packed in text.train.items():
         whole, part = divmod(round(len(packed) * text.repeats[name]), len(packed))
-        rows = [row.tobytes() for row in packed.tokens]
+        rows = [row.tobytes() for row in packed.arrays["tokens"]]
         counts.update(rows * whole + rows[:part])
     return counts
 
@@ -54,7 +55,7 @@ def test_every_epoch_is_another_permutation_of_the_whole(repeats):
 def test_tokens_of_an_epoch_are_counted_with_repeats():
     packed = random_packed(5, seed=0)
     text = TextData({"a": packed}, {"a": 2.0}, {})
-    assert text.n_tokens == 2 * (packed.segments >= 0).sum()
+    assert text.n_tokens == 2 * (packed.arrays["segments"] >= 0).sum()
 
 
 def test_batches_go_on_from_a_saved_state():
@@ -115,16 +116,18 @@ def corpus(folder: Path, name: str = "cats.jsonl", n: int = 40) -> Path:
 
 
 def load(paths, tokenizer_folder, **changes) -> TextData:
-    options: dict[str, Any] = dict(length=LENGTH, held_out=0.2)
-    return load_text(dict.fromkeys(paths, 1.0), tokenizer_folder, **(options | changes))
+    how = {name: changes.pop(name) for name in ("cache", "note") if name in changes}
+    fields: dict[str, Any] = {"length": LENGTH, "held_out": 0.2} | changes
+    data = DataConfig(corpora=[CorpusConfig(file=str(path)) for path in paths])
+    return load_corpora(data.model_copy(update=fields), tokenizer_folder, **how)
 
 
 def same(one: TextData, other: TextData) -> bool:
     return all(
-        np.array_equal(array, part[name].arrays()[key])
+        np.array_equal(array, part[name].arrays[key])
         for whole, part in ((one.train, other.train), (one.tests, other.tests))
         for name in whole
-        for key, array in whole[name].arrays().items()
+        for key, array in whole[name].arrays.items()
     )
 
 
@@ -132,7 +135,7 @@ def test_training_and_held_out_rows_are_apart_and_complete(tmp_path, tokenizer_f
     text = load([corpus(tmp_path)], tokenizer_folder, length=64)
     parts = []
     for packed in (text.train["cats"], text.tests["cats"]):
-        joined = "".join(tokenizer.decode(row) for row in packed.tokens)
+        joined = "".join(tokenizer.decode(row) for row in packed.arrays["tokens"])
         parts.append({i for i in range(40) if f"mat {i} by" in joined})
     train, test = parts
     assert test and not train & test and train | test == set(range(40))
@@ -178,7 +181,7 @@ def test_the_cache_knows_text_tokenizer_settings_and_how_it_is_encoded(
         load([path], folder, cache=cache, **changes)
         return len(list(cache.iterdir()))
 
-    assert n_files() == n_files(length=20) == n_files(is_truncating=True) == 1
+    assert n_files() == n_files(length=20) == n_files(overlong="truncate") == 1
     os.utime(path, ns=(1, 1))
     assert n_files() == 1
     assert n_files(held_out=0.3) == 2
@@ -237,7 +240,7 @@ def test_what_is_left_out_and_cut_is_told_at_every_start(tmp_path, tokenizer_fol
             length=64,
             cache=tmp_path / "cache",
             loss_on="assistant",
-            is_truncating=True,
+            overlong="truncate",
             note=told[-1].append,
         )
     assert told[0][0].startswith("encoded talks: 19 texts, ")
@@ -251,7 +254,7 @@ def test_what_is_left_out_and_cut_is_told_at_every_start(tmp_path, tokenizer_fol
 
 def test_long_encodings_say_how_far_they_are(tmp_path, tokenizer_folder, monkeypatch):
     monkeypatch.setattr(data_module, "AT_ONCE", 1)
-    monkeypatch.setattr(data_module.EncodingProgress, "EVERY_S", 0.0)
+    monkeypatch.setattr(data_module, "EVERY_S", 0.0)
     told: list[str] = []
     load([talks(tmp_path / "talks.json", 4)], tokenizer_folder, note=told.append)
     assert re.match(r"encoding talks: 0 of 0 MB, 1 texts, \d+ tokens", told[0])
@@ -269,3 +272,16 @@ def test_mistakes_are_one_line(tmp_path, tokenizer_folder):
         load([tmp_path / "no.jsonl"], tokenizer_folder)
     with pytest.raises(UserError, match="no text to train on in .*cats.jsonl"):
         load(twice[:1], tokenizer_folder, held_out=1.0)
+
+
+@pytest.mark.parametrize("overlong", ["truncate", "pieces"])
+def test_what_is_beyond_a_sequence_is_left_out_or_a_piece_of_its_own(
+    overlong, tmp_path, tokenizer_folder, tokenizer
+):
+    text = "the cat sat on the mat and the dog sat on the log"
+    (tmp_path / "a.txt").write_text(text)
+    values = {"folder": str(tmp_path), "corpora": ["a.txt"], "length": 8, "held_out": 0.0}
+    data = DataConfig.model_validate(values | {"overlong": overlong})
+    found = load_corpora(data, tokenizer_folder, cache=None)
+    n_tokens = len(tokenizer.encode(text)) + 1  # and one that ends it
+    assert n_tokens > 9 and found.n_tokens == (8 if overlong == "truncate" else n_tokens)

@@ -14,13 +14,14 @@ port, process = sys.argv[1], int(sys.argv[2])
 folder, tokenizer = map(Path, sys.argv[3:])
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
 from jspec.errors import UserError
-from jspec.train.data import load_text
+from jspec.train.config import CorpusConfig, DataConfig
+from jspec.train.data import load_corpora
 
 def load(name, cache):
     said = []
-    data = load_text(
-        {folder / name: 1.0}, tokenizer, length=32, held_out=0.1, cache=cache, note=said.append
-    )
+    corpora = [CorpusConfig(file=str(folder / name))]
+    config = DataConfig(corpora=corpora, length=32, held_out=0.1)
+    data = load_corpora(config, tokenizer, cache=cache, note=said.append)
     return any("encoded" in line for line in said), data.n_tokens
 
 print(*load("cats.jsonl", folder / "shared"))

@@ -10,11 +10,10 @@ import pytest
 
 from jspec.config import resolve
 from jspec.errors import UserError
-from jspec.train.command.corpora import load_corpora
 from jspec.train.config import DataConfig
 from jspec.train.corpus import read_rows
-from jspec.train.data import load_text
-from jspec.train.hub_dataset import HubDataset
+from jspec.train.corpus_files import HubDataset
+from jspec.train.data import load_corpora
 
 ROWS = [
     {"text": "the cat sat on the mat and the dog sat on the log", "messages": None, "score": 1},
@@ -65,9 +64,7 @@ def test_a_dataset_that_has_changed_is_packed_again(
     library, tokenizer_folder, tmp_path, monkeypatch
 ):
     def pack():
-        load_text(
-            {HubDataset("org/name"): 1.0}, tokenizer_folder, length=8, held_out=0, cache=tmp_path
-        )
+        load_corpora(config_of({"dataset": "org/name"}), tokenizer_folder, cache=tmp_path)
         return len(list(tmp_path.iterdir()))
 
     assert (pack(), pack()) == (1, 1)

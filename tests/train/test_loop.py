@@ -107,7 +107,7 @@ def test_a_run_tells_every_step_and_exports_its_best(whole):
     evaluations = {r["step"]: r["held_out"] for r in records if "held_out" in r}
     assert list(evaluations) == [2, 4, 6]
     by_corpus = records[-1]["held_out_by_corpus"]
-    n_tokens = {name: part.weights.sum() for name, part in random_text().tests.items()}
+    n_tokens = {name: part.arrays["weights"].sum() for name, part in random_text().tests.items()}
     mean = sum(by_corpus[name] * n for name, n in n_tokens.items()) / sum(n_tokens.values())
     assert by_corpus.keys() == {"a", "b"} and mean == pytest.approx(evaluations[STEPS], rel=1e-5)
     assert outcome.held_out == min(evaluations.values()) == evaluations[outcome.best_step]

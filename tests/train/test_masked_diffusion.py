@@ -32,7 +32,7 @@ RANDOM = MaskedDiffusion(model=MODEL, mask_id=MASK, suffix_share=0.0)
 SUFFIX = MaskedDiffusion(
     model=MODEL, mask_id=MASK, suffix_share=1.0, k_max=3, piece_lengths=(5, 8), slot_decay=2.0
 )
-BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).arrays().items()}
+BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).arrays.items()}
 """16 tokens a sequence, several texts in some of them, and padding."""
 
 

@@ -14,7 +14,7 @@ from jspec.train.objective import NextToken, cross_entropy
 from tests.support.training import random_packed, training_model
 
 MODEL = training_model()
-BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).arrays().items()}
+BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).arrays.items()}
 
 
 @functools.cache

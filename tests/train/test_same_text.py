@@ -23,9 +23,9 @@ from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import InferConfig, LineConfig, find_config, read_yaml, resolve
 from jspec.console.prompts import Conversation
 from jspec.console.reader import Reader
-from jspec.train.command.corpora import training_rows
 from jspec.train.config import CorpusConfig, DataConfig, FalconConfig
 from jspec.train.corpus import CorpusRow, Tally
+from jspec.train.data import training_rows
 from jspec.train.encode import encode_rows
 
 TRAINED_FOR = {

@@ -18,9 +18,7 @@ from jspec.train.trainable import initial_params
 from tests.support.training import random_packed, training_model
 
 MODEL = training_model()
-BATCH = {
-    name: jnp.asarray(array[-8:]) for name, array in random_packed(20, seed=7).arrays().items()
-}
+BATCH = {name: jnp.asarray(array[-8:]) for name, array in random_packed(20, seed=7).arrays.items()}
 """The last sequences have padding, some more than others."""
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jspec.train.token_file import Texts, read_texts, write_texts
-from tests.support.training import random_rows
+from tests.support.training import random_rows, texts_of
 
 ROWS = random_rows(12, seed=0, vocab_size=150_000)
 for i, row in enumerate(ROWS):
@@ -39,7 +39,7 @@ def test_texts_come_back_in_their_two_parts(path):
     for texts, is_held_out in ((found.train, False), (found.test, True)):
         rows = [row for row, held in zip(ROWS, HELD_OUT, strict=True) if held == is_held_out]
         check(texts, rows)
-        check(Texts.of(rows), rows)
+        check(texts_of(rows), rows)
 
 
 def test_a_token_is_four_bytes(path):

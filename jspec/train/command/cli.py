@@ -6,13 +6,14 @@ In reading order: the flags, the config that they make, and the run that follows
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jspec.arguments import nearest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
-from jspec.config import Config, find_config, parse_sets, read_yaml, resolve, runnable_names
+from jspec.config import find_config, parse_sets, read_yaml, resolve, runnable_names
 from jspec.console.commands import Command
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.console.flags import add_config_flags, add_hosts_flag
@@ -22,6 +23,9 @@ from jspec.hosts import join_hosts
 from jspec.train.command.lock import only_run
 from jspec.train.command.recipes import check_made
 from jspec.train.config import KINDS
+
+RUNNERS = {"tokenizer": "run_tokenizer", "ngram": "run_ngram", "texts": "run_texts"}
+"""Modules that run a kind; all others train by steps, and `run_model` runs them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_config(args: argparse.Namespace) -> Config:
+def make_config(args: argparse.Namespace) -> Any:
     """The config of the file's kind, with what `--set` changes."""
     if args.config is None:
         names = ", ".join(runnable_names(is_training=True))
@@ -66,8 +70,7 @@ def _run(args: argparse.Namespace, owns_process: bool) -> int:
         import_transformers_without_torch()
     check_made(config, args.config)
     join_hosts(args.hosts)
-    values = config.model_dump()
-    with only_run(Path(values["out"]), is_file=values["kind"] == "texts"):
+    with only_run(Path(config.out), is_file=config.kind == "texts"):
         try:
             return _runner(config)(config, log=Log(), resume=args.resume, as_json=args.json)
         except OSError as error:
@@ -75,29 +78,13 @@ def _run(args: argparse.Namespace, owns_process: bool) -> int:
             raise
 
 
-def _runner(config: Config) -> Callable[..., int]:
-    """What runs a kind; imported when it is needed."""
-    from jspec.train.command import (
-        run_diffusion,
-        run_falcon,
-        run_model,
-        run_ngram,
-        run_texts,
-        run_tokenizer,
-    )
-
-    runners: dict[str, Any] = {
-        "tokenizer": run_tokenizer.run,
-        "model": run_model.run,
-        "diffusion": run_diffusion.run,
-        "falcon": run_falcon.run,
-        "ngram": run_ngram.run,
-        "texts": run_texts.run,
-    }
-    return runners[config.model_dump()["kind"]]
+def _runner(config: Any) -> Callable[..., int]:
+    """Find what runs a kind; imported when it is needed."""
+    name = RUNNERS.get(config.kind, "run_model")
+    return importlib.import_module(f"jspec.train.command.{name}").run
 
 
-def _as_yaml(config: Config) -> str:
+def _as_yaml(config: Any) -> str:
     import yaml
 
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

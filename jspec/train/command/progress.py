@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from jspec.console.log import Failure, Log
-from jspec.console.progress import duration
+from jspec.console.progress import Progress, duration
 from jspec.console.streams import write_result
 from jspec.hosts import is_first
 
@@ -34,28 +35,20 @@ class TrainingProgress:
     ):
         self.failure: Failure | None = None
         self._planned, self._log, self._as_json, self._clock = planned, log, as_json, clock
-        self._pace = StepPace(planned, clock)
+        self._pace: Progress | None = None
+        self._what, self._since = "setting up", clock()
+        self._bar: Bar | None = None
         console = Console(stderr=True)
-        self._bar: Progress | None = None
         if is_first() and console.is_terminal:
-            columns = (
-                TextColumn("step"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Progress(*columns, console=console)
+            counted = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            words = TextColumn("{task.description}")
+            self._bar = Bar(TextColumn("step"), *counted, words, console=console)
             self._task = self._bar.add_task("", total=planned)
-        self._what = "setting up"
-        self._since: float | None = clock()
         self._shown = contextlib.ExitStack()
 
     def __enter__(self) -> TrainingProgress:
-        if self._bar is not None:
-            self._shown.enter_context(self._bar)
-        else:
-            self._shown.enter_context(self._log.now_and_then(lambda: self.line))
+        shown = self._bar or self._log.now_and_then(lambda: self.line)
+        self._shown.enter_context(shown)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -85,8 +78,8 @@ class TrainingProgress:
         if "held_out" in record:
             self._tell_evaluation(record)
             return
-        left = self._pace.left(record["step"])
         said = f"loss {record['loss']:.3f}, {record['seconds']:.2f} s a step"
+        left = self._left(record["step"])
         if self._bar is not None:
             self._bar.update(self._task, completed=record["step"], description=said)
         else:
@@ -94,7 +87,7 @@ class TrainingProgress:
             self._since = None
 
     def print(self, record: Mapping[str, Any]) -> None:
-        """A line of JSON; where it cannot be written, that is kept for the run to stop in order."""
+        """Print a line of JSON; why it cannot be is kept, for the run to stop in order."""
         if self.failure is not None:
             return
         try:
@@ -102,32 +95,20 @@ class TrainingProgress:
         except Failure as failure:
             self.failure = failure
 
+    def _left(self, step: int) -> str:
+        """How long the rest takes, by the steps after the first that was told.
+
+        What comes before that (loading, compiling) does not come again.
+        """
+        if self._pace is None:
+            self._pace = Progress(self._planned, "steps", done=step, clock=self._clock)
+        self._pace.done = step
+        return f", about {duration(self._pace.left_s)} left" if self._pace.left_s else ""
+
     def _tell_evaluation(self, record: Mapping[str, Any]) -> None:
         corpora = ", ".join(f"{k} {v:.3f}" for k, v in record["held_out_by_corpus"].items())
-        self._log.note(f"step {record['step']}: held-out loss {record['held_out']:.4f} ({corpora})")
+        at = f"step {record['step']}"
+        self._log.note(f"{at}: held-out loss {record['held_out']:.4f} ({corpora})")
         if "acceptance" in record:
             tau = record["acceptance"]["tokens_per_call"]
-            self._log.note(
-                f"step {record['step']}: {tau:.2f} tokens a target call on held-out openings"
-            )
-
-
-class StepPace:
-    """How long the rest takes, by the time since the first count that was told.
-
-    What comes before it (loading, compiling) does not come again.
-    """
-
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):
-        self._total, self._clock = total, clock
-        self._first: tuple[int, float] | None = None
-
-    def left(self, done: int) -> str:
-        """`, about 5 min left`; nothing until there is something to tell by."""
-        now = self._clock()
-        if self._first is None:
-            self._first = done, now
-        first, since = self._first
-        if done <= first or done >= self._total:
-            return ""
-        return f", about {duration((now - since) / (done - first) * (self._total - done))} left"
+            self._log.note(f"{at}: {tau:.2f} tokens a target call on held-out openings")

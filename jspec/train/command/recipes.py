@@ -1,4 +1,4 @@
-"""Which command makes a file that a config needs, and which one comes after a training."""
+"""What a config needs, what it has made already, and which command comes before or after it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jspec.config import Config, find_config, read_yaml, runnable_names
+from jspec.config import find_config, read_yaml, runnable_names
+from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.train.config import FalconConfig
 
 _MODELS = ("tokenizer", "target", "teacher", "init_from")
 
 
-def check_made(config: Config, given: str) -> None:
+def check_made(config: Any, given: str) -> None:
     """Refuse a config that needs what another recipe would have made, and name that one.
 
     What no recipe makes is left to those who read it.
@@ -29,8 +30,8 @@ def check_made(config: Config, given: str) -> None:
     missing = [(name, path) for name, path in _needed(config) if not Path(path).exists()]
     if not missing:
         return
-    data: Any = getattr(config, "data")  # noqa: B009  # every kind has it
-    folder = shlex.quote(data.folder) if "folder" in data.model_fields_set else "DIR"
+    is_given = "folder" in config.data.model_fields_set
+    folder = shlex.quote(config.data.folder) if is_given else "DIR"
     commands = dict(_commands(find_config(given)))
     for name, path in missing:
         for out, command in commands.items():
@@ -39,17 +40,16 @@ def check_made(config: Config, given: str) -> None:
                 raise UserError(f"{name}: {path} is not there; make it with {command}")
 
 
-def _needed(config: Config) -> Iterator[tuple[str, str]]:
+def _needed(config: Any) -> Iterator[tuple[str, str]]:
     """Files and directories that a config names, by the field."""
     for name in _MODELS:
         path = getattr(config, name, None)
         if path is not None:
             yield name, path
-    data: Any = getattr(config, "data")  # noqa: B009  # every kind has it
-    for corpus in data.corpora:
-        if corpus.file is not None:
-            is_own = corpus.file.startswith(("./", "/"))
-            yield "data.corpora", corpus.file if is_own else str(Path(data.folder) / corpus.file)
+    for corpus in config.data.corpora:
+        path = corpus.path_in(config.data.folder)
+        if path is not None:
+            yield "data.corpora", path
 
 
 def _commands(config: Path) -> Iterator[tuple[Path, str]]:
@@ -72,6 +72,23 @@ def _commands(config: Path) -> Iterator[tuple[Path, str]]:
             has_folder = "folder" in (values.get("data") or {})
             more = "" if has_folder else " --set data.folder=DIR"
             yield Path(values["out"]).resolve(), f"python -m jspec.train --config {name}{more}"
+
+
+def is_made(made: Path, what: str, directory: Path, *, log: Log, resume: bool) -> bool:
+    """Tell whether an earlier run has made something, which is not made again.
+
+    Args:
+      made: the file that is there when all is.
+      what: "a tokenizer".
+
+    Raises:
+      UserError: it is there and `resume` is not set.
+    """
+    if made.exists() and not resume:
+        raise UserError(f"{directory} has {what}; remove it, or give another out")
+    if made.exists():
+        log.note(f"{made.parent} is complete")
+    return made.exists()
 
 
 def after_falcon(config: FalconConfig) -> tuple[str, ...]:

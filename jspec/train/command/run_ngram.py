@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,13 +18,15 @@ import yaml
 from jspec.checkpoints.arpa import write_arpa
 from jspec.checkpoints.hub import local_directory
 from jspec.checkpoints.ngram import CONFIG_FILE, read_ngram, write_ngram
-from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.models.ngram.model import NGramModel
-from jspec.train.command.corpora import corpus_sources
+from jspec.train.command.prepare import tokenizer_of
+from jspec.train.command.recipes import is_made
 from jspec.train.config import NGramConfig
-from jspec.train.corpus import CorpusRow, Source, corpus_name, is_held_out, read_rows
+from jspec.train.corpus import CorpusRow, Source, is_held_out, read_rows
+from jspec.train.data import named_sources
 from jspec.train.encode import Encoded, encode_rows
 from jspec.train.files import write_whole, written_whole
 from jspec.train.ngram import estimate
@@ -38,51 +41,30 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     if jax.process_count() > 1:
         raise UserError("n-grams are counted on one host; leave out --hosts")
     directory = Path(config.out)
-    if (directory / MODEL_FOLDER / CONFIG_FILE).exists():
-        if resume:
-            log.note(f"{directory / MODEL_FOLDER} is complete")
-            return 0
-        raise UserError(f"{directory} has an n-gram model; remove it, or give another out")
-    folder = local_directory(config.tokenizer)
-    tokenizer = load_tokenizer(folder, config.data.chat_template)
-    if tokenizer is None:
-        raise UserError(f"{config.tokenizer} has no tokenizer; train one, or give its directory")
-
-    counted: dict[str, list[Encoded]] = {}
-    held_out: dict[str, list[Encoded]] = {}
-    for source, repeat in corpus_sources(config.data).items():
-        name = corpus_name(source)
-        if name in counted:
-            raise UserError(f"two corpora are called {name!r}; rename one of the files")
+    folder = directory / MODEL_FOLDER
+    if is_made(folder / CONFIG_FILE, "an n-gram model", directory, log=log, resume=resume):
+        return 0
+    tokenizer = tokenizer_of(config)
+    counted: dict[str, Split] = {}
+    for name, (source, repeat) in named_sources(config.data).items():
         with log.status(f"reading {name}"):
-            counted[name], held_out[name] = _texts(source, repeat, config, tokenizer)
-        log.note(f"{name}: {_n_tokens(counted[name]):,} tokens of {len(counted[name]):,} texts")
+            counted[name] = _texts(source, repeat, config, tokenizer)
+        texts = counted[name].train
+        log.note(f"{name}: {_n_tokens(texts):,} tokens of {len(texts):,} texts")
     with log.status("counting n-grams"):
         model = estimate(
-            (text.tokens for texts in counted.values() for text in texts),
+            (text.tokens for split in counted.values() for text in split.train),
             order=config.order,
             vocab_size=tokenizer.n_ids,
             begin=begin_of(tokenizer),
             prune=config.prune,
         )
-    recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_whole(directory / RECIPE_FILE, recipe)
-    if config.arpa:
-        with written_whole(directory) as unfinished:
-            write_arpa(unfinished / ARPA_FILE, model, end=tokenizer.eos_id)
-    with written_whole(directory / MODEL_FOLDER, last=CONFIG_FILE) as unfinished:
-        n_bytes = write_ngram(
-            unfinished,
-            model,
-            precision=config.precision,
-            tokenizer=folder,
-            facts={"prune": config.prune},
-        )
+    n_bytes = _write(config, model, directory, end=tokenizer.eos_id)
     lengths = ", ".join(f"{len(grams):,} {n}-grams" for n, grams in enumerate(model.grams, 1))
-    log.note(f"{lengths}; {n_bytes / 1e6:.2f} MB in {directory / MODEL_FOLDER}")
+    log.note(f"{lengths}; {n_bytes / 1e6:.2f} MB in {folder}")
 
-    written = read_ngram(directory / MODEL_FOLDER, tokenizer=folder)
-    found = perplexities(written, held_out)
+    written = read_ngram(folder, tokenizer=local_directory(config.tokenizer))
+    found = perplexities(written, {name: split.test for name, split in counted.items()})
     if found:
         log.table(
             ("held out", "tokens", "perplexity"),
@@ -91,7 +73,7 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     if as_json:
         summary = {
             "out": str(directory),
-            "tokens": sum(_n_tokens(texts) for texts in counted.values()),
+            "tokens": sum(_n_tokens(split.train) for split in counted.values()),
             "n_grams": [len(grams) for grams in model.grams],
             "bytes": n_bytes,
             "perplexity": {name: value for name, (_, value) in found.items()},
@@ -100,30 +82,51 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     return 0
 
 
+def _write(config: NGramConfig, model: NGramModel, directory: Path, *, end: int | None) -> int:
+    """Write the directory; returns the bytes of the model."""
+    recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_whole(directory / RECIPE_FILE, recipe)
+    if config.arpa:
+        with written_whole(directory) as unfinished:
+            write_arpa(unfinished / ARPA_FILE, model, end=end)
+    with written_whole(directory / MODEL_FOLDER, last=CONFIG_FILE) as unfinished:
+        return write_ngram(
+            unfinished,
+            model,
+            precision=config.precision,
+            tokenizer=local_directory(config.tokenizer),
+            facts={"prune": config.prune},
+        )
+
+
 def begin_of(tokenizer: Tokenizer) -> int | None:
     """The id that begins texts and does nothing else."""
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     return None if bos == eos else bos
 
 
-def _texts(
-    source: Source, share: float, config: NGramConfig, tokenizer: Tokenizer
-) -> tuple[list[Encoded], list[Encoded]]:
-    """The first `share` of a corpus to count, and what is held out of it."""
+class Split(NamedTuple):
+    """The texts of a corpus that are counted, and those held out."""
+
+    train: list[Encoded]
+    test: list[Encoded]
+
+
+def _texts(source: Source, share: float, config: NGramConfig, tokenizer: Tokenizer) -> Split:
+    """Encode the first `share` of a corpus to count, and what is held out of it."""
     if share > 1:
         raise UserError(
             f"{source}: repeat {share:g} would count every n-gram more often than it occurs, and "
             "spoil the discounts; give at most 1"
         )
+    data = config.data
     rows: tuple[list[CorpusRow], list[CorpusRow]] = ([], [])
     for row in read_rows(source):
-        rows[is_held_out(row.id, config.data.held_out)].append(row)
-    train = rows[0][: math.ceil(len(rows[0]) * share)]
-    encoded, test = (
-        encode_rows(p, tokenizer, loss_on=config.data.loss_on, system=config.data.system)
-        for p in (train, rows[1])
+        rows[is_held_out(row.id, data.held_out)].append(row)
+    parts = rows[0][: math.ceil(len(rows[0]) * share)], rows[1]
+    return Split(
+        *(encode_rows(p, tokenizer, loss_on=data.loss_on, system=data.system) for p in parts)
     )
-    return encoded, test
 
 
 def _n_tokens(texts: Sequence[Encoded]) -> int:

@@ -7,12 +7,11 @@ with.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,15 +30,14 @@ from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
 from jspec.records import whole_records
 from jspec.sharding import make_mesh
-from jspec.train.command.corpora import corpus_sources, training_rows
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.config import TextsConfig
-from jspec.train.corpus import CorpusRow, corpus_name
+from jspec.train.corpus import CorpusRow
+from jspec.train.data import named_sources, training_rows
 from jspec.train.files import append_line
 
 
-@dataclasses.dataclass(frozen=True)
-class Opening:
+class Opening(NamedTuple):
     """What the model continues.
 
     Attributes:
@@ -158,19 +156,18 @@ def _requests(target: Target, openings: list[Opening], config: TextsConfig) -> l
 
 
 def choose_openings(config: TextsConfig, tokenizer: Tokenizer) -> list[Opening]:
-    """The same openings for the same config: rows drawn from every corpus by its share of an epoch.
+    """Draw rows of every corpus by its share of an epoch; the same for the same config.
 
     A plain text opens with its first tokens; a conversation with its turns up to one of the user's.
     """
     random = np.random.default_rng(config.seed)
-    corpora = {}
-    for source, repeat in corpus_sources(config.data).items():
+    corpora = []
+    for source, repeat in named_sources(config.data).values():
         rows = list(training_rows(source, config.data))
-        size = sum(_characters(row) for row in rows) * repeat
-        corpora[corpus_name(source)] = (rows, size)
-    whole = sum(size for _, size in corpora.values())
+        corpora.append((rows, sum(_characters(row) for row in rows) * repeat))
+    whole = sum(size for _, size in corpora)
     openings = []
-    for rows, size in corpora.values():
+    for rows, size in corpora:
         count = round(config.n_texts * size / whole)
         for index in random.choice(len(rows), size=count, replace=count > len(rows)):
             number = len(openings)

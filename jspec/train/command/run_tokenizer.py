@@ -1,4 +1,4 @@
-"""`kind: tokenizer`."""
+"""`kind: tokenizer`, trained at once on all of its text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import jax
 
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.train.command.corpora import corpus_sources, training_rows
+from jspec.train.command.recipes import is_made
 from jspec.train.config import TokenizerConfig
+from jspec.train.data import corpus_sources, training_rows
 from jspec.train.files import written_whole
 from jspec.train.tokenizer import train_tokenizer
 
@@ -19,14 +20,9 @@ def run(config: TokenizerConfig, *, log: Log, resume: bool, as_json: bool) -> in
     """Train on all training rows and write the directory; the same text gives the same tokens."""
     if jax.process_count() > 1:
         raise UserError("a tokenizer is trained on one host; leave out --hosts")
-    directory = Path(config.out)
-    if (directory / "tokenizer.json").exists():
-        if resume:
-            log.note(f"{directory} is complete")
-            return 0
-        raise UserError(f"{directory} has a tokenizer; remove it, or give another out")
-
-    counts = {"rows": 0, "characters": 0}
+    directory, counts = Path(config.out), {"rows": 0, "characters": 0}
+    if is_made(directory / "tokenizer.json", "a tokenizer", directory, log=log, resume=resume):
+        return 0
 
     def texts():
         for source in corpus_sources(config.data):
@@ -40,16 +36,8 @@ def run(config: TokenizerConfig, *, log: Log, resume: bool, as_json: bool) -> in
 
     log.note(what := "training the tokenizer")
     with log.status(what), written_whole(directory, last="tokenizer.json") as unfinished:
-        tokenizer = train_tokenizer(
-            texts(),
-            unfinished,
-            vocab_size=config.vocab_size,
-            bos=config.bos,
-            eos=config.eos,
-            special=tuple(config.special),
-            chat_template=config.chat_template,
-            max_length=config.max_length,
-        )
+        how = config.model_dump(exclude={"kind", "out", "data"})
+        tokenizer = train_tokenizer(texts(), unfinished, **how)
     log.note(
         f"{len(tokenizer)} entries from {counts['rows']:,} rows of {counts['characters']:,} "
         f"characters, in {directory}"

@@ -13,7 +13,7 @@ import pytest
 from jspec.console import log as log_module
 from jspec.console.log import Failure, Log
 from jspec.train.command import progress as progress_module
-from jspec.train.command.progress import StepPace, TrainingProgress
+from jspec.train.command.progress import TrainingProgress
 from jspec.train.command.run_model import train_in
 from jspec.train.loop import TrainingOutcome
 
@@ -40,6 +40,8 @@ def test_lines_tell_how_far_it_is_and_how_long_the_rest_takes(capsys):
         clock.now = 50.0
         progress.report(step(40))
         assert progress.line == "step 40 of 100: loss 2.000, 0.50 s a step, about 2 min left"
+        progress.report(step(100))
+        assert progress.line == "step 100 of 100: loss 2.000, 0.50 s a step"
     assert capsys.readouterr().err == "compiling the step\n"
 
 
@@ -92,15 +94,6 @@ def test_a_run_that_was_stopped_says_how_it_goes_on(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out == "" and "and now" not in said.err
     assert "stopped after step 1 of 9; --resume goes on" in said.err
-
-
-def test_the_pace_is_that_of_the_steps_after_the_first():
-    clock = Clock()
-    pace = StepPace(10, clock)
-    assert pace.left(2) == ""
-    clock.now = 30.0
-    assert pace.left(4) == ", about 2 min left"
-    assert pace.left(10) == ""
 
 
 def test_records_that_cannot_be_written_stop_the_run_in_order(tmp_path, monkeypatch):

@@ -14,17 +14,11 @@ import yaml
 from jspec.checkpoints.target import load_target
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.train.command import run_falcon, run_texts
-from jspec.train.command.run_model import (
-    _objective,
-    check_same_run,
-    mesh_of,
-    starting_model,
-    teacher_of,
-    tokenizer_of,
-)
+from jspec.train.command import prepare, run_model, run_texts
+from jspec.train.command.prepare import prepare_model, starting_model, teacher_of, tokenizer_of
+from jspec.train.command.run_model import check_same_run, mesh_of
 from jspec.train.config import FalconConfig, ModelConfig, TextsConfig
-from jspec.train.objective import Distil, NextToken
+from jspec.train.objective import NextToken
 
 DATA: dict[str, Any] = {"corpora": ["a.jsonl"], "length": 32}
 MESH = {"data": 2, "fsdp": 2}
@@ -88,9 +82,9 @@ def test_start_and_teacher_are_loaded_in_parts_onto_the_mesh(target_folder):
     )
     mesh, tokenizer = mesh_of(config), tokenizer_of(config)
     model, start = starting_model(config, tokenizer, mesh)
-    teacher = teacher_of(config, model.config.vocab_size, mesh)
-    assert teacher is not None and str(teacher.dtype) == "bfloat16"
-    for params in (start, teacher.params):
+    _, taught = teacher_of(config, model.config.vocab_size, mesh)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(taught)} == {"bfloat16"}
+    for params in (start, taught):
         assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)} == {4}
         assert parts(params) == {2}
     digest = {"teacher_digest": "0" * 64}
@@ -102,10 +96,12 @@ def test_a_teacher_is_learnt_from_as_the_config_says(target_folder):
     alone = model_config(target_folder, remat=True)
     mesh, tokenizer = mesh_of(alone), tokenizer_of(alone)
     model, _ = starting_model(alone, tokenizer, mesh)
-    assert _objective(alone, model, mesh) == (NextToken(model, remat=True), None)
+    found = prepare_model(alone, mesh)
+    assert found.objective(4) == NextToken(model, remat=True) and found.trainable.frozen is None
     taught = alone.model_copy(update={"teacher": str(target_folder), "teacher_share": 0.25})
-    objective, frozen = _objective(taught, model, mesh)
-    assert objective == Distil(model, model, share=0.25, remat=True) and frozen is not None
+    found = prepare_model(taught, mesh)
+    assert found.objective(4) == NextToken(model, teacher=model, teacher_share=0.25, remat=True)
+    assert found.trainable.frozen is not None
 
 
 def test_models_that_do_not_fit_are_refused(target_folder, tokenizer_folder, tmp_path):
@@ -143,12 +139,12 @@ def test_targets_are_loaded_in_parts_onto_the_mesh(
     values = {"out": str(tmp_path / "out"), "target": str(target_folder), "data": data}
     if kind == "falcon":
         config: Any = FalconConfig.model_validate(values | {"steps": 1, "mesh": MESH})
-        module: Any = run_falcon
+        module, loads = run_model, prepare
     else:
         mesh = {"data": 2, "tensor": 2}
         config = TextsConfig.model_validate(values | {"n_texts": 2, "mesh": mesh})
-        module = run_texts
-    monkeypatch.setattr(module, "load_target", load)
+        module = loads = run_texts
+    monkeypatch.setattr(loads, "load_target", load)
     with pytest.raises(Loaded):
         module.run(config, log=Log(), resume=False, as_json=False)
     assert 2 in parts(found[0])

@@ -1,0 +1,278 @@
+"""What each kind of training by steps begins with: its model, its objective, what it leaves.
+
+In reading order: `Prepared`, one function a kind, and what they share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jspec.checkpoints.hub import check_digest, local_directory
+from jspec.checkpoints.target import Target, load_model, load_target
+from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jspec.drafters.falcon.drafter import Falcon
+from jspec.drafters.falcon.loading import COUNTS_FILE
+from jspec.drafters.falcon.trees import chain
+from jspec.errors import UserError
+from jspec.models.config import DecoderConfig
+from jspec.models.model import Model
+from jspec.models.sar_head import SarModel
+from jspec.sharding import TRAINING
+from jspec.state import Params
+from jspec.train import diffusion, falcon
+from jspec.train.acceptance import HeldOutAcceptance, openings
+from jspec.train.command.recipes import after_falcon, after_model
+from jspec.train.config import (
+    DiffusionTrainingConfig,
+    FalconConfig,
+    LanguageModelConfig,
+    ModelConfig,
+)
+from jspec.train.data import TextData
+from jspec.train.objective import NextToken, Objective, made_from
+from jspec.train.setup import model_of
+from jspec.train.trainable import Trainable, language_model
+
+PROMPT = 48
+"""Tokens of a held-out text that are its opening, when acceptance is told."""
+
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A training before its text is read.
+
+    Attributes:
+      trainable: what is trained.
+      objective: what is minimised, from the optimizer steps in all.
+      tokenizer_folder: of the tokenizer that makes tokens of the text.
+      add_files: writes what belongs beside exported weights.
+      probe: makes what else is asked of weights at every evaluation, if anything.
+      next_commands: what to do with the weights.
+    """
+
+    trainable: Trainable
+    objective: Callable[[int], Objective]
+    tokenizer_folder: Path
+    add_files: Callable[[Path, TextData], None]
+    probe: Callable[[TextData], HeldOutAcceptance | None] = lambda data: None
+    next_commands: tuple[str, ...]
+
+
+def prepare_model(config: ModelConfig, mesh: Mesh) -> Prepared:
+    """Prepare a causal language model, from random weights or from a checkpoint."""
+    tokenizer = tokenizer_of(config)
+    model, start = starting_model(config, tokenizer, mesh)
+    teacher, frozen = teacher_of(config, model.config.vocab_size, mesh)
+    trainable = language_model(model, start=start, extra_config=special_ids(tokenizer))
+    objective = made_from(config, NextToken, model=model, teacher=teacher)
+    trainable = dataclasses.replace(trainable, frozen=frozen)
+    return _language_model(config, tokenizer, trainable, objective, "draft-model")
+
+
+def prepare_diffusion(config: DiffusionTrainingConfig, mesh: Mesh) -> Prepared:
+    """Prepare a masked diffusion model, from random weights or from a checkpoint, maybe causal."""
+    tokenizer = tokenizer_of(config)
+    causal, start = starting_model(config, tokenizer, mesh, load_model)
+    mask_id = mask_id_of(config, tokenizer)
+    teacher, frozen = teacher_of(config, causal.config.vocab_size, mesh, mask_id=mask_id)
+    model, start = diffusion.diffusion_model(
+        config, causal, start, mask_id=mask_id, n_ids=tokenizer.n_ids
+    )
+    trainable = diffusion.trainable_of(
+        model, start, frozen=frozen, extra_config=special_ids(tokenizer)
+    )
+    objective = diffusion.objective_of(config, model, teacher)
+    return _language_model(config, tokenizer, trainable, objective, "diffuspec")
+
+
+def prepare_falcon(config: FalconConfig, mesh: Mesh) -> Prepared:
+    """Prepare a Falcon drafter, which learns from its target in the same step."""
+    folder = local_directory(config.target)
+    check_digest(folder, config.target_digest)
+    target = load_target(folder, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
+    check_tokenizer(config, target)
+    head = falcon.head_of(config, target.model)
+    return Prepared(
+        trainable=falcon.trainable_of(
+            head,
+            target.params,
+            start=falcon.start_of(config, head, mesh),
+            embedding_gain=config.embedding_gain,
+        ),
+        objective=lambda steps: falcon.objective_of(config, head, target.model, steps),
+        tokenizer_folder=folder,
+        add_files=lambda folder, data: write_counts(folder, data, target.vocab_size),
+        probe=lambda data: acceptance_of(config, head, target, data),
+        next_commands=after_falcon(config),
+    )
+
+
+# --- language models -----------------------------------------------------------------------------
+
+
+def _language_model(
+    config: LanguageModelConfig,
+    tokenizer: Tokenizer,
+    trainable: Trainable,
+    objective: Objective,
+    drafter: str,
+) -> Prepared:
+    """Prepare whatever learns from text, and is exported with its tokenizer.
+
+    Args:
+      drafter: what drafts with such a model.
+    """
+    tokenizer_folder, ids = local_directory(config.tokenizer), special_ids(tokenizer)
+
+    def add_files(directory: Path, data: TextData) -> None:
+        for pattern in _TOKENIZER_FILES:
+            for file in tokenizer_folder.glob(pattern):
+                shutil.copyfile(file, directory / file.name)
+        (directory / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+
+    return Prepared(
+        trainable=trainable,
+        objective=lambda steps: objective,
+        tokenizer_folder=tokenizer_folder,
+        add_files=add_files,
+        next_commands=after_model(config, drafter),
+    )
+
+
+def tokenizer_of(config: Any) -> Tokenizer:
+    """Load the tokenizer of a config, which must have one."""
+    tokenizer = load_tokenizer(local_directory(config.tokenizer), config.data.chat_template)
+    if tokenizer is None:
+        raise UserError(f"{config.tokenizer} has no tokenizer; train one, or give its directory")
+    return tokenizer
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Name the ids that begin and end a text as `config.json` does."""
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+
+
+def mask_id_of(config: DiffusionTrainingConfig, tokenizer: Tokenizer) -> int:
+    """Find the tokenizer's id of the mask token, or the first id that it does not use."""
+    found = tokenizer.id_of(config.mask_token)
+    return tokenizer.n_ids if found is None else found
+
+
+def starting_model(
+    config: LanguageModelConfig,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    load: Callable[..., Target] = load_target,
+) -> tuple[Model, Any]:
+    """Make the model, and the weights it starts from (None: random ones).
+
+    Args:
+      load: reads the checkpoint to start from.
+    """
+    if (config.init_from is None) == (not config.model):
+        raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
+    if config.init_from is not None:
+        target = load(config.init_from, mesh=mesh, table=TRAINING)
+        _check_vocabulary(target.model.config, tokenizer)
+        return target.model, target.params
+    model = model_of(config.model, vocab_size=tokenizer.n_ids)
+    decoder = model.config
+    _check_vocabulary(decoder, tokenizer)
+    if decoder.max_positions < config.data.length:
+        raise UserError(
+            f"data.length {config.data.length} is more than the {decoder.max_positions} positions "
+            "of the model; raise model.max_positions"
+        )
+    return model, None
+
+
+def _check_vocabulary(decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
+    if decoder.vocab_size < tokenizer.n_ids:
+        raise UserError(
+            f"the tokenizer has {tokenizer.n_ids} entries, the model only {decoder.vocab_size}; "
+            "raise model.vocab_size"
+        )
+
+
+def teacher_of(
+    config: LanguageModelConfig, vocab_size: int, mesh: Mesh, *, mask_id: int | None = None
+) -> tuple[Model | None, Params]:
+    """Load the teacher of a config, if it has one, and its weights; of the learner's vocabulary.
+
+    Args:
+      mask_id: as the learner's last id, the teacher may lack it.
+    """
+    if config.teacher is None:
+        return None, None
+    directory = local_directory(config.teacher)
+    check_digest(directory, config.teacher_digest)
+    teacher = load_target(directory, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
+    is_without_mask = teacher.vocab_size == vocab_size - 1 == mask_id
+    if teacher.vocab_size != vocab_size and not is_without_mask:
+        raise UserError(
+            f"the teacher has {teacher.vocab_size} tokens, the model {vocab_size}; they "
+            "must share a tokenizer"
+        )
+    return teacher.model, teacher.params
+
+
+# --- Falcon --------------------------------------------------------------------------------------
+
+
+def check_tokenizer(config: FalconConfig, target: Target) -> None:
+    """Refuse a target without a tokenizer, and one whose tokenizer has more ids than it knows.
+
+    Raises:
+      UserError: what does not fit.
+    """
+    assert target.path is not None
+    tokenizer = load_tokenizer(target.path, config.data.chat_template)
+    if tokenizer is None:
+        raise UserError(f"{config.target} has no tokenizer; put its tokenizer.json there")
+    if tokenizer.n_ids > target.vocab_size:
+        raise UserError(
+            f"the tokenizer of {config.target} has {tokenizer.n_ids} entries, the model only "
+            f"{target.vocab_size}; give the tokenizer that the model was trained with"
+        )
+
+
+def acceptance_of(
+    config: FalconConfig, head: SarModel, target: Target, data: TextData
+) -> HeldOutAcceptance | None:
+    """Make the probe of a chain of two passes; None where nothing is held out."""
+    prompts = openings(data.held_out(), length=min(PROMPT, config.data.length // 2), a_corpus=2)
+    if not len(prompts):
+        return None
+    dtype = jnp.dtype(target.dtype)
+    return HeldOutAcceptance(
+        target,
+        Falcon(model=head, target=target.model, tree=chain(2 * config.block_size)),
+        lambda params: {
+            "head": jax.tree.map(lambda leaf: leaf.astype(dtype), params),
+            "target": target.params,
+        },
+        prompts,
+    )
+
+
+def write_counts(directory: Path, data: TextData, vocab_size: int) -> None:
+    """Write how often the text has each token; a reduced draft vocabulary is chosen by it."""
+    from safetensors.numpy import save_file
+
+    counts = np.zeros(vocab_size, np.float64)
+    for packed in data.train.values():
+        for one in packed:
+            counts += np.bincount(one["tokens"][one["weights"] > 0], minlength=vocab_size)
+    save_file({"counts": counts}, directory / COUNTS_FILE)
