@@ -19,8 +19,8 @@ from jspec.sharding import TRAINING
 from jspec.train.config import FalconConfig, ModelConfig
 from jspec.train.falcon import head_of, objective_of, trainable_of
 from jspec.train.objective import NextToken, Objective, made_from
-from jspec.train.setup import model_of, set_up
-from jspec.train.trainable import Trainable, language_model
+from jspec.train.step import set_up
+from jspec.train.trainable import Trainable, language_model, model_of
 
 SOME_STEPS = 1000
 """Steps of a schedule that depends on the data, which is not read: the program takes a number."""

@@ -78,19 +78,16 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest held-out loss; the newest where none has one."""
-        scored = [
-            (found.metrics[BEST], found.step)
-            for found in self._orbax.checkpoints
-            if found.metrics and BEST in found.metrics
-        ]
-        return min(scored)[1] if scored else self.latest
+        losses = self._losses()
+        return min(losses, key=lambda step: (losses[step], step)) if losses else self.latest
 
     def held_out(self, step: int) -> float | None:
         """The held-out loss that a checkpoint was saved with."""
-        for found in self._orbax.checkpoints:
-            if found.step == step and found.metrics:
-                return found.metrics.get(BEST)
-        return None
+        return self._losses().get(step)
+
+    def _losses(self) -> dict[int, float]:
+        found = self._orbax.checkpoints
+        return {one.step: one.metrics[BEST] for one in found if BEST in (one.metrics or {})}
 
     def save(
         self, train_state: TrainState, *, step: int, data: dict[str, Any], held_out: float | None

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -33,20 +31,6 @@ def write_whole(path: Path, text: str) -> None:
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
-
-
-def append_line(file: Any, record: Mapping[str, Any]) -> None:
-    """Append a record to an unbuffered file; a reader drops a line that was cut short.
-
-    Raises:
-      OSError: it cannot be written, with the file's name.
-    """
-    left = (json.dumps(record) + "\n").encode()
-    try:
-        while left:
-            left = left[file.write(left) :]
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file.name)) from None
 
 
 @contextlib.contextmanager

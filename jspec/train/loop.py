@@ -8,8 +8,8 @@ In reading order: what it reports, `train`, and the parts of a run. A run's dire
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +28,11 @@ from jspec.train.checkpoints import Checkpoints
 from jspec.train.config import LoopConfig
 from jspec.train.data import Batch, Data
 from jspec.train.files import written_whole
-from jspec.train.journal import TrainingJournal
+from jspec.train.journal import open_journal
 from jspec.train.objective import Objective
 from jspec.train.optimizer import make_schedule
-from jspec.train.setup import set_up
-from jspec.train.step import TrainState
+from jspec.train.step import TrainState, set_up
 from jspec.train.trainable import Trainable
-
-logger = logging.getLogger(__name__)
 
 Report = Callable[[Mapping[str, Any]], None]
 """Called with every record of the journal."""
@@ -102,7 +99,16 @@ def train(
                 "directory"
             )
         run.begin(checkpoints)
-        is_complete = run.go(checkpoints, report, should_stop)
+        is_first = jax.process_index() == 0
+        opened = open_journal(directory, step=run.step) if is_first else None
+        with contextlib.closing(opened) if opened else contextlib.nullcontext() as journal:
+
+            def tell(record: Mapping[str, Any]) -> None:
+                if journal is not None:
+                    journal.append(record)
+                report(record)
+
+            is_complete = run.go(checkpoints, tell, should_stop)
         best = checkpoints.best if checkpoints.best is not None else run.step
         held_out = run.export(checkpoints, best) if is_complete else None
     return TrainingOutcome(
@@ -148,9 +154,8 @@ class _Run:
             process=jax.process_index(),
             processes=jax.process_count(),
         )
-        micro = config.micro_batch_size or config.batch_size
         self.tests = {
-            name: self._eval_batches(_spread(batch, config.eval_sequences), micro)
+            name: _eval_batches(_spread(batch, config.eval_sequences), config.sequences_at_once)
             for name, batch in data.held_out().items()
         }
         self.frozen = _on_mesh(model.frozen, self.mesh)
@@ -158,7 +163,7 @@ class _Run:
         self.train_state: TrainState
 
     def begin(self, checkpoints: Checkpoints) -> None:
-        """Fresh weights, or those of the latest checkpoint."""
+        """Make fresh weights, or load those of the latest checkpoint."""
         start = _on_mesh(self.model.start, self.mesh)
         fresh = jax.jit(self.setup.fresh, out_shardings=self.setup.shardings)
         self.train_state = fresh(start)
@@ -167,47 +172,34 @@ class _Run:
             self.train_state, where = checkpoints.load(self.train_state, self.step)
             self.iterator.set_state(where["iterator"])
 
-    def go(self, checkpoints: Checkpoints, report: Report, should_stop: Callable[[], bool]) -> bool:
-        """Steps until all are done (True) or it is told to stop (False)."""
-        is_first = jax.process_index() == 0
-        journal = TrainingJournal(self.path, step=self.step, is_writing=is_first)
-
-        def tell(record: Mapping[str, Any]) -> None:
-            journal.write(record)
-            report(record)
-
+    def go(self, checkpoints: Checkpoints, tell: Report, should_stop: Callable[[], bool]) -> bool:
+        """Take steps until all are done (True) or it is told to stop (False)."""
         waiting: list[tuple[int, dict[str, jax.Array]]] = []
         since = time.perf_counter()
-        try:
-            if self.step < self.planned:
-                self.announce(f"compiling the training step; {self.planned - self.step} to do")
-            while self.step < self.planned:
-                metrics = self._one_step()
-                waiting.append((self.step, metrics))
-                is_last = self.step == self.planned
-                is_logging = is_last or self.step % self.config.log_every == 0
-                is_asking = is_logging or jax.process_count() == 1
-                is_stopping = is_asking and any_host(should_stop())
-                is_evaluating = is_last or self.step % self.config.eval_every == 0
-                is_evaluating = is_evaluating and bool(self.tests)
-                is_due = is_last or self.step % self.config.save_every == 0
-                is_saving = is_due or is_stopping or is_evaluating
-                if is_logging or is_saving:
-                    # Before anything is saved: weights that are no numbers never are, and no line
-                    # of the journal is missing after a kill.
-                    self._tell(waiting, since, tell)
-                if is_evaluating and self.is_first_evaluation:
-                    self.announce("compiling the evaluation")
-                    self.is_first_evaluation = False
-                held_out = self._evaluate(tell) if is_evaluating else None
-                if is_saving:
-                    self._save(checkpoints, held_out)
-                if is_logging or is_saving:
-                    since = time.perf_counter()
-                if is_stopping and not is_last:
-                    return False
-        finally:
-            journal.close()
+        if self.step < self.planned:
+            self.announce(f"compiling the training step; {self.planned - self.step} to do")
+        while self.step < self.planned:
+            waiting.append((self.step + 1, self._one_step()))
+            is_last = self.step == self.planned
+            is_logging = is_last or self.step % self.config.log_every == 0
+            is_asking = is_logging or jax.process_count() == 1
+            is_stopping = is_asking and any_host(should_stop())
+            is_evaluating = is_last or self.step % self.config.eval_every == 0
+            is_evaluating = is_evaluating and bool(self.tests)
+            is_due = is_last or self.step % self.config.save_every == 0
+            is_saving = is_due or is_stopping or is_evaluating
+            if is_logging or is_saving:
+                # Before anything is saved: weights that are no numbers never are, and no line of
+                # the journal is missing after a kill.
+                self._tell(waiting, since, tell)
+            held_out = self._evaluate(tell) if is_evaluating else None
+            if is_saving:
+                where = {"iterator": self.iterator.get_state()}
+                checkpoints.save(self.train_state, step=self.step, data=where, held_out=held_out)
+            if is_logging or is_saving:
+                since = time.perf_counter()
+            if is_stopping and not is_last:
+                return False
         return True
 
     def export(self, checkpoints: Checkpoints, step: int) -> float | None:
@@ -218,17 +210,21 @@ class _Run:
         if jax.process_index() == 0:
             with written_whole(self.path / "model", last="config.json") as folder:
                 self.model.export(params, folder)
-        _wait_for_all()
+        if jax.process_count() > 1:  # what the first one wrote is then there for all
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("exported")
         return checkpoints.held_out(step)
 
     def _one_step(self) -> dict[str, jax.Array]:
-        batch = {name: self._place(array) for name, array in next(self.iterator).items()}
+        place, rows = jax.make_array_from_process_local_data, self.setup.rows
+        batch = {name: place(rows, array) for name, array in next(self.iterator).items()}
         self.train_state, metrics = self.setup.train(self.train_state, self.frozen, batch)
         self.step += 1
         return metrics
 
     def _tell(self, waiting: list, since: float, tell: Report) -> None:
-        """Fetch and write the metrics of the steps since the last time."""
+        """Fetch and tell the metrics of the steps since the last time."""
         fetched = jax.device_get(waiting)
         seconds = (time.perf_counter() - since) / len(waiting)
         waiting.clear()
@@ -237,10 +233,14 @@ class _Run:
             _check_number("loss", step, values["loss"])
             _check_number("gradient norm", step, values["gradient_norm"])
             rate = float(np.asarray(self.schedule(step - 1)))
-            tell({"step": step, **values, "learning_rate": rate, "seconds": round(seconds, 4)})
+            record = {"step": step, **values, "learning_rate": rate, "seconds": round(seconds, 4)}
+            tell(record)
 
     def _evaluate(self, tell: Report) -> float:
-        """Held-out losses; returns the mean over all predicted tokens."""
+        """Tell held-out losses; returns the mean over all predicted tokens."""
+        if self.is_first_evaluation:
+            self.announce("compiling the evaluation")
+            self.is_first_evaluation = False
         by_corpus, everything = {}, []
         for name, batches in self.tests.items():
             losses = [
@@ -263,42 +263,29 @@ class _Run:
         tell(record)
         return held_out
 
-    def _save(self, checkpoints: Checkpoints, held_out: float | None) -> None:
-        where = {"iterator": self.iterator.get_state()}
-        checkpoints.save(self.train_state, step=self.step, data=where, held_out=held_out)
-
-    @staticmethod
-    def _eval_batches(batch: Batch, size: int) -> list[dict[str, np.ndarray]]:
-        """Held-out sequences in equal batches; the last is filled up with rows of no weight."""
-        count = len(next(iter(batch.values())))
-        batches = []
-        for start in range(0, count, size):
-            part = {name: array[start : start + size] for name, array in batch.items()}
-            missing = size - len(part["weights"])
-            filled = {
-                name: np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
-                for name, array in part.items()
-            }
-            batches.append(filled)
-        return batches
-
-    def _place(self, array: np.ndarray) -> jax.Array:
-        """This process's part of a batch as part of the whole batch."""
-        return jax.make_array_from_process_local_data(self.setup.rows, array)
-
     def _place_all(self, batch: Batch) -> dict[str, jax.Array]:
-        """A batch that every process has whole."""
+        """Place a batch that every process has whole."""
+        return {
+            name: jax.make_array_from_callback(array.shape, self.setup.rows, array.__getitem__)
+            for name, array in batch.items()
+        }
 
-        def one(array: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(
-                array.shape, self.setup.rows, lambda index: array[index]
-            )
 
-        return {name: one(array) for name, array in batch.items()}
+def _eval_batches(batch: Batch, size: int) -> list[dict[str, np.ndarray]]:
+    """Cut held-out sequences into equal batches; rows of no weight fill up the last."""
+    count = len(batch["weights"])
+    full = {
+        name: np.pad(array, [(0, -count % size)] + [(0, 0)] * (array.ndim - 1))
+        for name, array in batch.items()
+    }
+    return [
+        {name: array[start : start + size] for name, array in full.items()}
+        for start in range(0, count, size)
+    ]
 
 
 def _pooled(sums: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """By metric, the sum of all totals over the sum of all weights."""
+    """Divide, by metric, the sum of all totals over the sum of all weights."""
     pooled = {}
     for name in sums[0] if sums else ():
         total, weight = (float(sum(part)) for part in zip(*(s[name] for s in sums), strict=True))
@@ -307,7 +294,7 @@ def _pooled(sums: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
 
 
 def _on_mesh(weights: Params, mesh: Mesh) -> Params:
-    """Weights that are on other devices go to all of the mesh, whole; the rest stays as it is."""
+    """Move weights that are on other devices to all of the mesh, whole; the rest stays as it is."""
     devices, everywhere = set(mesh.devices.flat), NamedSharding(mesh, PartitionSpec())
 
     def one(leaf: jax.Array) -> jax.Array:
@@ -319,7 +306,7 @@ def _on_mesh(weights: Params, mesh: Mesh) -> Params:
 
 
 def _spread(batch: Batch, limit: int | None) -> Batch:
-    """At most `limit` sequences, evenly spread over all of them."""
+    """Take at most `limit` sequences, evenly spread over all of them."""
     count = len(next(iter(batch.values())))
     if limit is None or count <= limit:
         return batch
@@ -333,11 +320,3 @@ def _check_number(name: str, step: int, value: float) -> None:
             f"the {name} of step {step} is {value}; a lower learning_rate or compute_dtype float32 "
             "may help; the last checkpoint is kept"
         )
-
-
-def _wait_for_all() -> None:
-    """Until every process is here: what the first one wrote is then there for all."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("exported")

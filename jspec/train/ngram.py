@@ -82,29 +82,14 @@ def estimate(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Seen:
-    """The n-grams of one length in the texts.
+class _Counts:
+    """The n-grams of one length.
 
     Attributes:
-      keys: as in `Grams`.
-      suffixes: ranks of the n-grams without their first token, one table shorter.
-      occurrences: how often each is in the texts.
-      has_begin: whether it starts with `begin`.
-      ranks: of the n-gram that ends at each place of the texts, or `ABSENT`.
-      is_first: whether it starts where its text does.
+      keys: of each, ascending.
+      suffixes: rank of each without its first token, among those of one token less.
+      adjusted: the counts that Kneser-Ney puts in place of occurrences.
     """
-
-    keys: np.ndarray
-    suffixes: np.ndarray
-    occurrences: np.ndarray
-    has_begin: np.ndarray
-    ranks: np.ndarray
-    is_first: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Counts:
-    """The n-grams of one length with their adjusted counts."""
 
     keys: np.ndarray
     suffixes: np.ndarray
@@ -114,54 +99,39 @@ class _Counts:
 def _count(
     ids: np.ndarray, is_start: np.ndarray, order: int, n_ids: int, begin: int | None
 ) -> list[_Counts]:
-    """Adjusted counts of all n-grams, by length.
+    """Count all n-grams, by length.
 
     The count of an n-gram of the highest order, or of one that starts with `begin`, is how often it
     occurs; that of any other is how many different tokens stand before it.
     """
-    keys = np.arange(n_ids)
-    seen = _Seen(
-        keys=keys,
-        suffixes=np.zeros(n_ids, np.int64),
-        occurrences=np.bincount(ids, minlength=n_ids),
-        has_begin=keys == (ABSENT if begin is None else begin),
-        ranks=ids,
-        is_first=is_start,
-    )
+    keys, suffixes = np.arange(n_ids), np.zeros(n_ids, np.int64)
+    occurrences = np.bincount(ids, minlength=n_ids)
+    has_begin = keys == (ABSENT if begin is None else begin)
+    # Of the n-gram that ends at each place: its rank, and whether a text starts with it.
+    ranks, is_first = ids, is_start
     counts = []
     for _ in range(order - 1):
-        longer = _longer(seen, ids, is_start, n_ids)
-        neighbours = np.bincount(longer.suffixes, minlength=len(seen.keys))
-        neighbours[np.unique(seen.ranks[seen.is_first])] += 1  # the start stands before these
-        adjusted = np.where(seen.has_begin, seen.occurrences, neighbours)
-        counts.append(_Counts(seen.keys, seen.suffixes, adjusted))
-        seen = longer
-    counts.append(_Counts(seen.keys, seen.suffixes, seen.occurrences))
+        contexts = contexts_of(ranks, is_start)
+        places = np.flatnonzero(contexts != ABSENT)
+        longer, found_at, inverse, times = np.unique(
+            contexts[places] * n_ids + ids[places],
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )
+        longer_suffixes = ranks[places[found_at]]
+        neighbours = np.bincount(longer_suffixes, minlength=len(keys))
+        neighbours[np.unique(ranks[is_first])] += 1  # the start stands before these
+        counts.append(_Counts(keys, suffixes, np.where(has_begin, occurrences, neighbours)))
+        ranks = np.full(len(ids), ABSENT, np.int64)
+        ranks[places] = inverse
+        is_first = np.concatenate([[False], is_first[:-1]]) & (ranks != ABSENT)
+        has_begin = has_begin[longer // n_ids]
+        keys, suffixes, occurrences = longer, longer_suffixes, times
+    counts.append(_Counts(keys, suffixes, occurrences))
     if begin is not None:
         counts[0].adjusted[begin] = 0  # no outcome
     return counts
-
-
-def _longer(seen: _Seen, ids: np.ndarray, is_start: np.ndarray, n_ids: int) -> _Seen:
-    """The n-grams of one token more."""
-    contexts = contexts_of(seen.ranks, is_start)
-    places = np.flatnonzero(contexts != ABSENT)
-    keys, first, inverse, occurrences = np.unique(
-        contexts[places] * n_ids + ids[places],
-        return_index=True,
-        return_inverse=True,
-        return_counts=True,
-    )
-    ranks = np.full(len(ids), ABSENT, np.int64)
-    ranks[places] = inverse
-    return _Seen(
-        keys=keys,
-        suffixes=seen.ranks[places[first]],
-        occurrences=occurrences,
-        has_begin=seen.has_begin[keys // n_ids],
-        ranks=ranks,
-        is_first=np.concatenate([[False], seen.is_first[:-1]]) & (ranks != ABSENT),
-    )
 
 
 # --- probabilities -------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""One optimizer step and one evaluation pass, as pure functions that the loop compiles.
+"""One optimizer step and one evaluation pass: pure functions, and their programs on a mesh.
+
+The loop runs these programs, and `jspec.aot` compiles them from shapes. In reading order: `Step`,
+and `Setup`, which `set_up` makes of a config.
 
 Weights and optimizer are float32; the passes run in the compute type, on a copy that is cast inside
 the step. Gradients of micro-batches are summed in float32 and divided once by the weight of all.
@@ -7,17 +10,22 @@ the step. Gradients of micro-batches are summed in float32 and divided once by t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from jspec.errors import UserError
+from jspec.sharding import TRAINING, sharding
 from jspec.state import Params, state
+from jspec.train.config import LoopConfig
 from jspec.train.objective import Loss, Objective
+from jspec.train.optimizer import make_optimizer
+from jspec.train.trainable import Trainable
 
 
 @state
@@ -68,13 +76,9 @@ class Step:
         key = jax.random.fold_in(jax.random.key(self.seed), train_state.step)
 
         def total(params, part, index):
+            key_of = jax.random.fold_in(key, index)
             loss = self._loss(
-                self.objective,
-                params,
-                frozen,
-                part,
-                key=jax.random.fold_in(key, index),
-                step=train_state.step,
+                self.objective, params, frozen, part, key=key_of, step=train_state.step
             )
             return loss.total, loss
 
@@ -98,8 +102,10 @@ class Step:
             moments=moments,
             step=train_state.step + 1,
         )
-        norm = optax.tree.norm(gradients)
-        return after, {"loss": loss.total / weight, "gradient_norm": norm, **_means(loss)}
+        metrics = {"loss": loss.total / weight, "gradient_norm": optax.tree.norm(gradients)}
+        for name, (total_of, weight_of) in loss.sums.items():
+            metrics[name] = total_of / jnp.maximum(weight_of, 1e-6)
+        return after, metrics
 
     def evaluate(self, params: Params, frozen: Params, batch: Mapping[str, Array]) -> Loss:
         """The sums of a batch, without a gradient; the randomness is always the same."""
@@ -119,5 +125,69 @@ class Step:
         return jnp.swapaxes(parts, 0, 1)
 
 
-def _means(loss: Loss) -> dict[str, Float[Array, ""]]:
-    return {name: total / jnp.maximum(weight, 1e-6) for name, (total, weight) in loss.sums.items()}
+# --- on a mesh -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Holds the functions of one training, and where their arrays are.
+
+    Attributes:
+      fresh: makes the state that training begins with, of the weights it starts from (None: random
+        ones); to be jitted.
+      shardings: of that state.
+      rows: sharding of a batch.
+      everywhere: sharding of what every device has whole.
+      train: jitted; of state (donated), frozen weights and batch.
+      evaluate: jitted; of weights, frozen weights and batch.
+    """
+
+    fresh: Callable[[Params], TrainState]
+    shardings: TrainState
+    rows: NamedSharding
+    everywhere: NamedSharding
+    train: Any
+    evaluate: Any
+
+
+def set_up(
+    objective: Objective, model: Trainable, config: LoopConfig, mesh: Mesh, *, steps: int
+) -> Setup:
+    """Set up the steps of a config; nothing is computed.
+
+    Args:
+      steps: optimizer steps in all, which the learning rate follows.
+
+    Raises:
+      UserError: a micro-batch that the mesh does not divide.
+    """
+    micro = config.sequences_at_once
+    if micro % mesh.size:
+        raise UserError(
+            f"micro_batch_size {micro} cannot be split over data x fsdp = {mesh.size} devices; "
+            "give a multiple"
+        )
+    rows = sharding(mesh, TRAINING, ("rows",), (mesh.size,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step = Step(
+        objective=objective,
+        optimizer=make_optimizer(config.optimizer, steps),
+        compute_dtype=config.compute_dtype,
+        micro_batches=config.batch_size // micro,
+        seed=config.seed,
+        rows_sharding=rows if mesh.size > 1 else None,
+    )
+
+    def fresh(start: Params) -> TrainState:
+        return step.init(model.begin(jax.random.key(config.seed), start))
+
+    shardings = model.shardings(mesh, jax.eval_shape(fresh, model.start))
+    return Setup(
+        fresh=fresh,
+        shardings=shardings,
+        rows=rows,
+        everywhere=everywhere,
+        # Batches have one shape each, so that both compile once.
+        train=jax.jit(step.train, donate_argnums=0, out_shardings=(shardings, everywhere)),
+        evaluate=jax.jit(step.evaluate, out_shardings=everywhere),
+    )

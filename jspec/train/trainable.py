@@ -1,13 +1,14 @@
 """What is trained: how its weights begin, where they go on a mesh, and how they are written.
 
-`Trainable` is the loop's third argument; `language_model` makes one of the decoder.
+`Trainable` is the loop's third argument. `model_of` makes a decoder of its sizes, and
+`language_model` makes a decoder trainable.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.checkpoints.write import write_checkpoint
-from jspec.models.model import Model, random_params
+from jspec.errors import UserError
+from jspec.models.config import DecoderConfig, Rope, RopeKind
+from jspec.models.model import Model, build, random_params
 from jspec.models.weights import AXES, leaf_name
 from jspec.sharding import TRAINING, sharding
 from jspec.state import Params
@@ -77,6 +80,29 @@ class Trainable:
             return NamedSharding(mesh, PartitionSpec())
 
         return jax.tree.map_with_path(one, tree)
+
+
+def model_of(sizes: Mapping[str, Any], *, vocab_size: int) -> Model:
+    """Make the model that a recipe's `model` names.
+
+    Args:
+      vocab_size: where `sizes` does not say it.
+
+    Raises:
+      UserError: unknown sizes, or such as make no model.
+    """
+    known = {field.name for field in dataclasses.fields(DecoderConfig)}
+    unknown = sorted(set(sizes) - known)
+    if unknown:
+        raise UserError(f"model: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    fields = {"vocab_size": vocab_size, **sizes}
+    try:
+        if "rope" in fields:
+            rope = dict(fields["rope"])
+            fields["rope"] = Rope(kind=RopeKind(rope.pop("kind", "default")), **rope)
+        return build(DecoderConfig(**fields))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: {error}") from None
 
 
 def language_model(

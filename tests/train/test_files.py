@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jspec.train.files import append_line, disk_error, write_whole, written_whole
+from jspec.train.files import disk_error, write_whole, written_whole
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -73,34 +73,6 @@ def test_a_kill_in_between_is_in_nobodys_way(tmp_path):
     with written_whole(tmp_path) as folder:
         (folder / "whole").touch()
     assert os.listdir(tmp_path) == ["whole"]
-
-
-class Slow:
-    """An unbuffered file that takes a few bytes at a time, until it is full."""
-
-    name = "there"
-
-    def __init__(self, room: int):
-        self.room, self.text = room, b""
-
-    def write(self, data: bytes) -> int:
-        taken = data[: min(3, self.room - len(self.text))]
-        if not taken:
-            raise FULL
-        self.text += taken
-        return len(taken)
-
-
-def test_a_line_is_written_to_its_end():
-    file = Slow(room=100)
-    append_line(file, {"step": 1, "loss": 2.5})
-    assert file.text == b'{"step": 1, "loss": 2.5}\n'
-
-
-def test_a_line_that_has_no_room_names_the_file():
-    with pytest.raises(OSError) as caught:
-        append_line(Slow(room=7), {"step": 1, "loss": 2.5})
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "there")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -11,11 +10,9 @@ from pathlib import Path
 
 from jspec.errors import UserError
 from jspec.hosts import agreed, is_first
+from jspec.records import try_lock
 
 LOCK_FILE = ".lock"
-
-_NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
-"""Some network file systems have no locks; a run there takes care of itself."""
 
 
 @contextlib.contextmanager
@@ -45,10 +42,16 @@ def _acquire(path: Path, out: Path) -> int | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            _lock(descriptor, out)
-            if _is_at(descriptor, path):
+            is_mine = try_lock(descriptor)
+            if is_mine and _is_at(descriptor, path):
                 break
+            said = os.pread(descriptor, 200, 0).decode(errors="replace").split()
             os.close(descriptor)
+            if not is_mine:
+                raise UserError(
+                    f"another run ({_owner(said)}) is at work in {out}; wait for it, stop it, or "
+                    "give another out"
+                )
     except OSError as error:
         raise UserError(
             f"out: {out} cannot be written ({error.strerror}); give another one"
@@ -57,25 +60,6 @@ def _acquire(path: Path, out: Path) -> int | None:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
     return descriptor
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        said = os.pread(descriptor, 200, 0).decode(errors="replace").split()
-        os.close(descriptor)
-        raise UserError(
-            f"another run ({_owner(said)}) is at work in {out}; wait for it, stop it, or give "
-            "another out"
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
 
 
 def _owner(said: list[str]) -> str:

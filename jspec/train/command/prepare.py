@@ -40,8 +40,7 @@ from jspec.train.config import (
 )
 from jspec.train.data import TextData
 from jspec.train.objective import NextToken, Objective, made_from
-from jspec.train.setup import model_of
-from jspec.train.trainable import Trainable, language_model
+from jspec.train.trainable import Trainable, language_model, model_of
 
 PROMPT = 48
 """Tokens of a held-out text that are its opening, when acceptance is told."""

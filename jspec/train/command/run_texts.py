@@ -28,13 +28,15 @@ from jspec.infer.engine import Engine
 from jspec.infer.generate import cached_tokenizer
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
-from jspec.records import whole_records
+from jspec.records import RecordFile, whole_records
 from jspec.sharding import make_mesh
 from jspec.train.command.interrupts import stop_requests
 from jspec.train.config import TextsConfig
 from jspec.train.corpus import CorpusRow
 from jspec.train.data import named_sources, training_rows
-from jspec.train.files import append_line
+
+BEGINS = b'{"id": "'
+"""The first bytes of a file, however little of it a kill has left."""
 
 
 class Opening(NamedTuple):
@@ -74,7 +76,17 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     log.note(f"{len(openings)} texts, {len(openings) - len(left)} of them written")
     with log.status(f"loading {checkpoint.where}"):
         target = load_target(checkpoint, dtype=config.dtype, mesh=mesh)
-    engine, requests = _engine(target, left, config), _requests(target, left, config)
+    engine = _engine(target, left, config)
+    requests = [
+        Request(
+            tokens=opening.tokens,
+            stop_ids=target.stop_ids,
+            max_new_tokens=config.max_new_tokens,
+            temperature=opening.temperature,
+            seed=opening.seed,
+        )
+        for opening in left
+    ]
     with stop_requests(log.warning) as should_stop:
         with log.status("compiling"):
             engine.warm_up(requests)
@@ -94,9 +106,27 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
 
 
 def _done(path: Path, resume: bool) -> set[str]:
-    done = _written(path)
+    """Read the ids of the texts in a file; with `resume`, take off a last line that was cut short.
+
+    Raises:
+      UserError: a file of something else, which is left as it is; texts that were not asked for.
+    """
+    if not path.exists():
+        return set()
+    done, size = set(), 0
+    for record, end in whole_records(path):
+        if "id" not in record or "prompt_tokens" not in record:
+            break
+        done.add(record["id"])
+        size = end
+    with path.open("rb") as file:
+        file.seek(size)
+        rest = file.read()
+    if b"\n" in rest or not (done or BEGINS.startswith(rest[: len(BEGINS)])):
+        raise UserError(f"{path}, line {len(done) + 1}: no text of jspec.train; give another out")
     if done and not resume:
         raise UserError(f"{path} has {len(done)} texts; go on with --resume, or give another out")
+    os.truncate(path, size)
     return done
 
 
@@ -107,21 +137,21 @@ def _write(
     progress: Progress,
 ) -> tuple[int, bool]:
     """Append the texts as they come; returns their new tokens, and whether that was all of them."""
-    n_tokens = 0
+    n_tokens, file = 0, contextlib.nullcontext()
     if is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
-    # Nothing waits in a buffer: on a full disk all lines but the last one are whole.
-    with path.open("ab", buffering=0) if is_first() else contextlib.nullcontext() as file:
+        file = contextlib.closing(RecordFile(path, is_synced=False))
+    with file as writer:
         for opening, tokens in texts:
-            record = {
-                "id": opening.id,
-                "tokens": [*opening.tokens, *tokens],
-                "prompt_tokens": len(opening.tokens),
-                "temperature": opening.temperature,
-                "seed": opening.seed,
-            }
-            if file is not None:
-                append_line(file, record)
+            if writer is not None:
+                record = {
+                    "id": opening.id,
+                    "tokens": [*opening.tokens, *tokens],
+                    "prompt_tokens": len(opening.tokens),
+                    "temperature": opening.temperature,
+                    "seed": opening.seed,
+                }
+                writer.append(record)
             n_tokens += len(tokens)
             progress()
             if any_host(should_stop()):
@@ -137,19 +167,6 @@ def _engine(target: Target, openings: list[Opening], config: TextsConfig) -> Eng
         max_length=room_for(longest + config.max_new_tokens, target.max_length),
         max_stop_ids=len(target.stop_ids),
     )
-
-
-def _requests(target: Target, openings: list[Opening], config: TextsConfig) -> list[Request]:
-    return [
-        Request(
-            tokens=opening.tokens,
-            stop_ids=target.stop_ids,
-            max_new_tokens=config.max_new_tokens,
-            temperature=opening.temperature,
-            seed=opening.seed,
-        )
-        for opening in openings
-    ]
 
 
 # --- openings ------------------------------------------------------------------------------------
@@ -194,17 +211,3 @@ def _opening(row: CorpusRow, tokenizer: Tokenizer, count: int, random: Any) -> t
     turns = [i for i, message in enumerate(row.messages) if message["role"] == "user"]
     last = int(random.choice(turns)) if turns else 0
     return tokenizer.encode_chat(row.messages[: last + 1])
-
-
-def _written(path: Path) -> set[str]:
-    """Ids of the texts in the file; a last line that was cut short is removed."""
-    if not path.is_file():
-        return set()
-    done, size = set(), 0
-    for record, end in whole_records(path):
-        if "id" not in record:
-            break
-        done.add(record["id"])
-        size = end
-    os.truncate(path, size)
-    return done

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -71,15 +70,15 @@ def test_nothing_is_left_of_a_lock(tmp_path):
 
 def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(tmp_path, monkeypatch):
     """Two runs that end and begin at once: the second locks a file that has no name any more."""
-    taken, removed = lock._lock, []
+    taken, removed = lock.try_lock, []
 
-    def after_removal(descriptor: int, out: Path) -> None:
+    def after_removal(descriptor: int) -> bool:
         if not removed:
-            os.unlink(out / LOCK_FILE)
+            os.unlink(tmp_path / LOCK_FILE)
             removed.append(True)
-        taken(descriptor, out)
+        return taken(descriptor)
 
-    monkeypatch.setattr(lock, "_lock", after_removal)
+    monkeypatch.setattr(lock, "try_lock", after_removal)
     with only_run(tmp_path, is_file=False):
         assert (tmp_path / LOCK_FILE).is_file()
         with pytest.raises(UserError, match="another run"), only_run(tmp_path, is_file=False):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jspec.console.log import Log
+from jspec.errors import UserError
 from jspec.infer.results import Piece
 from jspec.train.command import run_texts
 from jspec.train.command.run_texts import choose_openings
@@ -85,3 +86,27 @@ def test_what_the_first_host_has_written_no_host_writes_again(config, monkeypatc
     assert run_texts.run(config, log=Log(), resume=True, as_json=False) == 0
     assert n_left == [10]
     assert Path(config.out).exists() == is_first
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "text", ["a poem\nof two lines\n", "a poem", '{"id": "a", "text": "of mine"}\n', "{}\n"]
+)
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path, text, resume):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match="mine.jsonl, line 1: no text of jspec.train; give another"):
+        run_texts._done(path, resume)
+    assert path.read_text() == text
+
+
+def test_a_last_line_that_was_cut_short_is_taken_off_where_the_run_goes_on(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    line = '{"id": "a#0", "tokens": [1], "prompt_tokens": 1}\n'
+    path.write_text(line + line[:9])
+    with pytest.raises(UserError, match="has 1 texts; go on with --resume"):
+        run_texts._done(path, False)
+    assert path.read_text() == line + line[:9]
+    assert run_texts._done(path, True) == {"a#0"} and path.read_text() == line
+    path.write_text(line[:5])
+    assert run_texts._done(path, True) == set() and path.read_text() == ""
