@@ -14,9 +14,9 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -43,26 +43,6 @@ Notes = Callable[[str], None]
 """Takes one line for whoever waits."""
 
 
-class Data(Protocol):
-    """What the loop trains and evaluates on."""
-
-    @property
-    def n_sequences(self) -> int:
-        """Sequences of one epoch."""
-        ...
-
-    def iterator(self, *, batch_size: int, seed: int, process: int, processes: int) -> Any:
-        """Begin a Grain iterator without end over this process's share of every batch.
-
-        It has `get_state` and `set_state`, and is reshuffled every epoch.
-        """
-        ...
-
-    def held_out(self) -> Mapping[str, Batch]:
-        """Held-out sequences by the name of their corpus; the same in every process."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextData:
     """Packed text.
@@ -79,60 +59,56 @@ class TextData:
 
     @property
     def n_sequences(self) -> int:
-        return len(self._order())
+        """Sequences of one epoch."""
+        return len(self._epoch())
 
     @property
     def n_tokens(self) -> int:
         """Tokens of one epoch, padding not counted."""
         counts = np.concatenate([packed.n_tokens for packed in self.train.values()])
-        return int(counts[self._order()].sum())
+        return int(counts[self._epoch()].sum())
 
     def iterator(self, *, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> Any:
+        """Begin a Grain iterator without end over this process's share of every batch.
+
+        It has `get_state` and `set_state`, and is reshuffled every epoch.
+        """
         import grain
 
-        order = self._order()
-        if batch_size > len(order):
+        epoch, parts = self._epoch(), list(self.train.values())
+        ends = np.cumsum([len(part) for part in parts])
+        if batch_size > len(epoch):
             raise UserError(
-                f"batch_size {batch_size} is more than the {len(order)} sequences of an epoch; "
+                f"batch_size {batch_size} is more than the {len(epoch)} sequences of an epoch; "
                 "give a smaller batch or more text"
             )
+
+        def sequence(number) -> dict[str, np.ndarray]:
+            part = int(np.searchsorted(ends, number, side="right"))
+            return parts[part][int(number - ends[part]) + len(parts[part])]
+
         dataset = (
-            grain.MapDataset.source(_Sequences(list(self.train.values()), order))
+            grain.MapDataset.source(epoch)
             .seed(seed)
             .shuffle()
             .repeat()[process::processes]
+            .map(sequence)
             .batch(batch_size // processes, drop_remainder=True)
         )
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1)))
 
     def held_out(self) -> Mapping[str, Batch]:
+        """Held-out sequences by the name of their corpus; the same in every process."""
         return {name: packed.arrays for name, packed in self.tests.items() if len(packed)}
 
-    def _order(self) -> np.ndarray:
-        """Numbers of sequences, counted through all corpora, that make up one epoch."""
+    def _epoch(self) -> np.ndarray:
+        """Number the sequences of one epoch, counted through all corpora."""
         parts, start = [np.zeros(0, np.int64)], 0
         for name, packed in self.train.items():
             n = len(packed)
-            wanted = round(n * self.repeats.get(name, 1.0))
-            parts.append(start + np.arange(wanted) % max(n, 1))
+            parts.append(start + np.arange(round(n * self.repeats.get(name, 1.0))) % max(n, 1))
             start += n
         return np.concatenate(parts)
-
-
-class _Sequences:
-    """Random access for Grain."""
-
-    def __init__(self, parts: Sequence[Packed], order: np.ndarray):
-        self._parts, self._order = parts, order
-        self._ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index) -> dict[str, np.ndarray]:
-        number = int(self._order[index])
-        part = int(np.searchsorted(self._ends, number, side="right"))
-        return self._parts[part][number - int(self._ends[part]) + len(self._parts[part])]
 
 
 # --- corpora -------------------------------------------------------------------------------------

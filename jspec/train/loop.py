@@ -26,7 +26,7 @@ from jspec.sharding import make_training_mesh
 from jspec.state import Params
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.config import LoopConfig
-from jspec.train.data import Batch, Data
+from jspec.train.data import Batch, TextData
 from jspec.train.files import written_whole
 from jspec.train.journal import open_journal
 from jspec.train.objective import Objective
@@ -61,7 +61,7 @@ class TrainingOutcome:
 
 def train(
     objective: Objective,
-    data: Data,
+    data: TextData,
     model: Trainable,
     *,
     config: LoopConfig,
@@ -120,7 +120,7 @@ def train(
     )
 
 
-def planned_steps(config: LoopConfig, data: Data) -> int:
+def planned_steps(config: LoopConfig, data: TextData) -> int:
     """Optimizer steps of a config over its data."""
     if config.steps is not None:
         return config.steps
@@ -133,7 +133,7 @@ class _Run:
     def __init__(
         self,
         objective: Objective,
-        data: Data,
+        data: TextData,
         model: Trainable,
         config: LoopConfig,
         path: Path,
