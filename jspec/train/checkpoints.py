@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -30,38 +29,32 @@ BEST = "held_out"
 
 
 class Checkpoints:
-    """The checkpoints of one directory; a context manager that waits for unfinished writes."""
+    """Keeps the checkpoints of one directory; a context that waits for unfinished writes."""
 
     def __init__(self, directory: Path):
         for name in ("absl", "asyncio"):  # Orbax tells every step of its work, and all it raises
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _check_metrics(directory)
-        policies: Any = ocp.training.preservation_policies
-        place: Any = directory.resolve()
+        training: Any = ocp.training
+        policies = training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[BEST],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
         self._directory = directory
-        self._orbax: Any = ocp.training.Checkpointer(
-            place,
-            save_decision_policy=_Always(),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(1),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[BEST],
-                        reverse=True,
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+        self._orbax = training.Checkpointer(
+            directory.resolve(),
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
             cleanup_tmp_directories=True,
         )
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             with self._writing():
                 self._orbax.close()
@@ -104,7 +97,7 @@ class Checkpoints:
             )
 
     def load(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """A checkpoint on the shardings of `like`, and where its data was.
+        """Load a checkpoint on the shardings of `like`, and where its data was.
 
         Raises:
           UserError: a checkpoint of another model or optimizer, or one that cannot be read.
@@ -122,7 +115,8 @@ class Checkpoints:
             with _quiet():
                 is_damaged = self._has_state_like(wanted, step)
             if is_damaged:
-                raise _damaged(self._directory, step, self._steps) from None
+                steps = [found.step for found in self._orbax.checkpoints]
+                raise _damaged(self._directory, step, steps) from None
             raise UserError(
                 f"{self._directory}: checkpoint {step} does not fit this config: its weights or "
                 "its optimizer are others; go on with the config that began the run, or give "
@@ -139,25 +133,18 @@ class Checkpoints:
         except Exception as error:
             raise (disk_error(error, self._directory) or error) from None
 
-    @property
-    def _steps(self) -> list[int]:
-        return [found.step for found in self._orbax.checkpoints]
-
     def _has_state_like(self, wanted: dict[str, Any], step: int) -> bool:
-        """Whether a checkpoint, as far as it can be read, is of such weights and moments."""
+        """Whether a checkpoint, as far as it can be read, has such weights and moments."""
         try:
-            found = self._orbax.checkpointables_metadata(step).metadata.get("state")
-        except (ValueError, KeyError, TypeError, OSError):
-            found = None
-        if found is None:
+            found = self._orbax.checkpointables_metadata(step).metadata["state"]
+            shapes = {name: leaf.shape for name, leaf in found.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
             return True
-        return {name: leaf.shape for name, leaf in found.items()} == {
-            name: leaf.shape for name, leaf in wanted.items()
-        }
+        return shapes == {name: leaf.shape for name, leaf in wanted.items()}
 
 
 def _check_metrics(directory: Path) -> None:
-    """Orbax reads the metrics of all checkpoints before anything else.
+    """Check the metrics of all checkpoints, which Orbax reads before anything else.
 
     Raises:
       UserError: of one they cannot be read.
@@ -173,7 +160,7 @@ def _check_metrics(directory: Path) -> None:
 
 
 def _damaged(directory: Path, step: int, steps: Sequence[int]) -> UserError:
-    """The mistake of a checkpoint that cannot be read, and the way on."""
+    """Tell that a checkpoint cannot be read, and the way on."""
     others = [other for other in steps if other != step]
     way_on = (
         f"remove it (rm -r {directory / str(step)}), and resuming goes on from step {max(others)}"
@@ -198,13 +185,6 @@ def _quiet() -> Iterator[None]:
                     gc.collect()
     finally:
         sys.unraisablehook = before
-
-
-class _Always:
-    """The loop decides when to save."""
-
-    def should_save(self, step, previous_steps=None, *, context=None) -> bool:
-        return True
 
 
 def _plain(train_state: TrainState) -> dict[str, Any]:

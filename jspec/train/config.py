@@ -314,6 +314,13 @@ class TextsConfig(Config):
         return value
 
 
+def as_yaml(config: Config) -> str:
+    """Write a resolved config as the YAML that would be read as it."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
 KINDS: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
     "model": ModelConfig,

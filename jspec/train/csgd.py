@@ -161,21 +161,17 @@ def distances(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Csgd:
-    """Two-pass glancing distillation of a head; its target's weights are `frozen`.
+    """Distils a head in two passes; its target's weights are `frozen`.
+
+    `FalconConfig` tells of the fields that are not told here.
 
     Attributes:
       head: what learns.
       target: what it learns from.
       steps: of the whole training, over which the share of glances falls.
       glance: how positions are chosen; None learns from unreplaced inputs in a single pass.
-      noise: width of the uniform noise on input features of a text of 512 tokens; it is the
-        narrower the longer the text.
-      dropout: of the LSTM's first layer.
+      noise: of a uniform draw; it is the narrower the longer the text.
       temperature: of the soft loss.
-      soft_share: of the soft loss beside the hard one.
-      token_weight: of both, beside the feature's loss.
-      has_loss_on_shown: whether positions whose answer was shown are learnt.
-      remat: compute layers again in the backward pass.
     """
 
     head: SarModel

@@ -24,6 +24,7 @@ from jspec.errors import UserError
 from jspec.hosts import any_host, check_all_devices, fetch
 from jspec.sharding import make_training_mesh
 from jspec.state import Params
+from jspec.train.acceptance import Probe
 from jspec.train.checkpoints import Checkpoints
 from jspec.train.config import LoopConfig
 from jspec.train.data import Batch, TextData
@@ -36,9 +37,6 @@ from jspec.train.trainable import Trainable
 
 Report = Callable[[Mapping[str, Any]], None]
 """Called with every record of the journal."""
-
-Probe = Callable[[Params], Mapping[str, Any]]
-"""What else is to be known of weights; called with those in training."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,19 +128,13 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedPrediction:
-    """What objectives that fill in masks share.
+    """Holds what objectives that fill in masks share; `DiffusionTrainingConfig` tells of the rest.
 
     Attributes:
       model: what learns.
       mask_id: the token that stands for a masked one.
-      is_shifted: row r predicts token r + 1 (Dream); otherwise r itself (LLaDA).
       teacher: a causal model over the same vocabulary (or its first ids), whose weights are
         `frozen`; it sees the text without masks. None learns from the text alone.
-      teacher_share: of the loss against the teacher.
-      suffix_share: of the texts (or blocks) that are masked as a drafter sees them.
-      k_max: masks in a row, from 1 to k_max.
-      slot_decay: gamma of `slot_weights`, tokens.
-      remat: compute layers again in the backward pass.
     """
 
     model: Model
@@ -165,13 +159,6 @@ class MaskedDiffusion(MaskedPrediction):
     The sum of weighted losses is divided, for 1/t, by the number of tokens that might have been
     masked (LLaDA's convention: a bound of the text's cross-entropy, and ln V for a model that knows
     nothing); for CART and in the suffix pattern, by the sum of the weights.
-
-    Attributes:
-      weighting: of randomly masked tokens, "elbo" (1/t) or "cart".
-      min_ratio: t is uniform in (min_ratio, 1].
-      piece_lengths: tokens of a piece, taken by chance; each more than k_max.
-      anneal_steps: a causal model's rows see later ones with a probability that grows from 0 to 1
-        in so many steps; 0 lets them at once.
     """
 
     weighting: str = "elbo"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from jspec.infer.request import Request
 from jspec.infer.results import Stats
 from jspec.testing.models import perturbed, random_head, tiny_target
 from jspec.train import acceptance
-from jspec.train.acceptance import HeldOutAcceptance, openings
+from jspec.train.acceptance import acceptance_probe, openings
 from jspec.train.command.prepare import acceptance_of
 from jspec.train.config import FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import head_of
@@ -77,7 +75,7 @@ def test_a_drafter_that_is_right_now_and_then(target):
     drafter = draft_model(small.model, vocab_size=target.vocab_size, depth=3)
     prompts = openings(random_text().held_out(), length=6, a_corpus=2)
     assert prompts.shape == (4, 6)
-    probe = HeldOutAcceptance(target, drafter, lambda params: params, prompts)
+    probe = acceptance_probe(target, drafter, lambda params: params, prompts)
     loaded = LoadedDrafter(name="draft-model", drafter=drafter, params=small.params)
     found = probe(small.params)
     assert 0 < found["accepted_by_depth"][2] < found["accepted_by_depth"][0] < 1
@@ -100,17 +98,20 @@ def test_a_falcon_head_in_float32_as_it_is_trained(target):
     check(found, drafted(target, loaded, prompts))
 
 
-def test_weights_of_now_are_asked(target):
-    """It is compiled once, and knows no weights of its own."""
+def test_weights_of_now_are_asked(target, monkeypatch):
+    """It is traced once, and knows no weights of its own."""
+    traced, decode = [], acceptance.decode_loop
+    monkeypatch.setattr(
+        acceptance, "decode_loop", lambda *a, **k: traced.append(1) or decode(*a, **k)
+    )
     small = perturbed(target)
     drafter = draft_model(small.model, vocab_size=target.vocab_size, depth=2)
     prompts = openings(random_text().held_out(), length=6, a_corpus=1)
-    probe = HeldOutAcceptance(target, drafter, lambda params: params, prompts)
+    probe = acceptance_probe(target, drafter, lambda params: params, prompts)
     assert probe(target.params)["accepted_by_depth"] == [1.0, 1.0]
     other = jax.tree.map(lambda leaf: -leaf, small.params)
     assert probe(other)["accepted_by_depth"][0] < 1
-    run: Any = probe._run
-    assert run._cache_size() == 1
+    assert len(traced) == 1
 
 
 def test_openings_are_whole_beginnings_of_texts():

@@ -22,7 +22,7 @@ from jspec.errors import UserError
 from jspec.hosts import join_hosts
 from jspec.train.command.lock import only_run
 from jspec.train.command.recipes import check_made
-from jspec.train.config import KINDS
+from jspec.train.config import KINDS, as_yaml
 
 RUNNERS = {"tokenizer": "run_tokenizer", "ngram": "run_ngram", "texts": "run_texts"}
 """Modules that run a kind; all others train by steps, and `run_model` runs them."""
@@ -63,7 +63,7 @@ def make_config(args: argparse.Namespace) -> Any:
 def _run(args: argparse.Namespace, owns_process: bool) -> int:
     config = make_config(args)
     if args.show:
-        print(_as_yaml(config), end="")
+        print(as_yaml(config), end="")
         return 0
     if owns_process:
         keep_compiled_programs()
@@ -82,12 +82,6 @@ def _runner(config: Any) -> Callable[..., int]:
     """Find what runs a kind; imported when it is needed."""
     name = RUNNERS.get(config.kind, "run_model")
     return importlib.import_module(f"jspec.train.command.{name}").run
-
-
-def _as_yaml(config: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 COMMAND = Command(

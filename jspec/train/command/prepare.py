@@ -30,7 +30,7 @@ from jspec.models.sar_head import SarModel
 from jspec.sharding import TRAINING
 from jspec.state import Params
 from jspec.train import diffusion, falcon
-from jspec.train.acceptance import HeldOutAcceptance, openings
+from jspec.train.acceptance import Probe, acceptance_probe, openings
 from jspec.train.command.recipes import after_falcon, after_model
 from jspec.train.config import (
     DiffusionTrainingConfig,
@@ -65,7 +65,7 @@ class Prepared:
     objective: Callable[[int], Objective]
     tokenizer_folder: Path
     add_files: Callable[[Path, TextData], None]
-    probe: Callable[[TextData], HeldOutAcceptance | None] = lambda data: None
+    probe: Callable[[TextData], Probe | None] = lambda data: None
     next_commands: tuple[str, ...]
 
 
@@ -101,7 +101,14 @@ def prepare_falcon(config: FalconConfig, mesh: Mesh) -> Prepared:
     folder = local_directory(config.target)
     check_digest(folder, config.target_digest)
     target = load_target(folder, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
-    check_tokenizer(config, target)
+    tokenizer = load_tokenizer(folder, config.data.chat_template)
+    if tokenizer is None:
+        raise UserError(f"{config.target} has no tokenizer; put its tokenizer.json there")
+    if tokenizer.n_ids > target.vocab_size:
+        raise UserError(
+            f"the tokenizer of {config.target} has {tokenizer.n_ids} entries, the model only "
+            f"{target.vocab_size}; give the tokenizer that the model was trained with"
+        )
     head = falcon.head_of(config, target.model)
     return Prepared(
         trainable=falcon.trainable_of(
@@ -230,32 +237,15 @@ def teacher_of(
 # --- Falcon --------------------------------------------------------------------------------------
 
 
-def check_tokenizer(config: FalconConfig, target: Target) -> None:
-    """Refuse a target without a tokenizer, and one whose tokenizer has more ids than it knows.
-
-    Raises:
-      UserError: what does not fit.
-    """
-    assert target.path is not None
-    tokenizer = load_tokenizer(target.path, config.data.chat_template)
-    if tokenizer is None:
-        raise UserError(f"{config.target} has no tokenizer; put its tokenizer.json there")
-    if tokenizer.n_ids > target.vocab_size:
-        raise UserError(
-            f"the tokenizer of {config.target} has {tokenizer.n_ids} entries, the model only "
-            f"{target.vocab_size}; give the tokenizer that the model was trained with"
-        )
-
-
 def acceptance_of(
     config: FalconConfig, head: SarModel, target: Target, data: TextData
-) -> HeldOutAcceptance | None:
+) -> Probe | None:
     """Make the probe of a chain of two passes; None where nothing is held out."""
     prompts = openings(data.held_out(), length=min(PROMPT, config.data.length // 2), a_corpus=2)
     if not len(prompts):
         return None
     dtype = jnp.dtype(target.dtype)
-    return HeldOutAcceptance(
+    return acceptance_probe(
         target,
         Falcon(model=head, target=target.model, tree=chain(2 * config.block_size)),
         lambda params: {

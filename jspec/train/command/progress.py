@@ -1,11 +1,16 @@
-"""How far a training is: a bar on a terminal, else a line now and then; JSON lines if asked for."""
+"""How far a training is, and the wish to stop it.
+
+Progress is a bar on a terminal, else a line now and then; records are JSON lines if asked for.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -112,3 +117,30 @@ class TrainingProgress:
         if "acceptance" in record:
             tau = record["acceptance"]["tokens_per_call"]
             self._log.note(f"{at}: {tau:.2f} tokens a target call on held-out openings")
+
+
+@contextlib.contextmanager
+def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C (or a termination signal) has come.
+
+    The first asks the run to save and stop, between steps; the second stops it at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    is_asked = False
+
+    def press(signum, frame):
+        nonlocal is_asked
+        if is_asked:
+            raise KeyboardInterrupt
+        is_asked = True
+        say("stopping after this step; once more stops at once, without saving")
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, press) for number in signals}
+    try:
+        yield lambda: is_asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

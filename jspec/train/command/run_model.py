@@ -19,10 +19,9 @@ from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.hosts import check_all_devices
 from jspec.sharding import make_training_mesh
-from jspec.train.command.interrupts import stop_requests
 from jspec.train.command.prepare import prepare_diffusion, prepare_falcon, prepare_model
-from jspec.train.command.progress import TrainingProgress
-from jspec.train.config import FalconConfig, LanguageModelConfig, LoopConfig
+from jspec.train.command.progress import TrainingProgress, stop_requests
+from jspec.train.config import FalconConfig, LanguageModelConfig, LoopConfig, as_yaml
 from jspec.train.data import TextData, load_corpora
 from jspec.train.files import write_whole
 from jspec.train.journal import read_journal
@@ -105,9 +104,8 @@ def plan_line(config: LanguageModelConfig | FalconConfig, model: Trainable, data
 def check_same_run(config: LoopConfig, directory: Path, resume: bool) -> None:
     """Write the resolved config; refuse to resume with one that would give another run."""
     path = directory / CONFIG_FILE
-    values = config.model_dump(mode="json")
     if resume and path.is_file():
-        before = _read_config(path)
+        before, values = _read_config(path), config.model_dump(mode="json")
         changed = sorted(
             key
             for key in set(before) | set(values)
@@ -119,7 +117,7 @@ def check_same_run(config: LoopConfig, directory: Path, resume: bool) -> None:
                 "give another out"
             )
     if jax.process_index() == 0 and (resume or not path.is_file()):
-        write_whole(path, yaml.safe_dump(values, sort_keys=False))
+        write_whole(path, as_yaml(config))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

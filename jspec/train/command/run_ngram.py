@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import yaml
 
 from jspec.checkpoints.arpa import write_arpa
 from jspec.checkpoints.hub import local_directory
@@ -24,7 +23,7 @@ from jspec.errors import UserError
 from jspec.models.ngram.model import NGramModel
 from jspec.train.command.prepare import tokenizer_of
 from jspec.train.command.recipes import is_made
-from jspec.train.config import NGramConfig
+from jspec.train.config import NGramConfig, as_yaml
 from jspec.train.corpus import CorpusRow, Source, is_held_out, read_rows
 from jspec.train.data import named_sources
 from jspec.train.encode import Encoded, encode_rows
@@ -84,8 +83,7 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
 
 def _write(config: NGramConfig, model: NGramModel, directory: Path, *, end: int | None) -> int:
     """Write the directory; returns the bytes of the model."""
-    recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_whole(directory / RECIPE_FILE, recipe)
+    write_whole(directory / RECIPE_FILE, as_yaml(config))
     if config.arpa:
         with written_whole(directory) as unfinished:
             write_arpa(unfinished / ARPA_FILE, model, end=end)

@@ -30,7 +30,7 @@ from jspec.infer.prefill import room_for
 from jspec.infer.request import Request
 from jspec.records import RecordFile, whole_records
 from jspec.sharding import make_mesh
-from jspec.train.command.interrupts import stop_requests
+from jspec.train.command.progress import stop_requests
 from jspec.train.config import TextsConfig
 from jspec.train.corpus import CorpusRow
 from jspec.train.data import named_sources, training_rows
