@@ -12,15 +12,13 @@ begin anywhere, as a drafter's do, and have any length up to k_max.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Int
 
 from jspec.models.model import forward_text, head
-from jspec.state import Params, state
+from jspec.state import state
 from jspec.train.masked_diffusion import MaskedPrediction, by_slot, slot_weights
 from jspec.train.objective import Loss, compare, teacher_logits
 
@@ -130,16 +128,7 @@ class BlockDiffusion(MaskedPrediction):
 
     n_blocks: int = 32
 
-    def loss(
-        self,
-        params: Params,
-        frozen: Params,
-        batch: Mapping[str, Array],
-        *,
-        key: Array,
-        step: Int[Array, ""],
-        rows_sharding: NamedSharding | None,
-    ) -> Loss:
+    def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
         tokens, segments, positions = batch["tokens"], batch["segments"], batch["positions"]
         T = tokens.shape[1]
         lay_key, noise_key = jax.random.split(key)

@@ -18,8 +18,12 @@ from jspec.law import TEMPERATURES, is_temperature
 from jspec.train.csgd import Glance
 
 
+def _text(help_: str, expected: str, default: str | None = None, **limits) -> Any:
+    return field(default, help_, expected, is_text=True, **limits)
+
+
 def _path(help_: str, default: str | None = None) -> Any:
-    return field(default, help_, "a path", is_text=True, min_length=1)
+    return _text(help_, "a path", default, min_length=1)
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -28,19 +32,12 @@ def _path(help_: str, default: str | None = None) -> Any:
 class CorpusConfig(Config):
     """One file of text, or a split of a Hugging Face dataset."""
 
-    file: str | None = field(
-        None,
-        "within data.folder, or from here where it begins with ./ or /",
-        "a file name",
-        is_text=True,
+    file: str | None = _text(
+        "in data.folder, or from here if it begins with ./ or /", "a file name"
     )
-    dataset: str | None = field(
-        None, "a dataset's hub id or folder; needs the extra data", "an id or path", is_text=True
-    )
-    split: str = field("train", "of the dataset", "a split such as train[:1000]", is_text=True)
-    subset: str | None = field(
-        None, "the dataset's configuration, where it has several", "a name", is_text=True
-    )
+    dataset: str | None = _text("hub id or folder; needs the extra data", "an id or path")
+    split: str = _text("of the dataset", "a split such as train[:1000]", "train")
+    subset: str | None = _text("the dataset's configuration, where it has several", "a name")
     repeat: float = field(1.0, "how often an epoch has it; 0.5 takes half", gt=0)
 
     @pydantic.model_validator(mode="after")
@@ -68,13 +65,8 @@ class DataConfig(Config):
     length: int = count(512, "tokens of a sequence", low=8)
     held_out: float = field(0.02, "share of rows kept out of training", ge=0, le=0.5)
     loss_on: Literal["all", "assistant"] = field("all", "what is learnt of a conversation")
-    chat_template: str | None = field(
-        None, "Jinja, where the tokenizer has none", "a Jinja template", is_text=True
-    )
-    system: str | None = field(
-        None,
-        "begins conversations that have no system message, as system of an inference config does",
-    )
+    chat_template: str | None = _text("where the tokenizer has none", "a Jinja template")
+    system: str | None = field(None, "begins conversations that have no system message")
     overlong: Literal["truncate", "pieces"] = field(
         "pieces", "texts longer than a sequence are truncated, or cut into pieces from position 0"
     )
@@ -101,10 +93,7 @@ class OptimizerConfig(Config):
     name: Literal["adamw", "muon"] = field("adamw", "muon orthogonalises updates of matrices")
     learning_rate: float = field(3e-4, "highest", gt=0)
     final_share: float = field(0.1, "of the highest rate at the last step", ge=0, le=1)
-    decay: Literal["cosine", "linear"] = field(
-        "cosine",
-        "cosine: from the warm-up to the end; linear: over the last decay_steps, constant before",
-    )
+    decay: Literal["cosine", "linear"] = field("cosine", "linear is constant before decay_steps")
     decay_steps: int | None = count(None, "of a linear decay; a fifth of all if not given")
     warmup_steps: int = count(100, "steps up to the highest rate", low=0)
     weight_decay: float = field(0.1, "of matrices", ge=0)
@@ -127,21 +116,15 @@ class LoopConfig(Config):
     steps: int | None = count(None, "optimizer steps; epochs if not given")
     epochs: float | None = field(None, "passes over the data; steps if not given", gt=0)
     batch_size: int = count(32, "sequences of a step")
-    micro_batch_size: int | None = count(
-        None, "sequences at once, whose gradients add up to a step's; the batch if not given"
-    )
+    micro_batch_size: int | None = count(None, "sequences at once; all of a batch if not given")
     optimizer: OptimizerConfig = field(OptimizerConfig(), "how weights change")
-    compute_dtype: Literal["float32", "bfloat16"] = field(
-        "bfloat16", "of the passes; weights stay float32"
-    )
+    compute_dtype: Literal["float32", "bfloat16"] = field("bfloat16", "of passes, not of weights")
     remat: bool = field(False, "compute layers again in the backward pass")
     mesh: TrainMeshConfig = field(TrainMeshConfig(), "devices along each axis", "axes")
     seed: int = seed_field("of weights and of the order of sequences")
     log_every: int = count(10, "steps between lines of metrics")
     eval_every: int = count(200, "steps between evaluations")
-    eval_sequences: int | None = count(
-        None, "held-out sequences of a corpus in an evaluation; all if not given"
-    )
+    eval_sequences: int | None = count(None, "held-out ones of a corpus; all if not given")
     save_every: int = count(200, "steps between checkpoints")
 
     @pydantic.model_validator(mode="after")
@@ -161,24 +144,29 @@ class LoopConfig(Config):
 # --- kinds ---------------------------------------------------------------------------------------
 
 
-class TokenizerConfig(Config):
+class RunConfig(Config):
+    """What every kind has: where it writes, and its text."""
+
+    kind: str
+    out: str = required("directory that is written; a file by kind texts", "a path")
+    data: DataConfig = required("text", "a mapping")
+
+
+class TokenizerConfig(RunConfig):
     """Trains a byte-level BPE tokenizer."""
 
     kind: Literal["tokenizer"] = field("tokenizer", "what is trained")
-    out: str = required("directory that is written", "a path")
-    data: DataConfig = required("text", "a mapping")
     vocab_size: int = count(4096, "entries, special tokens included", low=257)
     bos: str = field("<|start|>", "begins a text", min_length=1)
     eos: str = field("<|end|>", "ends a text", min_length=1)
     special: list[str] = field([], "further tokens without text", "a list of texts")
-    chat_template: str | None = field(None, "Jinja chat template", "a Jinja template", is_text=True)
+    chat_template: str | None = _text("of conversations", "a Jinja template")
     max_length: int = count(1024, "longest text the models serve, tokens")
 
 
-class LanguageModelConfig(LoopConfig):
+class LanguageModelConfig(LoopConfig, RunConfig):
     """What every language model has: its beginning, its text, and a teacher."""
 
-    out: str = required("directory of the run: checkpoints, metrics, the model", "a path")
     tokenizer: str = required("directory of the tokenizer", "a path")
     model: dict[str, Any] = field(
         {}, "sizes, as in DecoderConfig; not with init_from", "a mapping such as {width: 256}"
@@ -189,7 +177,6 @@ class LanguageModelConfig(LoopConfig):
     teacher_share: float = field(
         0.8, "of the loss against the teacher; the rest is of the text", gt=0, le=1
     )
-    data: DataConfig = required("text", "a mapping")
 
 
 class ModelConfig(LanguageModelConfig):
@@ -203,37 +190,22 @@ class DiffusionTrainingConfig(LanguageModelConfig):
 
     kind: Literal["diffusion"] = field("diffusion", "what is trained")
     text_attention: Literal["bidirectional", "causal"] = field(
-        "bidirectional",
-        "bidirectional: text and masks see each other; causal: text sees what comes before it, and "
-        "blocks of masks see it and each other",
+        "bidirectional", "causal: text sees what comes before it; masks see it and each other"
     )
-    mask_token: str = field(
-        "<|mask|>",
-        "stands for a masked token; a new id where the tokenizer does not have it",
-        min_length=1,
-    )
+    mask_token: str = field("<|mask|>", "a new id where the tokenizer lacks it", min_length=1)
     is_shifted: bool = field(True, "row r predicts token r + 1, as in Dream; false: r, as in LLaDA")
     suffix_share: float = field(
-        0.5,
-        "of the texts (or blocks) that are masked as a drafter sees them; the others by chance",
-        ge=0,
-        le=1,
+        0.5, "of texts (or blocks) masked as a drafter sees them, not by chance", ge=0, le=1
     )
     k_max: int = count(8, "masks in a row, from 1 to so many")
-    slot_decay: float = field(
-        4.0, "gamma: the i-th mask in a row weighs exp(-(i - 1) / gamma)", gt=0
-    )
-    weighting: Literal["elbo", "cart"] = field(
-        "elbo", "of tokens masked by chance: 1/t, or by clean neighbours"
-    )
+    slot_decay: float = field(4.0, "gamma: the i-th mask weighs exp(-(i - 1) / gamma)", gt=0)
+    weighting: Literal["elbo", "cart"] = field("elbo", "of chance: 1/t, or by clean neighbours")
     min_ratio: float = field(1e-3, "t, the share that is masked by chance, is above it", ge=0, lt=1)
     piece_lengths: list[int] = field(
         [64, 128], "tokens of the pieces that end in masks", "a list of integers above k_max"
     )
     n_blocks: int = count(32, "with causal text: pairs of blocks learnt beside a sequence")
-    anneal_steps: int = count(
-        0, "in which a causal model comes to see later tokens; 0: at once", low=0
-    )
+    anneal_steps: int = count(0, "in which a causal model comes to see later tokens", low=0)
 
     @pydantic.model_validator(mode="after")
     def _long_pieces(self) -> DiffusionTrainingConfig:
@@ -242,25 +214,18 @@ class DiffusionTrainingConfig(LanguageModelConfig):
         return self
 
 
-class FalconConfig(LoopConfig):
+class FalconConfig(LoopConfig, RunConfig):
     """Trains a Falcon drafter beside its frozen target."""
 
     kind: Literal["falcon"] = field("falcon", "what is trained")
-    out: str = required("directory of the run: checkpoints, metrics, the drafter", "a path")
     target: str = required("directory or hub id of the model it drafts for", "a path or id")
     target_digest: str | None = digest_field("of the target's weights, which refuses any others")
     init_from: str | None = _path("a trained head of the same sizes to go on from")
-    embedding_gain: float = field(
-        1.0,
-        "of the first weights on embeddings; where features are larger, the ratio starts sooner",
-        gt=0,
-    )
+    embedding_gain: float = field(1.0, "factor on the first weights from embeddings", gt=0)
     block_size: int = count(2, "k, the tokens of a pass")
     n_layers: int = count(1, "attention blocks")
     mlp_width: int | None = count(None, "of the attention blocks; the target's if not given")
-    lstm_mode: Literal["pointwise", "sequence"] = field(
-        "pointwise", "whether the LSTM has a memory"
-    )
+    lstm_mode: Literal["pointwise", "sequence"] = field("pointwise", "sequence: with a memory")
     glancing: bool = field(True, "distil in two passes; false: a plain shift")
     glance: Glance = field(Glance(), "positions that are shown")
     noise: float = field(0.2, "width of the noise on features of 512 tokens", ge=0)
@@ -271,31 +236,27 @@ class FalconConfig(LoopConfig):
     data: TruncatedDataConfig = required("text", "a mapping")
 
 
-class NGramConfig(Config):
-    """Estimates an n-gram model: modified Kneser-Ney over token ids."""
+class NGramConfig(RunConfig):
+    """Estimates an n-gram model: modified Kneser-Ney over token ids.
+
+    Texts are counted whole, whatever their length; a corpus is repeated at most once.
+    """
 
     kind: Literal["ngram"] = field("ngram", "what is made")
-    out: str = required("directory that is written: the model, its config", "a path")
     tokenizer: str = required("directory or hub id of a tokenizer or of its model", "a path or id")
     order: int = count(3, "tokens of the longest n-grams")
     prune: int = count(0, "longest n-grams that occur no more often are left out", low=0)
     precision: Literal["float32", "fixed16"] = field("fixed16", "of logarithms in the file")
     arpa: bool = field(False, "write model.arpa too, words being token ids")
-    data: DataConfig = required(
-        "text; a repeat is at most 1, and texts are counted whole, whatever their length",
-        "a mapping",
-    )
 
 
-class TextsConfig(Config):
+class TextsConfig(RunConfig):
     """A model writes texts: continuations of the openings of corpora, as corpora for others."""
 
     kind: Literal["texts"] = field("texts", "what is made")
-    out: str = required("JSON lines file that is written; a line is a text", "a path")
     target: str = required("directory or hub id of the model that writes", "a path or id")
     target_digest: str | None = digest_field("of its weights, which refuses any others")
     dtype: Literal["float32", "bfloat16"] = field("float32", "of weights and cache")
-    data: DataConfig = required("where openings come from", "a mapping")
     n_texts: int = count(1000, "texts in all, spread over the corpora as an epoch has them")
     prompt_tokens: int = count(24, "tokens of a plain text that are its opening")
     max_new_tokens: int = count(256, "new tokens at most")
@@ -314,14 +275,14 @@ class TextsConfig(Config):
         return value
 
 
-def as_yaml(config: Config) -> str:
+def as_yaml(config: RunConfig) -> str:
     """Write a resolved config as the YAML that would be read as it."""
     import yaml
 
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-KINDS: dict[str, type[Config]] = {
+KINDS: dict[str, type[RunConfig]] = {
     "tokenizer": TokenizerConfig,
     "model": ModelConfig,
     "diffusion": DiffusionTrainingConfig,

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -31,7 +30,6 @@ from jspec.models import sar_head
 from jspec.models.model import Model, embed, forward_text, head
 from jspec.models.sar_head import SarModel
 from jspec.ops.linear import wide
-from jspec.state import Params
 from jspec.train.objective import Loss, cross_entropy
 
 SMALLEST = 1e-8
@@ -190,16 +188,7 @@ class Csgd:
         """Nothing random, nothing shown: the loss of plain drafting."""
         return dataclasses.replace(self, glance=None, noise=0.0, dropout=0.0)
 
-    def loss(
-        self,
-        params: Params,
-        frozen: Params,
-        batch: Mapping[str, Array],
-        *,
-        key: Array,
-        step: Int[Array, ""],
-        rows_sharding,
-    ) -> Loss:
+    def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
         k = self.head.config.block_size
         tokens, segments, positions = batch["tokens"], batch["segments"], batch["positions"]
         features, _ = forward_text(

@@ -24,11 +24,10 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.models.model import Model, forward_text, head
-from jspec.state import Params, state
+from jspec.state import state
 from jspec.train.csgd import same_text
 from jspec.train.objective import Loss, compare, teacher_logits
 
@@ -170,16 +169,7 @@ class MaskedDiffusion(MaskedPrediction):
         """Show the pattern that drafting has alone, seen both ways."""
         return dataclasses.replace(super().for_evaluation(), anneal_steps=0)
 
-    def loss(
-        self,
-        params: Params,
-        frozen: Params,
-        batch: Mapping[str, Array],
-        *,
-        key: Array,
-        step: Int[Array, ""],
-        rows_sharding: NamedSharding | None,
-    ) -> Loss:
+    def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
         tokens, positions = batch["tokens"], batch["positions"]
         noise_key, mask_key = jax.random.split(key)
         noise = self.noise(noise_key, batch)

@@ -64,34 +64,30 @@ class Step:
     rows_sharding: NamedSharding | None = None
 
     def init(self, params: Params) -> TrainState:
-        return TrainState(
-            params=params, moments=self.optimizer.init(params), step=jnp.zeros((), jnp.int32)
-        )
+        moments = self.optimizer.init(params)
+        return TrainState(params=params, moments=moments, step=jnp.zeros((), jnp.int32))
 
     def train(
         self, train_state: TrainState, frozen: Params, batch: Mapping[str, Array]
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """A step on a batch `[sequences, ...]`; returns the new state and means of the metrics."""
+        """Step on a batch `[sequences, ...]`; returns the new state and means of the metrics."""
         parts = {name: self._cut(array) for name, array in batch.items()}
         key = jax.random.fold_in(jax.random.key(self.seed), train_state.step)
 
         def total(params, part, index):
-            key_of = jax.random.fold_in(key, index)
-            loss = self._loss(
-                self.objective, params, frozen, part, key=key_of, step=train_state.step
-            )
+            now = {"key": jax.random.fold_in(key, index), "step": train_state.step}
+            loss = self._loss(self.objective, params, frozen, part, **now)
             return loss.total, loss
+
+        gradient = jax.grad(total, has_aux=True)
 
         def one(carry, item):
             part, index = item
-            gradients, loss = jax.grad(total, has_aux=True)(train_state.params, part, index)
-            return jax.tree.map(jnp.add, carry, (gradients, loss)), None
+            return jax.tree.map(jnp.add, carry, gradient(train_state.params, part, index)), None
 
         indices = jnp.arange(self.micro_batches, dtype=jnp.int32)
         first = jax.tree.map(lambda array: array[0], parts)
-        shapes = jax.eval_shape(
-            jax.grad(total, has_aux=True), train_state.params, first, indices[0]
-        )
+        shapes = jax.eval_shape(gradient, train_state.params, first, indices[0])
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (gradients, loss), _ = jax.lax.scan(one, zeros, (parts, indices))
         weight = jnp.maximum(loss.weight, 1e-6)
@@ -108,7 +104,7 @@ class Step:
         return after, metrics
 
     def evaluate(self, params: Params, frozen: Params, batch: Mapping[str, Array]) -> Loss:
-        """The sums of a batch, without a gradient; the randomness is always the same."""
+        """Sum over a batch, without a gradient; the randomness is always the same."""
         key = jax.random.key(self.seed)
         objective, step = self.objective.for_evaluation(), jnp.zeros((), jnp.int32)
         return self._loss(objective, params, frozen, batch, key=key, step=step)
@@ -120,7 +116,7 @@ class Step:
         )
 
     def _cut(self, array: Array) -> Array:
-        """Micro-batches first. Neighbours stay on their device: each part takes every n-th row."""
+        """Put micro-batches first. Each takes every n-th row, so that rows stay on their device."""
         parts = array.reshape(-1, self.micro_batches, *array.shape[1:])
         return jnp.swapaxes(parts, 0, 1)
 
@@ -137,7 +133,6 @@ class Setup:
         ones); to be jitted.
       shardings: of that state.
       rows: sharding of a batch.
-      everywhere: sharding of what every device has whole.
       train: jitted; of state (donated), frozen weights and batch.
       evaluate: jitted; of weights, frozen weights and batch.
     """
@@ -145,7 +140,6 @@ class Setup:
     fresh: Callable[[Params], TrainState]
     shardings: TrainState
     rows: NamedSharding
-    everywhere: NamedSharding
     train: Any
     evaluate: Any
 
@@ -186,7 +180,6 @@ def set_up(
         fresh=fresh,
         shardings=shardings,
         rows=rows,
-        everywhere=everywhere,
         # Batches have one shape each, so that both compile once.
         train=jax.jit(step.train, donate_argnums=0, out_shardings=(shardings, everywhere)),
         evaluate=jax.jit(step.evaluate, out_shardings=everywhere),

@@ -9,7 +9,6 @@ import argparse
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jspec.arguments import nearest
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
@@ -22,7 +21,7 @@ from jspec.errors import UserError
 from jspec.hosts import join_hosts
 from jspec.train.command.lock import only_run
 from jspec.train.command.recipes import check_made
-from jspec.train.config import KINDS, as_yaml
+from jspec.train.config import KINDS, RunConfig, as_yaml
 
 RUNNERS = {"tokenizer": "run_tokenizer", "ngram": "run_ngram", "texts": "run_texts"}
 """Modules that run a kind; all others train by steps, and `run_model` runs them."""
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_config(args: argparse.Namespace) -> Any:
+def make_config(args: argparse.Namespace) -> RunConfig:
     """The config of the file's kind, with what `--set` changes."""
     if args.config is None:
         names = ", ".join(runnable_names(is_training=True))
@@ -78,7 +77,7 @@ def _run(args: argparse.Namespace, owns_process: bool) -> int:
             raise
 
 
-def _runner(config: Any) -> Callable[..., int]:
+def _runner(config: RunConfig) -> Callable[..., int]:
     """Find what runs a kind; imported when it is needed."""
     name = RUNNERS.get(config.kind, "run_model")
     return importlib.import_module(f"jspec.train.command.{name}").run

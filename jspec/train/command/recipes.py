@@ -11,12 +11,12 @@ from typing import Any
 from jspec.config import find_config, read_yaml, runnable_names
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.train.config import FalconConfig
+from jspec.train.config import FalconConfig, RunConfig
 
 _MODELS = ("tokenizer", "target", "teacher", "init_from")
 
 
-def check_made(config: Any, given: str) -> None:
+def check_made(config: RunConfig, given: str) -> None:
     """Refuse a config that needs what another recipe would have made, and name that one.
 
     What no recipe makes is left to those who read it.
@@ -40,7 +40,7 @@ def check_made(config: Any, given: str) -> None:
                 raise UserError(f"{name}: {path} is not there; make it with {command}")
 
 
-def _needed(config: Any) -> Iterator[tuple[str, str]]:
+def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Files and directories that a config names, by the field."""
     for name in _MODELS:
         path = getattr(config, name, None)

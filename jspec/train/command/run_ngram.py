@@ -134,23 +134,20 @@ def _n_tokens(texts: Sequence[Encoded]) -> int:
 def perplexities(
     model: NGramModel, corpora: Mapping[str, Sequence[Encoded]]
 ) -> dict[str, tuple[int, float]]:
-    """Tokens and perplexity by corpus, and of all together, of the tokens that are to be learnt.
+    """Measure tokens and perplexity by corpus, and of all together, of what is to be learnt.
 
     What begins a text is given, and counts in neither.
     """
-    found: dict[str, tuple[int, float]] = {}
-    n_all, sum_all = 0, 0.0
-    for name, texts in corpora.items():
-        n, total = 0, 0.0
-        for text in texts:
-            is_told = (text.weights > 0) & (
-                text.tokens != (-1 if model.begin is None else model.begin)
-            )
-            n += int(np.sum(is_told))
-            total += float(np.sum(model.logprobs(text.tokens)[is_told]))
-        if n:
-            found[name] = (n, math.exp(-total / n))
-        n_all, sum_all = n_all + n, sum_all + total
+    given = -1 if model.begin is None else model.begin
+
+    def sums(text: Encoded) -> tuple[float, float]:
+        is_told = (text.weights > 0) & (text.tokens != given)
+        return np.sum(is_told), np.sum(model.logprobs(text.tokens)[is_told])
+
+    found = {
+        name: np.sum([sums(x) for x in texts], axis=0) for name, texts in corpora.items() if texts
+    }
+    found = {name: pair for name, pair in found.items() if pair[0]}
     if len(found) > 1:
-        found["all"] = (n_all, math.exp(-sum_all / n_all))
-    return found
+        found["all"] = np.sum(list(found.values()), axis=0)
+    return {name: (int(n), math.exp(-total / n)) for name, (n, total) in found.items()}
