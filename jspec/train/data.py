@@ -75,7 +75,8 @@ class TextData:
         """
         import grain
 
-        epoch, parts = self._epoch(), list(self.train.values())
+        epoch: Any = self._epoch()
+        parts = list(self.train.values())
         ends = np.cumsum([len(part) for part in parts])
         if batch_size > len(epoch):
             raise UserError(

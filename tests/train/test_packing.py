@@ -68,7 +68,8 @@ def test_truncated_texts_begin_at_their_beginning_and_have_something_to_learn(le
 @given(lengths=LENGTHS, length=st.integers(2, 17), is_truncating=st.booleans())
 def test_a_sequence_is_a_row_of_all_of_them(lengths, length, is_truncating):
     packed = pack(rows_of(lengths), length, is_truncating=is_truncating)
-    for index, sequence in enumerate(packed):
+    for index in range(len(packed)):
+        sequence = packed[index]
         for name, array in packed.arrays.items():
             np.testing.assert_array_equal(sequence[name], array[index])
             assert sequence[name].dtype == array.dtype

@@ -101,7 +101,9 @@ def plan_line(config: LanguageModelConfig | FalconConfig, model: Trainable, data
 # --- the config of a run -------------------------------------------------------------------------
 
 
-def check_same_run(config: LoopConfig, directory: Path, resume: bool) -> None:
+def check_same_run(
+    config: LanguageModelConfig | FalconConfig, directory: Path, resume: bool
+) -> None:
     """Write the resolved config; refuse to resume with one that would give another run."""
     path = directory / CONFIG_FILE
     if resume and path.is_file():
