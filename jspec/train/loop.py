@@ -118,8 +118,19 @@ def train(
     )
 
 
+def mesh_of(config: LoopConfig) -> Mesh:
+    """Make the mesh of a config.
+
+    Raises:
+      UserError: more devices than there are, or devices of some process left out.
+    """
+    mesh = make_training_mesh(**config.mesh.model_dump())
+    check_all_devices(mesh)
+    return mesh
+
+
 def planned_steps(config: LoopConfig, data: TextData) -> int:
-    """Optimizer steps of a config over its data."""
+    """Count the optimizer steps of a config over its data."""
     if config.steps is not None:
         return config.steps
     return max(1, math.ceil((config.epochs or 1) * data.n_sequences / config.batch_size))
@@ -138,11 +149,9 @@ class _Run:
         probe: Probe | None,
         announce: Callable[[str], None],
     ):
-        self.announce = announce
         self.config, self.path, self.model = config, path, model
-        self.probe = probe
-        self.mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-        check_all_devices(self.mesh)
+        self.probe, self.announce = probe, announce
+        self.mesh = mesh_of(config)
         self.planned = planned_steps(config, data)
         self.schedule = make_schedule(config.optimizer, self.planned)
         self.setup = set_up(objective, model, config, self.mesh, steps=self.planned)

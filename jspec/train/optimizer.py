@@ -41,13 +41,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     if config.max_gradient_norm:
         clips.append(optax.clip_by_global_norm(config.max_gradient_norm))
     if config.name == "adamw":
-        update = optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=_matrices,
-        )
+        decay = {"weight_decay": config.weight_decay, "mask": _matrices}
+        update = optax.adamw(schedule, b1=config.b1, b2=config.b2, **decay)
     else:
         update = optax.contrib.muon(
             schedule,

@@ -12,20 +12,17 @@ from typing import Any
 
 import jax
 import yaml
-from jax.sharding import Mesh
 
 from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.hosts import check_all_devices
-from jspec.sharding import make_training_mesh
 from jspec.train.command.prepare import prepare_diffusion, prepare_falcon, prepare_model
 from jspec.train.command.progress import TrainingProgress, stop_requests
-from jspec.train.config import FalconConfig, LanguageModelConfig, LoopConfig, as_yaml
+from jspec.train.config import FalconConfig, LanguageModelConfig, as_yaml
 from jspec.train.data import TextData, load_corpora
 from jspec.train.files import write_whole
 from jspec.train.journal import read_journal
-from jspec.train.loop import TrainingOutcome, planned_steps, train
+from jspec.train.loop import TrainingOutcome, mesh_of, planned_steps, train
 from jspec.train.picture import save_picture
 from jspec.train.trainable import Trainable
 
@@ -76,17 +73,6 @@ def run(config: Any, *, log: Log, resume: bool, as_json: bool) -> int:
         next_commands=prepared.next_commands,
     )
     return 0 if outcome.is_complete else INTERRUPTED
-
-
-def mesh_of(config: LoopConfig) -> Mesh:
-    """Make the mesh of a config, before anything is loaded onto it.
-
-    Raises:
-      UserError: more devices than there are, or devices of some process left out.
-    """
-    mesh = make_training_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    check_all_devices(mesh)
-    return mesh
 
 
 def plan_line(config: LanguageModelConfig | FalconConfig, model: Trainable, data: TextData) -> str:

@@ -175,14 +175,16 @@ def _engine(target: Target, openings: list[Opening], config: TextsConfig) -> Eng
 def choose_openings(config: TextsConfig, tokenizer: Tokenizer) -> list[Opening]:
     """Draw rows of every corpus by its share of an epoch; the same for the same config.
 
-    A plain text opens with its first tokens; a conversation with its turns up to one of the user's.
+    A text opens with its first tokens; a conversation with its turns up to one of the user's.
     """
     random = np.random.default_rng(config.seed)
     corpora = []
     for source, repeat in named_sources(config.data).values():
         rows = list(training_rows(source, config.data))
-        corpora.append((rows, sum(_characters(row) for row in rows) * repeat))
+        corpora.append((rows, sum(row.n_characters for row in rows) * repeat))
     whole = sum(size for _, size in corpora)
+    if not whole:
+        raise UserError("no text to begin with in data.corpora; lower data.held_out, or give more")
     openings = []
     for rows, size in corpora:
         count = round(config.n_texts * size / whole)
@@ -201,11 +203,9 @@ def choose_openings(config: TextsConfig, tokenizer: Tokenizer) -> list[Opening]:
     return [kept[i] for i in random.permutation(len(kept))]
 
 
-def _characters(row: CorpusRow) -> int:
-    return len(row.text or "") + sum(len(message["content"]) for message in row.messages)
-
-
 def _opening(row: CorpusRow, tokenizer: Tokenizer, count: int, random: Any) -> tuple[int, ...]:
+    if row.tokens:
+        return row.tokens[:count]
     if row.text is not None:
         return tokenizer.encode(row.text[: 16 * count])[:count]
     turns = [i for i, message in enumerate(row.messages) if message["role"] == "user"]

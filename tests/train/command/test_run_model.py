@@ -16,8 +16,9 @@ from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.train.command import prepare, run_model, run_texts
 from jspec.train.command.prepare import prepare_model, starting_model, teacher_of, tokenizer_of
-from jspec.train.command.run_model import check_same_run, mesh_of
+from jspec.train.command.run_model import check_same_run
 from jspec.train.config import FalconConfig, ModelConfig, TextsConfig
+from jspec.train.loop import mesh_of
 from jspec.train.objective import NextToken
 
 DATA: dict[str, Any] = {"corpora": ["a.jsonl"], "length": 32}

@@ -110,3 +110,18 @@ def test_a_last_line_that_was_cut_short_is_taken_off_where_the_run_goes_on(tmp_p
     assert run_texts._done(path, True) == {"a#0"} and path.read_text() == line
     path.write_text(line[:5])
     assert run_texts._done(path, True) == set() and path.read_text() == ""
+
+
+def test_texts_of_tokens_open_with_their_first_ones(config, tokenizer):
+    path = Path(config.data.folder) / "seldom.jsonl"
+    path.write_text('{"tokens": [5, 6, 7, 8, 9, 10]}\n' * 30)
+    openings = choose_openings(config, tokenizer)
+    own = {opening.tokens for opening in openings if opening.id.startswith("seldom")}
+    assert own == {(5, 6, 7, 8)}
+
+
+def test_corpora_without_a_character_are_refused(config, tokenizer):
+    for name in ("often", "seldom"):
+        (Path(config.data.folder) / f"{name}.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(UserError, match="no text to begin with in data.corpora"):
+        choose_openings(config, tokenizer)
