@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Int
 
 from jspec.models.model import forward_text, head
 from jspec.state import state
-from jspec.train.masked_diffusion import MaskedPrediction, by_slot, slot_weights
-from jspec.train.objective import Loss, compare, teacher_logits
+from jspec.train.masked_diffusion import MaskedPrediction, slot_weights
+from jspec.train.objective import Loss, agreement, compare, teacher_logits
 
 
 def block_mask(
@@ -193,7 +193,7 @@ class BlockDiffusion(MaskedPrediction):
         return Loss(
             total=jnp.sum(found.losses * weights),
             weight=jnp.sum(weights),
-            sums=by_slot(found.is_right, slots, weights, k_max),
+            sums=agreement(found.is_right, slots, weights, k_max),
         )
 
     def _masks(self, key, blocks: Blocks) -> tuple[Bool[Array, "B R"], Bool[Array, "B R"]]:

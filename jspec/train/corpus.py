@@ -207,43 +207,32 @@ def _messages(where: str, messages: Any, tally: Tally) -> tuple[dict[str, str], 
 
 
 def _shared(where: str, turns: list[Any], tally: Tally) -> tuple[dict[str, str], ...]:
-    """Turns of ShareGPT, whose conversations were collected from pages and cut anywhere.
+    """Take the turns of ShareGPT, whose conversations were collected from pages and cut anywhere.
 
     They begin with what the user says, or a system message, and end before the first turn that is
     empty, by nobody known, or out of turn; maybe nothing is left. All of it is counted.
     """
     kept: list[dict[str, str]] = []
+    roles: list[str] = []
     for turn in turns:
-        role, content = _speaker(turn)
-        if role == "assistant" and not any(message["role"] == "user" for message in kept):
+        turn = turn if isinstance(turn, dict) else {}
+        who, content = turn.get("from"), turn.get("value")
+        role = SPEAKERS.get(str(who).strip().lower())
+        if role == "assistant" and "user" not in roles:
             tally.add("answers come before any question, and are left out", where)
             continue
-        before = kept[-1]["role"] if kept else None
-        fault = _fault(turn, role, content, before)
-        if fault:
-            tally.add(f"conversations end before a turn {fault}", where)
-            break
-        kept.append({"role": str(role), "content": str(content)})
-    is_asked = any(message["role"] == "user" for message in kept)
-    return tuple(kept) if is_asked else ()
-
-
-def _speaker(turn: Any) -> tuple[str | None, Any]:
-    """The role and the text of a turn, as far as it has them."""
-    if not isinstance(turn, dict):
-        return None, None
-    who = turn.get("from")
-    return SPEAKERS.get(who.strip().lower()) if isinstance(who, str) else None, turn.get("value")
-
-
-def _fault(turn: Any, role: str | None, content: Any, before: str | None) -> str | None:
-    """What a turn cannot be used for, if anything."""
-    if not isinstance(turn, dict) or "from" not in turn or not isinstance(content, str):
-        return "without from and value (a text)"
-    if role is None:
-        return f"by {str(turn['from'])[:40]!r}, who is none of {', '.join(SPEAKERS)}"
-    if not content.strip():
-        return "without text"
-    if role == before or (role == "system" and before is not None):
-        return "out of turn"
-    return None
+        if who is None or not isinstance(content, str):
+            fault = "without from and value (a text)"
+        elif role is None:
+            fault = f"by {str(who)[:40]!r}, who is none of {', '.join(SPEAKERS)}"
+        elif not content.strip():
+            fault = "without text"
+        elif role in roles[-1:] or (role == "system" and roles):
+            fault = "out of turn"
+        else:
+            kept.append({"role": role, "content": content})
+            roles.append(role)
+            continue
+        tally.add(f"conversations end before a turn {fault}", where)
+        break
+    return tuple(kept) if "user" in roles else ()

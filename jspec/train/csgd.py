@@ -30,7 +30,7 @@ from jspec.models import sar_head
 from jspec.models.model import Model, embed, forward_text, head
 from jspec.models.sar_head import SarModel
 from jspec.ops.linear import wide
-from jspec.train.objective import Loss, cross_entropy
+from jspec.train.objective import Loss, agreement, cross_entropy
 
 SMALLEST = 1e-8
 """Added to the drafter's probabilities in the soft loss."""
@@ -220,7 +220,8 @@ class Csgd:
         losses = distances(out, wanted, logits, wanted_logits, labels, self.temperature)
         is_hit = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted_logits, axis=-1)
         is_learnt = mask if self.has_loss_on_shown else mask & ~is_shown
-        hits = self._hits(is_hit, mask & ~is_shown, positions)
+        unaided = (mask & ~is_shown).astype(jnp.float32)
+        hits = agreement(is_hit, positions % k + 1, unaided, k)
         return self._summed(losses, is_learnt, is_shown, hits)
 
     def _draft(self, params, frozen, batch, rows_sharding, tokens, features, key):
@@ -259,12 +260,3 @@ class Csgd:
         length = jnp.maximum(jnp.sum(same, axis=2), 1).astype(jnp.float32)
         noise = jax.random.uniform(key, features.shape, minval=-0.5, maxval=0.5) * self.noise
         return features + (noise * (512 / length)[..., None]).astype(features.dtype)
-
-    def _hits(self, is_hit, mask, positions) -> dict[str, tuple[Array, Array]]:
-        """By row of the block, how often the likeliest token is the target's."""
-        k, sums = self.head.config.block_size, {}
-        for row in range(k):
-            weights = (mask & (positions % k == row)).astype(jnp.float32)
-            hits = jnp.sum(is_hit.astype(jnp.float32) * weights)
-            sums[f"agreement_{row + 1}"] = (hits, jnp.sum(weights))
-        return sums

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jspec.models.model import Model, forward_text, head
 from jspec.state import state
 from jspec.train.csgd import same_text
-from jspec.train.objective import Loss, compare, teacher_logits
+from jspec.train.objective import Loss, agreement, compare, teacher_logits
 
 # --- texts and pieces ----------------------------------------------------------------------------
 
@@ -84,21 +84,6 @@ def cart_weights(
 def slot_weights(slots: Int[Array, "*X"], decay: float) -> Float[Array, "*X"]:
     """exp(-(i - 1) / decay) of slots i = 1, 2, ...: a draft ends at its first wrong token."""
     return jnp.exp(-(slots - 1).astype(jnp.float32) / decay)
-
-
-def by_slot(
-    is_right: Bool[Array, "*X"],
-    slots: Int[Array, "*X"],
-    weights: Float[Array, "*X"],
-    k_max: int,
-) -> dict[str, tuple[Array, Array]]:
-    """How often each slot is right; `slots` are 0 where nothing is drafted."""
-    sums = {}
-    for slot in range(1, k_max + 1):
-        counted = jnp.where((slots == slot) & (weights > 0), 1.0, 0.0)
-        hits = jnp.sum(jnp.where(is_right, counted, 0.0))
-        sums[f"agreement_{slot}"] = (hits, jnp.sum(counted))
-    return sums
 
 
 # --- the objective -------------------------------------------------------------------------------
@@ -193,7 +178,7 @@ class MaskedDiffusion(MaskedPrediction):
         weights, weight = noise.weights, jnp.sum(noise.counts)
         sums = {"text_loss": (jnp.sum(found.text_losses * weights), weight)}
         if self.suffix_share:
-            sums |= by_slot(found.is_right, noise.slots, weights, self.k_max)
+            sums |= agreement(found.is_right, noise.slots, weights, self.k_max)
         return Loss(total=jnp.sum(found.losses * weights), weight=weight, sums=sums)
 
     def noise(self, key: Array, batch: Mapping[str, Array]) -> Noise:

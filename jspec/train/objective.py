@@ -144,6 +144,18 @@ def compare(
     return PredictionLosses(losses=losses, is_right=is_right, text_losses=nll)
 
 
+def agreement(
+    is_right: Bool[Array, "*X"], slots: Int[Array, "*X"], weights: Float[Array, "*X"], k_max: int
+) -> dict[str, tuple[Array, Array]]:
+    """Count how often each slot from 1 to k_max is right, where it has a weight."""
+    sums = {}
+    for slot in range(1, k_max + 1):
+        counted = jnp.where((slots == slot) & (weights > 0), 1.0, 0.0)
+        hits = jnp.sum(jnp.where(is_right, counted, 0.0))
+        sums[f"agreement_{slot}"] = (hits, jnp.sum(counted))
+    return sums
+
+
 # --- next-token prediction -----------------------------------------------------------------------
 
 
