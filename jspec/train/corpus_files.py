@@ -143,9 +143,6 @@ def _paragraphs(path: Path, told: Told) -> Iterator[str]:
     yield "".join(kept)
 
 
-# --- one JSON list -------------------------------------------------------------------------------
-
-
 def items(path: Path, told: Told = untold) -> Iterator[tuple[int, Any]]:
     """The items of a file that is one JSON list, and their numbers from 1.
 

@@ -36,9 +36,6 @@ SMALLEST = 1e-8
 """Added to the drafter's probabilities in the soft loss."""
 
 
-# --- what a position sees and predicts -----------------------------------------------------------
-
-
 def shifted(
     x: Array, by: int, segments: Int[Array, "B T"], fill: float = 0
 ) -> tuple[Array, Bool[Array, "B T"]]:
@@ -58,9 +55,6 @@ def same_text(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 def per_text(x: Array, same: Bool[Array, "B T T"]) -> Float[Array, "B T"]:
     """The sum over its text, at every position."""
     return jnp.einsum("BTS,BS->BT", same.astype(jnp.float32), x.astype(jnp.float32))
-
-
-# --- which positions are glanced at --------------------------------------------------------------
 
 
 def glance_share(epoch: Array | float, epochs: int, schedule: str) -> Array | float:
@@ -128,9 +122,6 @@ class Glance(Config):
         return candidates & jnp.any(later & candidates[:, None, :], axis=2)
 
 
-# --- losses --------------------------------------------------------------------------------------
-
-
 def distances(
     predicted: Float[Array, "B T D"],
     wanted: Float[Array, "B T D"],
@@ -152,9 +143,6 @@ def distances(
     theirs = jax.nn.log_softmax(wanted_logits / temperature, axis=-1)
     soft = jnp.sum(jax.nn.softmax(wanted_logits, axis=-1) * (theirs - ours), axis=-1)
     return regression, soft, cross_entropy(logits, labels)
-
-
-# --- the objective -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

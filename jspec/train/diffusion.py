@@ -68,19 +68,14 @@ def diffusion_model(
 
 
 def trainable_of(
-    model: DiffusionModel,
-    start: Params | None,
-    *,
-    frozen: Params,
-    extra_config: dict[str, Any],
+    model: DiffusionModel, start: Params | None, *, extra_config: dict[str, Any]
 ) -> Trainable:
-    """Make the model trainable, its teacher's weights frozen beside it."""
+    """Make the model trainable."""
 
     def write(params: Params, directory: Path) -> None:
         write_diffusion(directory, params, model, extra_config=extra_config)
 
-    decoder = language_model(model.model, start=start)
-    return dataclasses.replace(decoder, write=write, frozen=frozen)
+    return dataclasses.replace(language_model(model.model, start=start), write=write)
 
 
 @functools.partial(jax.jit, static_argnames=("vocab_size", "has_new_biases"))

@@ -31,8 +31,6 @@ from jspec.state import state
 from jspec.train.csgd import same_text
 from jspec.train.objective import Loss, agreement, compare, teacher_logits
 
-# --- texts and pieces ----------------------------------------------------------------------------
-
 
 def by_text(values: Array, segments: Int[Array, "B T"]) -> Array:
     """The n-th of a row's values at every position of its n-th text; padding has some value."""
@@ -61,9 +59,6 @@ def cut(
     return jnp.where(segments >= 0, number, -1), place
 
 
-# --- weights -------------------------------------------------------------------------------------
-
-
 def cart_weights(
     is_masked: Bool[Array, "B T"], same: Bool[Array, "B T T"], p: float = 0.3
 ) -> Float[Array, "B T"]:
@@ -84,9 +79,6 @@ def cart_weights(
 def slot_weights(slots: Int[Array, "*X"], decay: float) -> Float[Array, "*X"]:
     """exp(-(i - 1) / decay) of slots i = 1, 2, ...: a draft ends at its first wrong token."""
     return jnp.exp(-(slots - 1).astype(jnp.float32) / decay)
-
-
-# --- the objective -------------------------------------------------------------------------------
 
 
 @state

@@ -78,9 +78,6 @@ def estimate(
     return _interpolated(counts, vocab_size, begin, prune)
 
 
-# --- counts --------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Counts:
     """The n-grams of one length.
@@ -132,9 +129,6 @@ def _count(
     if begin is not None:
         counts[0].adjusted[begin] = 0  # no outcome
     return counts
-
-
-# --- probabilities -------------------------------------------------------------------------------
 
 
 def _interpolated(

@@ -85,9 +85,6 @@ def made_from(config: Config, kind: type[Kind], **own: Any) -> Kind:
     return kind(**own)
 
 
-# --- what a prediction costs ---------------------------------------------------------------------
-
-
 @state
 class PredictionLosses:
     """Predictions beside the text and, where there is one, beside the teacher.
@@ -154,9 +151,6 @@ def agreement(
         hits = jnp.sum(jnp.where(is_right, counted, 0.0))
         sums[f"agreement_{slot}"] = (hits, jnp.sum(counted))
     return sums
-
-
-# --- next-token prediction -----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,9 +121,6 @@ class Step:
         return jnp.swapaxes(parts, 0, 1)
 
 
-# --- on a mesh -----------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
     """Holds the functions of one training, and where their arrays are.

@@ -155,7 +155,8 @@ def diffusion_parts(config: LoopConfig) -> tuple[Objective, Trainable]:
         model=model.model, mask_id=60, teacher=teacher, suffix_share=0.5, k_max=3, n_blocks=4
     )
     weights = random_params(teacher, key=jax.random.key(5), scale=0.35)
-    return objective, diffusion.trainable_of(model, None, frozen=weights, extra_config={})
+    trainable = diffusion.trainable_of(model, None, extra_config={})
+    return objective, dataclasses.replace(trainable, frozen=weights)
 
 
 PARTS = {"model": language_parts, "falcon": falcon_parts, "diffusion": diffusion_parts}

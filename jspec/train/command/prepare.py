@@ -32,12 +32,7 @@ from jspec.state import Params
 from jspec.train import diffusion, falcon
 from jspec.train.acceptance import Probe, acceptance_probe, openings
 from jspec.train.command.recipes import after_falcon, after_model
-from jspec.train.config import (
-    DiffusionTrainingConfig,
-    FalconConfig,
-    LanguageModelConfig,
-    ModelConfig,
-)
+from jspec.train.config import DiffusionTrainingConfig, FalconConfig, LanguageModelConfig
 from jspec.train.data import TextData
 from jspec.train.objective import NextToken, Objective, made_from
 from jspec.train.trainable import Trainable, language_model, model_of
@@ -69,31 +64,38 @@ class Prepared:
     next_commands: tuple[str, ...]
 
 
-def prepare_model(config: ModelConfig, mesh: Mesh) -> Prepared:
-    """Prepare a causal language model, from random weights or from a checkpoint."""
-    tokenizer = tokenizer_of(config)
-    model, start = starting_model(config, tokenizer, mesh)
-    teacher, frozen = teacher_of(config, model.config.vocab_size, mesh)
-    trainable = language_model(model, start=start, extra_config=special_ids(tokenizer))
-    objective = made_from(config, NextToken, model=model, teacher=teacher)
-    trainable = dataclasses.replace(trainable, frozen=frozen)
-    return _language_model(config, tokenizer, trainable, objective, "draft-model")
+def prepare_language_model(config: LanguageModelConfig, mesh: Mesh) -> Prepared:
+    """Prepare a causal language model, or a masked diffusion model, which may begin as one."""
+    is_diffusion = isinstance(config, DiffusionTrainingConfig)
+    tokenizer, folder = tokenizer_of(config), local_directory(config.tokenizer)
+    load = load_model if is_diffusion else load_target
+    model, start = starting_model(config, tokenizer, mesh, load)
+    mask_id = mask_id_of(config, tokenizer) if is_diffusion else None
+    teacher, frozen = teacher_of(config, model.config.vocab_size, mesh, mask_id=mask_id)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    if isinstance(config, DiffusionTrainingConfig) and mask_id is not None:
+        filled, start = diffusion.diffusion_model(
+            config, model, start, mask_id=mask_id, n_ids=tokenizer.n_ids
+        )
+        trainable = diffusion.trainable_of(filled, start, extra_config=ids)
+        objective = diffusion.objective_of(config, filled, teacher)
+    else:
+        trainable = language_model(model, start=start, extra_config=ids)
+        objective = made_from(config, NextToken, model=model, teacher=teacher)
 
+    def add_files(directory: Path, data: TextData) -> None:
+        for pattern in _TOKENIZER_FILES:
+            for file in folder.glob(pattern):
+                shutil.copyfile(file, directory / file.name)
+        (directory / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
 
-def prepare_diffusion(config: DiffusionTrainingConfig, mesh: Mesh) -> Prepared:
-    """Prepare a masked diffusion model, from random weights or from a checkpoint, maybe causal."""
-    tokenizer = tokenizer_of(config)
-    causal, start = starting_model(config, tokenizer, mesh, load_model)
-    mask_id = mask_id_of(config, tokenizer)
-    teacher, frozen = teacher_of(config, causal.config.vocab_size, mesh, mask_id=mask_id)
-    model, start = diffusion.diffusion_model(
-        config, causal, start, mask_id=mask_id, n_ids=tokenizer.n_ids
+    return Prepared(
+        trainable=dataclasses.replace(trainable, frozen=frozen),
+        objective=lambda steps: objective,
+        tokenizer_folder=folder,
+        add_files=add_files,
+        next_commands=after_model(config, "diffuspec" if is_diffusion else "draft-model"),
     )
-    trainable = diffusion.trainable_of(
-        model, start, frozen=frozen, extra_config=special_ids(tokenizer)
-    )
-    objective = diffusion.objective_of(config, model, teacher)
-    return _language_model(config, tokenizer, trainable, objective, "diffuspec")
 
 
 def prepare_falcon(config: FalconConfig, mesh: Mesh) -> Prepared:
@@ -125,49 +127,12 @@ def prepare_falcon(config: FalconConfig, mesh: Mesh) -> Prepared:
     )
 
 
-# --- language models -----------------------------------------------------------------------------
-
-
-def _language_model(
-    config: LanguageModelConfig,
-    tokenizer: Tokenizer,
-    trainable: Trainable,
-    objective: Objective,
-    drafter: str,
-) -> Prepared:
-    """Prepare whatever learns from text, and is exported with its tokenizer.
-
-    Args:
-      drafter: what drafts with such a model.
-    """
-    tokenizer_folder, ids = local_directory(config.tokenizer), special_ids(tokenizer)
-
-    def add_files(directory: Path, data: TextData) -> None:
-        for pattern in _TOKENIZER_FILES:
-            for file in tokenizer_folder.glob(pattern):
-                shutil.copyfile(file, directory / file.name)
-        (directory / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
-
-    return Prepared(
-        trainable=trainable,
-        objective=lambda steps: objective,
-        tokenizer_folder=tokenizer_folder,
-        add_files=add_files,
-        next_commands=after_model(config, drafter),
-    )
-
-
 def tokenizer_of(config: Any) -> Tokenizer:
     """Load the tokenizer of a config, which must have one."""
     tokenizer = load_tokenizer(local_directory(config.tokenizer), config.data.chat_template)
     if tokenizer is None:
         raise UserError(f"{config.tokenizer} has no tokenizer; train one, or give its directory")
     return tokenizer
-
-
-def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Name the ids that begin and end a text as `config.json` does."""
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
 
 
 def mask_id_of(config: DiffusionTrainingConfig, tokenizer: Tokenizer) -> int:
@@ -232,9 +197,6 @@ def teacher_of(
             "must share a tokenizer"
         )
     return teacher.model, teacher.params
-
-
-# --- Falcon --------------------------------------------------------------------------------------
 
 
 def acceptance_of(

@@ -16,7 +16,7 @@ import yaml
 from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.train.command.prepare import prepare_diffusion, prepare_falcon, prepare_model
+from jspec.train.command.prepare import prepare_falcon, prepare_language_model
 from jspec.train.command.progress import TrainingProgress, stop_requests
 from jspec.train.config import FalconConfig, LanguageModelConfig, as_yaml
 from jspec.train.data import TextData, load_corpora
@@ -32,19 +32,17 @@ PICTURE_FILE = "loss.png"
 MAY_CHANGE = ("steps", "epochs", "log_every", "eval_every", "eval_sequences", "save_every", "out")
 """Fields that may differ when a run is resumed: they do not change a step that is done."""
 
-PREPARE: dict[str, Callable[..., Any]] = {
-    "model": prepare_model,
-    "diffusion": prepare_diffusion,
-    "falcon": prepare_falcon,
-}
-"""By kind, what loads and checks everything but the text."""
 
-
-def run(config: Any, *, log: Log, resume: bool, as_json: bool) -> int:
+def run(
+    config: LanguageModelConfig | FalconConfig, *, log: Log, resume: bool, as_json: bool
+) -> int:
     """Train, or go on training; the exit code is 130 where it was told to stop."""
     directory, mesh = Path(config.out), mesh_of(config)
     with log.status("loading"):
-        prepared = PREPARE[config.kind](config, mesh)
+        if isinstance(config, FalconConfig):
+            prepared = prepare_falcon(config, mesh)
+        else:
+            prepared = prepare_language_model(config, mesh)
     check_same_run(config, directory, resume)
     cache = directory.parent / "packed"
     data = load_corpora(config.data, prepared.tokenizer_folder, cache=cache, note=log.note)

@@ -169,9 +169,6 @@ def _engine(target: Target, openings: list[Opening], config: TextsConfig) -> Eng
     )
 
 
-# --- openings ------------------------------------------------------------------------------------
-
-
 def choose_openings(config: TextsConfig, tokenizer: Tokenizer) -> list[Opening]:
     """Draw rows of every corpus by its share of an epoch; the same for the same config.
 

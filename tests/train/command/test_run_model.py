@@ -15,7 +15,12 @@ from jspec.checkpoints.target import load_target
 from jspec.console.log import Log
 from jspec.errors import UserError
 from jspec.train.command import prepare, run_model, run_texts
-from jspec.train.command.prepare import prepare_model, starting_model, teacher_of, tokenizer_of
+from jspec.train.command.prepare import (
+    prepare_language_model,
+    starting_model,
+    teacher_of,
+    tokenizer_of,
+)
 from jspec.train.command.run_model import check_same_run
 from jspec.train.config import FalconConfig, ModelConfig, TextsConfig
 from jspec.train.loop import mesh_of
@@ -97,10 +102,10 @@ def test_a_teacher_is_learnt_from_as_the_config_says(target_folder):
     alone = model_config(target_folder, remat=True)
     mesh, tokenizer = mesh_of(alone), tokenizer_of(alone)
     model, _ = starting_model(alone, tokenizer, mesh)
-    found = prepare_model(alone, mesh)
+    found = prepare_language_model(alone, mesh)
     assert found.objective(4) == NextToken(model, remat=True) and found.trainable.frozen is None
     taught = alone.model_copy(update={"teacher": str(target_folder), "teacher_share": 0.25})
-    found = prepare_model(taught, mesh)
+    found = prepare_language_model(taught, mesh)
     assert found.objective(4) == NextToken(model, teacher=model, teacher_share=0.25, remat=True)
     assert found.trainable.frozen is not None
 
