@@ -110,9 +110,7 @@ def test_what_is_exported_is_loaded_as_it_was(tmp_path, attention, is_shifted):
     config = recipe(text_attention=attention, is_shifted=is_shifted)
     params = random_params(CAUSAL, key=jax.random.key(0), scale=0.35)
     model, start = diffusion_model(config, CAUSAL, params, mask_id=61, n_ids=60)
-    trainable_of(model, start, extra_config={"eos_token_id": 1}).export(
-        start, tmp_path
-    )
+    trainable_of(model, start, extra_config={"eos_token_id": 1}).export(start, tmp_path)
     loaded = load_model(tmp_path, dtype="bfloat16")
     found = describe(loaded, n_ids=60)
     assert (found.config, found.model) == (model.config, model.model)
