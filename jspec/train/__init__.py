@@ -1,4 +1,4 @@
-"""Losses, steps, data and checkpoints for drafters and small targets."""
+"""Trains drafters and small targets: losses, steps, data, checkpoints."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""`python -m jspec.train`."""
+"""Runs `python -m jspec.train`."""
 
 from jspec.console.commands import leave
 from jspec.train.command.cli import main

@@ -1,4 +1,4 @@
-"""Block diffusion: blocks of masks that see each other and the text before them.
+"""Trains block diffusion: blocks of masks see each other and the text before them.
 
 The text itself is causal and sees no mask, so its keys and values are final, and a drafter's cache
 is exact. One pass learns many blocks: they are rows after the text's, each block at a position of
@@ -62,7 +62,7 @@ def block_mask(
 
 @state
 class Blocks:
-    """Rows of blocks after the rows of their texts.
+    """Says what the rows of blocks stand for, which follow the rows of their texts.
 
     Attributes:
       rows: the row of the text that each stands for; past the end where the text is over.
@@ -116,7 +116,7 @@ def lay(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockDiffusion(MaskedPrediction):
-    """Blocks of masks after a causal text, many in one pass.
+    """Learns blocks of masks after a causal text, many in one pass.
 
     The sum of weighted losses is divided by the sum of the weights. A shifted model's rows of the
     text predict the first token of a block, and learn it everywhere. Blocks of the suffix pattern
@@ -159,7 +159,7 @@ class BlockDiffusion(MaskedPrediction):
         )
 
     def _of_blocks(self, logits, wanted, batch, blocks: Blocks, is_masked, is_whole) -> Loss:
-        """What is masked in the blocks, and the token after each where the model is shifted.
+        """Learn what is masked in the blocks, and the token after each where the model is shifted.
 
         Args:
           logits: of the rows of the blocks.
@@ -177,7 +177,7 @@ class BlockDiffusion(MaskedPrediction):
         return self._weighted(logits, _at(tokens, labels), wanted, weights, whole_slots, self.k_max)
 
     def _of_text(self, logits, wanted, batch) -> Loss:
-        """Every next token: all of them weigh as the first slots of so many blocks would.
+        """Learn every next token: all of them weigh as the first slots of so many blocks would.
 
         Args:
           logits: of the rows of the texts, without the last.
@@ -197,7 +197,7 @@ class BlockDiffusion(MaskedPrediction):
         )
 
     def _masks(self, key, blocks: Blocks) -> tuple[Bool[Array, "B R"], Bool[Array, "B R"]]:
-        """Rows that are masked, and those of blocks that are masked wholly."""
+        """Draw the rows that are masked, and those of blocks that are masked wholly."""
         kind_key, ratio_key, key = jax.random.split(key, 3)
         shape = (blocks.numbers.shape[0], 2 * self.n_blocks)
         is_whole = jax.random.uniform(kind_key, shape) < self.suffix_share
@@ -208,11 +208,11 @@ class BlockDiffusion(MaskedPrediction):
 
 
 def _at(x: Array, rows: Int[Array, "B R"]) -> Array:
-    """Rows of every sequence; the nearest where there is none."""
+    """Take rows of every sequence; the nearest where there is none."""
     return jax.vmap(lambda one, rows: one[jnp.clip(rows, 0, one.shape[0] - 1)])(x, rows)
 
 
 def _is_next_masked(is_masked: Bool[Array, "B R"], blocks: Blocks) -> Bool[Array, "B R"]:
-    """Whether the token after each row of a block is masked; after the last it is unseen."""
+    """Tell whether the token after each row of a block is masked; after the last it is unseen."""
     is_last = jnp.roll(blocks.numbers, -1, axis=1) != blocks.numbers
     return jnp.roll(is_masked, -1, axis=1) | is_last

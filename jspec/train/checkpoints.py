@@ -127,14 +127,14 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Orbax's own error of a full disk becomes Python's."""
+        """Turn Orbax's own error of a full disk into Python's."""
         try:
             yield
         except Exception as error:
             raise (disk_error(error, self._directory) or error) from None
 
     def _has_state_like(self, wanted: dict[str, Any], step: int) -> bool:
-        """Whether a checkpoint, as far as it can be read, has such weights and moments."""
+        """Tell whether a checkpoint, as far as it can be read, has such weights and moments."""
         try:
             found = self._orbax.checkpointables_metadata(step).metadata["state"]
             shapes = {name: leaf.shape for name, leaf in found.items()}
@@ -188,5 +188,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _plain(train_state: TrainState) -> dict[str, Any]:
-    """Leaves by number: a checkpoint does not depend on Optax's inner types."""
+    """Name leaves by number: a checkpoint does not depend on Optax's inner types."""
     return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(train_state))}

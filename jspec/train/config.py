@@ -30,7 +30,7 @@ def _path(help_: str, default: str | None = None) -> Any:
 
 
 class CorpusConfig(Config):
-    """One file of text, or a split of a Hugging Face dataset."""
+    """Names one file of text, or a split of a Hugging Face dataset."""
 
     file: str | None = _text(
         "in data.folder, or from here if it begins with ./ or /", "a file name"
@@ -47,14 +47,14 @@ class CorpusConfig(Config):
         return self
 
     def path_in(self, folder: str) -> str | None:
-        """Where its file is: in the folder, or from here; None of a dataset."""
+        """Tell where its file is: in the folder, or from here; None of a dataset."""
         if self.file is None or self.file.startswith(("./", "/")):
             return self.file
         return str(Path(folder) / self.file)
 
 
 class DataConfig(Config):
-    """Text, and how it becomes sequences."""
+    """Says which text, and how it becomes sequences."""
 
     folder: str = _path("folder of the corpora", "data")
     corpora: list[CorpusConfig] = required(
@@ -80,7 +80,7 @@ class DataConfig(Config):
 
 
 class TruncatedDataConfig(DataConfig):
-    """Text of which every sequence begins where decoding begins."""
+    """Says which text; every sequence of it begins where decoding begins."""
 
     overlong: Literal["truncate", "pieces"] = field(
         "truncate", "texts longer than a sequence are truncated, or cut into pieces from position 0"
@@ -88,7 +88,7 @@ class TruncatedDataConfig(DataConfig):
 
 
 class OptimizerConfig(Config):
-    """How weights change."""
+    """Says how weights change."""
 
     name: Literal["adamw", "muon"] = field("adamw", "muon orthogonalises updates of matrices")
     learning_rate: float = field(3e-4, "highest", gt=0)
@@ -104,14 +104,14 @@ class OptimizerConfig(Config):
 
 
 class TrainMeshConfig(Config):
-    """Devices along each axis; sequences are split over both."""
+    """Says how many devices each axis has; sequences are split over both."""
 
     data: int = count(1, "copies of the weights")
     fsdp: int = count(1, "parts of the weights")
 
 
 class LoopConfig(Config):
-    """What every training has: how long, how much at once, how often what is done."""
+    """Has what every training has: how long, how much at once, how often what is done."""
 
     steps: int | None = count(None, "optimizer steps; epochs if not given")
     epochs: float | None = field(None, "passes over the data; steps if not given", gt=0)
@@ -145,7 +145,7 @@ class LoopConfig(Config):
 
 
 class RunConfig(Config):
-    """What every kind has: where it writes, and its text."""
+    """Has what every kind has: where it writes, and its text."""
 
     kind: str
     out: str = required("directory that is written; a file by kind texts", "a path")
@@ -165,7 +165,7 @@ class TokenizerConfig(RunConfig):
 
 
 class LanguageModelConfig(LoopConfig, RunConfig):
-    """What every language model has: its beginning, its text, and a teacher."""
+    """Has what every language model has: its beginning and a teacher."""
 
     tokenizer: str = required("directory of the tokenizer", "a path")
     model: dict[str, Any] = field(
@@ -251,7 +251,7 @@ class NGramConfig(RunConfig):
 
 
 class TextsConfig(RunConfig):
-    """A model writes texts: continuations of the openings of corpora, as corpora for others."""
+    """Lets a model write texts: it continues the openings of corpora, for others to learn from."""
 
     kind: Literal["texts"] = field("texts", "what is made")
     target: str = required("directory or hub id of the model that writes", "a path or id")

@@ -1,4 +1,4 @@
-"""Training text: files of JSON or plain text, and datasets of the hub, checked row by row.
+"""Reads training text from files of JSON or plain text, or from datasets, row by row.
 
 In reading order: `CorpusRow`, `Tally` of what is left out, `read_rows`, which rows are held out of
 training, and how a row is checked.
@@ -34,7 +34,7 @@ Source = Path | HubDataset
 
 @dataclasses.dataclass(frozen=True)
 class CorpusRow:
-    """One text, one conversation, or the tokens of a text.
+    """Has one text, one conversation, or the tokens of a text.
 
     Attributes:
       id: names the row; decides whether it is held out.
@@ -56,14 +56,14 @@ class CorpusRow:
 
 
 class Tally:
-    """What was left out of a corpus or cut, by reason: how often, and where it was first."""
+    """Counts what was left out of a corpus or cut, by reason, and where it was first."""
 
     def __init__(self) -> None:
         self._counts: collections.Counter[str] = collections.Counter()
         self._first: dict[str, str] = {}
 
     def add(self, reason: str, where: str) -> None:
-        """One more.
+        """Count one more.
 
         Args:
           reason: such as "conversations without a turn".
@@ -72,7 +72,7 @@ class Tally:
         self._first.setdefault(reason, where)
 
     def lines(self) -> list[str]:
-        """A line a reason, the most frequent first."""
+        """Tell a line a reason, the most frequent first."""
         return [
             f"{count:,} {reason} (first: {self._first[reason]})"
             for reason, count in self._counts.most_common()
@@ -80,14 +80,14 @@ class Tally:
 
 
 def corpus_name(source: Source) -> str:
-    """How a corpus is called in metrics: its file name up to the first dot."""
+    """Name a corpus as in metrics: its file name up to the first dot."""
     return source.name if isinstance(source, HubDataset) else source.name.split(".")[0]
 
 
 def read_rows(
     source: Source, *, tally: Tally | None = None, told: Told = untold
 ) -> Iterator[CorpusRow]:
-    """The rows of a corpus, one after the other.
+    """Read the rows of a corpus, one after the other.
 
     `.jsonl` holds an object a line, `.json` a list of objects (both also compressed, `.xz` or
     `.gz`), a dataset its rows. An object has one of `CONTENTS`, and `id` where wanted:
@@ -127,13 +127,13 @@ def read_rows(
 
 
 def is_held_out(row_id: str, share: float) -> bool:
-    """Whether a row is held out of training: by a hash of its id, the same on every machine."""
+    """Tell by a hash of its id whether a row is held out of training, the same on every machine."""
     digest = hashlib.sha256(row_id.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def _objects(source: Source, told: Told) -> Iterator[tuple[str, int, Any]]:
-    """Every object of a corpus: where it is, its number from 1, and itself."""
+    """Read every object of a corpus: where it is, its number from 1, and itself."""
     if isinstance(source, HubDataset):
         for number, values in enumerate(source.load(), 1):
             yield f"{source}, row {number}", number, values
@@ -155,7 +155,7 @@ def _parsed(where: str, text: str) -> Any:
 
 
 def _row(where: str, name: str, values: Any, tally: Tally) -> CorpusRow | None:
-    """A checked row, called `name` if it has no id; None for a conversation without a turn."""
+    """Check a row, called `name` if it has no id; None for a conversation without a turn."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected an object with one of {', '.join(CONTENTS)}")
     is_empty = "conversations" in values and not values["conversations"]  # ShareGPT has such

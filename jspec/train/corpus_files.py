@@ -1,4 +1,4 @@
-"""Where corpora are: files, read piece by piece, and splits of Hugging Face datasets.
+"""Reads corpora where they are: files, piece by piece, and splits of Hugging Face datasets.
 
 A corpus may be larger than memory: of a file no more is held than a line or an item, and a block.
 In reading order: datasets, lines, paragraphs of a text, the items of one JSON list.
@@ -34,7 +34,7 @@ _JSON, _SPACE = json.JSONDecoder(), re.compile(r"\s*")
 
 @dataclasses.dataclass(frozen=True)
 class HubDataset:
-    """A split of a Hugging Face dataset, read through the library `datasets` (extra `data`).
+    """Is a split of a Hugging Face dataset, read with the library `datasets` (extra `data`).
 
     Attributes:
       path: a hub id, or a folder of data files.
@@ -75,11 +75,11 @@ class HubDataset:
 
 
 def untold(done: int, total: int) -> None:
-    """Progress that nobody wants."""
+    """Take progress that nobody wants."""
 
 
 def _pieces(path: Path, told: Told, size: int | None) -> Iterator[bytes]:
-    """Lines of a file, or blocks of a size: unpacked, without a byte-order mark."""
+    """Read lines of a file, or blocks of a size: unpacked, without a byte-order mark."""
     number = 0
     try:
         with path.open("rb") as raw:
@@ -102,7 +102,7 @@ def _pieces(path: Path, told: Told, size: int | None) -> Iterator[bytes]:
 
 
 def lines(path: Path, told: Told = untold) -> Iterator[str]:
-    """The lines of a file, with their ends.
+    """Read the lines of a file, with their ends.
 
     Raises:
       UserError: a file that cannot be read, or a line that is not UTF-8.
@@ -118,7 +118,7 @@ def lines(path: Path, told: Told = untold) -> Iterator[str]:
 
 
 def passages(path: Path, size: int = 3000, told: Told = untold) -> Iterator[str]:
-    """Runs of paragraphs of at least `size` characters; blank lines come between paragraphs."""
+    """Read runs of paragraphs of at least `size` characters; blank lines part paragraphs."""
     run: str | None = None
     for paragraph in _paragraphs(path, told):
         run = paragraph if not run else f"{run}\n\n{paragraph}"
@@ -144,7 +144,7 @@ def _paragraphs(path: Path, told: Told) -> Iterator[str]:
 
 
 def items(path: Path, told: Told = untold) -> Iterator[tuple[int, Any]]:
-    """The items of a file that is one JSON list, and their numbers from 1.
+    """Read the items of a file that is one JSON list, and their numbers from 1.
 
     Raises:
       UserError: a file that cannot be read, is no list, or is broken, with the number of the item.
@@ -171,7 +171,7 @@ def items(path: Path, told: Told = untold) -> Iterator[tuple[int, Any]]:
 
 
 class _Text:
-    """A text of which one block after the other is read; what was taken is dropped."""
+    """Reads a text one block after the other; what was taken is dropped."""
 
     def __init__(self, path: Path, told: Told):
         self._path = path
@@ -180,7 +180,7 @@ class _Text:
         self._text, self._at, self._n_bytes = "", 0, 0
 
     def next(self) -> str:
-        """The next character that is no space, which stays; nothing at the end."""
+        """Find the next character that is no space, which stays; nothing at the end."""
         while True:
             space = _SPACE.match(self._text, self._at)
             self._at = space.end() if space else self._at
@@ -191,7 +191,7 @@ class _Text:
         self._at += 1
 
     def value(self, where: str) -> Any:
-        """The JSON value that begins here."""
+        """Read the JSON value that begins here."""
         self.next()
         while True:
             try:
@@ -210,7 +210,7 @@ class _Text:
             return value
 
     def _more(self) -> bool:
-        """Reads on, at least as much as waits, so that no item is scanned too often."""
+        """Read on, at least as much as waits, so that no item is scanned too often."""
         kept = self._text[self._at :]
         new, is_over = [], False
         while sum(map(len, new)) < max(len(kept), 1) and not is_over:

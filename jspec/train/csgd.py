@@ -1,4 +1,4 @@
-"""Coupled Sequential Glancing Distillation: how Falcon's head learns, beside its target.
+"""Trains Falcon's head beside its target: Coupled Sequential Glancing Distillation.
 
 A step has two passes. The first shows how far the head is from its teacher; as many positions,
 times a share that falls over the training, then get the answer as their input, feature and token
@@ -39,7 +39,7 @@ SMALLEST = 1e-8
 def shifted(
     x: Array, by: int, segments: Int[Array, "B T"], fill: float = 0
 ) -> tuple[Array, Bool[Array, "B T"]]:
-    """`x` of `by` positions later in the same text, and where there is one; `fill` elsewhere."""
+    """Take `x` of `by` positions later in a text, and where there is one; `fill` elsewhere."""
     moved, there = jnp.roll(x, -by, axis=1), jnp.roll(segments, -by, axis=1)
     rows = jnp.arange(segments.shape[1], dtype=jnp.int32)[None, :]
     is_there = (there == segments) & (segments >= 0) & (rows < segments.shape[1] - by)
@@ -53,12 +53,12 @@ def same_text(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 
 
 def per_text(x: Array, same: Bool[Array, "B T T"]) -> Float[Array, "B T"]:
-    """The sum over its text, at every position."""
+    """Sum over its text, at every position."""
     return jnp.einsum("BTS,BS->BT", same.astype(jnp.float32), x.astype(jnp.float32))
 
 
 def glance_share(epoch: Array | float, epochs: int, schedule: str) -> Array | float:
-    """lambda: the share of the wrong predictions that is shown; "code" as released, or "paper"."""
+    """Compute lambda, the share of wrong predictions that is shown, as released or as written."""
     left = (epochs - epoch) / epochs
     return 0.4 * left if schedule == "paper" else (0.6 - 0.25) * left + 0.1
 
@@ -75,7 +75,7 @@ class Glance(Config):
     )
 
     def share(self, step: Int[Array, ""], steps: int) -> Array:
-        """lambda of a step; of the paper's "epoch" that it would be in."""
+        """Compute lambda of a step, by the paper's "epoch" that it would be in."""
         epoch = jnp.floor(step.astype(jnp.float32) * (self.epochs / max(steps, 1)))
         return jnp.asarray(glance_share(epoch, self.epochs, self.schedule), jnp.float32)
 
@@ -88,7 +88,7 @@ class Glance(Config):
         same: Bool[Array, "B T T"],
         block_size: int,
     ) -> Bool[Array, "B T"]:
-        """Random runs of 1 to k - 1 positions.
+        """Choose random runs of 1 to k - 1 positions.
 
         Args:
           mask: supervised positions.
@@ -173,7 +173,7 @@ class Csgd:
     remat: bool = False
 
     def for_evaluation(self) -> Csgd:
-        """Nothing random, nothing shown: the loss of plain drafting."""
+        """Show nothing, and draw nothing: the loss of plain drafting."""
         return dataclasses.replace(self, glance=None, noise=0.0, dropout=0.0)
 
     def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
@@ -213,7 +213,7 @@ class Csgd:
         return self._summed(losses, is_learnt, is_shown, hits)
 
     def _draft(self, params, frozen, batch, rows_sharding, tokens, features, key):
-        """The head's features, and the logits that the target's own head makes of them."""
+        """Draft: the head's features, and the logits that the target's own head makes of them."""
         out = sar_head.forward_text(
             params,
             self.head,

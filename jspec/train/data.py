@@ -1,4 +1,4 @@
-"""Batches of packed text through Grain: split, encoded once, shuffled every epoch, resumable.
+"""Makes batches of packed text: split, encoded once, shuffled every epoch by Grain, resumable.
 
 In reading order: `TextData` and its batches; `load_corpora`, which encodes corpora into files and
 packs what is in them; what names such a file.
@@ -45,7 +45,7 @@ Notes = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextData:
-    """Packed text.
+    """Has packed text.
 
     Attributes:
       train: sequences by corpus.
@@ -235,7 +235,7 @@ def _encoded_rows(
 
 
 def _batches(rows: Iterator[CorpusRow]) -> Iterator[list[CorpusRow]]:
-    """Rows in turn, so many at once as have about `AT_ONCE` characters."""
+    """Give rows in turn, so many at once as have about `AT_ONCE` characters."""
     batch, size = [], 0
     for row in rows:
         batch.append(row)
@@ -248,7 +248,7 @@ def _batches(rows: Iterator[CorpusRow]) -> Iterator[list[CorpusRow]]:
 
 
 def _changes(found: TextFile, length: int, is_truncating: bool) -> list[str]:
-    """What packing makes of texts that do not fit."""
+    """Tell what packing makes of texts that do not fit."""
     lengths = np.concatenate([found.train.lengths, found.test.lengths])
     firsts = np.concatenate([found.train.firsts, found.test.firsts])
     n_long, told = int(np.sum(lengths > length)), []

@@ -1,4 +1,4 @@
-"""What `kind: diffusion` trains and minimises, from a config and a causal model to begin with.
+"""Makes what `kind: diffusion` trains and minimises, of a config and a causal model.
 
 In reading order: the model (`diffusion_model`), how it leaves (`trainable_of`), the objective.
 """
@@ -34,7 +34,7 @@ def diffusion_model(
     mask_id: int,
     n_ids: int,
 ) -> tuple[DiffusionModel, Params | None]:
-    """The model of a config, and the weights it starts from (None: random ones).
+    """Make the model of a config, and the weights it starts from (None: random ones).
 
     One that is shifted and sees its whole text is written as Dream, which has biases.
 
@@ -80,12 +80,12 @@ def trainable_of(
 
 @functools.partial(jax.jit, static_argnames=("vocab_size", "has_new_biases"))
 def _adapted(params: Params, vocab_size: int, *, has_new_biases: bool) -> Params:
-    """Weights with what a diffusion model has more; one program, since hosts do it together."""
+    """Add what a diffusion model has more; in one program, since hosts do it together."""
     return _with_rows(_with_biases(params) if has_new_biases else params, vocab_size)
 
 
 def _with_biases(params: Params) -> Params:
-    """The same function: queries, keys and values add zeros."""
+    """Add biases of zero to queries, keys and values."""
 
     def one(layer: Any) -> Any:
         attention = dict(layer["attention"])
@@ -98,7 +98,7 @@ def _with_biases(params: Params) -> Params:
 
 
 def _with_rows(params: Params, vocab_size: int) -> Params:
-    """Embedding and head with more ids, each the mean of those there are."""
+    """Give embedding and head more ids, each the mean of those there are."""
 
     def grown(table: Any, axis: int) -> Any:
         missing = vocab_size - table.shape[axis]

@@ -1,4 +1,4 @@
-"""Rows to tokens: plain text between BOS and EOS, conversations through the chat template.
+"""Turns rows into tokens: text between BOS and EOS, conversations by the chat template.
 
 Both begin as decoding begins them: up to what the assistant says, the tokens of a conversation are
 those of the prompt that asks for it.
@@ -21,7 +21,7 @@ from jspec.train.corpus import CorpusRow, Tally
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """The tokens of one row.
+    """Has the tokens of one row.
 
     Attributes:
       tokens: int32.
@@ -44,7 +44,7 @@ def encode_rows(
     system: str | None = None,
     tally: Tally | None = None,
 ) -> list[Encoded]:
-    """Tokens and weights of rows, in order.
+    """Make the tokens and weights of rows, in order.
 
     Args:
       loss_on: "all", or "assistant": of a conversation only what the assistant says, its end of
@@ -75,7 +75,7 @@ def encode_rows(
 
 
 def with_system(row: CorpusRow, system: str | None) -> CorpusRow:
-    """A conversation that begins with a system message: its own, else the one that is given."""
+    """Begin a conversation with a system message: its own, else the one that is given."""
     if not system or not row.messages or row.messages[0]["role"] == "system":
         return row
     first = {"role": "system", "content": system}
@@ -83,7 +83,7 @@ def with_system(row: CorpusRow, system: str | None) -> CorpusRow:
 
 
 def _plain(ids: Sequence[int], tokenizer: Tokenizer) -> Encoded:
-    """A text as decoding begins it, and its end. All of it is learnt."""
+    """Begin a text as decoding does, and end it. All of it is learnt."""
     begin = tokenizer.vocabulary.before or _one(tokenizer.bos_id)
     tokens = np.asarray([*begin, *ids, *_one(tokenizer.eos_id)], np.int32)
     return Encoded(tokens, np.ones(len(tokens), np.float32))
@@ -94,7 +94,7 @@ def _one(token_id: int | None) -> tuple[int, ...]:
 
 
 def _chat(row: CorpusRow, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation, and which of its characters are learnt."""
+    """Write the text of a conversation, and tell which of its characters are learnt."""
     if not tokenizer.has_chat_template:
         raise UserError(
             f"row {row.id} is a conversation, and the tokenizer has no chat template; give "
@@ -119,7 +119,7 @@ def _chat(row: CorpusRow, tokenizer: Tokenizer, loss_on: str) -> tuple[str, list
 
 
 def _fill_in(row: CorpusRow, n: int, tokenizer: Tokenizer, *, is_asking: bool = False) -> str:
-    """The first `n` turns as the chat template writes them."""
+    """Write the first `n` turns as the chat template does."""
     try:
         return tokenizer.chat_text(row.messages[:n], is_asking=is_asking)
     except UserError as error:
@@ -136,7 +136,7 @@ def _given(row: CorpusRow, tokenizer: Tokenizer) -> Encoded:
 
 
 def _learnt(row: CorpusRow, pieces: Pieces, learnt: list[tuple[int, int]], tally: Tally) -> Encoded:
-    """Tokens with a weight where they begin in what is learnt.
+    """Weigh tokens where they begin in what is learnt.
 
     A token that begins before what the assistant says and ends in it is not learnt, and tells that
     here decoding has another prompt.

@@ -1,4 +1,4 @@
-"""What `kind: falcon` trains and minimises, from a config and its target's model.
+"""Makes what `kind: falcon` trains and minimises, of a config and its target's model.
 
 In reading order: the head (`head_of`), the objective, how the head begins and leaves
 (`trainable_of`).
@@ -34,7 +34,7 @@ from jspec.train.trainable import Trainable
 
 
 def head_of(config: FalconConfig, target: Model) -> SarModel:
-    """The head of a config: heads and rotary embedding are its target's.
+    """Make the head of a config: heads and rotary embedding are its target's.
 
     Raises:
       UserError: sequences longer than the target's positions.
@@ -70,7 +70,7 @@ def objective_of(config: FalconConfig, head: SarModel, target: Model, steps: int
 
 
 def start_of(config: FalconConfig, head: SarModel, mesh: Mesh) -> Params | None:
-    """The weights of `init_from`, in float32 on all of a mesh; None where there is none.
+    """Load the weights of `init_from`, in float32 on all of a mesh; None where there is none.
 
     Raises:
       UserError: a head of other sizes.
@@ -109,7 +109,7 @@ def trainable_of(
 
 
 def initial_params(head: SarModel, key, *, embedding_gain: float = 1.0) -> Params:
-    """Uniform weights as the released trainer's framework makes them; norms are 1.
+    """Draw uniform weights as the released trainer's framework does; norms are 1.
 
     An LSTM's lie within 1 / sqrt(width), a projection's within 1 / sqrt(its inputs).
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: beside their place first, then renamed to it.
+"""Writes files whole or not at all: beside their place first, then renamed to it.
 
 What was there before stays until the new is complete, whatever happens: a kill, a full disk.
 """
@@ -35,7 +35,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def written_whole(directory: Path, *, last: str | None = None) -> Iterator[Path]:
-    """A folder whose files go to `directory` together when all of them are written.
+    """Open a folder whose files go to `directory` together when all of them are written.
 
     Args:
       last: the file that tells that the others are there.
@@ -56,7 +56,7 @@ def written_whole(directory: Path, *, last: str | None = None) -> Iterator[Path]
 
 
 def disk_error(error: BaseException, path: Path) -> OSError | None:
-    """The error of a full disk as Python's own, naming `path`; libraries have others for it."""
+    """Turn an error of a full disk into Python's own, naming `path`; libraries have others."""
     if isinstance(error, OSError) and error.errno in FULL and error.filename:
         return error
     for code in FULL:

@@ -1,4 +1,4 @@
-"""The journal of a run: `metrics.jsonl`, a line a step, and lines of evaluations between them."""
+"""Keeps the journal of a run, `metrics.jsonl`: a line a step, and lines of evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: objective, data and model are its three arguments.
+"""Runs the training loop; objective, data and model are its three arguments.
 
     train(NextToken(model), data, language_model(model), config=config, directory=Path("runs/mine"))
 
@@ -41,7 +41,7 @@ Report = Callable[[Mapping[str, Any]], None]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOutcome:
-    """How a run ended.
+    """Tells how a run ended.
 
     Attributes:
       steps: optimizer steps done, of `planned`.
@@ -137,7 +137,7 @@ def planned_steps(config: LoopConfig, data: TextData) -> int:
 
 
 class _Run:
-    """The parts of one run, and where it is."""
+    """Has the parts of one run, and where it is."""
 
     def __init__(
         self,

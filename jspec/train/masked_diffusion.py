@@ -1,4 +1,4 @@
-"""Masked diffusion: some tokens of a text are masked, and learnt from all that are not.
+"""Trains masked diffusion: some tokens of a text are masked, and learnt from all others.
 
 In reading order: which text a row belongs to and how it is cut (`by_text`, `cut`), the weights of
 masked tokens (`cart_weights`, `slot_weights`), the objective (`MaskedDiffusion`).
@@ -33,7 +33,7 @@ from jspec.train.objective import Loss, agreement, compare, teacher_logits
 
 
 def by_text(values: Array, segments: Int[Array, "B T"]) -> Array:
-    """The n-th of a row's values at every position of its n-th text; padding has some value."""
+    """Take the n-th of a row's values at every position of its n-th text; any in padding."""
     return jnp.take_along_axis(values, jnp.maximum(segments, 0), axis=1)
 
 
@@ -43,7 +43,7 @@ def cut(
     length: Int[Array, "B T"],
     offset: Int[Array, "B T"],
 ) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
-    """Texts cut into pieces.
+    """Cut texts into pieces.
 
     Args:
       length: of the pieces of a text, at each of its positions.
@@ -62,7 +62,7 @@ def cut(
 def cart_weights(
     is_masked: Bool[Array, "B T"], same: Bool[Array, "B T T"], p: float = 0.3
 ) -> Float[Array, "B T"]:
-    """w_n = 1/2 sum over unmasked i of p (1 - p)^(|n - i| - 1): more for what has neighbours.
+    """Weigh by clean neighbours: w_n = 1/2 sum over unmasked i of p (1 - p)^(|n - i| - 1).
 
     Args:
       same: whether two positions belong to one text.
@@ -77,13 +77,13 @@ def cart_weights(
 
 
 def slot_weights(slots: Int[Array, "*X"], decay: float) -> Float[Array, "*X"]:
-    """exp(-(i - 1) / decay) of slots i = 1, 2, ...: a draft ends at its first wrong token."""
+    """Weigh slot i by exp(-(i - 1) / decay): a draft ends at its first wrong token."""
     return jnp.exp(-(slots - 1).astype(jnp.float32) / decay)
 
 
 @state
 class Noise:
-    """A batch with masks.
+    """Is a batch with masks.
 
     Attributes:
       tokens: with masks.
@@ -130,7 +130,7 @@ class MaskedPrediction:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedDiffusion(MaskedPrediction):
-    """What masked tokens are, from all that are not, before them and after.
+    """Learns what masked tokens are, from all that are not, before them and after.
 
     The sum of weighted losses is divided, for 1/t, by the number of tokens that might have been
     masked (LLaDA's convention: a bound of the text's cross-entropy, and ln V for a model that knows
@@ -174,7 +174,7 @@ class MaskedDiffusion(MaskedPrediction):
         return Loss(total=jnp.sum(found.losses * weights), weight=weight, sums=sums)
 
     def noise(self, key: Array, batch: Mapping[str, Array]) -> Noise:
-        """Masks by chance; the same for the same key."""
+        """Mask by chance; the same for the same key."""
         tokens, segments, positions = batch["tokens"], batch["segments"], batch["positions"]
         kind, length, offset, count, ratio, chosen = jax.random.split(key, 6)
         shape = tokens.shape
@@ -209,7 +209,7 @@ class MaskedDiffusion(MaskedPrediction):
         )
 
     def _annealed(self, key, shape, step) -> Bool[Array, "B T T"] | None:
-        """Causal, or with a probability that grows from step to step.
+        """See what came before, and later rows with a probability that grows from step to step.
 
         Source: Gong et al. 2024 (DiffuLLaMA), section 3.3, attention mask annealing.
         """

@@ -1,4 +1,4 @@
-"""Estimation of n-gram models over token ids: modified Kneser-Ney, interpolated, of any order.
+"""Estimates n-gram models over token ids: modified Kneser-Ney, interpolated, of any order.
 
 In reading order: `estimate`, its counts, its probabilities. How n-grams are named, by rank and key,
 is told in `jspec.models.ngram.model`; `adjusted` are the counts that Kneser-Ney puts in place of
@@ -36,7 +36,7 @@ def estimate(
     begin: int | None = None,
     prune: int = 0,
 ) -> NGramModel:
-    """The model of some texts.
+    """Estimate the model of some texts.
 
     Args:
       sequences: a text each, as token ids; its end of text, if it has one, is a token like others.
@@ -80,7 +80,7 @@ def estimate(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Counts:
-    """The n-grams of one length.
+    """Has the n-grams of one length.
 
     Attributes:
       keys: of each, ascending.
@@ -169,7 +169,7 @@ def _interpolated(
 
 
 def discounts_of(adjusted: np.ndarray) -> Discounts:
-    """What modified Kneser-Ney takes off the adjusted counts of one order.
+    """Compute what modified Kneser-Ney takes off the adjusted counts of one order.
 
     Source: Chen and Goodman 1998.
     """

@@ -1,4 +1,4 @@
-"""What is minimised: the contract of objectives, what a prediction costs, next-token prediction.
+"""Says what is minimised: the contract of objectives, losses of predictions, `NextToken`.
 
 An objective sees a micro-batch and returns sums, never means: the step adds them over micro-batches
 and devices and divides once, so that every predicted token counts the same.
@@ -25,7 +25,7 @@ Sums = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 @state
 class Loss:
-    """What a micro-batch adds to a step.
+    """Is what a micro-batch adds to a step.
 
     Attributes:
       total: sum of the losses, nats; its gradient is followed.
@@ -39,7 +39,7 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A static, hashable value."""
+    """Is a static, hashable value that knows what is minimised."""
 
     def loss(
         self,
@@ -51,7 +51,7 @@ class Objective(Protocol):
         step: Int[Array, ""],
         rows_sharding: NamedSharding | None,
     ) -> Loss:
-        """The loss of a micro-batch.
+        """Compute the loss of a micro-batch.
 
         Args:
           params: what is trained, in the compute type.
@@ -64,7 +64,7 @@ class Objective(Protocol):
         ...
 
     def for_evaluation(self) -> Objective:
-        """What held-out text is judged by: the same without what only helps to learn."""
+        """Make what judges held-out text: the same without what only helps to learn."""
         ...
 
 
@@ -87,7 +87,7 @@ def made_from(config: Config, kind: type[Kind], **own: Any) -> Kind:
 
 @state
 class PredictionLosses:
-    """Predictions beside the text and, where there is one, beside the teacher.
+    """Compares predictions with the text and, where there is one, with the teacher.
 
     Attributes:
       losses: nats, of each row.
@@ -101,7 +101,7 @@ class PredictionLosses:
 
 
 def cross_entropy(logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """Negative log-probability of tokens, nats."""
+    """Compute the negative log-probability of tokens, nats."""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
@@ -112,7 +112,7 @@ def teacher_logits(
     batch: Mapping[str, Array],
     rows_sharding: NamedSharding | None,
 ) -> Float[Array, "B T W"] | None:
-    """What a causal teacher says after each token of the texts as they are; None without one."""
+    """Ask a causal teacher what follows each token of the texts as they are; None without one."""
     if teacher is None:
         return None
     text = batch["tokens"], batch["segments"], batch["positions"]
@@ -126,7 +126,7 @@ def compare(
     wanted: Float[Array, "B R W"] | None,
     teacher_share: float,
 ) -> PredictionLosses:
-    """Cross-entropy of the labels, mixed with that against the teacher's whole distribution.
+    """Mix the cross-entropy of the labels with that against the teacher's whole distribution.
 
     Args:
       wanted: the teacher's logits; of W <= V tokens, the others have no probability.
@@ -155,7 +155,7 @@ def agreement(
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """Cross-entropy of every token from those before it in its text.
+    """Learns to predict every token from those before it in its text.
 
     A draft model should learn what its target would say, which is what acceptance depends on: with
     a teacher, most of the loss is cross-entropy against its whole distributions. The teacher runs

@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate over time, from Optax."""
+"""Makes optimizers and the learning rate over time with Optax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MUON_RMS = 0.2
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then down towards the final share, which a step after the last has.
+    """Rise linearly from 0, then fall to the final share, which a step after the last has.
 
     With `decay: linear` the rate is constant until the last `decay_steps`, so that a run may be
     made longer or shorter while it is on (Hu et al. 2024, MiniCPM, section 4).
@@ -33,7 +33,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Muon. Embeddings, heads and vectors are AdamW's in both."""
+    """Clip, then step with AdamW or Muon. Embeddings, heads and vectors are AdamW's in both."""
     schedule = make_schedule(config, steps)
     clips = []
     if config.max_gradient_value:
@@ -58,7 +58,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Optax counts on implicit promotion, which jspec's callers may have switched off."""
+    """Allow implicit promotion, which Optax counts on and jspec's callers may have switched off."""
 
     def init(params):
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -76,7 +76,7 @@ def _matrices(params: Params) -> Params:
 
 
 def _muon_dimensions(params: Params) -> Params:
-    """Hidden matrices; None for what AdamW does."""
+    """Tell hidden matrices apart; None for what AdamW does."""
 
     def one(path, leaf):
         is_table = str(getattr(path[-1], "key", "")) in ("embedding", "head_weight")

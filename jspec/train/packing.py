@@ -1,4 +1,4 @@
-"""Texts packed into sequences of one length, so that few rows of a batch are padding.
+"""Packs texts into sequences of one length, so that few rows of a batch are padding.
 
 A text longer than a sequence is truncated, or cut into pieces; what is left is laid into sequences
 by best fit, the longest first, and nothing that fits is cut. Rows of one text share a `segment`,
@@ -30,7 +30,7 @@ KINDS = {"tokens": np.int32, "segments": np.int32, "positions": np.int32, "weigh
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packed:
-    """Sequences of `length` tokens; each is put together when it is asked for.
+    """Has sequences of `length` tokens; each is put together when it is asked for.
 
     Attributes:
       texts: where their tokens are.
@@ -49,7 +49,7 @@ class Packed:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One sequence, `[T]` each.
+        """Put one sequence together, `[T]` each.
 
         * tokens: int32, 0 in padding;
         * segments: int32, number of the text within the sequence; -1 in padding;

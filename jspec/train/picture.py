@@ -1,4 +1,4 @@
-"""The picture of a run: losses over steps, and a drafter's acceptance."""
+"""Draws the picture of a run: losses over steps, and a drafter's acceptance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation pass: pure functions, and their programs on a mesh.
+"""Does one optimizer step and one evaluation pass: pure functions, and programs on a mesh.
 
 The loop runs these programs, and `jspec.aot` compiles them from shapes. In reading order: `Step`,
 and `Setup`, which `set_up` makes of a config.
@@ -30,7 +30,7 @@ from jspec.train.trainable import Trainable
 
 @state
 class TrainState:
-    """What training changes.
+    """Is what training changes.
 
     Attributes:
       params: float32 master weights.
@@ -45,7 +45,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What a step does; static.
+    """Says what a step does; static.
 
     Attributes:
       objective: what is minimised.

@@ -1,4 +1,4 @@
-"""Encoded texts in one file that is read through memory mapping: four bytes a token.
+"""Keeps encoded texts in one file that is read through memory mapping: four bytes a token.
 
 A file has a number of 32 bits a token (its id times two, plus one where it is learnt), then a line
 of `INDEX` a text, then notes in JSON, and the sizes of it all. It is written under another name and
@@ -29,7 +29,7 @@ _MAGIC = b"jspec-texts-0001"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Texts(Sequence[Encoded]):
-    """Encoded texts; of those in a file, nothing is in memory that is not asked for.
+    """Has encoded texts; of those in a file, nothing is in memory that is not asked for.
 
     Attributes:
       codes: every token, int32.
@@ -87,7 +87,7 @@ def write_texts(
 
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """What a file holds: texts to train on, texts that are held out, and notes about them."""
+    """Has what a file holds: texts to train on, texts that are held out, notes about them."""
 
     train: Texts
     test: Texts

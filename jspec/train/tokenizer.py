@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, trained on corpora with the `tokenizers` library.
+"""Trains a byte-level BPE tokenizer on corpora with the `tokenizers` library.
 
 Every text has tokens, and decodes to itself: nothing is normalised. Numbers are split into digits.
 """

@@ -1,4 +1,4 @@
-"""What is trained: how its weights begin, where they go on a mesh, and how they are written.
+"""Says how trained weights begin, where they go on a mesh, and how they are written.
 
 `Trainable` is the loop's third argument. `model_of` makes a decoder of its sizes, and
 `language_model` makes a decoder trainable.
@@ -27,7 +27,7 @@ from jspec.state import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trainable:
-    """Weights to be trained.
+    """Describes weights to be trained.
 
     Attributes:
       init: makes random float32 weights of a key; traced.
@@ -45,7 +45,7 @@ class Trainable:
     start: Params = None
 
     def begin(self, key: Any, start: Params) -> Params:
-        """The float32 weights that training begins with; traced, `start` being an argument."""
+        """Make the float32 weights that training begins with; traced, `start` being an argument."""
         if start is None:
             return self.init(key)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)

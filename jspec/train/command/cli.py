@@ -1,4 +1,4 @@
-"""`python -m jspec.train`: what a config describes is trained, in a directory of its own.
+"""`python -m jspec.train` trains what a config describes, in a directory of its own.
 
 In reading order: the flags, the config that they make, and the run that follows.
 """
@@ -28,7 +28,7 @@ RUNNERS = {"tokenizer": "run_tokenizer", "ngram": "run_ngram", "texts": "run_tex
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of training."""
+    """Add the flags of training."""
     add_config_flags(parser, is_training=True, example="optimizer.learning_rate=1e-3")
     parser.add_argument(
         "--resume", action="store_true", help="go on where an earlier run of this config stopped"
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_config(args: argparse.Namespace) -> RunConfig:
-    """The config of the file's kind, with what `--set` changes."""
+    """Make the config of the file's kind, with what `--set` changes."""
     if args.config is None:
         names = ", ".join(runnable_names(is_training=True))
         raise UserError(f"nothing to train: give --config, a YAML file or one of {names}")

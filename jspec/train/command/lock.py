@@ -1,4 +1,4 @@
-"""One run at a time in a directory: a lock that ends with its process, however that ends."""
+"""Keeps two runs from one directory by a lock that ends with its process, however that ends."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _owner(said: list[str]) -> str:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the file is still the one of this name."""
+    """Tell whether the file is still the one of this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What each kind of training by steps begins with: its model, its objective, what it leaves.
+"""Prepares each kind of training by steps: its model, its objective, what it leaves.
 
 In reading order: `Prepared`, one function a kind, and what they share.
 """
@@ -45,7 +45,7 @@ _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A training before its text is read.
+    """Is a training before its text is read.
 
     Attributes:
       trainable: what is trained.

@@ -1,4 +1,4 @@
-"""How far a training is, and the wish to stop it.
+"""Shows how far a training is, and hears the wish to stop it.
 
 Progress is a bar on a terminal, else a line now and then; records are JSON lines if asked for.
 """
@@ -101,7 +101,7 @@ class TrainingProgress:
             self.failure = failure
 
     def _left(self, step: int) -> str:
-        """How long the rest takes, by the steps after the first that was told.
+        """Tell how long the rest takes, by the steps after the first that was told.
 
         What comes before that (loading, compiling) does not come again.
         """

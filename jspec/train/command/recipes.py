@@ -1,4 +1,4 @@
-"""What a config needs, what it has made already, and which command comes before or after it."""
+"""Tells what a config needs, what it has made, and which command comes before or after it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_made(config: RunConfig, given: str) -> None:
 
 
 def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Files and directories that a config names, by the field."""
+    """Find the files and directories that a config names, by the field."""
     for name in _MODELS:
         path = getattr(config, name, None)
         if path is not None:
@@ -53,7 +53,7 @@ def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _commands(config: Path) -> Iterator[tuple[Path, str]]:
-    """What the ready recipes and those beside a config write, and how each is started.
+    """Find what the ready recipes and those beside a config write, and how each is started.
 
     A recipe's first lines may tell a variant of another one: `--config demo/texts --set out=...`.
     """
@@ -92,7 +92,7 @@ def is_made(made: Path, what: str, directory: Path, *, log: Log, resume: bool) -
 
 
 def after_falcon(config: FalconConfig) -> tuple[str, ...]:
-    """What to do with a trained head: fit its tree, then decode."""
+    """Tell what to do with a trained head: fit its tree, then decode."""
     head = Path(config.out) / "model"
     name = config_of(config.target)
     drafter = f"--drafter falcon --drafter-path {head}"
@@ -107,7 +107,7 @@ def after_falcon(config: FalconConfig) -> tuple[str, ...]:
 
 
 def after_model(config: Any, drafter: str) -> tuple[str, ...]:
-    """How to decode with a trained model, or to draft with it for its teacher."""
+    """Tell how to decode with a trained model, or to draft with it for its teacher."""
     model = Path(config.out) / "model"
     if config.teacher is None and drafter == "draft-model":
         return (f"next: python -m jspec.infer --target {model} --raw --prompt TEXT",)
@@ -116,7 +116,7 @@ def after_model(config: Any, drafter: str) -> tuple[str, ...]:
 
 
 def _decode(target: str, drafter: str) -> str:
-    """With the config of the target, if there is one, and a prompt, if that has none."""
+    """Decode with the config of the target, if there is one, and a prompt, if that has none."""
     name = config_of(target)
     asked = f"--config {name}" if name else f"--target {target}"
     has_prompt = name is not None and "prompt" in read_yaml(find_config(name))
@@ -125,7 +125,7 @@ def _decode(target: str, drafter: str) -> str:
 
 
 def config_of(target: str) -> str | None:
-    """The first ready config that decodes with a target; it has the template and the dtype."""
+    """Find the first ready config that decodes with a target; it has the template and the dtype."""
     for name in runnable_names(is_training=False):
         if read_yaml(find_config(name)).get("target") == target:
             return name

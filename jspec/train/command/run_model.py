@@ -1,4 +1,4 @@
-"""Kinds that train by steps: `model`, `diffusion` and `falcon`, from a config to exported weights.
+"""Runs the kinds that train by steps, `model`, `diffusion` and `falcon`, to exported weights.
 
 In reading order: `run`, the config in the run's directory, how a run is watched and ends.
 """

@@ -1,4 +1,4 @@
-"""`kind: ngram`: counts the n-grams of corpora; nothing is learnt by steps.
+"""`kind: ngram` counts the n-grams of corpora; nothing is learnt by steps.
 
 In reading order: `run`, the texts, and how well the model foretells those that were held out.
 """
@@ -98,13 +98,13 @@ def _write(config: NGramConfig, model: NGramModel, directory: Path, *, end: int 
 
 
 def begin_of(tokenizer: Tokenizer) -> int | None:
-    """The id that begins texts and does nothing else."""
+    """Find the id that begins texts and does nothing else."""
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     return None if bos == eos else bos
 
 
 class Split(NamedTuple):
-    """The texts of a corpus that are counted, and those held out."""
+    """Has the texts of a corpus that are counted, and those held out."""
 
     train: list[Encoded]
     test: list[Encoded]

@@ -1,4 +1,4 @@
-"""`kind: texts`: a model continues openings of corpora, and the texts become a corpus for others.
+"""`kind: texts` lets a model continue openings of corpora, and makes a corpus of the texts.
 
 In reading order: `run`, the openings, and the file, a line a text, which a second start goes on
 with.
@@ -40,7 +40,7 @@ BEGINS = b'{"id": "'
 
 
 class Opening(NamedTuple):
-    """What the model continues.
+    """Is what the model continues.
 
     Attributes:
       id: of the text that comes of it.

@@ -1,4 +1,4 @@
-"""`kind: tokenizer`, trained at once on all of its text."""
+"""`kind: tokenizer` trains a tokenizer on all of its text."""
 
 from __future__ import annotations
 
