@@ -80,8 +80,10 @@ class Tally:
 
 
 def corpus_name(source: Source) -> str:
-    """Name a corpus as in metrics: its file name up to the first dot."""
-    return source.name if isinstance(source, HubDataset) else source.name.split(".")[0]
+    """Name a corpus as in metrics: the end of its path, of a file up to the first dot."""
+    if isinstance(source, HubDataset):
+        return source.path.rstrip("/").split("/")[-1]
+    return source.name.split(".")[0]
 
 
 def read_rows(

@@ -49,11 +49,6 @@ class HubDataset:
     def __str__(self) -> str:
         return f"dataset {self.path} ({self.split})"
 
-    @property
-    def name(self) -> str:
-        """How the corpus is called in metrics: the last part of its path."""
-        return self.path.rstrip("/").split("/")[-1]
-
     def load(self) -> Any:
         """Open the split; its rows are mappings.
 

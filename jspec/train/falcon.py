@@ -101,7 +101,7 @@ def trainable_of(
 
     return Trainable(
         init=lambda key: initial_params(head, key, embedding_gain=embedding_gain),
-        axes=lambda path: HEAD_AXES[leaf_name(path)],
+        axes=HEAD_AXES,
         write=lambda params, directory: write_checkpoint(directory, params, head.config),
         frozen=frozen,
         start=start,

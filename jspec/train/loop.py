@@ -162,7 +162,7 @@ class _Run:
             processes=jax.process_count(),
         )
         self.tests = {
-            name: _eval_batches(_spread(batch, config.eval_sequences), config.sequences_at_once)
+            name: _eval_batches(batch, config.eval_sequences, config.sequences_at_once)
             for name, batch in data.held_out().items()
         }
         self.frozen = _on_mesh(model.frozen, self.mesh)
@@ -278,16 +278,22 @@ class _Run:
         }
 
 
-def _eval_batches(batch: Batch, size: int) -> list[dict[str, np.ndarray]]:
-    """Cut held-out sequences into equal batches; rows of no weight fill up the last."""
-    count = len(batch["weights"])
+def _eval_batches(batch: Batch, limit: int | None, size: int) -> list[dict[str, np.ndarray]]:
+    """Cut held-out sequences into equal batches; rows of no weight fill up the last.
+
+    Args:
+      limit: so many sequences at most, spread evenly over all of them.
+    """
+    n_all = len(batch["weights"])
+    n = min(n_all, limit or n_all)
+    chosen = np.linspace(0, n_all - 1, n).round().astype(np.int64)
     full = {
-        name: np.pad(array, [(0, -count % size)] + [(0, 0)] * (array.ndim - 1))
+        name: np.pad(array[chosen], [(0, -n % size)] + [(0, 0)] * (array.ndim - 1))
         for name, array in batch.items()
     }
     return [
         {name: array[start : start + size] for name, array in full.items()}
-        for start in range(0, count, size)
+        for start in range(0, n, size)
     ]
 
 
@@ -310,15 +316,6 @@ def _on_mesh(weights: Params, mesh: Mesh) -> Params:
         return jax.device_put(np.asarray(leaf), everywhere)
 
     return jax.tree.map(one, weights)
-
-
-def _spread(batch: Batch, limit: int | None) -> Batch:
-    """Take at most `limit` sequences, evenly spread over all of them."""
-    count = len(next(iter(batch.values())))
-    if limit is None or count <= limit:
-        return batch
-    chosen = np.linspace(0, count - 1, limit).round().astype(np.int64)
-    return {name: array[chosen] for name, array in batch.items()}
 
 
 def _check_number(name: str, step: int, value: float) -> None:

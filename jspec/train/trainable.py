@@ -31,7 +31,7 @@ class Trainable:
 
     Attributes:
       init: makes random float32 weights of a key; traced.
-      axes: logical axes of a weight, from its path.
+      axes: logical axes of a weight, by the name of its leaf.
       write: writes bfloat16 weights to a directory that others load.
       frozen: weights that the objective uses beside them; the loop puts them on every device of its
         mesh, if they are not spread over it.
@@ -39,7 +39,7 @@ class Trainable:
     """
 
     init: Callable[[Any], Params]
-    axes: Callable[[Any], tuple[str, ...]]
+    axes: Mapping[str, tuple[str, ...]]
     write: Callable[[Params, Path], None]
     frozen: Params = None
     start: Params = None
@@ -67,7 +67,7 @@ class Trainable:
         """
         weights = jax.eval_shape(self.init, jax.random.key(0))
         by_path = {
-            _names(path): (self.axes(path), leaf.shape)
+            _names(path): (self.axes[leaf_name(path)], leaf.shape)
             for path, leaf in jax.tree.leaves_with_path(weights)
         }
 
@@ -116,7 +116,7 @@ def language_model(
     """
     return Trainable(
         init=lambda key: initial_params(model, key),
-        axes=lambda path: AXES[leaf_name(path)],
+        axes=AXES,
         write=lambda params, directory: write_checkpoint(
             directory, params, model.config, extra_config=extra_config
         ),

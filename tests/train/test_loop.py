@@ -228,10 +228,15 @@ def test_weights_noise_and_batches_each_follow_the_seed(tmp_path):
     assert [(batch["weights"] > 0).any(axis=1).sum() for [batch] in run.tests.values()] == [2, 2]
 
 
-def test_few_held_out_sequences_are_spread_over_all():
-    batch = {"tokens": np.arange(10)[:, None]}
-    assert loop._spread(batch, 4)["tokens"][:, 0].tolist() == [0, 3, 6, 9]
-    assert loop._spread(batch, None) is loop._spread(batch, 10) is batch
+@pytest.mark.parametrize(
+    ("limit", "chosen"), [(4, [[0, 3, 6], [9]]), (None, [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]])]
+)
+def test_few_held_out_sequences_are_spread_over_all(limit, chosen):
+    """And the last batch is filled up with rows of no weight."""
+    rows = np.arange(10)[:, None]
+    batches = loop._eval_batches({"tokens": rows, "weights": np.ones((10, 1))}, limit, 3)
+    found = [b["tokens"][b["weights"] > 0].tolist() for b in batches]
+    assert found == chosen and all(len(b["tokens"]) == 3 for b in batches)
 
 
 def test_a_step_takes_its_share_of_the_time_since_the_last_line(monkeypatch):

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from jspec.arguments import nearest
+from jspec.arguments import hint
 from jspec.checkpoints.tokenizer.tokenizer import import_transformers_without_torch
 from jspec.config import find_config, parse_sets, read_yaml, resolve, runnable_names
 from jspec.console.commands import Command
@@ -53,9 +53,8 @@ def make_config(args: argparse.Namespace) -> RunConfig:
     if kind is None and "target" in values:
         raise UserError(f"{path} generates text; run python -m jspec.infer --config {args.config}")
     if not isinstance(kind, str) or kind not in KINDS:
-        near = nearest(str(kind), KINDS) if kind else None
-        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(KINDS)}"
-        raise UserError(f"{path}: kind: expected what is trained, given {kind!r}; {hint}")
+        known = hint(str(kind), KINDS)
+        raise UserError(f"{path}: kind: expected what is trained, given {kind!r}; {known}")
     return resolve(KINDS[kind], [(str(path), values), ("--set", parse_sets(args.set, KINDS[kind]))])
 
 
