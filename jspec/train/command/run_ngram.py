@@ -44,7 +44,7 @@ def run(config: NGramConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     if is_made(folder / CONFIG_FILE, "an n-gram model", directory, log=log, resume=resume):
         return 0
     tokenizer = tokenizer_of(config)
-    counted: dict[str, Split] = {}
+    counted: dict[str, CountedCorpus] = {}
     for name, (source, repeat) in named_sources(config.data).items():
         with log.status(f"reading {name}"):
             counted[name] = _texts(source, repeat, config, tokenizer)
@@ -103,14 +103,16 @@ def begin_of(tokenizer: Tokenizer) -> int | None:
     return None if bos == eos else bos
 
 
-class Split(NamedTuple):
+class CountedCorpus(NamedTuple):
     """Has the texts of a corpus that are counted, and those held out."""
 
     train: list[Encoded]
     test: list[Encoded]
 
 
-def _texts(source: Source, share: float, config: NGramConfig, tokenizer: Tokenizer) -> Split:
+def _texts(
+    source: Source, share: float, config: NGramConfig, tokenizer: Tokenizer
+) -> CountedCorpus:
     """Encode the first `share` of a corpus to count, and what is held out of it."""
     if share > 1:
         raise UserError(
@@ -122,7 +124,7 @@ def _texts(source: Source, share: float, config: NGramConfig, tokenizer: Tokeniz
     for row in read_rows(source):
         rows[is_held_out(row.id, data.held_out)].append(row)
     parts = rows[0][: math.ceil(len(rows[0]) * share)], rows[1]
-    return Split(
+    return CountedCorpus(
         *(encode_rows(p, tokenizer, loss_on=data.loss_on, system=data.system) for p in parts)
     )
 
