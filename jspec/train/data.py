@@ -178,8 +178,8 @@ def load_corpora(
                 functools.partial(_texts_of, path, source, tokenizer, data, note)
             )
             train[name], tests[name] = (
-                pack(texts, data.length, is_truncating=is_truncating)
-                for texts in (found.train, found.test)
+                pack(found, data.length, is_held_out=part, is_truncating=is_truncating)
+                for part in (False, True)
             )
             for line in (*found.notes, *_changes(found, data.length, is_truncating)):
                 note(f"{name}: {line}")
@@ -249,8 +249,7 @@ def _batches(rows: Iterator[CorpusRow]) -> Iterator[list[CorpusRow]]:
 
 def _changes(found: TextFile, length: int, is_truncating: bool) -> list[str]:
     """Tell what packing makes of texts that do not fit."""
-    lengths = np.concatenate([found.train.lengths, found.test.lengths])
-    firsts = np.concatenate([found.train.firsts, found.test.firsts])
+    lengths, firsts = found.index["end"] - found.begins, found.index["first"]
     n_long, told = int(np.sum(lengths > length)), []
     if n_long:
         what = "are truncated" if is_truncating else "are cut into pieces, each from position 0 on"

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jspec.train.token_file import Texts
+from jspec.train.token_file import TextFile
 
 PADDING = -1
 
@@ -33,14 +33,14 @@ class Packed:
     """Has sequences of `length` tokens; each is put together when it is asked for.
 
     Attributes:
-      texts: where their tokens are.
+      codes: of all tokens, as a file has them.
       length: T.
-      pieces: `[pieces, 3]`, in the order of the sequences: a text, where in it the piece begins,
-        its tokens.
+      pieces: `[pieces, 2]`, in the order of the sequences: where a piece of a text begins among
+        the codes, and its tokens.
       ends: of each sequence among the pieces.
     """
 
-    texts: Texts
+    codes: np.ndarray
     length: int
     pieces: np.ndarray
     ends: np.ndarray
@@ -62,10 +62,10 @@ class Packed:
         found["segments"][:] = PADDING
         start = 0
         begins = self.ends[index - 1] if index else 0
-        for segment, (text, begin, size) in enumerate(self.pieces[begins : self.ends[index]]):
-            row, at = self.texts[text], slice(start, start + size)
-            found["tokens"][at] = row.tokens[begin : begin + size]
-            found["weights"][at] = row.weights[begin : begin + size]
+        for segment, (begin, size) in enumerate(self.pieces[begins : self.ends[index]]):
+            codes, at = self.codes[begin : begin + size], slice(start, start + size)
+            found["tokens"][at] = codes >> 1
+            found["weights"][at] = codes & 1
             found["weights"][start] = 0
             found["segments"][at] = segment
             found["positions"][at] = np.arange(size)
@@ -75,7 +75,7 @@ class Packed:
     @property
     def n_tokens(self) -> np.ndarray:
         """Tokens of each sequence, padding not counted."""
-        sizes = np.cumsum(self.pieces[:, 2])
+        sizes = np.cumsum(self.pieces[:, 1])
         return np.diff(sizes[self.ends - 1], prepend=0)
 
     @functools.cached_property
@@ -89,37 +89,41 @@ class Packed:
         }
 
 
-def pack(texts: Texts, length: int, *, is_truncating: bool = False) -> Packed:
+def pack(
+    texts: TextFile, length: int, *, is_held_out: bool = False, is_truncating: bool = False
+) -> Packed:
     """Lay texts into sequences of `length` tokens; the same for the same texts in the same order.
 
     Args:
+      is_held_out: of the texts, take those that are held out of training, or the others.
       is_truncating: leave out what of a text is beyond a sequence, and texts of which nothing is
         learnt before; else cut them into pieces that each begin at position 0.
     """
-    lengths = texts.lengths
+    mine = texts.index["is_held_out"] == is_held_out
+    index, begins = texts.index[mine], texts.begins[mine]
+    lengths = index["end"] - begins
     if is_truncating:
-        kept = np.flatnonzero((texts.firsts > 0) & (texts.firsts < length))
-        sizes = np.minimum(lengths[kept], length)
-        pieces = np.stack([kept, np.zeros_like(kept), sizes], axis=1)
+        kept = (index["first"] > 0) & (index["first"] < length)
+        pieces = np.stack([begins[kept], np.minimum(lengths[kept], length)], axis=1)
     else:
-        pieces = _cut(lengths, length)
-    sequences = _best_fit(pieces[:, 2].tolist(), length)
+        pieces = _cut(begins, lengths, length)
+    sequences = _best_fit(pieces[:, 1].tolist(), length)
     order = np.asarray([i for members in sequences for i in members], np.int64)
     return Packed(
-        texts=texts,
+        codes=texts.codes,
         length=length,
         pieces=pieces[order],
         ends=np.cumsum([len(members) for members in sequences], dtype=np.int64),
     )
 
 
-def _cut(lengths: np.ndarray, length: int) -> np.ndarray:
+def _cut(begins: np.ndarray, lengths: np.ndarray, length: int) -> np.ndarray:
     """Cut texts into pieces of at most `length` tokens; one of a single token teaches nothing."""
     counts = -(-lengths // length)
     text = np.repeat(np.arange(len(lengths)), counts)
-    begin = length * (np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts))
-    pieces = np.stack([text, begin, np.minimum(lengths[text] - begin, length)], axis=1)
-    return pieces[pieces[:, 2] > 1]
+    offset = length * (np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts))
+    sizes = np.minimum(lengths[text] - offset, length)
+    return np.stack([begins[text] + offset, sizes], axis=1)[sizes > 1]
 
 
 def _best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:

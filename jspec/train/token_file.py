@@ -28,31 +28,35 @@ _MAGIC = b"jspec-texts-0001"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Texts(Sequence[Encoded]):
-    """Has encoded texts; of those in a file, nothing is in memory that is not asked for.
+class TextFile:
+    """Has encoded texts; nothing of their tokens is in memory that is not asked for.
 
     Attributes:
-      codes: every token, int32.
-      starts, ends: of each text among the codes.
-      firsts: of each text, its first learnt token after the very first, or -1.
+      codes: of every token, int32.
+      index: of every text, `INDEX`.
+      notes: what is to be said of them.
     """
 
     codes: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    firsts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index):
-        codes = np.asarray(self.codes[self.starts[index] : self.ends[index]])
-        return Encoded(codes >> 1, (codes & 1).astype(np.float32))
+    index: np.ndarray
+    notes: tuple[str, ...] = ()
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
-        return self.ends - self.starts
+    def begins(self) -> np.ndarray:
+        """Where each text begins among the codes."""
+        return np.concatenate([np.zeros(1, np.int64), self.index["end"][:-1]])[: len(self.index)]
+
+
+def codes_of(row: Encoded) -> np.ndarray:
+    """Code tokens: the id times two, plus one where it is learnt."""
+    return (row.tokens.astype("<i4") << 1) | (row.weights > 0)
+
+
+def index_of(row: Encoded, end: int, is_held_out: bool) -> np.ndarray:
+    """Make the line of the index of a text that ends there."""
+    learnt = np.flatnonzero(row.weights[1:] > 0)
+    first = int(learnt[0]) + 1 if len(learnt) else -1
+    return np.asarray((end, first, is_held_out), INDEX)
 
 
 def write_texts(
@@ -71,27 +75,15 @@ def write_texts(
     try:
         with unfinished.open("wb") as file:
             for row, is_held_out in rows:
-                codes = (row.tokens.astype("<i4") << 1) | (row.weights > 0)
-                file.write(codes.tobytes())
-                end += len(codes)
-                learnt = np.flatnonzero(row.weights[1:] > 0)
-                first = int(learnt[0]) + 1 if len(learnt) else -1
-                index += np.asarray((end, first, is_held_out), INDEX).tobytes()
+                file.write(codes_of(row).tobytes())
+                end += len(row.tokens)
+                index += index_of(row, end, is_held_out).tobytes()
             told = json.dumps(list(notes)).encode()
             sizes = end, len(index) // INDEX.itemsize, len(told), _MAGIC
             file.write(bytes(index) + told + np.asarray(sizes, SIZES).tobytes())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFile:
-    """Has what a file holds: texts to train on, texts that are held out, notes about them."""
-
-    train: Texts
-    test: Texts
-    notes: tuple[str, ...]
 
 
 def read_texts(path: Path) -> TextFile | None:
@@ -104,14 +96,7 @@ def read_texts(path: Path) -> TextFile | None:
         end = after + int(sizes["notes"])
         if sizes["magic"] != _MAGIC or end + SIZES.itemsize != len(whole):
             return None
-        codes, index = whole[:at].view("<i4"), whole[at:after].view(INDEX)
         notes = tuple(json.loads(bytes(whole[after:end])))
     except (OSError, ValueError):
         return None
-    ends = np.asarray(index["end"])
-    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
-    train, test = (
-        Texts(codes=codes, starts=starts[part], ends=ends[part], firsts=index["first"][part])
-        for part in (np.flatnonzero(index["is_held_out"] == number) for number in (0, 1))
-    )
-    return TextFile(train=train, test=test, notes=notes)
+    return TextFile(whole[:at].view("<i4"), whole[at:after].view(INDEX), notes)

@@ -36,7 +36,7 @@ from jspec.train.journal import read_journal
 from jspec.train.loop import TrainingOutcome, train
 from jspec.train.objective import NextToken, Objective
 from jspec.train.packing import Packed, pack
-from jspec.train.token_file import Texts
+from jspec.train.token_file import INDEX, TextFile, codes_of, index_of
 from jspec.train.trainable import Trainable, language_model
 
 LENGTH = 16
@@ -55,17 +55,12 @@ def random_rows(n: int, *, seed: int, longest: int = 30, vocab_size: int = 61) -
     return [Encoded(t.astype(np.int32), np.ones(len(t), np.float32)) for t in tokens]
 
 
-def texts_of(rows: Sequence[Encoded]) -> Texts:
+def texts_of(rows: Sequence[Encoded]) -> TextFile:
     """Texts in memory, as a file has them."""
-    codes = [(row.tokens << 1) | (row.weights > 0) for row in rows]
-    learnt = [np.flatnonzero(row.weights[1:]) + 1 for row in rows]
-    ends = np.cumsum([len(one) for one in codes], dtype=np.int64)
-    return Texts(
-        codes=np.concatenate([np.zeros(0, np.int32), *codes]),
-        starts=np.concatenate([np.zeros(1, np.int64), ends])[: len(rows)],
-        ends=ends,
-        firsts=np.asarray([at[0] if len(at) else -1 for at in learnt], np.int32),
-    )
+    ends = np.cumsum([len(row.tokens) for row in rows], dtype=np.int64)
+    lines = [index_of(row, end, False) for row, end in zip(rows, ends, strict=True)]
+    codes = np.concatenate([np.zeros(0, np.int32), *map(codes_of, rows)])
+    return TextFile(codes=codes, index=np.asarray(lines, INDEX))
 
 
 def random_packed(n: int, *, seed: int, length: int = LENGTH) -> Packed:

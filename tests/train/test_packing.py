@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jspec.train.encode import Encoded
 from jspec.train.packing import PADDING, Packed, pack
-from jspec.train.token_file import Texts
+from jspec.train.token_file import TextFile
 from tests.support.training import texts_of
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=40)
@@ -25,7 +25,7 @@ def encoded(lengths: list[int]) -> list[Encoded]:
     return rows
 
 
-def rows_of(lengths: list[int]) -> Texts:
+def rows_of(lengths: list[int]) -> TextFile:
     return texts_of(encoded(lengths))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jspec.train.token_file import Texts, read_texts, write_texts
+from jspec.train.token_file import TextFile, read_texts, write_texts
 from tests.support.training import random_rows, texts_of
 
 ROWS = random_rows(12, seed=0, vocab_size=150_000)
@@ -22,24 +22,21 @@ def path(tmp_path):
     return path
 
 
-def check(texts: Texts, rows) -> None:
-    assert len(texts) == len(rows)
-    assert texts.lengths.tolist() == [len(row.tokens) for row in rows]
-    for text, row, first in zip(texts, rows, texts.firsts, strict=True):
-        np.testing.assert_array_equal(text.tokens, row.tokens)
-        np.testing.assert_array_equal(text.weights, row.weights)
-        assert (text.tokens.dtype, text.weights.dtype) == (np.int32, np.float32)
+def check(texts: TextFile, rows) -> None:
+    for row, begin, line in zip(rows, texts.begins, texts.index, strict=True):
+        codes = texts.codes[begin : line["end"]]
+        np.testing.assert_array_equal(codes >> 1, row.tokens)
+        np.testing.assert_array_equal(codes & 1, row.weights)
         learnt = [i for i in range(1, len(row.weights)) if row.weights[i]]
-        assert first == (learnt[0] if learnt else -1)
+        assert line["first"] == (learnt[0] if learnt else -1)
 
 
-def test_texts_come_back_in_their_two_parts(path):
+def test_texts_come_back_as_they_went_in(path):
     found = read_texts(path)
     assert found is not None and found.notes == ("süß",)
-    for texts, is_held_out in ((found.train, False), (found.test, True)):
-        rows = [row for row, held in zip(ROWS, HELD_OUT, strict=True) if held == is_held_out]
-        check(texts, rows)
-        check(texts_of(rows), rows)
+    check(found, ROWS)
+    assert found.index["is_held_out"].tolist() == HELD_OUT
+    check(texts_of(ROWS), ROWS)
 
 
 def test_a_token_is_four_bytes(path):
@@ -59,7 +56,7 @@ def test_a_file_that_is_not_whole_is_none(path):
 def test_no_texts_are_a_file_too(tmp_path):
     write_texts(tmp_path / "none", [])
     found = read_texts(tmp_path / "none")
-    assert found is not None and len(found.train) == len(found.test) == 0
+    assert found is not None and len(found.index) == len(found.codes) == 0
 
 
 def test_what_stops_in_the_middle_leaves_nothing(tmp_path):
