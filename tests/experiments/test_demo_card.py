@@ -17,9 +17,9 @@ import yaml
 from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.testing.models import tiny_target
+from jspec.train.command.run_tokenizer import train_tokenizer
 from jspec.train.config import CorpusConfig, DataConfig
 from jspec.train.data import load_corpora
-from jspec.train.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = (

@@ -16,8 +16,8 @@ from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.testing.models import perturbed, tiny_target
+from jspec.train.command.run_tokenizer import train_tokenizer
 from jspec.train.corpus import is_held_out
-from jspec.train.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from jspec.train.tokenizer import train_tokenizer
+from jspec.train.command.run_tokenizer import train_tokenizer
 
 BOS, EOS = "<|start|>", "<|end|>"
 TURNS = ("<|system|>", "<|user|>", "<|assistant|>")
