@@ -76,7 +76,7 @@ def n_used(data: TextData, name: str) -> int:
 
 def n_tokens_used(data: TextData, name: str) -> int:
     """Tokens in these sequences."""
-    return int((data.train[name].segments[: n_used(data, name)] != PADDING).sum())
+    return int((data.train[name].arrays["segments"][: n_used(data, name)] != PADDING).sum())
 
 
 def segments_of(packed: Packed, n_sequences: int) -> list[np.ndarray]:
