@@ -14,6 +14,7 @@ and, where wanted, `id` and any field of `LineConfig`; `line_keys` has what beco
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import sys
@@ -141,8 +142,8 @@ def _is_json(data: bytes) -> bool:
 
 def repeated_ids(conversations: Iterable[Conversation]) -> list[str | int]:
     """Ids that several conversations share, in order; their records cannot be told apart by id."""
-    ids = [conversation.id for conversation in conversations]
-    return list(dict.fromkeys(i for i in ids if ids.count(i) > 1)) if _has_repeats(ids) else []
+    counts = collections.Counter(conversation.id for conversation in conversations)
+    return [name for name, count in counts.items() if count > 1]
 
 
 def told_passed_over(conversations: Iterable[Conversation]) -> list[str]:
@@ -160,10 +161,6 @@ def _told(key: str, where: Sequence[str]) -> str:
         more = f", and of {n_more} more lines" if n_more else ""
         return f"{where[0]}: {key} is left out{more}, as it is what is to be answered"
     return f"{where[0]}: {key!r} is not obeyed" + (f", nor in {n_more} more lines" * (n_more > 0))
-
-
-def _has_repeats(ids: Sequence[str | int]) -> bool:
-    return len(set(ids)) < len(ids)
 
 
 # --- one line ------------------------------------------------------------------------------------
