@@ -7,6 +7,18 @@ both: coupled. The second pass learns from that. The teacher is the target, in t
 In reading order: what is shifted (`shifted`), which positions are glanced at (`Glance`), the losses
 (`distances`), and the objective (`Csgd`).
 
+With blocks of k = 3, a text `a b c d e f g h i` of which f0, f1, ... are the target's features, and
+N = 3 positions to be shown:
+
+    position           0   1   2 | 3   4   5 | 6   7   8
+    input feature      f0  f1  f2  f3  f4  f5  f6  f7  f8
+    input token        b   c   d   e   f   g   h   i         the one after the position
+    learns             f3  f4  f5  f6  f7  f8                the feature k later, and its token
+    a run may begin    *           *                         where a block does
+    shown                          x   x                     N // k = 1 run of 1 to k - 1 positions
+    input feature      f0  f1  f2  f6  f7  f5                what they are to learn, and the token
+    input token        b   c   d   h   i   g                 that follows it: coupled
+
 Texts are packed, so a "sample" of the paper is one text of a sequence; blocks are counted from
 the start of each.
 

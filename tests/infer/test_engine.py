@@ -96,6 +96,11 @@ def test_every_request_is_served_first_come_first_served(events):
     assert at_most == ROWS
 
 
+def test_answers_come_in_the_order_of_their_requests(results):
+    """Though they end in another."""
+    assert [answer.tokens for answer in engine_of().decode(REQUESTS)] == [r.tokens for r in results]
+
+
 def test_streamed_pieces_make_the_result(events, results):
     streamed: dict[int, tuple[int, ...]] = {i: () for i in range(len(REQUESTS))}
     for event in events:
