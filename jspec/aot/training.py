@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jspec.aot.compiling import Lowering
@@ -19,6 +18,7 @@ from jspec.sharding import TRAINING
 from jspec.train.config import FalconConfig, ModelConfig
 from jspec.train.falcon import head_of, objective_of, trainable_of
 from jspec.train.objective import NextToken, Objective, made_from
+from jspec.train.packing import ARRAYS
 from jspec.train.step import set_up
 from jspec.train.trainable import Trainable, language_model, model_of
 
@@ -29,13 +29,6 @@ RecipeConfig = ModelConfig | FalconConfig
 
 KINDS: dict[str, type[RecipeConfig]] = {"model": ModelConfig, "falcon": FalconConfig}
 """Kinds of recipes that have a step to compile."""
-
-_BATCH = {
-    "tokens": jnp.int32,
-    "segments": jnp.int32,
-    "positions": jnp.int32,
-    "weights": jnp.float32,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,11 +116,11 @@ def training_steps(config: RecipeConfig, recipe: Recipe, mesh: Mesh) -> Iterator
     shape = (config.batch_size, config.data.length)
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=setup.rows)
-        for name, dtype in _BATCH.items()
+        for name, dtype in ARRAYS.items()
     }
     state = jax.tree.map(_place, jax.eval_shape(setup.fresh, None), setup.shardings)
     frozen = recipe.trainable.frozen
-    micro = config.micro_batch_size or config.batch_size
+    micro = config.sequences_at_once
     note = f"{config.batch_size} x {config.data.length} tokens, {micro} sequences at once"
     yield Lowering("train", note, lambda: setup.train.lower(state, frozen, batch), ())
 

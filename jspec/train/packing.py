@@ -24,8 +24,8 @@ from jspec.train.token_file import TextFile
 
 PADDING = -1
 
-KINDS = {"tokens": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32}
-"""The arrays of a sequence."""
+ARRAYS = {"tokens": np.int32, "segments": np.int32, "positions": np.int32, "weights": np.float32}
+"""The arrays of a sequence, and their types."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Packed:
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        found = {name: np.zeros(self.length, kind) for name, kind in KINDS.items()}
+        found = {name: np.zeros(self.length, kind) for name, kind in ARRAYS.items()}
         found["segments"][:] = PADDING
         start = 0
         begins = self.ends[index - 1] if index else 0
@@ -85,7 +85,7 @@ class Packed:
         shape = (len(self), self.length)
         return {
             name: np.asarray([sequence[name] for sequence in sequences], kind).reshape(shape)
-            for name, kind in KINDS.items()
+            for name, kind in ARRAYS.items()
         }
 
 
