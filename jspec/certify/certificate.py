@@ -1,15 +1,19 @@
-"""The certificate as a value: what was checked, on what, and the verdict."""
+"""The certificate as a value: checks, what they found, on what, and the verdict.
+
+In reading order: `Check` and the `CheckResult` that it returns, the `CheckRecord` that is kept, and
+`Certificate`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from pydantic import BaseModel
 
-from jspec.certify.records import Record
 from jspec.infer.command.report import finite
 from jspec.provenance import provenance, run_record
 from jspec.versions import installed
@@ -25,6 +29,104 @@ TIERS = {
 }
 """In the order of the page."""
 
+MOST_PROBLEMS, MOST_TIES = 5, 4
+"""Problems of a check that are kept, and near-ties of one that are told."""
+
+NearTie = tuple[float, float]
+"""An excused difference: its gap, and the bound that it is below. Units of score."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+      n_tokens: tokens judged; of the exact law, continuations drawn.
+      problems: one line each; none where the check passes.
+      near_ties: differences that are excused.
+      note: what else a reader wants to know, one line.
+    """
+
+    n_tokens: int = 0
+    problems: tuple[str, ...] = ()
+    near_ties: tuple[NearTie, ...] = ()
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A named unit of the certificate.
+
+    Attributes:
+      name: unique.
+      tier: E1 to E4, `law`, `target`, or `fault`.
+      covers: what is claimed, one line.
+      run: does it.
+      caught_by: for a planted fault, the check that must see it.
+    """
+
+    name: str
+    tier: str
+    covers: str
+    run: Callable[[], CheckResult]
+    caught_by: str | None = None
+
+
+class CheckRecord(BaseModel, frozen=True):
+    """A check that was done. `n_problems` counts those that are not kept, too."""
+
+    name: str
+    tier: str
+    covers: str
+    caught_by: str | None
+    n_tokens: int
+    n_problems: int
+    problems: tuple[str, ...]
+    near_ties: tuple[NearTie, ...]
+    note: str
+    seconds: float
+
+    @property
+    def has_passed(self) -> bool:
+        return self.n_problems == 0
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump() | {"passed": self.has_passed}
+
+    @property
+    def outcome(self) -> str:
+        """Problems; of a check that passed what saw a fault, its note, and near-ties."""
+        if not self.has_passed:
+            more = self.n_problems - len(self.problems)
+            return "; ".join(self.problems) + (f"; and {more} more" if more else "")
+        parts = [f"{self.caught_by!r} has {self.note}" if self.caught_by else self.note]
+        ties = [f"{gap:.2g} < {bound:.2g}" for gap, bound in self.near_ties[:MOST_TIES]]
+        if len(self.near_ties) > len(ties):
+            ties.append(f"and {len(self.near_ties) - len(ties)} more")
+        if ties:
+            parts.append(f"near-ties: {'; '.join(ties)}")
+        return "; ".join(part for part in parts if part)
+
+    @property
+    def tokens(self) -> str:
+        return f"{self.n_tokens:,}" if self.n_tokens else "-"
+
+
+def record_of(check: Check, result: CheckResult, seconds: float) -> CheckRecord:
+    """The record of a check; of many problems it keeps the first few."""
+    return CheckRecord(
+        name=check.name,
+        tier=check.tier,
+        covers=check.covers,
+        caught_by=check.caught_by,
+        n_tokens=result.n_tokens,
+        n_problems=len(result.problems),
+        problems=result.problems[:MOST_PROBLEMS],
+        near_ties=result.near_ties,
+        note=result.note,
+        seconds=round(seconds, 2),
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Certificate:
@@ -39,12 +141,14 @@ class Certificate:
 
     title: str
     facts: dict[str, str]
-    records: tuple[Record, ...]
+    records: tuple[CheckRecord, ...]
     n_checks: int
 
     @property
-    def failures(self) -> list[Record]:
-        return [record for record in self.records if not record.has_passed]
+    def failures(self) -> list[CheckRecord]:
+        """What did not pass, tier by tier."""
+        failed = [record for record in self.records if not record.has_passed]
+        return sorted(failed, key=lambda record: list(TIERS).index(record.tier))
 
     @property
     def is_complete(self) -> bool:
@@ -64,10 +168,13 @@ class Certificate:
         return f"LOSSLESS: {self.n_checks} checks passed, {faults} planted faults caught"
 
     @property
-    def in_order(self) -> list[Record]:
-        """Failures first, then tier by tier."""
-        tiers = list(TIERS)
-        return sorted(self.records, key=lambda r: (r.has_passed, tiers.index(r.tier)))
+    def sections(self) -> dict[str, list[CheckRecord]]:
+        """Records by the section that tells them: failures first, then tier by tier."""
+        found = {"Failures": self.failures} | {
+            title: [r for r in self.records if r.tier == tier and r.has_passed]
+            for tier, title in TIERS.items()
+        }
+        return {title: records for title, records in found.items() if records}
 
     @property
     def totals(self) -> str:
@@ -91,7 +198,7 @@ class Certificate:
             "complete": self.is_complete,
             "totals": self.totals,
             "facts": self.facts,
-            "checks": [record.as_json() for record in self.in_order],
+            "checks": [r.as_json() for records in self.sections.values() for r in records],
         }
         return finite(fields)
 
@@ -109,31 +216,3 @@ def facts_of_machine() -> dict[str, str]:
         "matmul precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]
         "commit": made["commit"] or "unknown (not a checkout)",
     }
-
-
-def near_ties_of(record: Record, most: int = 4) -> str:
-    """Gaps and the bounds that they are below."""
-    told = [f"{gap:.2g} < {bound:.2g}" for gap, bound in record.near_ties[:most]]
-    more = len(record.near_ties) - len(told)
-    return "; ".join(told) + (f"; and {more} more" if more else "")
-
-
-def outcome_of(record: Record) -> str:
-    """What is told of a check beside its name: problems, what saw a fault, near-ties, its note."""
-    if not record.has_passed:
-        more = record.n_problems - len(record.problems)
-        return "; ".join(record.problems) + (f"; and {more} more" if more else "")
-    parts = [f"{record.caught_by!r} has {record.note}" if record.caught_by else record.note]
-    if record.near_ties:
-        parts.append(f"near-ties: {near_ties_of(record)}")
-    return "; ".join(part for part in parts if part)
-
-
-def tokens_of(record: Record) -> str:
-    return f"{record.n_tokens:,}" if record.n_tokens else "-"
-
-
-def by_tier(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records that passed, tier by tier, in the order of the page."""
-    found = {tier: [r for r in records if r.tier == tier and r.has_passed] for tier in TIERS}
-    return {tier: rows for tier, rows in found.items() if rows}

@@ -6,236 +6,148 @@ draws, settings and prompts, and one entry of the roster for each method.
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from jspec.certify import exact_law, float64, grid, planted, tiny, walk_check
-from jspec.certify.records import Check, CheckResult
-from jspec.certify.roster import entries
+from jspec.certify import exact_law, faults, float64, proof, reference_checks, walk_check
+from jspec.certify.certificate import Check, CheckResult
+from jspec.certify.proof import TinyCase
+from jspec.certify.roster import ROSTER
 from jspec.certify.subject import Subject
-
-_Run = Callable[[], CheckResult]
 
 FAULT_DRAWS = 8_000
 """Continuations that a planted fault of the law has to show itself in."""
 
 
-class Tiny:
-    """The tiny case, made when it is first needed."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-
-    @functools.cached_property
-    def case(self) -> tiny.TinyCase:
-        return tiny.make_case(batch_size=self._batch_size)
-
-
-def all_checks(subject: Subject, *, is_quick: bool) -> list[Check]:
+def all_checks(subject: Subject) -> list[Check]:
     """Every check and every fault of this certificate."""
-    shared = Tiny(batch_size=8 if is_quick else 1)
+    is_quick = subject.options.is_quick
+    case = TinyCase(batch_size=8 if is_quick else 1)
+    probe = probes(case)
     return [
-        *_of_the_law(),
-        *_joint_laws(shared, is_quick),
-        *_bitwise(shared, is_quick),
-        *_replays(shared, is_quick),
-        *_of_the_models(subject),
-        _float64(is_quick),
-        *([] if is_quick else _grid()),
-        *_faults(shared),
-    ]
-
-
-def _check(name: str, tier: str, covers: str, run: _Run) -> Check:
-    return Check(name=name, tier=tier, covers=covers, run=run)
-
-
-def _of_the_law() -> list[Check]:
-    return [
-        _check(
-            "law by its words",
-            "law",
-            "noise, filters and picks equal NumPy's, ties included",
-            tiny.law_by_its_words,
-        ),
-        _check(
-            "streams of the noise",
-            "law",
-            "each use of randomness has its own key, by nested folds of threefry",
-            tiny.streams_are_apart,
-        ),
-        _check(
-            "walk by its words",
-            "law",
-            "paths, endings and traces on random trees with riders, cousins and broken logits",
-            walk_check.walk_by_its_words,
-        ),
-        _check(
-            "noise under rejection",
-            "law",
-            "drafters do not draw from the law's noise",
-            tiny.rejection_draws_apart,
-        ),
-        _check(
-            planted.THE_REFUSAL,
-            "law",
-            "drafters of another tokenizer or vocabulary",
-            planted.strangers_are_refused,
+        *_law_checks(),
+        probe[faults.THE_REFUSAL],
+        probe[faults.THE_LAW],
+        probe[faults.THE_REJECTION],
+        *_joint_laws(is_quick),
+        *_chains(case, is_quick),
+        *_target_checks(case),
+        probe[faults.THE_REPLAY],
+        *_replays(case, is_quick),
+        *_model_checks(subject),
+        *_float64_checks(is_quick),
+        *(
+            fault.check(probe[fault.caught_by].run, lambda: case.plain)
+            for fault in faults.FAULTS.values()
         ),
     ]
 
 
-def _joint_laws(shared: Tiny, is_quick: bool) -> list[Check]:
+def probes(case: TinyCase) -> dict[str, Check]:
+    """The checks that planted faults must be seen by; those of the law where it cannot hide."""
+
+    def law(filter_: str, form: str) -> Callable[[], CheckResult]:
+        return partial(exact_law.joint_law, 0.5, filter_, form, FAULT_DRAWS)
+
     covers = "what faults of the law must show in"
-    names = (planted.THE_LAW, planted.THE_REJECTION)
-    checks = [_check(name, "E4", covers, probes(shared)[name]) for name in names]
+    mixed = "oracle tree with planted errors, all settings mixed, stop tokens"
+    strangers = "drafters of another tokenizer or vocabulary"
+    found = (
+        Check(faults.THE_REFUSAL, "law", strangers, faults.strangers_are_refused),
+        Check(faults.THE_LAW, "E4", covers, law("top-p", "tree")),
+        Check(faults.THE_REJECTION, "E4", covers, law("no filter", "rejection")),
+        Check(faults.THE_REPLAY, "E2", mixed, lambda: proof.replayed(case(), "oracle-tree", 8, 12)),
+    )
+    return {check.name: check for check in found}
+
+
+def _law_checks() -> list[Check]:
+    noise = "noise, filters and picks equal NumPy's, ties included"
+    keys = "each use of randomness has its own key, by nested folds of threefry"
+    walk = "paths, endings and traces on random trees with riders, cousins and broken logits"
+    apart = "drafters do not draw from the law's noise"
+    return [
+        Check("law by its words", "law", noise, reference_checks.law_by_its_words),
+        Check("streams of the noise", "law", keys, reference_checks.streams_of_the_noise),
+        Check("walk by its words", "law", walk, walk_check.walk_by_its_words),
+        Check("noise under rejection", "law", apart, reference_checks.noise_under_rejection),
+    ]
+
+
+def _joint_laws(is_quick: bool) -> Iterator[Check]:
+    covers = "joint law of three tokens by enumeration, within five sigmas"
     draws, settings = (8_000, exact_law.FEW) if is_quick else (40_000, exact_law.SETTINGS)
     for (temperature, filter_), form in itertools.product(settings, exact_law.FORMS):
-        checks.append(
-            _check(
-                f"{form}, T = {temperature}, {filter_}",
-                "E4",
-                "joint law of three tokens by enumeration, within five sigmas",
-                partial(exact_law.joint_law, temperature, filter_, form, draws),
-            )
-        )
-    return checks
+        name = f"{form}, T = {temperature}, {filter_}"
+        run = partial(exact_law.joint_law, temperature, filter_, form, draws)
+        yield Check(name, "E4", covers, run)
 
 
-def _bitwise(shared: Tiny, is_quick: bool) -> list[Check]:
+def _rows(is_quick: bool) -> list[tuple[str, int, bool]]:
+    """Entries of the roster, each with batch sizes and whether it is judged bit for bit."""
     return [
-        _check(
-            f"chain {entry.name}, batch {size}",
-            "E1",
-            "equals plain decoding padded to as many rows bit for bit",
-            lambda name=entry.name, size=size: tiny.bitwise(shared.case, name, size),
-        )
-        for entry in entries(is_quick=is_quick)
-        if entry.is_chain and entry.method != "none"
-        for size in _tiny_batches(is_quick)
+        (entry.name, size, entry.is_chain and entry.method != "none")
+        for entry in ROSTER
+        if entry.is_quick or not is_quick
+        for size in ((8,) if is_quick else (1, 8))
     ]
 
 
-def _tiny_batches(is_quick: bool) -> tuple[int, ...]:
-    return (8,) if is_quick else (1, 8)
+def _chains(case: TinyCase, is_quick: bool) -> Iterator[Check]:
+    covers = "equals plain decoding padded to as many rows bit for bit"
+    for name, size, is_chain in _rows(is_quick):
+        if is_chain:
+            run = partial(proof.bitwise, case, name, size)
+            yield Check(f"chain {name}, batch {size}", "E1", covers, run)
 
 
-def _replays(shared: Tiny, is_quick: bool) -> list[Check]:
-    checks = [
-        _check(
-            "forward",
-            "target",
-            "prefill and cached steps equal a float64 decoder in NumPy",
-            tiny.forward_equals_reference,
-        ),
-        _check(
-            "tiny texts",
-            "target",
-            "tokens, scores, ranks and endings of a tree by the decoder and law in NumPy",
-            lambda: tiny.judge_tree_by_reference(shared.case),
-        ),
-        _check(
-            planted.THE_REPLAY,
-            "E2",
-            "oracle tree with planted errors, all settings mixed, stop tokens",
-            probes(shared)[planted.THE_REPLAY],
-        ),
-        _check(
-            "full texts",
-            "E2",
-            "texts end at the longest length, whatever was drafted beyond it",
-            lambda: tiny.texts_that_fill_the_cache(shared.case),
-        ),
+def _target_checks(case: TinyCase) -> list[Check]:
+    forward = "prefill and cached steps equal a float64 decoder in NumPy"
+    texts = "tokens, scores, ranks and endings of a tree by the decoder and law in NumPy"
+    return [
+        Check("forward", "target", forward, reference_checks.forward),
+        Check("tiny texts", "target", texts, partial(reference_checks.tiny_texts, case)),
     ]
-    for entry in entries(is_quick=is_quick):
-        if is_quick and entry.is_chain:
-            continue  # E1 has said more of it
-        for size in _tiny_batches(is_quick):
-            checks.append(
-                _check(
-                    f"tiny {entry.name}, batch {size}",
-                    "E2",
-                    "all settings mixed in one batch, stop tokens, by replay",
-                    lambda name=entry.name, size=size: tiny.replayed(shared.case, name, size),
-                )
-            )
-    return checks
 
 
-def _of_the_models(subject: Subject) -> list[Check]:
-    asked = subject.asked
-    settings = f"{len(subject.requests)} prompts, {asked.max_new_tokens} tokens, mixed settings"
-    checks = [_check("plain", "E2", f"plain decoding by replay: {settings}", subject.check_plain)]
-    for name in subject.models.drafters:
-        for size in asked.batch_sizes:
-            checks.append(
-                _check(
-                    f"{name}, batch {size}",
-                    "E2",
-                    f"by replay: {settings}",
-                    partial(subject.check_drafter, name, size),
-                )
-            )
-    for name in subject.models.drafters:
-        checks.append(
-            _check(
-                f"{name} by the reference",
-                "target",
-                "a text of each setting by the decoder and law in NumPy, from the files",
-                partial(subject.check_reference, name),
-            )
-        )
-    return checks
+def _replays(case: TinyCase, is_quick: bool) -> Iterator[Check]:
+    covers = "texts end at the longest length, whatever was drafted beyond it"
+    yield Check("full texts", "E2", covers, partial(proof.full_texts, case))
+    covers = "all settings mixed in one batch, stop tokens, by replay"
+    for name, size, is_chain in _rows(is_quick):
+        if not (is_quick and is_chain):  # E1 has said more of it
+            run = partial(proof.replayed, case, name, size)
+            yield Check(f"tiny {name}, batch {size}", "E2", covers, run)
 
 
-def _float64(is_quick: bool) -> Check:
+def _model_checks(subject: Subject) -> Iterator[Check]:
+    options, drafters = subject.options, subject.models.drafters
+    settings = f"{len(subject.requests)} prompts, {options.max_new_tokens} tokens, mixed settings"
+    yield Check("plain", "E2", f"plain decoding by replay: {settings}", lambda: subject.plain)
+    for name, size in itertools.product(drafters, options.batch_sizes):
+        run = partial(subject.check_drafter, name, size)
+        yield Check(f"{name}, batch {size}", "E2", f"by replay: {settings}", run)
+    covers = "a text of each setting by the decoder and law in NumPy, from the files"
+    for name in drafters:
+        run = partial(subject.check_reference, name)
+        yield Check(f"{name} by the reference", "target", covers, run)
+
+
+def _float64_checks(is_quick: bool) -> Iterator[Check]:
+    """The roster; in a full certificate also every pair of EasySpec's settings, mesh by mesh."""
     cases = float64.FEW if is_quick else float64.CASES
-    return _check(
-        "float64",
-        "E3",
-        f"equal to plain without excuse, {float64.DEVICES} simulated devices: {' '.join(cases)}",
-        partial(float64.strictly_equal, cases, is_light=is_quick),
+    covers = (
+        f"equal to plain without excuse, {float64.DEVICES} simulated devices: {' '.join(cases)}"
     )
-
-
-def _grid() -> list[Check]:
-    """Every pair of EasySpec's settings, a check for each mesh."""
-    cases = grid.covering()
-    return [
-        _check(
-            f"float64, EasySpec on {mesh}",
-            "E3",
+    run = partial(float64.strictly_equal, cases, is_light=is_quick)
+    yield Check("float64", "E3", covers, run)
+    grid = () if is_quick else float64.covering()
+    for mesh in float64.FACTORS["mesh"] if grid else ():
+        covers = (
             "pairs of plans, sizes, widths, policies and batches, equal to plain without excuse; "
-            f"mesh data,layer,tensor={mesh}",
-            partial(
-                float64.strictly_equal,
-                [grid.argument_of(case) for case in cases if case["mesh"] == mesh],
-            ),
+            f"mesh data,layer,tensor={mesh}"
         )
-        for mesh in grid.FACTORS["mesh"]
-    ]
-
-
-def _probe_law(form: str, draws: int) -> CheckResult:
-    """At a temperature and with a filter that the faults of the law cannot hide behind."""
-    return exact_law.joint_law(0.5, "top-p" if form == "tree" else "no filter", form, draws)
-
-
-def probes(shared: Tiny) -> dict[str, _Run]:
-    """The checks that planted faults must be seen by."""
-    return {
-        planted.THE_LAW: partial(_probe_law, "tree", FAULT_DRAWS),
-        planted.THE_REJECTION: partial(_probe_law, "rejection", FAULT_DRAWS),
-        planted.THE_REPLAY: lambda: tiny.replayed(shared.case, "oracle-tree", 8, 12),
-        planted.THE_REFUSAL: planted.strangers_are_refused,
-    }
-
-
-def _faults(shared: Tiny) -> list[Check]:
-    run = probes(shared)
-    return [
-        planted.plant(name, run[judge], lambda: shared.case)
-        for name, judge in planted.CAUGHT_BY.items()
-    ]
+        cases = [float64.argument_of(case) for case in grid if case["mesh"] == mesh]
+        run = partial(float64.strictly_equal, cases)
+        yield Check(f"float64, EasySpec on {mesh}", "E3", covers, run)

@@ -6,8 +6,11 @@ In reading order: the flags, what they ask for, and the run that follows.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from jspec.certify.options import CertifyOptions
 from jspec.console.commands import Command
 from jspec.console.configs import DEMO, infer_config
 from jspec.console.flags import add_config_flags, file_name
@@ -16,14 +19,9 @@ from jspec.errors import UserError
 
 RUNS = Path("runs") / "certificate"
 
-NEW_TOKENS = {True: 32, False: 64}
-PROMPTS = {True: 8, False: None}
-BATCH_SIZES = {True: (8,), False: (1, 8)}
-"""By whether the certificate is quick."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
+    """Add the flags."""
     add_config_flags(parser, is_training=False, example="dtype=bfloat16")
     parser.add_argument(
         "--drafters",
@@ -57,65 +55,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def whole_number(flag: str, text: str) -> int:
-    """A number of at least 1."""
+    """Read a number of at least 1."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text) < 2**31):
         raise UserError(f"{flag}: expected a whole number of at least 1, given {text!r}")
     return int(text)
 
 
 def names(flag: str, text: str) -> tuple[str, ...]:
-    """Names separated by commas, each once."""
+    """Read names separated by commas, each once."""
     found = tuple(name.strip() for name in text.split(","))
     if not all(found) or len(set(found)) < len(found):
         raise UserError(f"{flag}: expected different names separated by commas, given {text!r}")
     return found
 
 
-def make_asked(args: argparse.Namespace):
-    """What the flags ask for, checked as far as no model is needed."""
-    config = infer_config(args.config, args.set)
-    from jspec.certify.subject import CertifyOptions
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Read different numbers of at least 1, separated by commas."""
+    return tuple(whole_number(flag, each) for each in names(flag, text))
 
+
+def make_options(args: argparse.Namespace) -> CertifyOptions:
+    """What the flags ask for, checked as far as no model is needed."""
+
+    def flag(name: str, read: Callable[[str, str], Any], default: Any) -> Any:
+        text = getattr(args, name)
+        return default if text is None else read(f"--{name.replace('_', '-')}", text)
+
+    config = infer_config(args.config, args.set)
     if config.rule != "walk":
         raise UserError(
             "rule rejection: under it the text depends on the drafter, so there is nothing to "
             "compare; its law is checked all the same: leave rule=rejection out"
         )
-    drafters = names("--drafters", args.drafters) if args.drafters is not None else None
-    sizes = BATCH_SIZES[args.quick]
-    if args.batch_sizes is not None:
-        given = names("--batch-sizes", args.batch_sizes)
-        sizes = tuple(whole_number("--batch-sizes", each) for each in given)
-    n_prompts, n_new = PROMPTS[args.quick], NEW_TOKENS[args.quick]
-    if args.n_prompts is not None:
-        n_prompts = whole_number("--n-prompts", args.n_prompts)
-    if args.max_new_tokens is not None:
-        n_new = whole_number("--max-new-tokens", args.max_new_tokens)
     return CertifyOptions(
         config=config,
-        drafters=drafters,
+        is_quick=args.quick,
+        drafters=flag("drafters", names, None),
         prompts=args.prompts,
-        n_prompts=n_prompts,
-        max_new_tokens=n_new,
-        batch_sizes=sizes,
+        n_prompts=flag("n_prompts", whole_number, 8 if args.quick else None),
+        max_new_tokens=flag("max_new_tokens", whole_number, 32 if args.quick else 64),
+        batch_sizes=flag("batch_sizes", whole_numbers, (8,) if args.quick else (1, 8)),
     )
 
 
-def title_of(args: argparse.Namespace) -> str:
-    """The config's name."""
-    named = args.config or DEMO
-    return Path(named).stem if Path(named).suffix in (".yaml", ".yml") else named
-
-
 def _run(args: argparse.Namespace, owns_process: bool) -> int:
-    asked, title = make_asked(args), title_of(args)
-    out = Path(args.out) if args.out is not None else RUNS / title
+    options, title = make_options(args), args.config or DEMO
+    if Path(title).suffix in (".yaml", ".yml"):
+        title = Path(title).stem
+    out = Path(args.out or RUNS / title)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; expected a directory")
     from jspec.certify.run import run
 
     with at_work(owns_process=owns_process):
-        return run(asked, title=title, out=out, is_quick=args.quick, as_json=args.json)
+        return run(options, title=title, out=out, as_json=args.json)
 
 
 COMMAND = Command(

@@ -1,157 +1,246 @@
-"""Planted faults: each breaks one thing on purpose, so that a check can be seen to catch it."""
+"""Planted faults: each breaks one thing on purpose, so that a check can be seen to catch it.
+
+Caught means that the named check, which passes without the fault, reports a problem with it. A
+check that cannot run at all under a fault has not caught it: then the planting is broken.
+In reading order: `Fault`, the table, and the check that a stranger's tokenizer is refused, which is
+here because no other can see the last fault.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
 from jspec import law
-from jspec.drafters import draft_model
+from jspec.certify.certificate import Check, CheckResult
+from jspec.checkpoints.target import Target, load_target
+from jspec.checkpoints.write import write_checkpoint
+from jspec.drafters import draft_model, load_drafter
+from jspec.errors import UserError
 from jspec.infer import round as rounds
 from jspec.ops import cache as cache_ops
 from jspec.state import StopReason, replace
+from jspec.testing.models import tiny_target
 from jspec.verify import rejection, walk_rule
 
-FAULTS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {}
-"""By name; entering one plants it, leaving mends it. Compiled programs are dropped both times."""
+THE_LAW = "law of trees"
+THE_REJECTION = "law of rejection"
+THE_REPLAY = "replay of trees"
+THE_REFUSAL = "strangers are refused"
 
 _FAST = "jax_disable_most_optimizations"
 
-MEANING: dict[str, str] = {}
-"""What each does, one line."""
 
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A function of the library that is replaced by a wrong one.
 
-def _fault(plant: Callable[[], contextlib.AbstractContextManager]):
+    Attributes:
+      covers: what it does, one line.
+      module, attribute: where the right function is.
+      wrong: makes the wrong one from the right one.
+      caught_by: the check whose business it is.
+    """
+
+    name: str
+    covers: str
+    module: ModuleType
+    attribute: str
+    wrong: Callable[[Callable[..., Any]], Callable[..., Any]]
+    caught_by: str
+
     @contextlib.contextmanager
-    def planted() -> Iterator[None]:
+    def planted(self) -> Iterator[None]:
+        """Break the library in here. Compiled programs are dropped before and after."""
         # Faults are gross: their programs are compiled fast, and nothing else sees them.
         before = jax.config.read(_FAST)
         jax.clear_caches()
         jax.config.update(_FAST, True)
+        right = getattr(self.module, self.attribute)
         try:
-            with plant():
+            with mock.patch.object(self.module, self.attribute, self.wrong(right)):
                 yield
         finally:
             jax.config.update(_FAST, before)
             jax.clear_caches()
 
-    FAULTS[plant.__name__] = planted
-    MEANING[plant.__name__] = (plant.__doc__ or "").strip().rstrip(".")
-    return planted
+    def check(self, probe: Callable[[], CheckResult], prepare: Callable[[], object]) -> Check:
+        """Make the check that passes where the probe sees the fault.
+
+        Args:
+          probe: what `caught_by` runs.
+          prepare: makes what the probe compares with, before anything is broken.
+        """
+
+        def run() -> CheckResult:
+            prepare()
+            with self.planted():
+                seen = probe()
+            if not seen.problems:
+                missed = f"{self.caught_by!r} did not see it"
+                return CheckResult(n_tokens=seen.n_tokens, problems=(missed,))
+            return CheckResult(n_tokens=seen.n_tokens, note=f"seen: {seen.problems[0]}")
+
+        return Check(f"planted: {self.name}", "fault", self.covers, run, self.caught_by)
 
 
-@_fault
-def temperature_twice():
-    """Logits are divided by the temperature once more."""
-    right = law.processed
-
-    def wrong(logits, sampling, mode):
-        warm = jnp.where(sampling.temperature == 0, 1, sampling.temperature)[:, None]
-        return right(logits / warm.astype(logits.dtype), sampling, mode)
-
-    return mock.patch.object(law, "processed", wrong)
+FAULTS: dict[str, Fault] = {}
+"""By name."""
 
 
-@_fault
-def temperature_after_top_p():
-    """The filters see the logits before the temperature is applied to them."""
-    right = law.keep
+def _fault(module: ModuleType, attribute: str, *, caught_by: str):
+    """Put a fault into the table; its docstring says what it does."""
 
-    def wrong(scaled, sampling):
-        warm = jnp.where(sampling.temperature == 0, 1, sampling.temperature)[:, None]
-        return right(scaled * warm.astype(scaled.dtype), sampling)
+    def register(wrong: Callable[[Any], Any]):
+        covers = (wrong.__doc__ or "").strip().rstrip(".")
+        FAULTS[wrong.__name__] = Fault(wrong.__name__, covers, module, attribute, wrong, caught_by)
+        return wrong
 
-    return mock.patch.object(law, "keep", wrong)
+    return register
 
 
-@_fault
-def wrong_q():
+@_fault(rejection, "_draft_probs", caught_by=THE_REJECTION)
+def wrong_q(right):
     """The rejection rule compares with another row than the one that was drawn from."""
 
     def wrong(draft, node, vocabulary):
         probs = jnp.exp(draft.logprobs)[:, node]
         return jnp.square(probs) / jnp.sum(jnp.square(probs), axis=1, keepdims=True)
 
-    return mock.patch.object(rejection, "_draft_probs", wrong)
+    return wrong
 
 
-@_fault
-def stale_kv():
+@_fault(rounds, "compact", caught_by=THE_REPLAY)
+def stale_kv(right):
     """After a rejection the keys and values of refused nodes stay in the text's slots."""
-    return mock.patch.object(rounds, "compact", lambda cache, context, verdict, size: cache)
+    return lambda cache, context, verdict, size: cache
 
 
-@_fault
-def position_off_by_one():
+@_fault(rounds, "tree_block", caught_by=THE_REPLAY)
+def position_off_by_one(right):
     """Drafted nodes are rotated one position too far."""
-    right = rounds.tree_block
 
     def wrong(prefix, ancestors, depth, new=None):
         return right(prefix, ancestors, jnp.where(depth > 0, depth + 1, depth), new)
 
-    return mock.patch.object(rounds, "tree_block", wrong)
+    return wrong
 
 
-@_fault
-def bonus_dropped():
+@_fault(law, "processed", caught_by=THE_LAW)
+def temperature_twice(right):
+    """Logits are divided by the temperature once more."""
+
+    def wrong(logits, sampling, mode):
+        warm = jnp.where(sampling.temperature == 0, 1, sampling.temperature)[:, None]
+        return right(logits / warm.astype(logits.dtype), sampling, mode)
+
+    return wrong
+
+
+@_fault(law, "keep", caught_by=THE_LAW)
+def temperature_after_top_p(right):
+    """The filters see the logits before the temperature is applied to them."""
+
+    def wrong(scaled, sampling):
+        warm = jnp.where(sampling.temperature == 0, 1, sampling.temperature)[:, None]
+        return right(scaled * warm.astype(scaled.dtype), sampling)
+
+    return wrong
+
+
+@_fault(law, "position_keys", caught_by=THE_LAW)
+def noise_shared_between_positions(right):
+    """Every position draws from the key of position 0."""
+
+    def wrong(seed, sample, position, stream):
+        return right(seed, sample, jnp.zeros_like(position), stream)
+
+    return wrong
+
+
+@_fault(rounds, "emit", caught_by=THE_REPLAY)
+def bonus_dropped(right):
     """The target's own token is counted but the last accepted one is written in its place."""
-    right = rounds.emit
 
     def wrong(context, verdict):
         last = jnp.maximum(verdict.n_accepted - 1, 0)[:, None]
         kept = jnp.take_along_axis(verdict.tokens, last, axis=1)
-        is_own = (
-            jnp.arange(verdict.tokens.shape[1], dtype=jnp.int32)[None, :]
-            == verdict.n_accepted[:, None]
-        )
-        is_own = is_own & (verdict.n_accepted > 0)[:, None]
+        steps = jnp.arange(verdict.tokens.shape[1], dtype=jnp.int32)[None, :]
+        is_own = (steps == verdict.n_accepted[:, None]) & (verdict.n_accepted > 0)[:, None]
         return right(context, replace(verdict, tokens=jnp.where(is_own, kept, verdict.tokens)))
 
-    return mock.patch.object(rounds, "emit", wrong)
+    return wrong
 
 
-@_fault
-def noise_shared_between_positions():
-    """Every position draws from the key of position 0."""
-    right = law.position_keys
-    return mock.patch.object(
-        law,
-        "position_keys",
-        lambda seed, sample, position, stream: right(
-            seed, sample, jnp.zeros_like(position), stream
-        ),
-    )
-
-
-@_fault
-def compaction_off_by_one():
+@_fault(cache_ops, "compact", caught_by=THE_REPLAY)
+def compaction_off_by_one(right):
     """The accepted path lands one slot late, behind a second copy of its root."""
-    right = cache_ops.compact
 
     def wrong(array, start, path, window):
         late = jnp.concatenate([path[:, :1], path[:, :-1]], axis=1)
         return right(array, start, late, window)
 
-    return mock.patch.object(cache_ops, "compact", wrong)
+    return wrong
 
 
-@_fault
-def stop_token_in_draft_ignored():
+@_fault(walk_rule, "reason_to_stop", caught_by=THE_REPLAY)
+def stop_token_in_draft_ignored(right):
     """The walk goes down through an accepted stop token."""
-    right = walk_rule.reason_to_stop
 
     def wrong(token, is_bad, text_length, sampling):
         reason = right(token, is_bad, text_length, sampling)
         return jnp.where(reason == StopReason.STOP_TOKEN, StopReason.NONE.value, reason)
 
-    return mock.patch.object(walk_rule, "reason_to_stop", wrong)
+    return wrong
 
 
-@_fault
-def other_tokenizer_taken():
+@_fault(draft_model, "check_same_tokenizer", caught_by=THE_REFUSAL)
+def other_tokenizer_taken(right):
     """A drafter whose token ids mean something else is not refused."""
-    return mock.patch.object(draft_model, "check_same_tokenizer", lambda target, drafter: None)
+    return lambda target, drafter: None
+
+
+def strangers_are_refused() -> CheckResult:
+    """Draft models of another tokenizer, or another vocabulary, are a mistake that is named."""
+    target = tiny_target(n_layers=1, width=16, mlp_width=16)
+    words = [f"w{i}" for i in range(target.vocab_size)]
+    smaller = tiny_target(n_layers=1, width=16, mlp_width=16, vocab_size=53)
+    strangers = {
+        "permuted tokens": (target, [*words[1:], words[0]]),
+        "other words": (target, [word.upper() for word in words]),
+        "a smaller vocabulary": (smaller, None),
+    }
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        ours = load_target(_checkpoint(Path(folder) / "target", target, words))
+        same = _checkpoint(Path(folder) / "same", target, words)
+        load_drafter("draft-model", same, target=ours)
+        for name, (model, its_words) in strangers.items():
+            directory = _checkpoint(Path(folder) / name, model, its_words)
+            try:
+                load_drafter("draft-model", directory, target=ours)
+            except UserError:
+                continue
+            problems.append(f"a drafter with {name} was taken")
+    return CheckResult(problems=tuple(problems), note=f"{len(strangers)} strangers")
+
+
+def _checkpoint(directory: Path, model: Target, words: list[str] | None) -> Path:
+    """Write a tiny checkpoint, with a tokenizer of these words."""
+    write_checkpoint(directory, model.params, model.model.config)
+    if words is not None:
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+
+        tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, words[0]))
+        tokenizer.save(str(directory / "tokenizer.json"))
+    return directory

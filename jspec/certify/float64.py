@@ -4,22 +4,37 @@
 
 Arguments: `data,layer,tensor=name,name,...`, a mesh and drafters of the roster, any number; a
 fourth number is the batch size, 8 if not given. One JSON object is printed.
+
+In reading order: `strictly_equal`, which starts the process; `main`, which is the process; and the
+grid of EasySpec's settings, in which every two values of any two factors meet in some case.
+
+Source: pairwise covering, the greedy way (Cohen et al., "The AETG system", 1997).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jspec.certify.records import CheckResult
-from jspec.certify.roster import ROSTER
+from jspec.certify import proof
+from jspec.certify.certificate import CheckResult
+from jspec.certify.roster import ROSTER, entry
+from jspec.checkpoints.target import Target
+from jspec.console.compile_cache import keep_compiled_programs
+from jspec.drafters.base import LoadedDrafter
+from jspec.drafters.easyspec.layer_parallel import Parallelism
+from jspec.sharding import make_mesh
 from jspec.testing.compile_options import light, xla_flags
+from jspec.testing.models import on_mesh, tiny_target
 
 DEVICES = 8
 _ALL = ",".join(entry.name for entry in ROSTER)
@@ -27,8 +42,8 @@ CASES = (f"1,1,1={_ALL}", "1,1,2=oracle-tree", "2,2,2=none,draft-model-tree", "8
 FEW = ("2,2,2=oracle-tree",)
 
 
-def strictly_equal(cases: Sequence[str] = CASES, *, is_light: bool = False) -> CheckResult:
-    """Drafters and meshes against plain decoding, token for token, no excuse.
+def strictly_equal(cases: Sequence[str], *, is_light: bool = False) -> CheckResult:
+    """Compare drafters on meshes with plain decoding, token for token, no excuse.
 
     Args:
       is_light: compile fast.
@@ -53,19 +68,12 @@ def strictly_equal(cases: Sequence[str] = CASES, *, is_light: bool = False) -> C
 
 
 def main(cases: Sequence[str]) -> None:
+    """Decode every case, and print where it differs from plain decoding on one device."""
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    import jax.numpy as jnp
-
-    from jspec.certify import proof
-    from jspec.certify.roster import entry
-    from jspec.console.compile_cache import keep_compiled_programs
-    from jspec.sharding import make_mesh
-    from jspec.testing.models import on_mesh, tiny_target
-
     keep_compiled_programs()
     sizes = {"n_heads": 8, "n_kv_heads": 8, "head_dim": 4, "vocab_size": 64}
     alone = tiny_target(dtype=jnp.float64, **sizes)
@@ -78,22 +86,71 @@ def main(cases: Sequence[str]) -> None:
         data, layer, tensor, *batch = (int(n) for n in mesh_sizes.split(","))
         target = on_mesh(alone, make_mesh(data=data, layer=layer, tensor=tensor))
         for name in names.split(","):
-            found = entry(name)
-            drafter = found.make(target if found.is_placed else alone, texts)
-            if not found.is_placed:
-                whole = _on_every_device(drafter.params, target.mesh)
-                drafter = dataclasses.replace(drafter, params=whole)
+            drafter = _drafter(name, alone, target, texts)
             results = proof.decode(target, requests, drafter, batch_size=(*batch, 8)[0])
             problems[f"{mesh_sizes} {name}"] = proof.unequal(results, plain)
     n_tokens = sum(len(result.tokens) for result in plain)
     print(json.dumps({"n_tokens": n_tokens, "problems": problems}))
 
 
-def _on_every_device(params, mesh):
-    """Every device holds all of the drafter."""
-    from jax.sharding import NamedSharding, PartitionSpec
+def _drafter(name: str, alone: Target, target: Target, texts) -> LoadedDrafter:
+    """Make a drafter of the roster for a target on a mesh; every device holds all of its weights.
 
-    return jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    EasySpec places its weights by itself.
+    """
+    found = entry(name)
+    if found.method == "easyspec":
+        return found.make(target, texts)
+    drafter = found.make(alone, texts)
+    everywhere = NamedSharding(target.mesh, PartitionSpec())
+    return dataclasses.replace(drafter, params=jax.device_put(drafter.params, everywhere))
+
+
+# --- the grid ------------------------------------------------------------------------------------
+
+Case = Mapping[str, str]
+
+FACTORS: Mapping[str, tuple[str, ...]] = {
+    "plan": tuple(plan.value for plan in Parallelism),
+    "mesh": ("1,1,1", "1,2,1", "1,2,2", "1,4,2", "2,2,2"),
+    "calibration": ("never", "prefill", "mismatch", "round"),
+    "size": ("1", "2", "3", "5"),
+    "width": ("1", "2", "3"),
+    "batch": ("1", "8"),
+}
+"""Cases of a drafter of six layers. All temperatures and filters are in the rows of every case."""
+
+
+def covering() -> tuple[Case, ...]:
+    """Choose cases in which all possible pairs meet; each next one has the most that are new."""
+    cases = [
+        case
+        for values in itertools.product(*FACTORS.values())
+        if _is_possible(case := dict(zip(FACTORS, values, strict=True)))
+    ]
+    missing, chosen = {pair for case in cases for pair in pairs(case)}, []
+    while missing:
+        best = max(cases, key=lambda case: len(missing & set(pairs(case))))
+        missing -= set(pairs(best))
+        chosen.append(best)
+    return tuple(chosen)
+
+
+def pairs(case: Case) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    """Values of two factors that meet in a case."""
+    return itertools.combinations(case.items(), 2)
+
+
+def _is_possible(case: Case) -> bool:
+    """Plan A puts layers beside each other, and rows are split over `data`."""
+    data, layer, _ = map(int, case["mesh"].split(","))
+    return (layer > 1 or not case["plan"].startswith("A")) and int(case["batch"]) % data == 0
+
+
+def argument_of(case: Case) -> str:
+    """Write a case as an argument of this module: mesh, batch, and the drafter."""
+    options = ":".join(f"{key}={case[key]}" for key in ("plan", "size", "width", "calibration"))
+    return f"{case['mesh']},{case['batch']}=easyspec:{options}"
 
 
 if __name__ == "__main__":

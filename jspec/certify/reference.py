@@ -1,6 +1,6 @@
 """The law and the target once more, in NumPy and float64, from their definitions alone.
 
-Nothing here calls JAX or the library's arithmetic, so that a fault which plain and speculative
+Nothing here uses JAX's or the library's arithmetic, so that a fault which plain and speculative
 decoding share (a rotation, a head's group, a cache slot, a stream of the noise) is seen too.
 In reading order: the noise, the filters, the decoder, the weights it reads.
 
@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jspec.checkpoints.layouts import HUGGING_FACE
 from jspec.checkpoints.target import Target
 from jspec.models.config import DecoderConfig, RopeKind
 
@@ -177,27 +179,12 @@ def _rotated(x: np.ndarray, theta: float) -> np.ndarray:
 
 # --- weights -------------------------------------------------------------------------------------
 
-_TOP = {"embedding": "embed_tokens.weight", "norm": "norm.weight"}
-_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-
 
 def weights_in_memory(target: Target) -> Weights:
-    """The weights of a tiny model that came from no file."""
-    params: Any = target.params
-    found = {f"model.{name}": _wide(params[ours]) for ours, name in _TOP.items()}
-    if params.get("head_weight") is not None:
-        found["lm_head.weight"] = _wide(params["head_weight"]).T
-    for i, layer in enumerate(params["layers"]):
-        for ours, theirs in _NORMS.items():
-            found[f"model.layers.{i}.{theirs}.weight"] = _wide(layer[ours])
-        for part, folder in (("attention", "self_attn"), ("mlp", "mlp")):
-            for name, value in layer[part].items():
-                if value is None:
-                    continue
-                stem, _, kind = name.partition("_")
-                theirs = f"{name}.weight" if kind == "norm" else f"{stem}_proj.{kind or 'weight'}"
-                found[f"model.layers.{i}.{folder}.{theirs}"] = _wide(value).T
-    return found
+    """The weights of a tiny model that came from no file, as its checkpoint would have them."""
+    stored = jax.tree.leaves(HUGGING_FACE.stored(target.model.config))
+    leaves = map(_wide, jax.tree.leaves(target.params))
+    return {each.name: each.save(leaf) for each, leaf in zip(stored, leaves, strict=True)}
 
 
 def weights_on_disk(directory: Path) -> Weights | None:

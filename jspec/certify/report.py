@@ -1,4 +1,4 @@
-"""The certificate on a terminal, one page, failures first."""
+"""What people read of a certificate: a page on the terminal, and one HTML file; failures first."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jspec.certify.certificate import TIERS, Certificate, outcome_of, tokens_of
+from jspec.bench.report.render import render
+from jspec.certify.certificate import Certificate
 
 _NARROWEST = 60
 
 
 def print_certificate(certificate: Certificate, console: Console) -> None:
-    """Verdict, table, facts."""
+    """Print verdict, table and facts."""
     colour = "green" if certificate.has_passed else "red" if certificate.failures else "yellow"
     title = f"Losslessness certificate: {certificate.title}"
     console.print(f"[bold]{escape(title)}[/bold]")
     console.print(f"[bold {colour}]{escape(certificate.verdict)}[/bold {colour}]")
     console.print(escape(certificate.totals))
-    console.print(table_of(certificate, is_narrow=console.width < _NARROWEST))
+    console.print(_table(certificate, is_narrow=console.width < _NARROWEST))
     for name, value in certificate.facts.items():
         if value:
             console.print(f"[dim]{escape(name)}: {escape(value)}[/dim]")
 
 
-def table_of(certificate: Certificate, *, is_narrow: bool = False) -> Table:
+def _table(certificate: Certificate, *, is_narrow: bool) -> Table:
     """A row for every check that is done."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
@@ -33,13 +34,16 @@ def table_of(certificate: Certificate, *, is_narrow: bool = False) -> Table:
     table.add_column("s", justify="right", no_wrap=True)
     if not is_narrow:
         table.add_column("what was found", ratio=1)
-    tier = None
-    for record in certificate.in_order:
-        section = "Failures" if not record.has_passed else TIERS[record.tier]
-        if section != tier:
-            table.add_row("", f"[bold]{escape(section)}[/bold]")
-            tier = section
-        mark = "[green]pass[/green]" if record.has_passed else "[red]FAIL[/red]"
-        cells = [mark, escape(record.name), tokens_of(record), f"{record.seconds:.1f}"]
-        table.add_row(*cells, *([] if is_narrow else [escape(outcome_of(record))]))
+    for section, records in certificate.sections.items():
+        table.add_row("", f"[bold]{escape(section)}[/bold]")
+        for record in records:
+            mark = "[green]pass[/green]" if record.has_passed else "[red]FAIL[/red]"
+            cells = [mark, escape(record.name), record.tokens, f"{record.seconds:.1f}"]
+            table.add_row(*cells, *([] if is_narrow else [escape(record.outcome)]))
     return table
+
+
+def page_of(certificate: Certificate) -> str:
+    """Write the certificate as one file that needs nothing else: light and dark, any width."""
+    kind = "good" if certificate.has_passed else "bad" if certificate.failures else "wait"
+    return render("jspec/certify/certificate.html.j2", certificate=certificate, kind=kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import sys
 import time
@@ -11,48 +13,51 @@ from typing import Any
 
 from rich.console import Console
 
-from jspec.certify.certificate import Certificate, facts_of_machine
+import jspec
+from jspec.certify.certificate import (
+    Certificate,
+    Check,
+    CheckRecord,
+    CheckResult,
+    facts_of_machine,
+    record_of,
+)
 from jspec.certify.checks import all_checks
-from jspec.certify.journal import CheckJournal, fingerprint_of, source_digest
-from jspec.certify.page import page_of
-from jspec.certify.records import Check, CheckResult, Record, record_of
-from jspec.certify.report import print_certificate
-from jspec.certify.subject import CertifyOptions, Subject
+from jspec.certify.options import CertifyOptions
+from jspec.certify.report import page_of, print_certificate
+from jspec.certify.subject import Subject
 from jspec.console.log import Failure, Log
 from jspec.console.progress import Progress
+from jspec.records import RecordFile, whole_records
 from jspec.testing.programs import forget_when_many
 
+NAME = "checks.jsonl"
 
-def run(asked: CertifyOptions, *, title: str, out: Path, is_quick: bool, as_json: bool) -> int:
+
+def run(options: CertifyOptions, *, title: str, out: Path, as_json: bool) -> int:
     """Do all checks and write the certificate; returns 0 if all passed, else 1.
 
     Raises:
       UserError: found before anything has run.
     """
     log = Log()
-    subject = Subject(asked)
-    machine = facts_of_machine()
-    checks = all_checks(subject, is_quick=is_quick)
-    facts = _facts(asked, subject, machine, is_quick)
-    journal = CheckJournal(out, fingerprint_of(facts))
+    subject = Subject(options)
+    checks = all_checks(subject)
+    facts = facts_of(subject)
+    journal = CheckJournal(out, fingerprint_of(facts | _everything(subject)))
     if journal.starts_anew:
         log.note(f"{out} has checks of other settings, versions or sources: starting anew")
     elif journal.done:
         log.note(f"{len(journal.done)} of {len(checks)} checks are done already, in {out}")
-    told = {name: str(value) for name, value in facts.items() if name not in _NOT_TOLD}
     try:
         do_all(checks, journal, log)
     except KeyboardInterrupt:
         log.note(f"{len(journal.done)} of {len(checks)} checks are done; start again to go on")
         raise
     finally:
-        certificate = Certificate(
-            title=title,
-            facts=told,
-            records=tuple(journal.done[c.name] for c in checks if c.name in journal.done),
-            n_checks=len(checks),
-        )
-        if certificate.records:
+        records = tuple(journal.done[c.name] for c in checks if c.name in journal.done)
+        certificate = Certificate(title=title, facts=facts, records=records, n_checks=len(checks))
+        if records:
             write(certificate, out)
     if as_json:
         print(json.dumps(certificate.as_json()), flush=True)
@@ -63,28 +68,81 @@ def run(asked: CertifyOptions, *, title: str, out: Path, is_quick: bool, as_json
     return 0 if certificate.has_passed else 1
 
 
-_NOT_TOLD = ("config", "requests")
-
-
-def _facts(
-    asked: CertifyOptions, subject: Subject, machine: dict[str, str], is_quick: bool
-) -> dict[str, Any]:
-    """Everything that could change what a check finds."""
+def facts_of(subject: Subject) -> dict[str, str]:
+    """What a reader is told of what was certified, and where."""
+    options, config = subject.options, subject.options.config
+    digests = {name: digest or "unread" for name, digest in subject.models.digests().items()}
     return {
-        "scope": "quick" if is_quick else "full",
-        "target": str(asked.config.target),
+        "scope": "quick" if options.is_quick else "full",
+        "target": str(config.target),
         "drafters": ", ".join(subject.models.drafters),
-        "prompts": f"{len(subject.requests)} of {asked.prompts or 'the built-in ones'}",
-        "new tokens": asked.max_new_tokens,
-        "batch sizes": ", ".join(map(str, asked.batch_sizes)),
-        "dtype": asked.config.dtype,
-        "seed": asked.config.seed,
+        "prompts": f"{len(subject.requests)} of {options.prompts or 'the built-in ones'}",
+        "new tokens": str(options.max_new_tokens),
+        "batch sizes": ", ".join(map(str, options.batch_sizes)),
+        "dtype": config.dtype,
+        "seed": str(config.seed),
         "source": source_digest()[:16],
-        "weights": ", ".join(f"{name} {digest[:12]}" for name, digest in subject.digests.items()),
-        **machine,
-        "config": asked.config.model_dump(mode="json"),
+        "weights": ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items()),
+        **facts_of_machine(),
+    }
+
+
+def _everything(subject: Subject) -> dict[str, Any]:
+    """What else could change what a check finds."""
+    return {
+        "config": subject.options.config.model_dump(mode="json"),
         "requests": [list(request.tokens) for request in subject.requests],
     }
+
+
+def fingerprint_of(facts: dict[str, Any]) -> str:
+    """Digest JSON values; equal facts, equal digest."""
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def source_digest() -> str:
+    """Digest every Python file of the package, with its place."""
+    package = Path(jspec.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode("utf-8") + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+class CheckJournal:
+    """Records of one fingerprint in `checks.jsonl`; each is on disk before the next check starts.
+
+    Attributes:
+      done: records by the name of their check.
+      starts_anew: the folder has records of another fingerprint, which the first new one replaces.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str):
+        self.done: dict[str, CheckRecord] = {}
+        self._path, self._fingerprint = folder / NAME, fingerprint
+        lines = list(whole_records(self._path))
+        for line, _ in lines:
+            if line.get("fingerprint") == fingerprint:
+                record = CheckRecord.model_validate(line["record"])
+                self.done[record.name] = record
+        self.starts_anew = bool(lines) and not self.done
+        self._size = lines[-1][1] if self.done else 0
+        self._is_cut = False
+
+    def add(self, record: CheckRecord) -> None:
+        """Write a record; what the file has beside those that are done goes first."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(RecordFile(self._path)) as file:
+                if not self._is_cut:
+                    file.truncate(self._size)
+                file.append({"fingerprint": self._fingerprint, "record": record.as_json()})
+        except OSError as error:
+            raise Failure(f"{self._path} cannot be written ({error.strerror})") from None
+        self._is_cut, self.starts_anew = True, False
+        self.done[record.name] = record
 
 
 def do_all(checks: Sequence[Check], journal: CheckJournal, log: Log) -> None:
@@ -103,7 +161,7 @@ def do_all(checks: Sequence[Check], journal: CheckJournal, log: Log) -> None:
         forget_when_many()
 
 
-def do(check: Check) -> Record:
+def do(check: Check) -> CheckRecord:
     """One check. An error of its own is a failure: it has shown nothing."""
     started = time.perf_counter()
     try:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jspec.certify import reference
+from jspec.certify.certificate import CheckResult
 from jspec.certify.proof import SETTINGS
-from jspec.certify.records import CheckResult
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule
 from jspec.state import Context, Draft, StopReason

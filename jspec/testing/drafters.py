@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jspec import law
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import DraftSize, LoadedDrafter, chain_size
 from jspec.ops import trees
 from jspec.state import Draft
@@ -153,19 +155,18 @@ class RandomTrees:
         return state + verdict.n_emitted
 
 
-def oracle(texts, *, vocab_size: int, **options) -> LoadedDrafter:
-    """An oracle that knows these texts (prompt and continuation, sequences of token ids)."""
-    width = max(len(text) for text in texts)
-    table = np.full((len(texts), width), -1, np.int32)
+def oracle(target: Target, texts: Sequence[Sequence[int]], **options) -> LoadedDrafter:
+    """Make an oracle that knows these texts (prompt and continuation, token ids)."""
+    table = np.full((len(texts), max(map(len, texts))), -1, np.int32)
     for row, text in enumerate(texts):
         table[row, : len(text)] = text
-    drafter = Oracle(vocab_size=vocab_size, **options)
+    drafter = Oracle(vocab_size=target.vocab_size, **options)
     return LoadedDrafter(name="oracle", drafter=drafter, params=jnp.asarray(table))
 
 
-def random_trees(*, vocab_size: int, **options) -> LoadedDrafter:
-    """Guesses; no parameters."""
-    drafter = RandomTrees(vocab_size=vocab_size, **options)
+def random_trees(target: Target, texts: Sequence[Sequence[int]] = (), **options) -> LoadedDrafter:
+    """Make a drafter that guesses; it has no parameters."""
+    drafter = RandomTrees(vocab_size=target.vocab_size, **options)
     return LoadedDrafter(name="random", drafter=drafter, params=())
 
 

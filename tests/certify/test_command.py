@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from jspec.certify import checks, cli, faults, run
-from jspec.certify.records import Check, CheckResult
+from jspec.certify.certificate import Check, CheckResult
 from jspec.certify.roster import ROSTER
 from jspec.certify.subject import SETTINGS, Subject
 from jspec.console import log
@@ -44,7 +44,7 @@ def certify(monkeypatch, tmp_path):
     def start(*found: CheckResult | BaseException, argv=()) -> tuple[int, list[str]]:
         calls: list[str] = []
         own = [check(f"check {i}", each, calls) for i, each in enumerate(found)]
-        monkeypatch.setattr(run, "all_checks", lambda models, is_quick: own)
+        monkeypatch.setattr(run, "all_checks", lambda subject: own)
         code = cli.main(["--quick", "--out", str(tmp_path), *argv])
         return code, calls
 
@@ -53,8 +53,8 @@ def certify(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("is_quick", [True, False])
 def test_all_faults_are_planted_and_judged_by_checks_that_are_done(is_quick):
-    asked = cli.make_asked(cli.make_parser().parse_args(["--quick"] if is_quick else []))
-    found = checks.all_checks(Subject(asked), is_quick=is_quick)
+    options = cli.make_options(cli.make_parser().parse_args(["--quick"] if is_quick else []))
+    found = checks.all_checks(Subject(options))
     names = [check.name for check in found]
     assert len(set(names)) == len(names)
     planted = [check for check in found if check.tier == "fault"]
@@ -66,11 +66,11 @@ def test_all_faults_are_planted_and_judged_by_checks_that_are_done(is_quick):
 
 
 def test_the_quick_list_has_all_drafters_and_one_entry_of_each_method():
-    models = Subject(cli.make_asked(cli.make_parser().parse_args(["--quick"])))
+    models = Subject(cli.make_options(cli.make_parser().parse_args(["--quick"])))
     assert len({(r.temperature, r.top_k, r.top_p, r.min_p) for r in models.requests}) == len(
         SETTINGS
     )
-    names = {check.name for check in checks.all_checks(models, is_quick=True)}
+    names = {check.name for check in checks.all_checks(models)}
     for drafter in ("prompt-lookup", "draft", "draft-tree", "draft-deep"):
         assert {f"{drafter}, batch 8", f"{drafter} by the reference"} <= names
     quick = [entry for entry in ROSTER if entry.is_quick]
@@ -83,13 +83,13 @@ def test_the_quick_list_has_all_drafters_and_one_entry_of_each_method():
 
 
 def test_the_models_checks_mix_settings_and_go_over_all_drafters_and_batches():
-    models = Subject(cli.make_asked(cli.make_parser().parse_args([])))
+    models = Subject(cli.make_options(cli.make_parser().parse_args([])))
     assert len(models.requests) == 40
     assert len({(r.temperature, r.top_k, r.top_p, r.min_p) for r in models.requests}) == len(
         SETTINGS
     )
     assert {bool(r.stop_ids) for r in models.requests} == {True, False}
-    names = {check.name for check in checks.all_checks(models, is_quick=False)}
+    names = {check.name for check in checks.all_checks(models)}
     for drafter in ("prompt-lookup", "draft", "draft-tree", "draft-deep"):
         assert {f"{drafter}, batch 1", f"{drafter}, batch 8"} <= names
 
@@ -154,13 +154,13 @@ def test_a_fault_in_the_library_is_1_and_its_check_is_named(
 ):
     """The whole way: a real check, the library broken beneath it, the command's exit code."""
 
-    def one(models, is_quick):
-        return [c for c in checks.all_checks(models, is_quick=is_quick) if c.name == name]
+    def one(subject):
+        return [c for c in checks.all_checks(subject) if c.name == name]
 
     monkeypatch.setattr(run, "all_checks", one)
     assert cli.main(["--quick", "--out", str(tmp_path / "right")]) == 0
     assert "LOSSLESS: 1 checks passed" in capsys.readouterr().out
-    with faults.FAULTS[fault]():
+    with faults.FAULTS[fault].planted():
         assert cli.main(["--quick", "--out", str(tmp_path / "wrong")]) == 1
     told = capsys.readouterr().out
     assert "FAILED: 1 of 1" in told and name in told
@@ -180,7 +180,7 @@ def test_a_long_check_says_that_it_is_at_work(monkeypatch, tmp_path, capsys):
         return CheckResult()
 
     checks_ = [Check(name="the long one", tier="E2", covers="something", run=last)]
-    monkeypatch.setattr(run, "all_checks", lambda models, is_quick: checks_)
+    monkeypatch.setattr(run, "all_checks", lambda subject: checks_)
     monkeypatch.setattr(log, "EVERY_S", 0.001)
     monkeypatch.setattr(log.Log, "note", spy)
     assert cli.main(["--quick", "--out", str(tmp_path)]) == 0

@@ -11,17 +11,20 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from jspec.certify.certificate import Certificate, outcome_of
-from jspec.certify.journal import NAME, CheckJournal, fingerprint_of, source_digest
-from jspec.certify.page import page_of
-from jspec.certify.records import Check, CheckResult, Record, record_of
-from jspec.certify.report import print_certificate
-from jspec.certify.run import do_all
+from jspec.certify.certificate import (
+    Certificate,
+    Check,
+    CheckRecord,
+    CheckResult,
+    record_of,
+)
+from jspec.certify.report import page_of, print_certificate
+from jspec.certify.run import NAME, CheckJournal, do_all, fingerprint_of, source_digest
 from jspec.console.log import Log
 from jspec.testing import programs
 
 
-def record(name: str = "some check", tier: str = "E2", **found) -> Record:
+def record(name: str = "some check", tier: str = "E2", **found) -> CheckRecord:
     is_fault = tier == "fault"
     check = Check(
         name=name,
@@ -49,13 +52,13 @@ def certificate(records=RECORDS, n_checks: int | None = None) -> Certificate:
 
 def test_a_record_survives_json():
     for one in RECORDS:
-        assert Record.from_json(json.loads(json.dumps(one.as_json()))) == one
+        assert CheckRecord.model_validate(json.loads(json.dumps(one.as_json()))) == one
 
 
 def test_of_many_problems_some_are_kept_and_all_are_counted():
     broken = RECORDS[3]
     assert broken.n_problems == 9 and len(broken.problems) == 5
-    assert outcome_of(broken).endswith("; and 4 more")
+    assert broken.outcome.endswith("; and 4 more")
 
 
 def test_verdicts():

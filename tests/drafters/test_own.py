@@ -11,7 +11,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jspec.certify.subject import CertifyOptions, Subject
+from jspec.certify.options import CertifyOptions
+from jspec.certify.subject import Subject
 from jspec.config import InferConfig
 from jspec.drafters import LoadedDrafter, chain_size, check_drafter, load_drafter
 from jspec.drafters.contract import Broken, check_contract
@@ -89,6 +90,7 @@ def test_a_certificate_and_a_config_know_it_too(stutter, model):
     )
     asked = CertifyOptions(
         config=config,
+        is_quick=True,
         drafters=("stutter:load",),
         prompts=None,
         n_prompts=1,

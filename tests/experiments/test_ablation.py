@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -140,9 +141,15 @@ def test_tables_say_costs_and_differences():
 # --- decoding ------------------------------------------------------------------------------------
 
 TARGET = tiny_target(vocab_size=11, n_layers=5, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
-EASYSPEC = untrained_easyspec(3, depth=2, width=2, calibration=Calibration.ROUND)
-DIFFUSPEC = untrained_diffusion(
-    (2, 3), has_ngram=False, is_text_causal=True, prefix=Prefix(windows=(4,), is_enough=True)
+EASYSPEC = functools.partial(
+    untrained_easyspec, size=3, depth=2, width=2, calibration=Calibration.ROUND
+)
+DIFFUSPEC = functools.partial(
+    untrained_diffusion,
+    lengths=(2, 3),
+    has_ngram=False,
+    is_text_causal=True,
+    prefix=Prefix(windows=(4,), is_enough=True),
 )
 
 

@@ -102,8 +102,9 @@ def test_pictures_have_adaptive_lengths_at_their_mean_and_a_curve_a_proxy():
 def test_the_search_alone_is_timed_at_both_temperatures():
     target = tiny_target(vocab_size=11, n_layers=1, width=16, mlp_width=16)
     prefix = Prefix(windows=(4,), is_enough=True)
-    make = untrained_diffusion((3,), has_ngram=False, is_text_causal=True, prefix=prefix)
-    loaded = make(target, ())
+    loaded = untrained_diffusion(
+        target, lengths=(3,), has_ngram=False, is_text_causal=True, prefix=prefix
+    )
     assert all(0 < search_s(loaded, temperature) < 1 for temperature in (0.0, 1.0))
 
 

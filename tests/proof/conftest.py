@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from jspec.certify import tiny
+from jspec.certify.proof import TinyCase
 from jspec.certify.roster import Entry
 
 
@@ -20,5 +20,5 @@ def alone_and_together(entries: Sequence[Entry]) -> list:
 
 
 @pytest.fixture(scope="session")
-def case() -> tiny.TinyCase:
-    return tiny.make_case()
+def case() -> TinyCase:
+    return TinyCase()

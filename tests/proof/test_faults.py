@@ -2,26 +2,27 @@
 
 import pytest
 
-from jspec.certify import checks, faults, planted
+from jspec.certify import checks, faults
+from jspec.certify.proof import TinyCase
 
-SHARED = checks.Tiny(batch_size=8)
-PROBES = checks.probes(SHARED)
+CASE = TinyCase(batch_size=8)
+PROBES = checks.probes(CASE)
 
 
 def test_every_fault_has_its_check():
-    assert set(planted.CAUGHT_BY) == set(faults.FAULTS) == set(faults.MEANING)
-    assert set(planted.CAUGHT_BY.values()) == set(PROBES)
+    assert {fault.caught_by for fault in faults.FAULTS.values()} == set(PROBES)
+    assert all(fault.covers for fault in faults.FAULTS.values())
 
 
 @pytest.mark.grid
 @pytest.mark.parametrize("name", PROBES)
 def test_checks_pass_without_a_fault(name):
-    assert PROBES[name]().problems == ()
+    assert PROBES[name].run().problems == ()
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("name", planted.CAUGHT_BY)
+@pytest.mark.parametrize("name", faults.FAULTS)
 def test_fault_is_caught(name):
-    probe = PROBES[planted.CAUGHT_BY[name]]
-    found = planted.plant(name, probe, lambda: SHARED.case).run()
+    fault = faults.FAULTS[name]
+    found = fault.check(PROBES[fault.caught_by].run, lambda: CASE.plain).run()
     assert found.problems == () and found.note.startswith("seen: ")

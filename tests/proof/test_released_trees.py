@@ -13,7 +13,7 @@ FITTED = trees.parse(["root:3 0:2"])
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("name", trees.shipped_names())
 def test_a_released_tree_changes_no_text(case, name, batch_size):
-    drafter = untrained_falcon(trees.find(name))(case.target, case.texts)
+    drafter = untrained_falcon(case.target, tree=trees.find(name))
     results = proof.decode(case.target, case.requests, drafter, batch_size=batch_size)
     assert proof.replay_all(case.target, case.requests, results).problems == ()
     assert sum(result.stats.draft_tokens_accepted for result in results) > 0
@@ -21,7 +21,7 @@ def test_a_released_tree_changes_no_text(case, name, batch_size):
 
 @pytest.mark.parametrize("block_size", [2, 3, 4])
 def test_a_fitted_tree_changes_no_text(case, block_size):
-    make = untrained_falcon(FITTED, block_size=block_size)
-    results = proof.decode(case.target, case.requests, make(case.target, case.texts))
+    drafter = untrained_falcon(case.target, tree=FITTED, block_size=block_size)
+    results = proof.decode(case.target, case.requests, drafter)
     assert proof.replay_all(case.target, case.requests, results).problems == ()
     assert sum(result.stats.draft_tokens_accepted for result in results) > 0

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from jspec.certify import proof, tiny
+from jspec.certify import proof
 from jspec.certify.roster import ROSTER, entry
 from jspec.state import StopReason
 from tests.proof.conftest import alone_and_together
@@ -17,7 +17,7 @@ JUDGED = [entry for entry in ROSTER if not entry.is_chain or entry.method == "no
 
 @pytest.mark.parametrize("name, batch_size", alone_and_together(JUDGED))
 def test_drafter_says_what_the_target_says(case, name, batch_size):
-    found = tiny.replayed(case, name, batch_size)
+    found = proof.replayed(case, name, batch_size)
     assert found.problems == ()
     assert found.n_tokens > 200
     print(f"{name}: {found.n_tokens} tokens, near-ties {found.near_ties}")

@@ -7,13 +7,11 @@ import lzma
 import pytest
 
 from jspec.certify import proof
-from jspec.certify.roster import entry
+from jspec.certify.roster import entry, untrained_draft_model
 from jspec.checkpoints.target import load_target
 from jspec.drafters.base import LoadedDrafter
-from jspec.drafters.draft_model import draft_model
 from jspec.infer.request import Request
 from jspec.testing import drafters as hostile
-from jspec.testing.models import perturbed
 
 SETTINGS = (
     {},
@@ -52,17 +50,11 @@ def requests_for(prompts, n_new: int) -> list[Request]:
 
 
 def drafters_for(target, texts) -> list[LoadedDrafter]:
-    small = perturbed(target, scale=0.02)
-
-    def small_model(name, **options):
-        drafter = draft_model(small.model, vocab_size=target.vocab_size, **options)
-        return LoadedDrafter(name=name, drafter=drafter, params=small.params)
-
     return [
         entry("prompt-lookup").make(target, texts),
-        small_model("draft-model chain", depth=4),
-        small_model("draft-model tree", depth=4, width=3),
-        hostile.oracle(texts, vocab_size=target.vocab_size, depth=4, width=2, error_every=9),
+        untrained_draft_model(target, scale=0.02, depth=4),
+        untrained_draft_model(target, scale=0.02, depth=4, width=3),
+        hostile.oracle(target, texts, depth=4, width=2, error_every=9),
     ]
 
 

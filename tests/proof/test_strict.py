@@ -2,7 +2,7 @@
 
 import pytest
 
-from jspec.certify import proof, tiny
+from jspec.certify import proof
 from jspec.certify.roster import ROSTER
 from tests.proof.conftest import alone_and_together
 
@@ -11,7 +11,7 @@ CHAINS = [entry for entry in ROSTER if entry.is_chain and entry.method != "none"
 
 @pytest.mark.parametrize("name, batch_size", alone_and_together(CHAINS))
 def test_chains_equal_padded_plain_decoding(case, name, batch_size):
-    found = tiny.bitwise(case, name, batch_size)
+    found = proof.bitwise(case, name, batch_size)
     assert found.problems == ()
     assert found.n_tokens > 200
 
@@ -22,5 +22,5 @@ def test_padded_plain_decoding_follows_the_law(case, batch_size):
     drafters = [entry.make(case.target, case.texts).drafter for entry in CHAINS]
     for depth in {size.max_depth for drafter in drafters for size in drafter.sizes}:
         plain = case.padded(depth, batch_size)
-        found = proof.replay_all(case.target, case.requests, plain, max_length=tiny.MAX_LENGTH)
+        found = proof.replay_all(case.target, case.requests, plain, max_length=proof.MAX_LENGTH)
         assert found.problems == ()

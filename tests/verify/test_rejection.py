@@ -16,7 +16,7 @@ import pytest
 
 from jspec import law
 from jspec.certify import reference
-from jspec.certify.proof import law_problems
+from jspec.certify.exact_law import law_problems
 from jspec.drafters import chain_draft
 from jspec.infer.request import Request
 from jspec.law import Mode, Randomness, Rule, Stream

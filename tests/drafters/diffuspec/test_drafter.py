@@ -40,7 +40,7 @@ NOTHING = PrefixState(
 
 
 def drafter_of(**options: Any) -> DiffuSpec:
-    drafter = untrained_diffusion((MASKS,), has_ngram=False, **options)(TARGET, ()).drafter
+    drafter = untrained_diffusion(TARGET, lengths=(MASKS,), has_ngram=False, **options).drafter
     assert isinstance(drafter, DiffuSpec)
     return drafter
 

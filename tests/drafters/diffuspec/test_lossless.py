@@ -41,7 +41,9 @@ def requests(temperature: float = 1.0, count: int = 9) -> list[Request]:
 
 def knowing(**options: Any) -> LoadedDrafter:
     """The target itself, as a block diffusion model: slot 1 is what the target says."""
-    loaded = untrained_diffusion((3,), is_text_causal=True, has_ngram=False, **options)(TARGET, ())
+    loaded = untrained_diffusion(
+        TARGET, lengths=(3,), is_text_causal=True, has_ngram=False, **options
+    )
     assert isinstance(loaded.drafter, DiffuSpec)
     model = loaded.drafter.model
     config = dataclasses.replace(model.config, mask_id=0, n_ids=TARGET.vocab_size)
@@ -72,7 +74,7 @@ def counted(results: list[Generation]) -> list[tuple]:
     ],
 )
 def test_texts_are_those_of_plain_decoding_and_partly_drafted(options):
-    drafter = untrained_diffusion((2, 4), has_ngram=False, **options)(TARGET, ())
+    drafter = untrained_diffusion(TARGET, lengths=(2, 4), has_ngram=False, **options)
     asked = requests()
     results = decode(drafter, asked)
     replayed = proof.replay_all(TARGET, asked, results)
@@ -109,7 +111,7 @@ def test_a_cache_renewed_every_round_drafts_as_none():
     asked = requests()
 
     def make(prefix):
-        return untrained_diffusion((3,), prefix=prefix, has_ngram=False)(TARGET, ())
+        return untrained_diffusion(TARGET, lengths=(3,), prefix=prefix, has_ngram=False)
 
     renewed = decode(make(Prefix(windows=(4,), refresh_every=1)), asked)
     assert counted(renewed) == counted(decode(make(RECOMPUTE), asked))
@@ -117,7 +119,7 @@ def test_a_cache_renewed_every_round_drafts_as_none():
 
 def test_lengths_move_over_their_whole_range_and_nothing_is_compiled_again():
     moves = SurvivalLength(lengths=(1, 3, 5), costs=(1.2, 1.6, 2.0), smoothing=0.4)
-    drafter = untrained_diffusion((1, 3, 5), has_ngram=False, controller=moves)(TARGET, ())
+    drafter = untrained_diffusion(TARGET, lengths=(1, 3, 5), has_ngram=False, controller=moves)
     engine = Engine(TARGET, drafter, batch_size=1, max_length=48)
     asked = requests(count=8)
     list(engine.run(asked[:1]))
@@ -140,7 +142,7 @@ def test_the_proxy_raises_what_is_accepted():
     texts = [[*r.tokens, *p.tokens] for r, p in zip(asked, plain, strict=True)]
     accepted = []
     for has_ngram in (False, True):
-        drafter = untrained_diffusion((4,), has_ngram=has_ngram)(TARGET, texts)
+        drafter = untrained_diffusion(TARGET, texts, lengths=(4,), has_ngram=has_ngram)
         results = decode(drafter, asked)
         accepted.append(sum(r.stats.draft_tokens_accepted for r in results))
     assert accepted[1] > accepted[0]

@@ -41,7 +41,7 @@ def requests() -> list[Request]:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_texts_are_those_of_plain_decoding_and_partly_drafted(name):
-    drafter = untrained_falcon(TREE, **HEADS[name])(TARGET, ())
+    drafter = untrained_falcon(TARGET, tree=TREE, **HEADS[name])
     asked = requests()
     results = proof.decode(TARGET, asked, drafter, batch_size=3, max_length=48)
     replayed = proof.replay_all(TARGET, asked, results)
@@ -57,7 +57,7 @@ def test_texts_are_those_of_plain_decoding_and_partly_drafted(name):
 
 
 def test_generate_takes_a_loaded_head():
-    drafter = untrained_falcon(TREE)(TARGET, ())
+    drafter = untrained_falcon(TARGET, tree=TREE)
     prompts = [list(request.tokens) for request in requests()[:3]]
     options: dict[str, Any] = dict(max_new_tokens=20, temperature=1.0, max_length=48)
     ours = jspec.generate(TARGET, prompts, drafter=drafter, **options)
