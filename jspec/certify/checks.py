@@ -57,7 +57,7 @@ def probes(case: TinyCase) -> dict[str, Check]:
         Check(faults.THE_REFUSAL, "law", strangers, faults.strangers_are_refused),
         Check(faults.THE_LAW, "E4", covers, law("top-p", "tree")),
         Check(faults.THE_REJECTION, "E4", covers, law("no filter", "rejection")),
-        Check(faults.THE_REPLAY, "E2", mixed, lambda: proof.replayed(case(), "oracle-tree", 8, 12)),
+        Check(faults.THE_REPLAY, "E2", mixed, partial(proof.replayed, case, "oracle-tree", 8, 12)),
     )
     return {check.name: check for check in found}
 

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jspec.bench.report.render import render
 from jspec.certify.certificate import Certificate
+from jspec.console.page import render
 
 _NARROWEST = 60
 
