@@ -1,7 +1,7 @@
 """Reads the text of a compiled program: its instructions, and which of them run in a loop.
 
 In reading order: `Array`, `Instruction`, `read`, which gives all instructions of a text, and what
-the report asks of them: `collectives` and `oversized`.
+the report asks of them: `collectives`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ COLLECTIVES = (
 )
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_NAMED = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_OPERATION = re.compile(r"\s*([\w\-]+)\(")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+"""Name, type, operation, and what it is given: a type has brackets, but no word in front of one."""
+
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
-_OPERAND = re.compile(r"\(\s*(?:[\w\[\],{}:()]+ )?%?([\w.\-]+)")
+_OPERAND = re.compile(r"\s*(?:[\w\[\],{}:()]+ )?%?([\w.\-]+)")
 _ON_CHIP = re.compile(r"S\([1-9]\d*\)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _CHAIN = re.compile(r'chain_id="(\d+)"')
@@ -54,10 +55,6 @@ class Array:
         bits = _BITS.match(self.dtype)
         size = 8 if bits is None else int(bits[1])  # pred, token
         return -(-math.prod(self.dims) * size // 8) if self.dtype != "token" else 0
-
-    @property
-    def squeezed(self) -> tuple[int, ...]:
-        return tuple(size for size in self.dims if size != 1)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.dims))}]"
@@ -111,6 +108,11 @@ class Instruction:
         return sum(array.n_bytes for array in self.results)
 
 
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without its axes of one."""
+    return tuple(size for size in shape if size != 1)
+
+
 def read(text: str) -> list[Instruction]:
     """All instructions of a compiled program, in the order of its text."""
     found = list(_parse(text))
@@ -123,38 +125,20 @@ def _parse(text: str) -> Iterator[Instruction]:
     for line in text.splitlines():
         if header := _HEADER.match(line):
             computation = header[1]
-            continue
-        named = _NAMED.match(line)
-        if named is None:
-            continue
-        end = _end_of_type(line, named.end())
-        operation = _OPERATION.match(line, end)
-        if operation is None:
-            continue
-        op_name = _OP_NAME.search(line, end)
-        operand = _OPERAND.match(line, operation.end() - 1)
-        chain = _CHAIN.search(line, end)
-        yield Instruction(
-            name=named[1],
-            operation=operation[1],
-            arrays=tuple(_arrays(line[named.end() : end])),
-            operand=operand[1] if operand else "",
-            computation=computation,
-            calls=tuple(_calls(line[end:])),
-            op_name=op_name[1].replace("\\'", "'") if op_name else "",
-            chain=chain[1] if chain else "",
-        )
-
-
-def _end_of_type(line: str, start: int) -> int:
-    """A type ends at the first space outside brackets: layouts and tuples have brackets."""
-    depth = 0
-    for place in range(start, len(line)):
-        character = line[place]
-        depth += (character in "([{") - (character in ")]}")
-        if character == " " and depth == 0:
-            return place
-    return len(line)
+        elif found := _INSTRUCTION.match(line):
+            name, type_, operation, given = found.groups()
+            op_name, chain = _OP_NAME.search(given), _CHAIN.search(given)
+            operand = _OPERAND.match(given)
+            yield Instruction(
+                name=name,
+                operation=operation,
+                arrays=tuple(_arrays(type_)),
+                operand=operand[1] if operand else "",
+                computation=computation,
+                calls=tuple(_calls(given)),
+                op_name=op_name[1].replace("\\'", "'") if op_name else "",
+                chain=chain[1] if chain else "",
+            )
 
 
 def _arrays(text: str) -> Iterator[Array]:

@@ -1,261 +1,130 @@
-"""What is known of a compiled step: memory, collectives, work, and arrays that should have stayed.
-
-In reading order: `ProgramMemory`, `Moved`, `StepReport`, `examine`, which fills one from a compiled
-program, and what is said of a step that does not fit.
-"""
+"""What the command tells: lines about the job, tables of its steps, or one JSON object."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-from jax.stages import Compiled
+from rich.console import Console
+from rich.table import Table
 
-from jspec.aot.hlo import (
-    Array,
-    Collectives,
-    Instruction,
-    collective_instructions,
-    collectives,
-    read,
-)
-from jspec.aot.topology import GIB
+from jspec.aot.moved import MovedArray
+from jspec.aot.steps import CompileJob, StepReport
+from jspec.aot.topology import gib, mesh_text
+from jspec.versions import installed
 
-LEAST_BYTES = 2**20
-"""Smaller arrays may move: an activation can have the shape of a small weight."""
+PACKAGES = ("jspec", "jax", "jaxlib", "libtpu")
+"""What compiles; those that are not installed as a package have no version."""
 
-_OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM")
-_VIEWS = ("bitcast", "get-tuple-element", "copy", "copy-start", "copy-done", "reshape", "transpose")
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+WIDE = 200
+"""Columns where nobody looks on: nothing is cut off."""
+
+MOST_MOVED = 8
+"""Lines about arrays that moved; there may be some for every layer."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProgramMemory:
-    """Bytes on one device.
-
-    Attributes:
-      arguments: weights, state and batch.
-      outputs: what is given back; `aliased` of it lies where arguments were donated.
-      temporaries: intermediate arrays.
-      code: the program.
-    """
-
-    arguments: int
-    outputs: int
-    aliased: int
-    temporaries: int
-    code: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+def heading(job: CompileJob) -> list[str]:
+    """What is compiled for what."""
+    topology = job.topology
+    memory = f" of {gib(topology.hbm)}" if topology.hbm else ""
+    devices = f"{topology.name}: {len(topology.devices)} devices{memory}"
+    origins = [f"shapes of {name} from {origin}" for name, origin in job.origins.items()]
+    return [f"{devices}, mesh {mesh_text(job.mesh)}", *origins, *job.notes]
 
 
-@dataclasses.dataclass(frozen=True)
-class Sized:
-    """A weight or a cache array.
-
-    Attributes:
-      whole, part: its shape over all devices, and on one.
-      is_argument: nothing makes it anew, as a round does a cache: an array of this shape that does
-        not come from an argument is another one.
-    """
-
-    what: str
-    whole: tuple[int, ...]
-    part: tuple[int, ...]
-    is_argument: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Moved:
-    """An array as large as a weight or a cache that is gathered or copied.
-
-    Attributes:
-      operation: `all-gather`, `copy` or `write-back`.
-      array: as the program's text has it.
-      what: a weight or cache array of this shape.
-      op_name: the instruction's own account of where it comes from.
-      count: instructions alike.
-    """
-
-    operation: str
-    array: str
-    what: str
-    op_name: str
-    is_in_loop: bool
-    count: int = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """One step, compiled.
-
-    Attributes:
-      memory: None where the compiler found no room and said only `needed`.
-      needed: bytes a device needs.
-      available: bytes a device has; None where that is not known.
-      flops, bytes_accessed: of one device, the body of a loop once; None where XLA does not say.
-      moved: collectives and copies that nobody wants.
-      unread: why the program's text, and so the two before, cannot be had; None where it can.
-      compile_s: seconds to compile; `trace_s` to trace and lower before it.
-    """
-
-    name: str
-    note: str
-    available: int | None
-    needed: int | None
-    memory: ProgramMemory | None
-    collectives: tuple[Collectives, ...] = ()
-    moved: tuple[Moved, ...] = ()
-    unread: str | None = None
-    flops: float | None = None
-    bytes_accessed: float | None = None
-    trace_s: float
-    compile_s: float
-
-    @property
-    def fits(self) -> bool:
-        if self.memory is None:
-            return False
-        return self.available is None or self.memory.total <= self.available
-
-    def record(self) -> dict[str, Any]:
-        """For `--json`."""
-        values: dict[str, Any] = dataclasses.asdict(self) | {"fits": self.fits}
-        if self.memory is not None:
-            values["memory"]["total"] = self.memory.total
-        return values
-
-
-def memory_of(compiled: Compiled) -> ProgramMemory:
-    """The allocator's account of a program."""
-    stats: Any = compiled.memory_analysis()
-    return ProgramMemory(
-        arguments=stats.argument_size_in_bytes,
-        outputs=stats.output_size_in_bytes,
-        aliased=stats.alias_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
-        code=stats.generated_code_size_in_bytes,
+def refusal(job: CompileJob, report: StepReport) -> str:
+    """The one line about a step that does not fit."""
+    needs = f"needs {gib(report.needed)} a device" if report.needed else "needs more memory"
+    has = (
+        f"a {job.topology.chip} device has {gib(job.topology.hbm) if job.topology.hbm else 'less'}"
     )
+    return f"{report.name} does not fit: {needs}, {has}; {job.remedy()}"
 
 
-def work_of(compiled: Compiled) -> tuple[float | None, float | None]:
-    """FLOPs and bytes accessed, where XLA's account of them is sensible."""
-    try:
-        costs: Any = compiled.cost_analysis() or {}
-    except jax.errors.JaxRuntimeError:
-        costs = {}
-    flops, accessed = costs.get("flops", -1.0), costs.get("bytes accessed", -1.0)
-    return (flops if flops > 0 else None), (accessed if accessed > 0 else None)
-
-
-def text_of(compiled: Compiled) -> tuple[str, str | None]:
-    """A program's text, and why there is none: some of a newer compiler's jaxlib cannot read."""
-    try:
-        return compiled.as_text() or "", None
-    except jax.errors.JaxRuntimeError as error:
-        return "", str(error).splitlines()[0]
-
-
-def sized(what: str, tree: Any, *, is_argument: bool = True) -> list[Sized]:
-    """The matrices of a pytree of shapes that have shardings, each shape once."""
-    found: dict[tuple, Sized] = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if leaf.ndim < 2 or leaf.size * leaf.dtype.itemsize < LEAST_BYTES:
-            continue
-        part = leaf.sharding.shard_shape(leaf.shape)
-        name = f"{what} {jax.tree_util.keystr(path, simple=True, separator='.')}"
-        found.setdefault((leaf.shape, part), Sized(name, leaf.shape, part, is_argument))
-    return list(found.values())
-
-
-def find_moved(instructions: Sequence[Instruction], arrays: Sequence[Sized]) -> list[Moved]:
-    """All-gathers that make whole what was split, and copies of what should stay in its place.
-
-    A copy counts where it has the very shape, a gather also where its axes were exchanged. What
-    goes to the chip's own memory is read and not copied; a whole array that comes back from there
-    is a `write-back`.
-    """
-    gathered = {tuple(sorted(_squeezed(a.whole))): a.what for a in arrays if a.whole != a.part}
-    copied = {_squeezed(a.part): a for a in reversed(arrays)}
-    by_name = {(i.computation, i.name): i for i in instructions}
-    found: dict[Moved, int] = {}
-
-    def add(each: Instruction, operation: str, array: Array, what: str) -> None:
-        one = Moved(operation, str(array), what, each.op_name, each.is_in_loop)
-        found[one] = found.get(one, 0) + 1
-
-    for each in collective_instructions(instructions):
-        for array in each.results if each.kind == "all-gather" else ():
-            if what := gathered.get(tuple(sorted(array.squeezed))):
-                add(each, "all-gather", array, what)
-    for each in instructions:
-        for array in each.results if each.operation in ("copy", "copy-start") else ():
-            like = copied.get(array.squeezed)
-            if like is None or array.is_on_chip:
-                continue
-            source = _argument(each, by_name)
-            if source is not None or not like.is_argument:
-                is_back = any(other.is_on_chip for other in each.arrays)
-                name = source.op_name if source and "[" in source.op_name else like.what
-                add(each, "write-back" if is_back else "copy", array, name)
-    return [dataclasses.replace(one, count=count) for one, count in found.items()]
-
-
-def _argument(
-    each: Instruction, by_name: Mapping[tuple[str, str], Instruction]
-) -> Instruction | None:
-    """The argument of the program, or of a loop, that an instruction views or copies."""
-    source = by_name.get((each.computation, each.operand))
-    while source is not None and source.operation in _VIEWS:
-        source = by_name.get((each.computation, source.operand))
-    return source if source is not None and source.operation == "parameter" else None
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size for size in shape if size != 1)
-
-
-def read_program(compiled: Compiled, arrays: Sequence[Sized]) -> dict[str, Any]:
-    """The fields of a `StepReport` that the program itself tells."""
-    text, unread = text_of(compiled)
-    instructions = read(text)
-    memory, (flops, accessed) = memory_of(compiled), work_of(compiled)
-    return {
-        "memory": memory,
-        "needed": memory.total,
-        "collectives": tuple(collectives(instructions)),
-        "moved": tuple(find_moved(instructions, arrays)),
-        "unread": unread,
-        "flops": flops,
-        "bytes_accessed": accessed,
+def print_json(job: CompileJob, reports: Sequence[StepReport]) -> None:
+    """Print one object to stdout."""
+    record = {
+        "topology": job.topology.name,
+        "devices": len(job.topology.devices),
+        "hbm": job.topology.hbm,
+        "mesh": dict(job.mesh),
+        "shapes": dict(job.origins),
+        "notes": list(job.notes),
+        "versions": dict.fromkeys(PACKAGES) | installed(*PACKAGES),
+        "steps": [report.record() for report in reports],
     }
+    print(json.dumps(record), flush=True)
 
 
-def out_of_memory(error: Exception) -> int | None:
-    """Bytes that the compiler wanted on a device, 0 where it does not say how many.
+def print_tables(reports: Sequence[StepReport]) -> None:
+    """Print memory, collectives, and what moved though it should not, to stdout."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE
+    for report in reports:
+        console.print(f"{report.name}: {report.note}", markup=False)
+    console.print()
+    console.print(_memory_table(reports))
+    console.print()
+    console.print(_collectives_table(reports))
+    for report in reports:
+        moved = _merged(report.moved)
+        if moved:
+            console.print(f"\n{report.name}: moves what should stay", markup=False)
+        for one in moved[:MOST_MOVED]:
+            where = "every iteration" if one.is_in_loop else "once"
+            line = f"{one.count} x {one.operation} of {one.array}, {where}: {one.what}"
+            console.print(f"  {line} ({one.op_name})", markup=False)
+        if len(moved) > MOST_MOVED:
+            console.print(f"  and {len(moved) - MOST_MOVED} more kinds; --json has all")
 
-    None where the error is another one.
-    """
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
-        return None
-    found = _OUT_OF_MEMORY.search(text)
-    if found is None:
-        return 0
-    return int(float(found[1]) * _UNITS[found[2]])
+
+def _memory_table(reports: Sequence[StepReport]) -> Table:
+    def giga(number: float | None) -> str:
+        return "-" if number is None else f"{number / 1e9:,.2f}"
+
+    table = _table("memory a device", *(report.name for report in reports))
+    for field in ("arguments", "outputs", "aliased", "temporaries", "code"):
+        name = "of them aliased" if field == "aliased" else field
+        cells = [gib(getattr(r.memory, field)) if r.memory else "-" for r in reports]
+        table.add_row(name, *cells)
+    table.add_row("total", *(gib(r.needed) if r.needed else "-" for r in reports))
+    table.add_row("device has", *(gib(r.available) if r.available else "?" for r in reports))
+    table.add_row("fits", *("yes" if r.fits else "NO" for r in reports))
+    table.add_row("GFLOP, loops once", *(giga(r.flops) for r in reports))
+    table.add_row("GB accessed, loops once", *(giga(r.bytes_accessed) for r in reports))
+    table.add_row("trace + compile, s", *(f"{r.trace_s:.1f} + {r.compile_s:.1f}" for r in reports))
+    return table
 
 
-def gib(n_bytes: float) -> str:
-    """Bytes as a person reads them; chips are sold in units of 2^30."""
-    size = n_bytes / GIB
-    return f"{size:.1f} GB" if size >= 10 else f"{size:.2f} GB" if size >= 0.1 else _mib(n_bytes)
+def _collectives_table(reports: Sequence[StepReport]) -> Table:
+    table = _table("step", "collective", "where", "count", "bytes a device")
+    for report in reports:
+        for each in report.collectives:
+            where = "in a loop" if each.is_in_loop else "once"
+            table.add_row(report.name, each.kind, where, str(each.count), gib(each.n_bytes))
+        if report.unread is not None:
+            table.add_row(report.name, "not known: the program cannot be read", "", "", "")
+        elif report.memory is not None and not report.collectives:
+            table.add_row(report.name, "none", "", "", "")
+    return table
 
 
-def _mib(n_bytes: float) -> str:
-    size = n_bytes / 2**20
-    return f"{size:.1f} MB" if size >= 0.1 else f"{n_bytes / 1024:.1f} kB"
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _merged(moved: Sequence[MovedArray]) -> list[MovedArray]:
+    """Those of all layers in one, and those in loops first."""
+    counts: collections.Counter[MovedArray] = collections.Counter()
+    for one in moved:
+        what = re.sub(r"(layers'\])\[\d+\]", r"\1[*]", one.what)
+        counts[dataclasses.replace(one, what=what, count=1)] += one.count
+    merged = [dataclasses.replace(one, count=count) for one, count in counts.items()]
+    return sorted(merged, key=lambda one: not one.is_in_loop)

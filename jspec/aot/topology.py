@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -40,25 +41,21 @@ class Topology:
     devices: tuple[Any, ...]
     hbm: int | None
 
-    @property
-    def platform(self) -> str:
-        return self.devices[0].platform
 
-
-def set_environment(environment: Any = os.environ) -> None:
+def set_environment() -> None:
     """What JAX and libtpu are told before they start: no device is needed, and none is asked for.
 
     Compiling uses no device, so that several processes may do it at once.
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # seconds are to be the compiler's
-    environment["TPU_SKIP_MDS_QUERY"] = "1"
-    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    environment.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    environment.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    environment.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any; spares a warning
-    environment.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any; spares a warning
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 def find_topology(name: str) -> Topology:
@@ -109,5 +106,35 @@ def default_mesh(n_devices: int, n_heads: int) -> dict[str, int]:
     return {"data": n_devices // tensor, "layer": 1, "tensor": tensor}
 
 
+def choose_mesh(
+    sizes: dict[str, int], fallback: dict[str, int], topology: Topology, *, is_asked: bool
+) -> tuple[dict[str, int], list[str]]:
+    """The mesh of these sizes where it has all devices, else `fallback`; and why.
+
+    Args:
+      is_asked: the user asked for these sizes, rather than the config.
+
+    Raises:
+      UserError: a mesh that was asked for and has another number of devices.
+    """
+    there, wanted = len(topology.devices), math.prod(sizes.values())
+    if wanted == there or min(sizes.values()) < 1:
+        return sizes, []
+    if is_asked:
+        raise UserError(
+            f"mesh {mesh_text(sizes)} has {wanted} devices and {topology.name} has {there}; give "
+            "a mesh of all of them, or another topology"
+        )
+    return fallback, [f"mesh {mesh_text(fallback)} rather than the config's, which has {wanted}"]
+
+
 def mesh_text(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
+def gib(n_bytes: float) -> str:
+    """Bytes as a person reads them; chips are sold in units of 2^30."""
+    for size, unit in ((n_bytes / GIB, "GB"), (n_bytes / 2**20, "MB")):
+        if size >= 0.1:
+            return f"{size:.2f} {unit}" if unit == "GB" and size < 10 else f"{size:.1f} {unit}"
+    return f"{n_bytes / 1024:.1f} kB"

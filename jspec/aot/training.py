@@ -1,20 +1,25 @@
-"""A training step whose weights are shapes, as the training loop jits it."""
+"""The step of a training recipe as the training loop jits it, with weights that are shapes."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jspec.aot.compiling import Lowering
+from jspec.aot.steps import CompileJob, Lowering
+from jspec.aot.topology import Topology, choose_mesh
 from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.target import abstract_target, check_causal
+from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
+from jspec.config import parse_mesh, parse_sets, resolve
 from jspec.errors import UserError
 from jspec.models.model import build
-from jspec.sharding import TRAINING
+from jspec.sharding import TRAINING, make_training_mesh
 from jspec.train.config import FalconConfig, ModelConfig
 from jspec.train.falcon import head_of, objective_of, trainable_of
 from jspec.train.objective import NextToken, Objective, made_from
@@ -30,46 +35,65 @@ RecipeConfig = ModelConfig | FalconConfig
 KINDS: dict[str, type[RecipeConfig]] = {"model": ModelConfig, "falcon": FalconConfig}
 """Kinds of recipes that have a step to compile."""
 
+Recipe = tuple[Objective, Trainable, Mapping[str, str]]
+"""What is minimised, what is trained, and where the shapes of its models come from.
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a training step is made of.
-
-    Attributes:
-      objective: what it minimises.
-      trainable: what it trains; frozen weights are shapes with their places.
-      origins: models by name, and where their shapes come from; none where the recipe says them.
-    """
-
-    objective: Objective
-    trainable: Trainable
-    origins: Mapping[str, str]
+Frozen weights are shapes with their places. A model whose recipe says its sizes has no origin.
+"""
 
 
-def find_recipe(config: RecipeConfig, mesh: Mesh) -> Recipe:
-    """What a config trains.
+def training_job(
+    args: argparse.Namespace, topology: Topology, path: Path, values: Mapping[str, Any]
+) -> CompileJob:
+    """The one step of a recipe.
+
+    Args:
+      values: of the recipe's file.
 
     Raises:
-      UserError: sizes that make no model, no vocabulary size, or a checkpoint that is not known.
+      UserError: another kind of recipe, flags that it has not, or what is wrong with it; a batch
+        that the mesh does not divide.
     """
-    if isinstance(config, FalconConfig):
-        return _falcon(config, mesh)
-    return _language_model(config, mesh)
+    kind = KINDS.get(str(values.get("kind")))
+    if kind is None:
+        raise UserError(
+            f"{path} is of kind {values.get('kind')!r}; what is compiled is a config that "
+            f"generates, or a recipe of kind {' or '.join(map(repr, KINDS))}"
+        )
+    if args.context is not None:
+        raise UserError("--context is of configs that generate; give --set data.length=N")
+    flags: dict[str, Any] = {} if args.batch_size is None else {"batch_size": args.batch_size}
+    if args.mesh is not None:
+        flags["mesh"] = parse_mesh(args.mesh)
+    sets = parse_sets(args.set, kind)
+    config = resolve(kind, [(str(path), values), ("--set", sets), ("command line", flags)])
+    fallback, asked = {"data": 1, "fsdp": len(topology.devices)}, config.mesh.model_dump()
+    sizes, notes = choose_mesh(asked, fallback, topology, is_asked=args.mesh is not None)
+    mesh = make_training_mesh(**sizes, devices=topology.devices)
+    objective, trainable, origins = (
+        _falcon(config, mesh) if isinstance(config, FalconConfig) else _language_model(config, mesh)
+    )
+    return CompileJob(
+        topology=topology,
+        mesh=sizes,
+        origins=origins or {"model": str(path)},
+        notes=notes,
+        steps=[_step(config, objective, trainable, mesh)],
+        remedy=lambda: "use more devices along fsdp, a smaller micro_batch_size, or remat",
+    )
 
 
 def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
     if (config.init_from is None) == (not config.model):
         raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
     if config.init_from is None:
-        model = model_of(config.model, vocab_size=_vocabulary(config))
-        origins = {}
+        model, origins = model_of(config.model, vocab_size=_vocabulary(config)), {}
     else:
         found = find_checkpoint(config.init_from, downloads=False)
-        model = build(found.config)
-        origins = {config.init_from: found.origin}
+        model, origins = build(found.config), {config.init_from: found.origin}
+    trainable = language_model(model)
     if config.teacher is None:
-        objective = made_from(config, NextToken, model=model, teacher=None)
-        return Recipe(objective=objective, trainable=language_model(model), origins=origins)
+        return made_from(config, NextToken, model=model, teacher=None), trainable, origins
     teacher = abstract_target(
         find_checkpoint(config.teacher, downloads=False),
         dtype=config.compute_dtype,
@@ -77,8 +101,7 @@ def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
         table=TRAINING,
     )
     objective = made_from(config, NextToken, model=model, teacher=teacher.model)
-    trainable = dataclasses.replace(language_model(model), frozen=teacher.params)
-    return Recipe(objective=objective, trainable=trainable, origins=origins)
+    return objective, dataclasses.replace(trainable, frozen=teacher.params), origins
 
 
 def _falcon(config: FalconConfig, mesh: Mesh) -> Recipe:
@@ -86,44 +109,32 @@ def _falcon(config: FalconConfig, mesh: Mesh) -> Recipe:
     check_causal(found)
     target = abstract_target(found, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     head = head_of(config, target.model)
-    return Recipe(
-        objective=objective_of(config, head, target.model, config.steps or SOME_STEPS),
-        trainable=trainable_of(head, target.params),
-        origins={config.target: found.origin},
-    )
+    objective = objective_of(config, head, target.model, config.steps or SOME_STEPS)
+    return objective, trainable_of(head, target.params), {config.target: found.origin}
 
 
 def _vocabulary(config: ModelConfig) -> int:
     """Entries of the recipe's tokenizer, where the model does not say its own."""
     if "vocab_size" in config.model:
         return config.model["vocab_size"]
-    from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(Path(config.tokenizer))
     if tokenizer is None:
         raise UserError("no vocabulary size: give --set model.vocab_size=N")
     return tokenizer.n_ids
 
 
-def training_steps(config: RecipeConfig, recipe: Recipe, mesh: Mesh) -> Iterator[Lowering]:
-    """The one step of a recipe.
-
-    Raises:
-      UserError: a batch that the mesh does not divide.
-    """
-    steps = config.steps or SOME_STEPS
-    setup = set_up(recipe.objective, recipe.trainable, config, mesh, steps=steps)
+def _step(config: RecipeConfig, objective: Objective, trainable: Trainable, mesh: Mesh) -> Lowering:
+    setup = set_up(objective, trainable, config, mesh, steps=config.steps or SOME_STEPS)
     shape = (config.batch_size, config.data.length)
+
+    def place(leaf, where) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=setup.rows)
         for name, dtype in ARRAYS.items()
     }
-    state = jax.tree.map(_place, jax.eval_shape(setup.fresh, None), setup.shardings)
-    frozen = recipe.trainable.frozen
+    state = jax.tree.map(place, jax.eval_shape(setup.fresh, None), setup.shardings)
     micro = config.sequences_at_once
     note = f"{config.batch_size} x {config.data.length} tokens, {micro} sequences at once"
-    yield Lowering("train", note, lambda: setup.train.lower(state, frozen, batch), ())
-
-
-def _place(leaf, where) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    return Lowering("train", note, lambda: setup.train.lower(state, trainable.frozen, batch))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +18,9 @@ import numpy as np
 from jspec.certify import proof, reference
 from jspec.certify.certificate import CheckResult
 from jspec.certify.options import CertifyOptions
-from jspec.certify.prompts import PROMPTS
 from jspec.certify.reference_checks import judged_by_reference
 from jspec.config import drafters_of
-from jspec.console.prompts import from_file, from_texts
+from jspec.console.prompts import from_file
 from jspec.console.session import Session, find_models
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request, Result
@@ -34,6 +35,9 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
 )
 """Prompts take these in turn, so that one batch mixes them."""
+
+OUR_PROMPTS = Path(__file__).with_name("prompts.jsonl")
+"""Questions, stories, lists, code, rubbish; short, so that what is judged is what a model says."""
 
 LARGEST_FOR_REFERENCE = 200_000_000
 """Weights; more of them would take NumPy minutes a text."""
@@ -51,10 +55,8 @@ class Subject:
     def __init__(self, options: CertifyOptions):
         self.options, config = options, options.config
         self.models = find_models(config, drafters_of(config, options.drafters))
-        if options.prompts is not None:
-            conversations = from_file(options.prompts, config)[: options.n_prompts]
-        else:
-            conversations = from_texts(PROMPTS[: options.n_prompts], config)
+        prompts = options.prompts or os.fspath(OUR_PROMPTS)
+        conversations = from_file(prompts, config)[: options.n_prompts]
         self.requests = [
             Request(
                 tokens=turn.tokens,

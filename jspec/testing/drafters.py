@@ -58,27 +58,27 @@ class Oracle:
         return jnp.int32(0)
 
     def propose(self, params, state, context, randomness, size):
-        token, parent = [context.pending], [jnp.zeros_like(context.length)]
-        depth = [0]
-        above = jnp.zeros_like(context.length)
-        for level in range(1, self.depth + 1):
-            place = context.length + level - 1
-            right = _at(state, place)
-            if self.error_every:
-                is_error = place % self.error_every == 0
-                right = jnp.where(is_error, (right + 1) % self.vocab_size, right)
-            first = 1 + (level - 1) * self.width
-            turn = (place * 7) % self.width
-            for rank in range(self.width):
-                token.append((right + rank - turn + self.width * 2) % self.vocab_size)
-                token[-1] = jnp.where(rank == turn, right, token[-1] % self.vocab_size)
-                parent.append(above)
-                depth.append(level)
-            above = first + turn
-        tokens = jnp.stack(token, axis=1).astype(jnp.int32)
-        parents = jnp.stack(parent, axis=1).astype(jnp.int32)
+        level = jnp.arange(self.depth, dtype=jnp.int32)[None, :]
+        place = context.length[:, None] + level
+        index = jnp.clip(place, 0, state.shape[1] - 1)
+        right = jnp.maximum(jnp.take_along_axis(state, index, axis=1), 0)
+        if self.error_every:
+            is_error = place % self.error_every == 0
+            right = jnp.where(is_error, (right + 1) % self.vocab_size, right)
+        # Depth 2, width 3, where the right tokens are siblings 1 and 0 of their levels:
+        #   node     0   1 2 3   4 5 6
+        #   parent   0   0 0 0   2 2 2
+        turn = place * 7 % self.width
+        rank = jnp.arange(self.width, dtype=jnp.int32)[None, None, :]
+        token = (right[:, :, None] + rank - turn[:, :, None]) % self.vocab_size
+        on_script = 1 + level * self.width + turn
+        root = jnp.zeros_like(context.length)[:, None]
+        above = jnp.concatenate([root, on_script[:, :-1]], axis=1)
+        tokens = jnp.concatenate([context.pending[:, None], token.reshape(len(token), -1)], axis=1)
+        parents = jnp.concatenate([root, jnp.repeat(above, self.width, axis=1)], axis=1)
+        depths = jnp.repeat(level + 1, self.width, axis=1)
+        depths = jnp.concatenate([root, jnp.broadcast_to(depths, tokens[:, 1:].shape)], axis=1)
         is_valid = _first_of_each(tokens, parents, jnp.ones(tokens.shape, bool))
-        depths = jnp.broadcast_to(jnp.asarray(depth, jnp.int32)[None], tokens.shape)
         return Draft(
             token=tokens,
             parent=parents,
@@ -168,11 +168,6 @@ def random_trees(target: Target, texts: Sequence[Sequence[int]] = (), **options)
     """Make a drafter that guesses; it has no parameters."""
     drafter = RandomTrees(vocab_size=target.vocab_size, **options)
     return LoadedDrafter(name="random", drafter=drafter, params=())
-
-
-def _at(texts: Int[Array, "B n"], place: Int[Array, " B"]) -> Int[Array, " B"]:
-    index = jnp.clip(place, 0, texts.shape[1] - 1)[:, None]
-    return jnp.maximum(jnp.take_along_axis(texts, index, axis=1)[:, 0], 0)
 
 
 def _first_of_each(

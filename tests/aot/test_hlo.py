@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jspec.aot.hlo import Array, collectives, read
-from jspec.aot.report import find_moved, sized
+from jspec.aot.moved import find_moved
+from jspec.aot.moved import placed as placed_arrays
 from jspec.sharding import make_mesh
 
 LOOP = """\
@@ -147,7 +148,7 @@ def test_a_product_split_over_devices_has_one_all_reduce_and_moves_no_weight():
     found = collectives(read(text))
     assert [(c.kind, c.count, c.n_bytes) for c in found] == [("all-reduce", 1, 4 * WIDTH * 4)]
     assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 1
-    assert not find_moved(read(text), sized("weight", {"up": shapes[1], "down": shapes[2]}))
+    assert not find_moved(read(text), placed_arrays("weight", {"up": shapes[1], "down": shapes[2]}))
 
 
 def test_a_weight_that_is_gathered_is_named():
@@ -160,7 +161,7 @@ def test_a_weight_that_is_gathered_is_named():
         return split_product(x, whole, down)
 
     compiled = jax.jit(gathers).lower(x, up, down).compile()
-    arrays = sized("weight", {"up": up, "down": down})
+    arrays = placed_arrays("weight", {"up": up, "down": down})
     moved = find_moved(read(compiled.as_text() or ""), arrays)
     gathered = [m for m in moved if m.operation == "all-gather"]
     assert [(m.array, m.is_in_loop) for m in gathered] == [(f"f32[{WIDTH},{2 * WIDTH}]", False)]
@@ -209,7 +210,9 @@ def test_a_copy_to_the_chips_own_memory_is_none():
 
     def kinds(type_: str, operation: str) -> list[tuple[str, str]]:
         text = line.format(type=type_, operation=operation)
-        return [(m.operation, m.what) for m in find_moved(read(text), sized("weight", [weight]))]
+        return [
+            (m.operation, m.what) for m in find_moved(read(text), placed_arrays("weight", [weight]))
+        ]
 
     plain, on_chip = "bf16[1024,1024]{0,1}", "bf16[1024,1024]{1,0:T(8,128)S(1)}"
     assert kinds(plain, "copy") == [("copy", "params['w']")]
@@ -225,6 +228,6 @@ def test_an_activation_of_a_weights_shape_is_no_weight():
         "copy(%made)\n  %x = f32",
     )
     shape = placed(PartitionSpec(), 1024, 512)
-    assert not find_moved(read(text), sized("weight", [shape]))
-    found = find_moved(read(text), sized("cache", [shape], is_argument=False))
+    assert not find_moved(read(text), placed_arrays("weight", [shape]))
+    found = find_moved(read(text), placed_arrays("cache", [shape], is_argument=False))
     assert [(m.operation, m.is_in_loop) for m in found] == [("copy", True)]

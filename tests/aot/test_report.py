@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import pytest
 
-from jspec.aot.report import ProgramMemory, StepReport, gib, out_of_memory, text_of, work_of
-from jspec.aot.topology import GIB, check_name, default_mesh
+from jspec.aot.steps import ProgramMemory, StepReport, out_of_memory, text_of, work_of
+from jspec.aot.topology import GIB, check_name, default_mesh, gib
 from jspec.checkpoints.known import KNOWN
 from jspec.models.model import abstract_params, build
 

@@ -1,0 +1,158 @@
+"""Prefill and round of a config that generates, with models that are shapes only."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jspec.aot.moved import placed
+from jspec.aot.steps import CompileJob, Lowering
+from jspec.aot.topology import Topology, choose_mesh, default_mesh, gib
+from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
+from jspec.checkpoints.target import abstract_target, check_causal
+from jspec.config import InferConfig, parse_sets
+from jspec.console.configs import infer_config
+from jspec.drafters import load_drafter
+from jspec.errors import UserError
+from jspec.infer.memory import memory_of
+from jspec.infer.prefill import prompt_bucket
+from jspec.infer.programs import Programs
+from jspec.infer.request import Request, sampling_of
+from jspec.law import Mode, Rule, mode_of
+from jspec.ops.platform import compiling_for
+from jspec.sharding import make_mesh
+from jspec.state import Sampling
+
+ROUNDS = 8
+"""Rounds a dispatch, as the engine has them."""
+
+MAX_STOP_IDS = 8
+
+
+def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
+    """The steps of a config and its flags, as the engine jits them.
+
+    Raises:
+      UserError: what is wrong with them; a batch that the mesh does not divide, a drafter that does
+        not fit the rule.
+    """
+    config, found, capacity = _plan(args)
+    fallback = default_mesh(len(topology.devices), found.config.n_heads)
+    asked = config.mesh.model_dump()
+    sizes, notes = choose_mesh(asked, fallback, topology, is_asked=args.mesh is not None)
+    batch_size, data = config.batch_size, sizes["data"]
+    is_batch_given = args.batch_size is not None or "batch_size" in parse_sets(args.set)
+    if batch_size % data and not is_batch_given:
+        batch_size = -(-batch_size // data) * data
+        notes.append(f"batch size {batch_size}: one that data={data} divides")
+    mesh = make_mesh(**sizes, devices=topology.devices)
+    target = abstract_target(found, dtype=config.dtype, mesh=mesh)
+    before, after = found.config.n_kv_heads, target.model.config.n_kv_heads
+    if before != after:
+        notes.append(f"{before} key/value heads, repeated to {after} for the mesh")
+    drafter = load_drafter(
+        config.drafter, config.drafter_path, target=target, **config.drafter_options
+    )
+    names = [name for name in (config.target, config.drafter_path) if name is not None]
+    programs = Programs(
+        target=target,
+        drafter=drafter,
+        rule=Rule(config.rule),
+        trace=config.trace,
+        loop=None,
+        batch_size=batch_size,
+        capacity=capacity,
+        rounds=ROUNDS,
+    )
+    mode = mode_of(config.temperature, config.top_k, config.top_p, config.min_p)
+    return CompileJob(
+        topology=topology,
+        mesh=sizes,
+        origins={name: find_checkpoint(name, downloads=False).origin for name in names},
+        notes=notes,
+        steps=_steps(programs, mode, args.prompt_tokens),
+        remedy=lambda: _remedy(programs, topology.hbm or 0),
+    )
+
+
+def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
+    """The config with its flags, the target it names, and tokens that a row has room for."""
+    given = {"batch_size": args.batch_size, "max_length": args.context, "mesh": args.mesh}
+    config = infer_config(args.config, args.set, given)
+    assert config.target is not None
+    found = find_checkpoint(config.target, downloads=False)
+    check_causal(found)
+    limit = found.config.max_length
+    capacity = config.max_length or limit
+    if capacity > limit:
+        raise UserError(f"a context of {capacity} is more than the {limit} tokens of {found.name}")
+    if args.prompt_tokens < 1:
+        raise UserError(f"--prompt-tokens must be at least 1, not {args.prompt_tokens}")
+    return config, found, capacity
+
+
+def _steps(programs: Programs, mode: Mode, prompt_tokens: int) -> Iterator[Lowering]:
+    """Prefill and round of an engine, as it jits them."""
+    target, drafter, capacity = programs.target, programs.drafter, programs.capacity
+    width = prompt_bucket(min(prompt_tokens, capacity), capacity)
+    prompt = _prompt(target.mesh, width, capacity)
+    with compiling_for(target.mesh.devices.flat[0].platform):
+        generation = programs.generation_shapes(*prompt)
+    weights = [*placed("weight", target.params), *placed("drafter's weight", drafter.params)]
+    yield Lowering(
+        name="prefill",
+        note=f"a prompt of {width} tokens, room for {capacity}",
+        lower=lambda: programs.lower_prefill(*prompt),
+        arrays=weights,
+    )
+    caches = [
+        *placed("cache", generation.cache, is_argument=False),
+        *placed("drafter's state", generation.drafter, is_argument=False),
+    ]
+    nodes = programs.program(mode).max_nodes
+    yield Lowering(
+        name="round",
+        note=f"{programs.batch_size} x {capacity} tokens, {nodes} nodes a row, {mode.name.lower()}",
+        lower=lambda: programs.lower_chunk(generation, mode),
+        arrays=[*weights, *caches],
+    )
+
+
+def _prompt(mesh: Mesh, width: int, capacity: int) -> tuple[Any, Any, Sampling]:
+    """Shapes of one prompt: tokens, length, settings; all on every device."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def shape(leaf) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+    request = Request(tokens=(0,), max_new_tokens=1)
+    sampling = sampling_of([request], max_length=capacity, max_stop_ids=MAX_STOP_IDS)
+    tokens, length = np.zeros((1, width), np.int32), np.ones((1,), np.int32)
+    return jax.tree.map(shape, (tokens, length, sampling))
+
+
+def _remedy(programs: Programs, room: int) -> str:
+    """The smallest mesh that holds weights and caches, and what else may help."""
+    target, drafter = programs.target, programs.drafter
+    memory = memory_of(target, drafter, batch_size=programs.batch_size, capacity=programs.capacity)
+    heads, now = (
+        target.model.config.n_heads,
+        target.mesh.shape["layer"] * target.mesh.shape["tensor"],
+    )
+    split = (memory.weights + memory.cache) * now
+    beside = memory.total - memory.weights - memory.cache
+    parts = (n for n in range(now + 1, heads + 1) if heads % n == 0)
+    enough = next((n for n in parts if split / n + beside < room), None)
+    remedies = ["a smaller batch or a shorter context"]
+    if enough is not None:
+        size = f"smallest that fits by weights and caches: tensor={enough}"
+        remedies.insert(0, f"a larger mesh ({size})")
+    if memory.drafter > memory.weights:
+        size = f"{gib(memory.drafter)} a device, more than the target's {gib(memory.weights)}"
+        remedies.insert(0, f"a smaller drafter, or split it where it can be ({size})")
+    return f"use {', '.join(remedies)}"
