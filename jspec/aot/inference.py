@@ -19,9 +19,10 @@ from jspec.config import InferConfig, parse_sets
 from jspec.console.configs import infer_config
 from jspec.drafters import load_drafter
 from jspec.errors import UserError
+from jspec.infer.engine import STOP_IDS
+from jspec.infer.executables import Executables
 from jspec.infer.memory import memory_of
 from jspec.infer.prefill import prompt_bucket
-from jspec.infer.programs import Programs
 from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Rule, mode_of
 from jspec.ops.platform import compiling_for
@@ -30,8 +31,6 @@ from jspec.state import Sampling
 
 ROUNDS = 8
 """Rounds a dispatch, as the engine has them."""
-
-MAX_STOP_IDS = 8
 
 
 def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
@@ -59,7 +58,7 @@ def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
         config.drafter, config.drafter_path, target=target, **config.drafter_options
     )
     names = [name for name in (config.target, config.drafter_path) if name is not None]
-    programs = Programs(
+    programs = Executables(
         target=target,
         drafter=drafter,
         rule=Rule(config.rule),
@@ -96,13 +95,13 @@ def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
     return config, found, capacity
 
 
-def _steps(programs: Programs, mode: Mode, prompt_tokens: int) -> Iterator[Lowering]:
+def _steps(programs: Executables, mode: Mode, prompt_tokens: int) -> Iterator[Lowering]:
     """Prefill and round of an engine, as it jits them."""
     target, drafter, capacity = programs.target, programs.drafter, programs.capacity
     width = prompt_bucket(min(prompt_tokens, capacity), capacity)
     prompt = _prompt(target.mesh, width, capacity)
     with compiling_for(target.mesh.devices.flat[0].platform):
-        generation = programs.generation_shapes(*prompt)
+        generation = programs.state_shapes(*prompt)
     weights = [*placed("weight", target.params), *placed("drafter's weight", drafter.params)]
     yield Lowering(
         name="prefill",
@@ -131,12 +130,12 @@ def _prompt(mesh: Mesh, width: int, capacity: int) -> tuple[Any, Any, Sampling]:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
 
     request = Request(tokens=(0,), max_new_tokens=1)
-    sampling = sampling_of([request], max_length=capacity, max_stop_ids=MAX_STOP_IDS)
+    sampling = sampling_of([request], max_length=capacity, max_stop_ids=STOP_IDS)
     tokens, length = np.zeros((1, width), np.int32), np.ones((1,), np.int32)
     return jax.tree.map(shape, (tokens, length, sampling))
 
 
-def _remedy(programs: Programs, room: int) -> str:
+def _remedy(programs: Executables, room: int) -> str:
     """The smallest mesh that holds weights and caches, and what else may help."""
     target, drafter = programs.target, programs.drafter
     memory = memory_of(target, drafter, batch_size=programs.batch_size, capacity=programs.capacity)

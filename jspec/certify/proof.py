@@ -22,7 +22,8 @@ from jspec.drafters import load_drafter
 from jspec.drafters.base import LoadedDrafter
 from jspec.infer.engine import Engine
 from jspec.infer.replay import replay
-from jspec.infer.request import Finished, Request, Result
+from jspec.infer.request import Request
+from jspec.infer.results import Generation
 from jspec.state import StopReason
 from jspec.testing.models import tiny_target
 
@@ -62,22 +63,21 @@ def mixed_requests(target: Target, count: int) -> list[Request]:
 
 def decode(
     target: Target, requests: Sequence[Request], drafter: LoadedDrafter | None = None, **options
-) -> list[Result]:
+) -> list[Generation]:
     """Decode the requests; results are in their order, and `options` are the engine's."""
     settings: dict[str, Any] = {"max_length": MAX_LENGTH, "batch_size": 8} | options
     engine = Engine(target, drafter, **settings)
-    found: dict[int, Result] = {}
+    found: dict[int, Generation] = {}
     streamed: dict[int, tuple[int, ...]] = {}
-    for event in engine.run(requests):
-        if isinstance(event, Finished):
-            found[event.index] = event.result
-        else:
-            streamed[event.index] = streamed.get(event.index, ()) + event.tokens
+    for piece in engine.run(requests):
+        streamed[piece.index] = streamed.get(piece.index, ()) + piece.tokens
+        if piece.generation is not None:
+            found[piece.index] = piece.generation
     assert all(streamed.get(i, ()) == result.tokens for i, result in found.items())
     return [found[i] for i in range(len(requests))]
 
 
-def texts_of(requests: Sequence[Request], results: Sequence[Result]) -> list[tuple[int, ...]]:
+def texts_of(requests: Sequence[Request], results: Sequence[Generation]) -> list[tuple[int, ...]]:
     """Prompts with their continuations."""
     return [r.tokens + result.tokens for r, result in zip(requests, results, strict=True)]
 
@@ -85,7 +85,7 @@ def texts_of(requests: Sequence[Request], results: Sequence[Result]) -> list[tup
 # --- any texts -----------------------------------------------------------------------------------
 
 
-def unequal(ours: Sequence[Result], plain: Sequence[Result]) -> list[str]:
+def unequal(ours: Sequence[Generation], plain: Sequence[Generation]) -> list[str]:
     """Where tokens, stop reasons, log-probabilities or gaps are not bit for bit the same."""
     problems = []
     for i, (a, b) in enumerate(zip(ours, plain, strict=True)):
@@ -94,7 +94,7 @@ def unequal(ours: Sequence[Result], plain: Sequence[Result]) -> list[str]:
             at = next(p for p, (x, y) in enumerate(pairs) if x != y)
             problems.append(f"request {i}: tokens differ from position {at}")
         elif a.stop_reason != b.stop_reason:
-            problems.append(f"request {i}: {a.stop_reason.label}, not {b.stop_reason.label}")
+            problems.append(f"request {i}: {a.stop_reason}, not {b.stop_reason}")
         elif a.trace is not None and b.trace is not None:
             told = [(x.logprob, x.gap) for x in a.trace]
             if told != [(x.logprob, x.gap) for x in b.trace]:
@@ -105,7 +105,7 @@ def unequal(ours: Sequence[Result], plain: Sequence[Result]) -> list[str]:
 def replay_all(
     target: Target,
     requests: Sequence[Request],
-    results: Sequence[Result],
+    results: Sequence[Generation],
     *,
     max_length: int | None = None,
 ) -> CheckResult:
@@ -125,7 +125,7 @@ def replay_all(
 
 
 def wrong_endings(
-    requests: Sequence[Request], results: Sequence[Result], max_length: int | None
+    requests: Sequence[Request], results: Sequence[Generation], max_length: int | None
 ) -> list[str]:
     """Texts that do not end where the stop rules say, for the reason they give, counted right."""
     return [
@@ -135,7 +135,7 @@ def wrong_endings(
     ]
 
 
-def _wrong_ending(request: Request, result: Result, max_length: int | None) -> list[str]:
+def _wrong_ending(request: Request, result: Generation, max_length: int | None) -> list[str]:
     room = request.max_new_tokens
     if max_length is not None:
         room = min(room, max_length - len(request.tokens))
@@ -148,8 +148,8 @@ def _wrong_ending(request: Request, result: Result, max_length: int | None) -> l
     problems = []
     if len(result.tokens) != wanted:
         problems.append(f"{len(result.tokens)} tokens, not {wanted}")
-    elif result.stop_reason != reason:
-        problems.append(f"ended by {result.stop_reason.label}, not by {reason.label}")
+    elif result.stop_reason != reason.label:
+        problems.append(f"ended by {result.stop_reason}, not by {reason.label}")
     stats = result.stats
     if stats.new_tokens != len(result.tokens) or (
         stats.new_tokens != 1 + stats.draft_tokens_accepted + stats.target_calls
@@ -159,7 +159,10 @@ def _wrong_ending(request: Request, result: Result, max_length: int | None) -> l
 
 
 def compared(
-    found: CheckResult, results: Sequence[Result], plain: Sequence[Result], n_plain_ties: int = 0
+    found: CheckResult,
+    results: Sequence[Generation],
+    plain: Sequence[Generation],
+    n_plain_ties: int = 0,
 ) -> CheckResult:
     """Add to a replay whether texts part from plain decoding's more often than ties do."""
     differing = sum(a.tokens != b.tokens for a, b in zip(results, plain, strict=True))
@@ -181,7 +184,7 @@ class TinyCase:
 
     def __init__(self, batch_size: int = 1):
         self._batch_size = batch_size
-        self._padded: dict[tuple[int, int], list[Result]] = {}
+        self._padded: dict[tuple[int, int], list[Generation]] = {}
 
     @functools.cached_property
     def target(self) -> Target:
@@ -192,14 +195,14 @@ class TinyCase:
         return mixed_requests(self.target, 24)
 
     @functools.cached_property
-    def plain(self) -> list[Result]:
+    def plain(self) -> list[Generation]:
         return decode(self.target, self.requests, batch_size=self._batch_size)
 
     @property
     def texts(self) -> list[tuple[int, ...]]:
         return texts_of(self.requests, self.plain)
 
-    def padded(self, padding: int, batch_size: int) -> list[Result]:
+    def padded(self, padding: int, batch_size: int) -> list[Generation]:
         """Decode plainly with rows of nothing beside its own, as many as a chain has; once."""
         key = (padding, batch_size)
         if key not in self._padded:

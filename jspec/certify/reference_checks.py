@@ -17,7 +17,8 @@ from jspec.certify import proof, reference
 from jspec.certify.certificate import CheckResult, NearTie
 from jspec.certify.proof import TinyCase
 from jspec.infer.replay import BOUNDS
-from jspec.infer.request import Request, Result, TokenInfo
+from jspec.infer.request import Request
+from jspec.infer.results import Generation, TokenInfo
 from jspec.law import Mode, Stream
 from jspec.models.config import DecoderConfig
 from jspec.testing import drafters as hostile
@@ -30,7 +31,7 @@ def judged_by_reference(
     config: DecoderConfig,
     weights: reference.Weights,
     requests: Sequence[Request],
-    results: Sequence[Result],
+    results: Sequence[Generation],
     dtype: str,
 ) -> CheckResult:
     """Judge every emitted token by the law, the noise and the target of the reference."""

@@ -23,7 +23,8 @@ from jspec.config import drafters_of
 from jspec.console.prompts import from_file
 from jspec.console.session import Session, find_models
 from jspec.infer.prefill import room_for
-from jspec.infer.request import Request, Result
+from jspec.infer.request import Request
+from jspec.infer.results import Generation
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
@@ -71,7 +72,7 @@ class Subject:
         ]
         longest = max(len(r.tokens) + r.max_new_tokens for r in self.requests)
         self._max_length = room_for(longest, self.models.reader.max_length)
-        self._results: dict[tuple[str | None, int], list[Result]] = {}
+        self._results: dict[tuple[str | None, int], list[Generation]] = {}
 
     @functools.cached_property
     def session(self) -> Session:
@@ -113,7 +114,7 @@ class Subject:
         requests, results = zip(*pairs, strict=True)
         return judged_by_reference(checkpoint.config, weights, requests, results, dtype)
 
-    def _decoded(self, name: str | None, batch_size: int) -> list[Result]:
+    def _decoded(self, name: str | None, batch_size: int) -> list[Generation]:
         """A drafter's texts, or plain ones, decoded once for all checks that judge them."""
         key = (name, batch_size)
         if key not in self._results:
