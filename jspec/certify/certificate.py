@@ -119,11 +119,8 @@ def record_of(check: Check, result: CheckResult, seconds: float) -> CheckRecord:
         tier=check.tier,
         covers=check.covers,
         caught_by=check.caught_by,
-        n_tokens=result.n_tokens,
+        **vars(result) | {"problems": result.problems[:MOST_PROBLEMS]},
         n_problems=len(result.problems),
-        problems=result.problems[:MOST_PROBLEMS],
-        near_ties=result.near_ties,
-        note=result.note,
         seconds=round(seconds, 2),
     )
 

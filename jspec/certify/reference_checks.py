@@ -17,7 +17,7 @@ from jspec.certify import proof, reference
 from jspec.certify.certificate import CheckResult, NearTie
 from jspec.certify.proof import TinyCase
 from jspec.infer.replay import BOUNDS
-from jspec.infer.request import Request
+from jspec.infer.request import Request, sampling_of
 from jspec.infer.results import Generation, TokenInfo
 from jspec.law import Mode, Stream
 from jspec.models.config import DecoderConfig
@@ -135,8 +135,7 @@ def law_by_its_words(rows: int = 240, vocabulary: int = 97) -> CheckResult:
         )
         for i in range(rows)
     ]
-    fields = ("temperature", "top_k", "top_p", "min_p", "seed", "sample")
-    sampling = settings(rows, **{name: [getattr(r, name) for r in requests] for name in fields})
+    sampling = sampling_of(requests, max_length=1, max_stop_ids=1)
     places = rng.integers(0, 5000, rows).astype(np.int32)
     ids = jnp.broadcast_to(jnp.arange(vocabulary, dtype=jnp.int32)[None], logits.shape)
     told = _law_of(jnp.asarray(logits), sampling, jnp.asarray(places), ids)

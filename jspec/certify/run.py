@@ -44,7 +44,11 @@ def run(options: CertifyOptions, *, title: str, out: Path, as_json: bool) -> int
     subject = Subject(options)
     checks = all_checks(subject)
     facts = facts_of(subject)
-    journal = CheckJournal(out, fingerprint_of(facts | _everything(subject)))
+    asked = {
+        "config": options.config.model_dump(mode="json"),
+        "requests": [list(request.tokens) for request in subject.requests],
+    }
+    journal = CheckJournal(out, fingerprint_of(facts | asked))
     if journal.starts_anew:
         log.note(f"{out} has checks of other settings, versions or sources: starting anew")
     elif journal.done:
@@ -84,14 +88,6 @@ def facts_of(subject: Subject) -> dict[str, str]:
         "source": source_digest()[:16],
         "weights": ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items()),
         **facts_of_machine(),
-    }
-
-
-def _everything(subject: Subject) -> dict[str, Any]:
-    """What else could change what a check finds."""
-    return {
-        "config": subject.options.config.model_dump(mode="json"),
-        "requests": [list(request.tokens) for request in subject.requests],
     }
 
 

@@ -18,11 +18,10 @@ import numpy as np
 from jspec.certify import reference
 from jspec.certify.certificate import CheckResult
 from jspec.certify.proof import SETTINGS
-from jspec.infer.request import Request
+from jspec.infer.request import Request, sampling_of
 from jspec.law import Mode, Randomness, Rule
-from jspec.state import Context, Draft, StopReason
+from jspec.state import Context, Draft, StopReason, replace
 from jspec.testing.compile_options import jit_light
-from jspec.testing.settings import settings
 from jspec.verify import judge_nodes, walk
 
 ROWS, NODES, DEPTH, VOCABULARY = 360, 12, 4, 7
@@ -65,12 +64,10 @@ def make_case(seed: int = 0) -> WalkCase:
         Request(tokens=(0,), max_new_tokens=1, sample=i, **SETTINGS[i % len(SETTINGS)])
         for i in range(ROWS)
     )
-    fields = ("temperature", "top_k", "top_p", "min_p", "sample")
-    sampling = settings(
-        ROWS,
-        stop_ids=np.where(rng.random((ROWS, 1)) < 0.3, STOPS, -1),
-        max_length=length + rng.choice([1, 2, 3, 30], ROWS),
-        **{name: [getattr(request, name) for request in requests] for name in fields},
+    sampling = replace(
+        sampling_of(requests, max_length=40, max_stop_ids=len(STOPS)),
+        stop_ids=np.where(rng.random((ROWS, 1)) < 0.3, STOPS, -1).astype(np.int32),
+        max_length=length + rng.choice([1, 2, 3, 30], ROWS).astype(np.int32),
     )
     context = Context(
         tokens=jnp.asarray(rng.integers(0, VOCABULARY, (ROWS, 40)).astype(np.int32)),
@@ -81,11 +78,9 @@ def make_case(seed: int = 0) -> WalkCase:
     scores = _scores(logits, depth, requests, length)
     token, is_valid, is_acceptable = _random_nodes(rng, parent, scores.argmax(axis=2))
     token[:, 0] = context.pending
-    arrays = map(jnp.asarray, (token, parent, depth, is_valid, is_acceptable))
-    names = ("token", "parent", "depth", "is_valid", "is_acceptable")
-    draft = Draft(**dict(zip(names, arrays, strict=True)))
-    draft, context = jax.tree.map(np.asarray, (draft, context))
-    return WalkCase(draft, logits, context, requests, scores)
+    nodes = {"is_valid": is_valid, "is_acceptable": is_acceptable}
+    draft = Draft(token=token, parent=parent, depth=depth, **nodes)
+    return WalkCase(draft, logits, jax.tree.map(np.asarray, context), requests, scores)
 
 
 def _random_shapes(rng) -> np.ndarray:
