@@ -39,9 +39,7 @@ TARGET = tiny_target(vocab_size=11, n_layers=5, width=16, mlp_width=16, n_heads=
 @pytest.mark.parametrize("is_whole", [False, True])
 def test_passes_are_those_of_the_paper_and_of_its_table_5(is_whole):
     """Against NumPy in float64."""
-    loaded = untrained_easyspec(
-        TARGET, size=3, depth=2, width=2, calibration=Calibration.ROUND
-    )
+    loaded = untrained_easyspec(TARGET, size=3, depth=2, width=2, calibration=Calibration.ROUND)
     drafter = (with_whole_layers(loaded) if is_whole else loaded).drafter
     assert isinstance(drafter, EasySpec)
     groups, model = ((0,), (1, 2, 3), (4,)), drafter.decoder.model
