@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jspec.drafters import load_drafter
-from jspec.infer.engine import Engine
+from jspec.infer.engine import STOP_IDS, Engine
 from jspec.infer.executables import Executables
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill
@@ -99,6 +99,12 @@ def test_every_request_is_served_first_come_first_served(events):
 def test_answers_come_in_the_order_of_their_requests(results):
     """Though they end in another."""
     assert [answer.tokens for answer in engine_of().decode(REQUESTS)] == [r.tokens for r in results]
+
+
+def test_requests_with_few_stop_ids_compile_alike():
+    """Whether a config names two of them or five: there is always room for `STOP_IDS`."""
+    sizes = [Engine(TARGET, max_stop_ids=n).max_stop_ids for n in (0, 2, STOP_IDS, STOP_IDS + 1)]
+    assert sizes == [STOP_IDS] * 3 + [STOP_IDS + 1]
 
 
 def test_streamed_pieces_make_the_result(events, results):
