@@ -12,18 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+import numpy as np
 
 from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
-from jspec.infer.executables import partition_specs
-from jspec.infer.prefill import SMALLEST_BUCKET, slots_for
+from jspec.infer.executables import Executables
+from jspec.infer.prefill import prompt_bucket
 from jspec.infer.request import Request, sampling_of
-from jspec.infer.state import Program
-from jspec.models.model import empty_cache
+from jspec.infer.state import DecodeState
+from jspec.law import Rule
 from jspec.models.ngram.table import NGramTable
-from jspec.models.weights import cache_shardings
-from jspec.state import Context, KVCache, Prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,54 +59,36 @@ def memory_of(target: Target, drafter: LoadedDrafter, *, batch_size: int, capaci
     tables = _tables(drafter.params)
     in_tables = {id(leaf) for leaf in jax.tree.leaves(tables)}
     own = [leaf for leaf in jax.tree.leaves(drafter.params) if id(leaf) not in shared | in_tables]
-    cache, state = state_shapes(target, drafter, batch_size=batch_size, capacity=capacity)
+    state = _state_shapes(target, drafter, batch_size, capacity)
     return Memory(
         n_weights=sum(leaf.size for leaf in jax.tree.leaves(target.params)),
         n_drafter=sum(leaf.size for leaf in own),
         weights=_bytes_a_device(target.params),
-        cache=_bytes_a_device(cache),
+        cache=_bytes_a_device(state.cache),
         drafter=_bytes_a_device(own),
-        state=_bytes_a_device(state),
+        state=_bytes_a_device(state.drafter),
         tables=_bytes_a_device(tables),
     )
 
 
-def state_shapes(
-    target: Target, drafter: LoadedDrafter, *, batch_size: int, capacity: int
-) -> tuple[KVCache, Any]:
-    """The target's cache and the drafter's state of a batch: shapes with their places."""
-    program = Program(target=target.model, drafter=drafter.drafter)
-    config, dtype = target.model.config, jnp.dtype(target.dtype)
-    slots = slots_for(program, capacity)
+def _state_shapes(
+    target: Target, drafter: LoadedDrafter, batch_size: int, capacity: int
+) -> DecodeState:
+    """The state of decoding a batch: shapes with their places."""
+    executables = Executables(
+        target=target,
+        drafter=drafter,
+        rule=Rule.WALK,
+        trace=False,
+        loop=None,
+        batch_size=batch_size,
+        capacity=capacity,
+        rounds=1,
+    )
     request = Request(tokens=(0,), max_new_tokens=1)
     row = sampling_of([request], max_length=capacity, max_stop_ids=1)
-
-    def start(params) -> tuple[KVCache, Any]:
-        length = jnp.ones((batch_size,), jnp.int32)
-        context = Context(
-            tokens=jnp.zeros((batch_size, capacity), jnp.int32),
-            length=length,
-            is_active=length > 0,
-            sampling=jax.tree.map(
-                lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape[1:])), row
-            ),
-        )
-        width = min(SMALLEST_BUCKET, capacity)
-        rows = jnp.zeros((batch_size, width, config.width), dtype)
-        features = {name: rows for name in drafter.drafter.captures}
-        prompt = Prompt(context=context, features=features, width=width, slots=slots)
-        return empty_cache(config, batch_size, slots, dtype), drafter.drafter.init(params, prompt)
-
-    cache, state = jax.eval_shape(start, drafter.params)
-    over_rows = "data" if batch_size % target.mesh.shape["data"] == 0 else None
-    placed = jax.tree.map(_place, cache, cache_shardings(cache, target.mesh))
-    specs = partition_specs(state, over_rows)
-    where = jax.tree.map(lambda leaf, spec: NamedSharding(target.mesh, spec), state, specs)
-    return placed, jax.tree.map(_place, state, where)
-
-
-def _place(leaf, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    tokens = np.zeros((1, prompt_bucket(1, capacity)), np.int32)
+    return executables.state_shapes(tokens, np.ones((1,), np.int32), row)
 
 
 def _tables(params: Any) -> list[NGramTable]:
