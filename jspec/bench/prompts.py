@@ -8,6 +8,7 @@ that belong to its prompt: `system` and `raw`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from jspec.console.reader import Reader
 from jspec.errors import UserError
 from jspec.text_files import without_mark
 
-OURS = {
+BUILT_IN = {
     "requests": (
         "I need a dentist in Fremont.",
         "Book a table for two at a Thai restaurant tonight.",
@@ -78,20 +79,11 @@ def read_prompts(paths: Sequence[str], config: InferConfig) -> list[tuple[str, C
     Raises:
       UserError: the first bad line, and how many more there are.
     """
-    if not paths:
-        return _built_in(config)
-    found = []
-    for path in paths:
-        found += _from_file(path, config)
-    return found
-
-
-def _built_in(config: InferConfig) -> list[tuple[str, Conversation]]:
-    found = []
-    for category, texts in OURS.items():
-        texts = (*config.prompt, *texts) if category == next(iter(OURS)) else texts
-        found += [(category, each) for each in from_texts(texts, config)]
-    return found
+    if paths:
+        return [each for path in paths for each in _from_file(path, config)]
+    first = next(iter(BUILT_IN))
+    texts = BUILT_IN | {first: (*config.prompt, *BUILT_IN[first])}
+    return [(name, each) for name, some in texts.items() for each in from_texts(some, config)]
 
 
 def _from_file(path: str, config: InferConfig) -> list[tuple[str, Conversation]]:
@@ -132,7 +124,6 @@ def fitting(
     room = reader.max_length - max_new_tokens
     patient = dataclasses.replace(reader, max_length=_NO_LIMIT)
     kept: dict[str, list[BenchPrompt]] = {}
-    seen: set[tuple[str, str]] = set()
     n_passed_over, shortest = 0, _NO_LIMIT
     for category, each in given:
         some = kept.setdefault(category, [])
@@ -143,8 +134,12 @@ def fitting(
         if len(tokens) > room:
             n_passed_over += 1
             continue
-        name = _unused(str(each.id), category, seen)
-        text = each.turns[0] if each.turns else _decoded(reader, tokens)
+        # The same id twice in a category gets a number.
+        more = (f"{each.id} ({number})" for number in itertools.count(2))
+        known = {prompt.id for prompt in some}
+        name = next(name for name in itertools.chain([str(each.id)], more) if name not in known)
+        decode = reader.tokenizer.decode if reader.tokenizer else lambda tokens: None
+        text = each.turns[0] if each.turns else decode(tokens)
         some.append(BenchPrompt(id=name, category=category, tokens=tokens, text=text))
     by_category = {category: tuple(some) for category, some in kept.items() if some}
     if not by_category:
@@ -157,17 +152,3 @@ def fitting(
         n_passed_over=n_passed_over,
         not_obeyed=tuple(told_passed_over(each for _, each in given)),
     )
-
-
-def _unused(name: str, category: str, seen: set[tuple[str, str]]) -> str:
-    """The same id twice in a category gets a number."""
-    found, number = name, 1
-    while (category, found) in seen:
-        number += 1
-        found = f"{name} ({number})"
-    seen.add((category, found))
-    return found
-
-
-def _decoded(reader: Reader, tokens: tuple[int, ...]) -> str | None:
-    return reader.tokenizer.decode(tokens) if reader.tokenizer else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from rich.console import Console
 
 from jspec.bench.benchmark import Benchmark, draft_directory, find_benchmark
 from jspec.bench.config import BenchConfig
-from jspec.bench.pace import RacePace
 from jspec.bench.peers import Peer
 from jspec.bench.race import Race, RaceBlock, blocks_of
 from jspec.bench.report.page import page
@@ -26,6 +26,7 @@ from jspec.bench.table import markdown, show
 from jspec.config import InferConfig
 from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Failure, Log
+from jspec.console.progress import duration
 from jspec.console.prompts import Conversation
 from jspec.console.session import directory_of
 from jspec.infer.command.report import finite
@@ -34,6 +35,9 @@ RESULTS, TABLE, REPORT = "results.jsonl", "table.md", "report.html"
 
 KEEP_S = 60.0
 """Seconds after which table and report are written anew while the run goes on."""
+
+SHORTER = "--repeats, --limit, --max-new-tokens and --contexts make it shorter or longer"
+"""Said once, with the first time that is expected from runs."""
 
 WIDTH = 160
 """Columns that the table may need."""
@@ -119,13 +123,15 @@ def _measure_all(
         log.note(f"{n_done} of {counted(len(blocks), 'block')} done before")
     with log.status(f"loading {benchmark.models.checkpoint.where}"):
         _ = benchmark.session
-    pace, written = RacePace(missing, n_done), time.monotonic()
-    for batch_size in dict.fromkeys(block.batch_size for block in missing):
-        here = [block for block in missing if block.batch_size == batch_size]
+    left, took, written = [*missing], {}, time.monotonic()
+    for batch_size, some in itertools.groupby(missing, lambda block: block.batch_size):
+        here = [*some]
         with _peer(benchmark, batch_size) as peer:
             race = _warm_race(benchmark, here, peer, log)
             for block in here:
-                _measure(block, race, results, pace, log)
+                at = f"{len(blocks) - len(left) + 1}/{len(blocks)}"
+                left.remove(block)
+                _measure(block, race, results, log, at, left, took)
                 if time.monotonic() - written > KEEP_S:
                     write(results.records, out)
                     written = time.monotonic()
@@ -162,18 +168,42 @@ def _warm_race(
     return race
 
 
-def _measure(block: RaceBlock, race: Race, results: Results, pace: RacePace, log: Log) -> None:
-    """One block, kept and told."""
+def _measure(
+    block: RaceBlock,
+    race: Race,
+    results: Results,
+    log: Log,
+    at: str,
+    left: Sequence[RaceBlock],
+    took: dict[str, float],
+) -> None:
+    """One block, kept and told.
+
+    Args:
+      at: its number, of how many.
+      left: blocks after it.
+      took: seconds of the last block of each kind, which are renewed.
+    """
     known = {record.get("reason") for record in results.records}
-    began = time.monotonic()
-    with log.reminders(f"{pace.n_done + 1}/{pace.n_all} {block}"):
+    began, is_first_run = time.monotonic(), block.kind == "run" and "run" not in took
+    with log.reminders(f"{at} {block}"):
         records = race.run(block)
-    pace.took(block, time.monotonic() - began)
+    took[block.kind] = time.monotonic() - began
     results.add(block.name, records)
-    log.note(f"{pace.n_done}/{pace.n_all} {told(block, records)}{pace.told()}")
+    hint = f" ({SHORTER})" if is_first_run and left else ""
+    rest = f"; about {duration(left_s(left, took))} left{hint}" if left else ""
+    log.note(f"{at} {told(block, records)}{rest}")
     for record in records:
         if record["kind"] == SKIPPED and record["reason"] not in known:
             log.warning(record["reason"])
+
+
+def left_s(left: Sequence[RaceBlock], took: Mapping[str, float]) -> float:
+    """Seconds that blocks will take: what the last of their kind took, else the longest of any.
+
+    Compiling for further batch sizes is not in it.
+    """
+    return sum(took.get(block.kind, max(took.values())) for block in left)
 
 
 def told(block: RaceBlock, records: Sequence[Record]) -> str:

@@ -92,6 +92,10 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     said = capsys.readouterr()
     assert "prompts passed over: 1;" in said.err
     assert "lookup" in said.out
+    assert (
+        said.err.count(command.SHORTER) == 1
+        and len(re.findall(r"^\d/6 .*; about ", said.err, re.M)) == 5
+    )
 
     run, left, was_written = race.Race.run, iter(range(3)), []
 
