@@ -68,9 +68,9 @@ def forwards(params, model: Model, generation: DecodeState, *, n_nodes: int, rou
     return lax.fori_loop(0, rounds, step, (generation.cache, tokens))
 
 
-@functools.partial(jax.jit, static_argnames=("program", "rounds", "size"))
-def drafts(params, program: Program, generation: DecodeState, *, rounds: int, size: int = 0):
-    """Drafts of one size one after another, the text growing by a drafted token each time."""
+@functools.partial(jax.jit, static_argnames=("program", "rounds"))
+def drafts(params, program: Program, generation: DecodeState, *, rounds: int):
+    """Drafts of the first size one after another, the text growing by a drafted token each time."""
 
     def step(_, carry):
         state, context = carry
@@ -80,7 +80,7 @@ def drafts(params, program: Program, generation: DecodeState, *, rounds: int, si
             mode=program.mode,
             rule=program.rule,
         )
-        draft, state = program.drafter.propose(params, state, context, randomness, size)
+        draft, state = program.drafter.propose(params, state, context, randomness, 0)
         one = jnp.ones_like(context.length)
         tokens = append(context.tokens, draft.token[:, -1:], context.length, one)
         return state, replace(context, tokens=tokens, length=context.length + 1)

@@ -1,14 +1,13 @@
-"""One decoder in a process of its own: a command a line on stdin, an answer a line on stdout.
+"""`transformers`' generate in a process of its own: a command a line on stdin, an answer on stdout.
 
-Two of these, driven in turn, are a fair race: each keeps its threads and its memory to itself, and
-only one of them works at a time.
+It keeps its threads and its memory to itself, and works only while jspec waits: a fair race.
 
-    python -m jspec.bench.peers jspec DIRECTORY --threads 2 --max-length 512
-    {"versions": {"jax": "0.10.2", ...}}
-    {"prompt": [1, 2, 3], "new_tokens": 64}  ->  {"seconds": 0.41, "tokens": [...]}
+    python -m jspec.bench.peers DIRECTORY --threads 2
+    {"is_ready": true}
+    {"prompt": [1, 2, 3], "new_tokens": 64}  ->  {"seconds": 0.41, "tokens": [...], ...}
 
-`transformers` also takes `way`, `temperature`, `seed` and filters such as `top_p`, and tells
-`calls`, its target forwards, and `first_s`, the seconds until the first of them was done.
+A command may also have `way`, `temperature`, `seed` and filters such as `top_p`. An answer also
+tells `calls`, the target's forwards, and `first_s`, the seconds until the first of them was done.
 """
 
 from __future__ import annotations
@@ -22,31 +21,46 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jspec.versions import installed
 
-PACKAGES = {"jspec": ("jspec", "jax", "jaxlib"), "transformers": ("transformers", "torch")}
+class Peer:
+    """The parent's end of the worker process.
 
-Decode = Callable[..., dict]
-"""Prompt, number of new tokens and options to `tokens`, the new ones, and what else is known."""
+    Args:
+      directory: a Hugging Face checkpoint.
+      arguments: flags of the worker.
+    """
+
+    def __init__(self, directory: str, *arguments: str):
+        command = [sys.executable, "-m", "jspec.bench.peers", directory, *arguments]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer()
+
+    def decode(self, prompt: list[int], new_tokens: int, **options: Any) -> dict[str, Any]:
+        """Run one command: `seconds` of wall time, the new `tokens`, and what else is known."""
+        assert self._process.stdin is not None
+        command = {"prompt": prompt, "new_tokens": new_tokens, **options}
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the transformers worker ended with {self._process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """Let the worker end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
 
 
-def jspec_peer(flags: argparse.Namespace) -> Decode:
-    """The engine as a user gets it, one row, plain decoding."""
-    from jspec.checkpoints.target import load_target
-    from jspec.infer.engine import Engine
-    from jspec.infer.request import Request
-
-    engine = Engine(load_target(flags.directory), max_length=flags.max_length)
-
-    def decode(prompt: list[int], new_tokens: int) -> dict:
-        request = Request(tokens=tuple(prompt), max_new_tokens=new_tokens)
-        return {"tokens": list(engine.decode([request])[0].tokens)}
-
-    return decode
-
-
-def transformers_peer(flags: argparse.Namespace) -> Decode:
-    """`generate`, past every stop token."""
+def load(flags: argparse.Namespace) -> Callable[..., dict[str, Any]]:
+    """Load the models; returns what decodes a prompt, past every stop token."""
     import torch
     import transformers
 
@@ -54,16 +68,13 @@ def transformers_peer(flags: argparse.Namespace) -> Decode:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(flags.threads)
 
-    def load(path: str) -> Any:
+    def model_of(path: str) -> Any:
         dtype = getattr(torch, flags.dtype)
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         model.generation_config.eos_token_id = None
         return model.eval()
 
-    model, small = load(flags.directory), load(flags.draft) if flags.draft else None
-    plain_settings: dict[str, Any] = {"cache_implementation": flags.cache}
-    if flags.cache == "static":
-        plain_settings["disable_compile"] = True
+    model, small = model_of(flags.directory), model_of(flags.draft) if flags.draft else None
     ends: list[float] = []
     model.register_forward_hook(lambda *_: ends.append(time.perf_counter()))
 
@@ -75,13 +86,11 @@ def transformers_peer(flags: argparse.Namespace) -> Decode:
         temperature: float = 0.0,
         seed: int = 0,
         **filters: float,
-    ) -> dict:
+    ) -> dict[str, Any]:
         tokens = torch.tensor([prompt])
-        settings = plain_settings if way == "plain" else speculative_settings(way, small)
+        law: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             law = {"do_sample": True, "temperature": temperature, "top_k": 0, **filters}
-        else:
-            law = {"do_sample": False}
         torch.manual_seed(seed)
         ends.clear()
         start = time.perf_counter()
@@ -92,7 +101,7 @@ def transformers_peer(flags: argparse.Namespace) -> Decode:
                 max_new_tokens=new_tokens,
                 pad_token_id=0,
                 **law,
-                **settings,
+                **options_of(way, small),
             )
         return {
             "tokens": text[0, len(prompt) :].tolist(),
@@ -103,15 +112,17 @@ def transformers_peer(flags: argparse.Namespace) -> Decode:
     return decode
 
 
-def speculative_settings(way: str, small: Any) -> dict[str, Any]:
-    """Options of `generate` for a way to speculate.
+def options_of(way: str, small: Any) -> dict[str, Any]:
+    """Options of `generate` for a way to decode.
 
     Args:
-      way: "assisted" with the library's defaults (drafts of up to 20, cut by confidence), or
-        "lookup:N" for N tokens of prompt lookup.
+      way: "plain", "assisted" with the library's defaults (drafts of up to 20, cut by confidence),
+        or "lookup:N" for N tokens of prompt lookup.
       small: the loaded draft model.
     """
     kind, _, length = way.partition(":")
+    if kind == "plain":
+        return {"cache_implementation": "dynamic"}
     if kind == "lookup":
         return {"prompt_lookup_num_tokens": int(length)}
     config = small.generation_config  # what the checkpoint says of drafts is left out
@@ -120,55 +131,18 @@ def speculative_settings(way: str, small: Any) -> dict[str, Any]:
     return {"assistant_model": small}
 
 
-class Peer:
-    """The parent's end of one worker process."""
-
-    def __init__(self, kind: str, directory: str, *arguments: str, python: str = sys.executable):
-        command = [python, "-m", "jspec.bench.peers", kind, directory, *arguments]
-        self.kind = kind
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.versions: dict[str, str] = self._answer()["versions"]
-
-    def decode(self, prompt: list[int], new_tokens: int, **options: Any) -> dict:
-        """Run one command: `seconds` of wall time, the new `tokens`, and what else is known."""
-        assert self._process.stdin is not None
-        command = {"prompt": prompt, "new_tokens": new_tokens, **options}
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict:
-        assert self._process.stdout is not None
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the {self.kind} worker ended with {self._process.wait()}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """Let the worker end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("kind", choices=PACKAGES)
-    parser.add_argument("directory", help="a Hugging Face checkpoint")
+    """Answer commands until stdin ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--draft", help="a checkpoint for assisted generation")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic")
+    parser.add_argument("--dtype", default="float32")
     flags = parser.parse_args()
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
-    decode = jspec_peer(flags) if flags.kind == "jspec" else transformers_peer(flags)
-    print(json.dumps({"versions": installed(*PACKAGES[flags.kind])}), flush=True)
+    decode = load(flags)
+    print(json.dumps({"is_ready": True}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
         start = time.perf_counter()

@@ -147,7 +147,7 @@ def _peer(benchmark: Benchmark, batch_size: int) -> Iterator[Peer | None]:
     arguments = ["--threads", str(len(os.sched_getaffinity(0))), "--dtype", models.config.dtype]
     if (draft := draft_directory(models)) is not None:
         arguments += ["--draft", str(draft)]
-    peer = Peer("transformers", str(directory_of(models.checkpoint)), *arguments)
+    peer = Peer(str(directory_of(models.checkpoint)), *arguments)
     try:
         yield peer
     finally:

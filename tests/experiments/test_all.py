@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common import shapes
-from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
-from jspec.testing.models import tiny_target
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,24 +64,6 @@ def test_collectives_of_a_pass_are_those_that_the_plan_says(tmp_path):
     assert "| plan | exact pass | pass in groups | expected |" in text
     assert "| A+ | 8 AR | 8 AR + 2 AG | 8 AR + 2 AG |" in text
     assert "| B- | 8 AR | 4 AR | 4 AR |" in text
-
-
-def test_jspec_worker_decodes_what_it_is_asked(tmp_path):
-    target = tiny_target()
-    write_checkpoint(tmp_path, target.params, target.model.config)
-    commands = [{"prompt": [1, 2, 3], "new_tokens": n} for n in (1, 5)]
-    lines = run(
-        "jspec.bench.peers",
-        "jspec",
-        tmp_path,
-        "--max-length",
-        64,
-        stdin="".join(json.dumps(command) + "\n" for command in commands),
-    ).splitlines()
-    answers = [json.loads(line) for line in lines]
-    assert "jax" in answers[0]["versions"]
-    assert [len(answer["tokens"]) for answer in answers[1:]] == [1, 5]
-    assert answers[1]["tokens"] == answers[2]["tokens"][:1]
 
 
 @pytest.mark.grid
