@@ -274,7 +274,7 @@ def read_acceptance(name_or_file: str) -> LevelAcceptance:
       UserError: no such file, or not such points.
     """
     if name_or_file == PAPER:
-        return STARTING
+        return PAPER_ACCEPTANCE
     where, path = f"--acceptance {name_or_file}", File(name_or_file)
     if not path.is_file():
         raise UserError(f"{where}: no such file; expected YAML with a list `acceptance`, or paper")
@@ -316,7 +316,7 @@ def _point(where: str, value: Any) -> LevelPoint:
     )
 
 
-STARTING = LevelAcceptance(
+PAPER_ACCEPTANCE = LevelAcceptance(
     tuple(
         LevelPoint(n=n, width=width, depth=5, tokens_per_call=1 + 5 * alpha)
         for n, width, alpha in ((1, 1, 0.57), (4, 1, 0.53), (1, 12, 0.88), (4, 12, 0.82))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jspec.errors import UserError
 from jspec.plan.acceptance import (
-    STARTING,
+    PAPER_ACCEPTANCE,
     DraftRound,
     LevelAcceptance,
     LevelPoint,
@@ -82,21 +82,25 @@ def test_tokens_are_depth_times_alpha_and_one(rate, depth):
 
 
 def test_points_are_met_and_the_lines_between_them_fall_with_groups_and_rise_with_width():
-    for point in STARTING.points:
-        found = STARTING.tokens_per_call(point.n, point.width, point.depth)
+    for point in PAPER_ACCEPTANCE.points:
+        found = PAPER_ACCEPTANCE.tokens_per_call(point.n, point.width, point.depth)
         assert found == pytest.approx(point.tokens_per_call)
-    by_size = [STARTING.tokens_per_call(n, 12, 5) for n in range(1, 5)]
-    by_width = [STARTING.tokens_per_call(4, k, 5) for k in (1, 4, 8, 12, 16)]
-    by_depth = [STARTING.tokens_per_call(4, 12, depth) for depth in range(1, 6)]
+    by_size = [PAPER_ACCEPTANCE.tokens_per_call(n, 12, 5) for n in range(1, 5)]
+    by_width = [PAPER_ACCEPTANCE.tokens_per_call(4, k, 5) for k in (1, 4, 8, 12, 16)]
+    by_depth = [PAPER_ACCEPTANCE.tokens_per_call(4, 12, depth) for depth in range(1, 6)]
     assert by_size == sorted(by_size, reverse=True) and len(set(by_size)) == 4
     assert by_width == sorted(by_width) and by_width[-1] == by_width[-2]
     assert by_depth == sorted(by_depth)
-    known = [STARTING.knows(4, 5), STARTING.knows(5, 5), STARTING.knows(4, 6)]
+    known = [
+        PAPER_ACCEPTANCE.knows(4, 5),
+        PAPER_ACCEPTANCE.knows(5, 5),
+        PAPER_ACCEPTANCE.knows(4, 6),
+    ]
     assert known == [True, False, False]
 
 
 def test_the_papers_points_have_a_name():
-    assert read_acceptance("paper") is STARTING
+    assert read_acceptance("paper") is PAPER_ACCEPTANCE
 
 
 def test_shallow_trees_are_told_from_a_deep_one():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jspec.plan.acceptance import STARTING, LevelAcceptance, LevelPoint
+from jspec.plan.acceptance import PAPER_ACCEPTANCE, LevelAcceptance, LevelPoint
 from jspec.plan.candidates import Candidate, choose, level_candidates
 from jspec.plan.costs import RoundCosts
 
@@ -109,7 +109,9 @@ def llama_costs(*, exact: float = 28.2, grouped: float = 14.6) -> RoundCosts:
     return RoundCosts(r=r, prime=exact / PLAIN, further=by_width, overhead=0.0)
 
 
-def chosen(costs: RoundCosts, acceptance: LevelAcceptance = STARTING, **more) -> dict[str, int]:
+def chosen(
+    costs: RoundCosts, acceptance: LevelAcceptance = PAPER_ACCEPTANCE, **more
+) -> dict[str, int]:
     grid = {"sizes": [1, 2, 3, 4], "widths": [1, 4, 8, 12], "depths": [3, 4, 5]} | more
     best = choose(level_candidates(acceptance, costs, **grid))
     assert best is not None and best.pays
@@ -150,7 +152,7 @@ def test_throughput_has_one_peak_over_n_where_alpha_falls_ever_faster(width):
 
 
 def test_no_tree_is_judged_beyond_what_is_known():
-    found = level_candidates(STARTING, llama_costs(), range(1, 9), [1, 12, 16], range(3, 9))
+    found = level_candidates(PAPER_ACCEPTANCE, llama_costs(), range(1, 9), [1, 12, 16], range(3, 9))
     shapes = [tuple(one.shape.values()) for one in found]
     assert {n for n, _, _ in shapes} == {1, 2, 3, 4}
     assert {depth for _, _, depth in shapes} == {3, 4, 5}
