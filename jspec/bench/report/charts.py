@@ -253,10 +253,10 @@ def charts(summary: Summary, looks: Looks, origin: str) -> list[dict[str, str]]:
         here = [row for row in summary.rows if row.temperature == temperature]
         first = [row for row in here if row.batch_size == smallest]
         for chart in CHARTS:
-            if chart.is_sweep:
-                figures.append(figure(chart, here, looks, f"{where}, all batch sizes; {origin}"))
-            else:
-                figures.append(figure(chart, first, looks, f"{where}, batch {smallest}; {origin}"))
+            rows, sizes = (
+                (here, "all batch sizes") if chart.is_sweep else (first, f"batch {smallest}")
+            )
+            figures.append(figure(chart, rows, looks, f"{where}, {sizes}; {origin}"))
     figures.append(figure(ACCURACY, summary.rows, looks, f"All batch sizes; {origin}"))
     return [one for one in figures if one]
 
