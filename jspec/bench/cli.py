@@ -1,6 +1,6 @@
 """`python -m jspec.bench`: drafters raced against plain decoding, and why they win or lose.
 
-In reading order: the flags, the configs that they make, and the run that follows.
+In reading order: the flags, and the run that follows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from jspec.bench.config import BenchConfig
 from jspec.bench.prompts import read_prompts
-from jspec.config import InferConfig
 from jspec.console.commands import Command
 from jspec.console.configs import DEMO
 from jspec.console.flags import (
@@ -76,26 +75,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="the summary as a JSON object on stdout")
 
 
-def make_configs(args: argparse.Namespace) -> tuple[str, BenchConfig, InferConfig]:
-    """Name of the config, what is measured, and of which models."""
-    no_peers = {"has_peers": False} if args.no_peers else {}
-    bench = settings_of(args, BenchConfig, tuple(_FLAGS), **no_peers)
-    config = target_config_of(args, BenchConfig)
-    return Path(args.config or DEMO).stem, bench, config
-
-
 def _run(args: argparse.Namespace, owns_process: bool) -> int:
-    name, bench, config = make_configs(args)
+    no_peers = {"has_peers": False} if args.no_peers else {}
+    settings = settings_of(args, BenchConfig, tuple(_FLAGS), **no_peers)
+    config = target_config_of(args, BenchConfig)
     prompts = read_prompts(args.prompts, config)
     labels = None if args.drafters is None else _labels(args.drafters)
-    if bench.threads is not None:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: bench.threads])
+    if settings.threads is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
     from jspec.bench.run import run
 
     with at_work(owns_process=owns_process):
         return run(
-            name,
-            bench,
+            Path(args.config or DEMO).stem,
+            settings,
             config,
             labels=labels,
             prompts=prompts,

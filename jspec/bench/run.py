@@ -147,11 +147,8 @@ def _peer(benchmark: Benchmark, batch_size: int) -> Iterator[Peer | None]:
     arguments = ["--threads", str(len(os.sched_getaffinity(0))), "--dtype", models.config.dtype]
     if (draft := draft_directory(models)) is not None:
         arguments += ["--draft", str(draft)]
-    peer = Peer(str(directory_of(models.checkpoint)), *arguments)
-    try:
+    with contextlib.closing(Peer(str(directory_of(models.checkpoint)), *arguments)) as peer:
         yield peer
-    finally:
-        peer.close()
 
 
 def _warm_race(
