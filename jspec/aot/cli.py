@@ -26,7 +26,7 @@ INFERENCE, TRAINING = ("prefill", "round"), ("train",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of compiling ahead of time."""
+    """Add the flags of compiling ahead of time."""
     add_config_flags(
         parser,
         is_training=False,

@@ -38,7 +38,7 @@ _FLAGS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the benchmark."""
+    """Add the flags of the benchmark."""
     add_config_flags(
         parser,
         is_training=False,

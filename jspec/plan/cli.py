@@ -54,7 +54,7 @@ _FLAGS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of planning."""
+    """Add the flags of planning."""
     add_config_flags(
         parser,
         is_training=False,

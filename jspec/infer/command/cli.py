@@ -56,7 +56,7 @@ _METAVARS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags: where prompts come from, and one for each field of `InferConfig`."""
+    """Add the flags: where prompts come from, and one for each field of `InferConfig`."""
     parser.add_argument(
         "standard_input",
         nargs="?",
