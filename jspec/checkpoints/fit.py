@@ -79,12 +79,15 @@ def _without_wrappers(names: list[str]) -> dict[str, str]:
 
 
 def _is_known(name: str, layout: Layout) -> bool:
-    return name in layout.top.values() or name.startswith(layout.prefix.partition("{")[0])
+    return name in layout.names.values() or name.startswith(layout.prefix.partition("{")[0])
 
 
 def has_other_head(tensors: Tensors, layout: Layout) -> bool:
     """Whether a file has a head besides its embedding, with other numbers."""
-    head, embedding = tensors.get(layout.top["head_weight"]), tensors.get(layout.top["embedding"])
+    head, embedding = (
+        tensors.get(layout.names["head_weight"]),
+        tensors.get(layout.names["embedding"]),
+    )
     if head is None or embedding is None:
         return False
     one, other = head.read(), embedding.read()
@@ -104,7 +107,7 @@ def fit(directory: Path, tensors: Tensors, layout: Layout, config: DecoderConfig
     Layers beyond the config's are left out with a warning: a draft of the first layers is a config
     with a smaller number. A tied config may have its matrix under either name.
     """
-    head, embedding = layout.top["head_weight"], layout.top["embedding"]
+    head, embedding = layout.names["head_weight"], layout.names["embedding"]
     if config.has_tied_head and head in tensors:
         tensors = {embedding: tensors[head]} | tensors
         del tensors[head]

@@ -42,8 +42,7 @@ class Layout:
     """A way to name weights.
 
     Attributes:
-      top: our name to theirs, outside layers.
-      layer: our name to theirs, inside a layer.
+      names: our name to theirs; of weights inside a layer, without the prefix.
       prefix: of a layer's names; `{}` is its index.
       group_prefix: the same where layers are stored in groups: `{}.{}`, its group and place there.
       is_interleaved: rotary pairs are neighbours (2i, 2i + 1), ours are halves (i, i + H/2).
@@ -51,8 +50,7 @@ class Layout:
       group_size: layers a group, where layers are stored in groups.
     """
 
-    top: dict[str, str]
-    layer: dict[str, str]
+    names: dict[str, str]
     prefix: str
     group_prefix: str = ""
     is_interleaved: bool = False
@@ -64,10 +62,8 @@ class Layout:
 
         def one(path, leaf) -> Stored:
             ours = leaf_name(path)
-            is_in_layer = len(path) > 1
-            name = (self.layer if is_in_layer else self.top)[ours]
-            prefix = self._layer_prefix(path[1].idx) if is_in_layer else ""
-            return self._stored(prefix + name, ours, leaf.shape, config.head_dim)
+            prefix = self._layer_prefix(path[1].idx) if len(path) > 1 else ""
+            return self._stored(prefix + self.names[ours], ours, leaf.shape, config.head_dim)
 
         return jax.tree.map_with_path(one, abstract_params(build(config), jnp.float32))
 
@@ -119,12 +115,10 @@ def _to_pairs(x: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 HUGGING_FACE = Layout(
-    top={
+    names={
         "embedding": "model.embed_tokens.weight",
         "norm": "model.norm.weight",
         "head_weight": "lm_head.weight",
-    },
-    layer={
         "attention_norm": "input_layernorm.weight",
         "mlp_norm": "post_attention_layernorm.weight",
         "gate": "mlp.gate_proj.weight",
@@ -143,12 +137,10 @@ HUGGING_FACE = Layout(
 )
 
 LLADA = Layout(
-    top={
+    names={
         "embedding": "model.transformer.wte.weight",
         "norm": "model.transformer.ln_f.weight",
         "head_weight": "model.transformer.ff_out.weight",
-    },
-    layer={
         "attention_norm": "attn_norm.weight",
         "mlp_norm": "ff_norm.weight",
         "o": "attn_out.weight",
@@ -164,12 +156,10 @@ LLADA = Layout(
 
 
 LLAMA2C = Layout(
-    top={
+    names={
         "embedding": "tok_embeddings.weight",
         "norm": "norm.weight",
         "head_weight": "output.weight",
-    },
-    layer={
         "attention_norm": "attention_norm.weight",
         "mlp_norm": "ffn_norm.weight",
         "gate": "feed_forward.w1.weight",

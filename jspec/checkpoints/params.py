@@ -49,7 +49,7 @@ def read_params(
             "%s: config.json ties the head to the embedding, and %s has other numbers: it is used;"
             " set tie_word_embeddings to false to say so",
             directory,
-            layout.top["head_weight"],
+            layout.names["head_weight"],
         )
     repeats = model.config.n_kv_heads // config.n_kv_heads
 

@@ -127,7 +127,7 @@ def _stored(model: SarModel) -> Params:
     def one(path, leaf) -> Stored:
         part, index, ours = path[0].key, path[1].idx, leaf_name(path)
         if part == "layers":
-            name = f"layers.{index}.{HUGGING_FACE.layer[ours]}"
+            name = f"layers.{index}.{HUGGING_FACE.names[ours]}"
             return Stored(name, leaf.shape[::-1], np.transpose, np.transpose)
         name = f"lstm.{lstm_names[ours]}_l{index}"
         shape = (4 * model.config.decoder.width, *leaf.shape[:-1])
