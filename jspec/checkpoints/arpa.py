@@ -188,15 +188,14 @@ def _sections(path: Path) -> list[list[_Line]]:
 
 def _parsed(path: Path, number: int, text: str, n: int, *, is_longest: bool) -> _Line:
     parts = re.split(r"[ \t]+", text)
-    if len(parts) != n + 1 and (is_longest or len(parts) != n + 2):
-        backoff = "" if is_longest else " and maybe a backoff"
-        what = f"expected a logarithm, {n} words{backoff}, given {text[:40]!r}"
-        raise _fault(path, number, what)
+    words, numbers = parts[1 : n + 1], [parts[0], *parts[n + 1 :]]
     try:
-        logprob, backoff = float(parts[0]), float(parts[n + 1]) if len(parts) == n + 2 else 0.0
+        logprob, *backoff = (float(each) * _LN10 for each in numbers)
     except ValueError:
-        what = f"expected numbers around the words, given {text[:40]!r}"
-        raise _fault(path, number, what) from None
-    if not (logprob <= 0 and math.isfinite(logprob) and math.isfinite(backoff)):
-        raise _fault(path, number, f"expected a finite logarithm of at most 0, given {parts[0]}")
-    return _Line(number, parts[1 : n + 1], logprob * _LN10, backoff * _LN10)
+        logprob, backoff = math.nan, []
+    is_line = len(words) == n and len(backoff) <= (not is_longest)
+    if not is_line or not logprob <= 0 or not all(map(math.isfinite, [logprob, *backoff])):
+        more = "" if is_longest else " and maybe a finite backoff"
+        what = f"expected a finite logarithm of at most 0, {n} words{more}, given {text[:40]!r}"
+        raise _fault(path, number, what)
+    return _Line(number, words, logprob, backoff[0] if backoff else 0.0)
