@@ -94,7 +94,7 @@ def read_arpa(
 
 
 def _words(vocab_size: int, begin: int | None, end: int | None) -> list[str]:
-    """The word of every id."""
+    """List the word of every id."""
     words = [str(i) for i in range(vocab_size)]
     if begin is not None:
         words[begin : begin + 1] = [BEGIN]  # also at vocab_size, past the last

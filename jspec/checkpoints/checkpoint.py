@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def where(self) -> str:
-        """Its directory, or its name where it has none; for messages."""
+        """Name its directory, or the model itself where it has none; for messages."""
         return self.name if self.directory is None else os.fspath(self.directory)
 
     @property
@@ -63,7 +63,7 @@ class Checkpoint:
 
     @functools.cached_property
     def described(self) -> DecoderConfig:
-        """The decoder that `config.json` describes.
+        """Read the decoder that `config.json` describes.
 
         Raises:
           UserError: it describes another kind of model, which is named.
@@ -80,7 +80,7 @@ class Checkpoint:
 
     @functools.cached_property
     def config(self) -> DecoderConfig:
-        """The decoder: as described, but with a head of its own where the weights have one.
+        """Correct what is described: a head of its own where the weights have one.
 
         Raises:
           UserError: as `described`.
@@ -91,12 +91,12 @@ class Checkpoint:
 
     @functools.cached_property
     def layout(self) -> Layout:
-        """How the decoder's weights are named."""
+        """Find how the decoder's weights are named."""
         return read_layout(self.values)
 
     @functools.cached_property
     def tensors(self) -> Tensors:
-        """All tensors by their names in the files, opened and not yet read.
+        """Open all tensors, by their names in the files; none is read yet.
 
         Raises:
           UserError: no weights here, or files that cannot be read.
@@ -105,18 +105,18 @@ class Checkpoint:
 
     @functools.cached_property
     def decoder_tensors(self) -> Tensors:
-        """The same by the layout's names, however their saver wrapped the model."""
+        """Rename them to the layout's names, however their saver wrapped the model."""
         return canonical(self.files, self.tensors, self.layout)
 
     @functools.cached_property
     def generation(self) -> Mapping[str, Any]:
-        """The contents of `generation_config.json`; empty where there is none."""
+        """Read `generation_config.json`; empty where there is none."""
         path = None if self.directory is None else self.directory / GENERATION_FILE
         return read_json(path) if path is not None and path.is_file() else {}
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text: those of `generation_config.json`, else of `config.json`.
+        """Find the ids that end a text, in `generation_config.json`, else in `config.json`.
 
         Nothing else is taken from `generation_config.json`.
 
@@ -146,13 +146,13 @@ class Checkpoint:
 
     @property
     def origin(self) -> str:
-        """Where the shapes come from, for people."""
+        """Say where the shapes come from, for people."""
         if self.directory is None:
             return "the table of known checkpoints"
         return os.fspath(self.directory / CONFIG_FILE)
 
     def _has_other_head(self) -> bool:
-        """Whether the weights, as far as they are here, have a head besides the embedding."""
+        """Tell whether the weights, as far as they are here, have a head of their own."""
         if self.directory is None:
             return False
         try:
@@ -163,7 +163,7 @@ class Checkpoint:
 
 
 def find_checkpoint(path_or_id: str | Path | Checkpoint, *, downloads: bool = True) -> Checkpoint:
-    """The checkpoint of a directory, a shipped model's name, or a hub id.
+    """Find the checkpoint of a directory, a shipped model's name, or a hub id.
 
     Args:
       path_or_id: a checkpoint is handed back.
@@ -190,7 +190,7 @@ def find_checkpoint(path_or_id: str | Path | Checkpoint, *, downloads: bool = Tr
 
 
 def _read(directory: Path, name: str) -> Checkpoint:
-    """A directory's checkpoint.
+    """Read a directory's checkpoint.
 
     Raises:
       UserError: no `config.json`, or one that cannot be read.

@@ -28,7 +28,7 @@ def load_diffusion(
     forbidden: tuple[int, ...] = (),
     table: Table = REPLICATED,
 ) -> tuple[DiffusionModel, Params]:
-    """A checkpoint that drafts for a target, in the target's dtype and on its mesh.
+    """Load a checkpoint that drafts for a target, in the target's dtype and on its mesh.
 
     Of an abstract target, its shapes.
 
@@ -61,7 +61,7 @@ def describe(
     is_shifted: bool | None = None,
     forbidden: tuple[int, ...] = (),
 ) -> DiffusionModel:
-    """A loaded bidirectional model with what its `config.json` says of masks.
+    """Add to a loaded bidirectional model what its `config.json` says of masks.
 
     Args:
       n_ids: the first id that is never predicted; the length of the model's own tokenizer if not

@@ -52,7 +52,7 @@ _HINTS = (
 
 
 def canonical(directory: Path, tensors: Tensors, layout: Layout) -> Tensors:
-    """The tensors by the layout's names, however their saver wrapped the model.
+    """Rename tensors to the layout's names, however their saver wrapped the model.
 
     A base model that was saved without its head has no `model.` in front; a parallel or compiled
     one has more. Names that the layout does not know stay as they are.
@@ -70,7 +70,7 @@ def canonical(directory: Path, tensors: Tensors, layout: Layout) -> Tensors:
 
 
 def _without_wrappers(names: list[str]) -> dict[str, str]:
-    """By its name in the file, each name without what stands in front of all of them."""
+    """Map each name in the file to the name without what stands in front of all of them."""
     plain = [_INSIDE.sub("", name) for name in names]
     for around in _AROUND_ALL * 2:  # wrapped twice at most
         if all(name.startswith(around) for name in plain):
@@ -83,7 +83,7 @@ def _is_known(name: str, layout: Layout) -> bool:
 
 
 def has_other_head(tensors: Tensors, layout: Layout) -> bool:
-    """Whether a file has a head besides its embedding, with other numbers."""
+    """Tell whether a file has a head besides its embedding, with other numbers."""
     head, embedding = (
         tensors.get(layout.names["head_weight"]),
         tensors.get(layout.names["embedding"]),
@@ -102,7 +102,7 @@ def has_other_head(tensors: Tensors, layout: Layout) -> bool:
 
 
 def fit(directory: Path, tensors: Tensors, layout: Layout, config: DecoderConfig) -> Tensors:
-    """The canonical tensors without those that a config leaves out.
+    """Leave out those canonical tensors that a config does not ask for.
 
     Layers beyond the config's are left out with a warning: a draft of the first layers is a config
     with a smaller number. A tied config may have its matrix under either name.
@@ -166,7 +166,7 @@ def _remedy(
     wrong: dict[str, tuple[int, ...]],
     layout: Layout | None,
 ) -> str:
-    """What to do about them: what the names give away, else what most often leads there."""
+    """Say what to do: what the names give away, else what most often leads there."""
     for pattern, what in _HINTS:
         if any(re.search(pattern, name) for name in unexpected):
             return f"these look like {what}"

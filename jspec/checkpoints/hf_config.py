@@ -39,7 +39,7 @@ class Fields:
         self._values, self._defaults, self._names = values, defaults, names or {}
 
     def get(self, name: str) -> Any:
-        """The value: None only where the file says null or nobody knows."""
+        """Get the value: None only where the file says null or nobody knows."""
         own = self._names.get(name, name)
         return None if own is None else self._values.get(own, self._defaults.get(own))
 
@@ -148,7 +148,7 @@ def read_layout(values: Mapping[str, Any]) -> Layout:
 
 
 def _read_rope(family: Family, fields: Fields) -> Rope:
-    """The rotary embedding; the original length defaults as Hugging Face does it."""
+    """Read the rotary embedding; the original length defaults as Hugging Face does it."""
     if family.rope == "plain":
         return Rope(theta=fields.number("rope_theta"))
     longest = fields.integer("max_position_embeddings")
@@ -186,7 +186,7 @@ def _rope_kind(name: Any) -> RopeKind:
 
 
 def _rope_of(kind: RopeKind, given: dict[str, Any]) -> Rope:
-    """Every field the file has; numbers checked, lists made hashable."""
+    """Take every field the file has; check numbers, and make lists hashable."""
     fields = {}
     for field in dataclasses.fields(Rope):
         name = ROPE_NAMES.get(field.name, field.name)
@@ -289,7 +289,7 @@ def _write_rope(rope: Rope) -> dict[str, Any]:
 
 
 def with_old_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A written `config.json` with its rotary embedding in the style of transformers 4."""
+    """Turn the rotary embedding of a written `config.json` to the style of transformers 4."""
     values = dict(values)
     rope = dict(values.pop("rope_parameters"))
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")

@@ -25,7 +25,7 @@ _HUB_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w
 
 
 def local_directory(path_or_id: str | Path) -> Path:
-    """The directory itself, a model that comes with jspec, or a snapshot of the hub's files.
+    """Find a directory, a model that comes with jspec, or a snapshot of a hub id.
 
     `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` are obeyed, because `huggingface_hub` obeys them.
 
@@ -55,7 +55,7 @@ def local_directory(path_or_id: str | Path) -> Path:
 
 
 def find_directory(path_or_id: str | Path) -> Path | None:
-    """What `local_directory` would give without the network; None where there is nothing.
+    """Find what `local_directory` would without the network; None where there is nothing.
 
     Of a hub's model whose `config.json` is in its cache, weights may be missing.
     """
@@ -64,7 +64,7 @@ def find_directory(path_or_id: str | Path) -> Path | None:
 
 
 def _path(path_or_id: Any) -> Path:
-    """A path or hub id as a path that can be looked at.
+    """Make a path that can be looked at of a path or hub id.
 
     Raises:
       UserError: neither, or a path that cannot be followed.
@@ -82,7 +82,7 @@ def _path(path_or_id: Any) -> Path:
 
 
 def shipped_folders() -> tuple[Path, ...]:
-    """Folders that hold shipped models: of an installed wheel, of a checkout."""
+    """List the folders of shipped models: of an installed wheel, of a checkout."""
     package = Path(__file__).resolve().parents[1]
     return tuple(
         folder for folder in (package / "weights", package.parent / "weights") if folder.is_dir()
@@ -90,7 +90,7 @@ def shipped_folders() -> tuple[Path, ...]:
 
 
 def shipped(name: str) -> Path | None:
-    """The directory of a shipped model; None if there is none of this name."""
+    """Find the directory of a shipped model; None if there is none of this name."""
     parts = Path(name).parts
     if Path(name).is_absolute() or not parts or ".." in parts:
         return None
@@ -99,7 +99,7 @@ def shipped(name: str) -> Path | None:
 
 
 def _of_cache(path: Path) -> Path:
-    """The snapshot of a model's folder in the hub's cache, its main one where there are several.
+    """Choose the snapshot of a model's folder in the hub's cache, the main one of several.
 
     Raises:
       UserError: several, and none of them is the main one.
@@ -148,7 +148,7 @@ def _snapshot(repo_id: str) -> Path:
 
 
 def _why(error: Exception) -> str:
-    """What kept a model from being fetched from the hub, and what to do."""
+    """Say what kept a model from being fetched from the hub, and what to do."""
     from huggingface_hub import errors
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
@@ -167,7 +167,7 @@ def _why(error: Exception) -> str:
 
 
 def weights_digest(directory: Path) -> str:
-    """SHA-256 over the config and the weights of a checkpoint directory, hexadecimal."""
+    """Digest config and weights of a checkpoint directory: SHA-256, hexadecimal."""
     names = sorted(path.name for path in directory.glob("*.safetensors"))
     if not names:
         raise UserError(f"{directory} has no safetensors, whose digest is asked for")

@@ -14,7 +14,7 @@ from jspec.models.config import DecoderConfig, Rope, RopeKind
 
 
 def _llama(vocab: int, sizes: tuple[int, ...], length: int, **more) -> DecoderConfig:
-    """`sizes`: width, MLP width, layers, query heads, key/value heads."""
+    """Build a config; `sizes` are width, MLP width, layers, query and key/value heads."""
     width, mlp_width, n_layers, n_heads, n_kv_heads = sizes
     fields = {"norm_eps": 1e-5, "head_dim": width // n_heads} | more
     return DecoderConfig(
@@ -30,7 +30,7 @@ def _llama(vocab: int, sizes: tuple[int, ...], length: int, **more) -> DecoderCo
 
 
 def _llama3(sizes: tuple[int, ...], factor: float | None = 8.0, **more) -> DecoderConfig:
-    """Llama 3 where there is no `factor`, else 3.1 and later."""
+    """Build Llama 3 where there is no `factor`, else 3.1 and later."""
     if factor is None:
         return _llama(128_256, sizes, 8192, rope=Rope(theta=500_000.0), **more)
     rope = Rope(

@@ -58,7 +58,7 @@ class Layout:
     group_size: int = 1
 
     def stored(self, config: DecoderConfig):
-        """A tree of `Stored`, structured like the parameters."""
+        """Build a tree of `Stored`, structured like the parameters."""
 
         def one(path, leaf) -> Stored:
             ours = leaf_name(path)
@@ -68,7 +68,7 @@ class Layout:
         return jax.tree.map_with_path(one, abstract_params(build(config), jnp.float32))
 
     def in_groups(self, size: int) -> Layout:
-        """The same names where layers are stored in groups of so many."""
+        """Name layers that are stored in groups of so many."""
         if size == 1 or not self.group_prefix:
             return self
         return dataclasses.replace(self, prefix=self.group_prefix, group_size=size)
@@ -78,7 +78,7 @@ class Layout:
         return self.prefix.format(*(divmod(index, self.group_size) if is_grouped else (index,)))
 
     def layer_of(self, name: str) -> int:
-        """The layer that a stored tensor belongs to; -1 outside layers."""
+        """Find the layer that a stored tensor belongs to; -1 outside layers."""
         found = re.match(re.escape(self.prefix).replace(r"\{\}", r"(\d+)"), name)
         if found is None:
             return -1
@@ -86,7 +86,7 @@ class Layout:
         return group * self.group_size + rest[0] if rest else group
 
     def _stored(self, name: str, ours: str, shape: tuple[int, ...], head_dim: int) -> Stored:
-        """How each kind of weight is stored: matrices with their output axis first."""
+        """Describe how a weight is stored: matrices with their output axis first."""
         turn = np.transpose if len(shape) == 2 and ours != "embedding" else _same
         if not (self.is_interleaved and ours in ("q", "k", "q_bias", "k_bias")):
             return Stored(name, shape if turn is _same else shape[::-1], turn, turn)
@@ -103,13 +103,13 @@ def _same(x: np.ndarray) -> np.ndarray:
 
 
 def _to_halves(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rotary pairs (2i, 2i + 1) of every head to (i, i + H/2); heads are folded into axis 0."""
+    """Move rotary pairs (2i, 2i + 1) of every head, folded into axis 0, to (i, i + H/2)."""
     pairs = x.reshape(-1, head_dim // 2, 2, *x.shape[1:])
     return np.swapaxes(pairs, 1, 2).reshape(x.shape)
 
 
 def _to_pairs(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """The way back from `_to_halves`."""
+    """Go the way back from `_to_halves`."""
     halves = x.reshape(-1, 2, head_dim // 2, *x.shape[1:])
     return np.swapaxes(halves, 1, 2).reshape(x.shape)
 

@@ -150,7 +150,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _smallest(values: np.ndarray) -> np.ndarray:
-    """Counts or ids in the fewest bytes."""
+    """Store counts or ids in the fewest bytes."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
@@ -172,6 +172,6 @@ def _unpacked(name: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def tokenizer_digest(directory: Path) -> str | None:
-    """SHA-256 of a tokenizer's vocabulary file, hexadecimal; None where there is none."""
+    """Digest a tokenizer's vocabulary file: SHA-256, hexadecimal; None where there is none."""
     found = next((directory / n for n in TOKENIZER_FILES if (directory / n).is_file()), None)
     return None if found is None else hashlib.sha256(found.read_bytes()).hexdigest()

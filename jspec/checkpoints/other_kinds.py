@@ -87,7 +87,7 @@ _MOST_FILES = 4
 
 
 def what_else(directory: Path) -> str:
-    """What a directory without a model is, and what to do, for the end of a message."""
+    """Say what a directory without a model is, and what to do; for the end of a message."""
     for names, what, remedy in _KINDS:
         if any(next(directory.glob(name), None) for name in names):
             return f"this is {what.format(base=_base(directory))}: {remedy}"
@@ -101,7 +101,7 @@ def what_else(directory: Path) -> str:
 
 
 def looks_like_a_decoder(directory: Path, values: Mapping[str, Any]) -> str | None:
-    """What a directory is, and what to do, whose `config.json` alone could be a decoder's."""
+    """Say what a directory is whose `config.json` alone could be a decoder's."""
     if (directory / "modules.json").is_file():
         return what_else(directory)
     if "k_mask" in values:
@@ -110,7 +110,7 @@ def looks_like_a_decoder(directory: Path, values: Mapping[str, Any]) -> str | No
 
 
 def what_file(path: Path) -> str:
-    """What a file is that was given in place of a directory, and what to do."""
+    """Say what a file is that was given in place of a directory, and what to do."""
     if path.suffix == ".gguf":
         return (
             "a GGUF model: give the original's directory in safetensors (transformers converts "
@@ -122,7 +122,7 @@ def what_file(path: Path) -> str:
 
 
 def _model_directories(directory: Path) -> list[str]:
-    """Where models are, at most three folders down: runs, snapshots, a trainer's checkpoints."""
+    """Find models at most three folders down: runs, snapshots, a trainer's checkpoints."""
     patterns = ("*/config.json", "snapshots/*/config.json", "models--*/snapshots/*/config.json")
     found: Iterable[Path] = (path for pattern in patterns for path in directory.glob(pattern))
     return sorted(str(path.parent.relative_to(directory)) for path in found)
@@ -147,7 +147,7 @@ _ENCODERS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification
 
 
 def kind_of_config(values: Mapping[str, Any]) -> str | None:
-    """What a `config.json` of an unknown model type describes, where that can be told."""
+    """Say what a `config.json` of an unknown model type describes, where that can be told."""
     architectures = values.get("architectures")
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     if values.get("is_encoder_decoder") or any("ConditionalGeneration" in n for n in names):
@@ -163,7 +163,7 @@ def kind_of_config(values: Mapping[str, Any]) -> str | None:
 
 
 def quantisation_of(values: Mapping[str, Any]) -> str | None:
-    """How a `config.json` says that its weights are quantised; None where they are not."""
+    """Find how a `config.json` says that weights are quantised; None where they are not."""
     for name in ("quantization_config", "compression_config", "quantization"):
         given = values.get(name)
         if given:

@@ -64,7 +64,7 @@ def read_params(
 
 
 def place(array: np.ndarray, dtype, where: NamedSharding) -> jax.Array:
-    """An array of the host in `dtype` on its sharding, converted part by part."""
+    """Put an array of the host on its sharding in `dtype`, converted part by part."""
 
     def part(index) -> np.ndarray:
         # A copy of its own, never a view of the file, which may change or go away.
@@ -74,7 +74,7 @@ def place(array: np.ndarray, dtype, where: NamedSharding) -> jax.Array:
 
 
 def _repeat_heads(array: np.ndarray, axis: int, n_heads: int, repeats: int) -> np.ndarray:
-    """Every head, folded into `axis`, `repeats` times next to itself."""
+    """Repeat every head, folded into `axis`, next to itself."""
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     heads = np.repeat(array.reshape(*before, n_heads, -1, *after), repeats, axis=axis)
     return heads.reshape(*before, -1, *after)

@@ -41,13 +41,13 @@ def check_same_tokenizer(target: Target, drafter: Target) -> None:
 
 
 def count_ids(model: Target) -> int:
-    """Ids below this are tokens; from it on a model's embedding may have rows of padding."""
+    """Count the tokens; beyond them a model's embedding may have rows of padding."""
     pieces = _vocabulary(model)
     return min(max(pieces.values()) + 1, model.vocab_size) if pieces else model.vocab_size
 
 
 def _vocabulary(model: Target) -> dict[str, int] | None:
-    """Pieces and their ids as the checkpoint's own files list them; None where it has none."""
+    """List pieces and ids as the checkpoint's own files do; None where it has none."""
     if model.path is None:
         return None
     fast, pieces = model.path / "tokenizer.json", model.path / "tokenizer.model"

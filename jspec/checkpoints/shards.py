@@ -41,7 +41,7 @@ _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
 
 
 def open_checkpoint(directory: Path) -> Tensors:
-    """All tensors of a checkpoint directory.
+    """Open all tensors of a checkpoint directory.
 
     Raises:
       UserError: no weights that can be read, told with what is there instead; a file that is
@@ -122,7 +122,7 @@ def _check_numbers(directory: Path, files: Sequence[Path]) -> None:
 
 
 def _merged(opened: Iterable[tuple[Path, Tensors]]) -> Tensors:
-    """The tensors of files that no index describes.
+    """Join the tensors of files that no index describes.
 
     Raises:
       UserError: a tensor that is in two of them.

@@ -70,7 +70,7 @@ class Target:
 
     @property
     def is_abstract(self) -> bool:
-        """Whether only shapes are known: such a target is for planning, and computes nothing."""
+        """Tell whether only shapes are known: such a target is for planning."""
         return isinstance(jax.tree.leaves(self.params)[0], jax.ShapeDtypeStruct)
 
 
@@ -143,7 +143,7 @@ def _target(
 def abstract_target(
     model: Checkpoint | DecoderConfig, *, dtype: str, mesh: Mesh, table: Table = TARGET
 ) -> Target:
-    """What loading a model would give, its weights being shapes.
+    """Build what loading a model would give, its weights being shapes.
 
     Args:
       model: a checkpoint, or the config of a model without one.
@@ -165,7 +165,7 @@ def load_beside(
     table: Table = REPLICATED,
     must_be_causal: bool = False,
 ) -> Target:
-    """A drafter's model, in the target's dtype and on its mesh; as abstract as the target is.
+    """Load a drafter's model like its target: same dtype and mesh, and as abstract.
 
     Raises:
       UserError: as `load_model`; of an abstract one, where its config is not here.
@@ -179,7 +179,7 @@ def load_beside(
 
 
 def checkpoint_beside(target: Target, path_or_id: str | Path | Checkpoint) -> Checkpoint:
-    """A drafter's checkpoint; for an abstract target nothing is downloaded.
+    """Find a drafter's checkpoint; for an abstract target nothing is downloaded.
 
     Raises:
       UserError: as `find_checkpoint`.
@@ -202,7 +202,7 @@ def check_causal(checkpoint: Checkpoint) -> None:
 
 
 def check_dtype(dtype: Any) -> str:
-    """The name of a supported type."""
+    """Check a type, and give its name."""
     try:
         name = "None" if dtype is None else jnp.dtype(dtype).name
     except TypeError:

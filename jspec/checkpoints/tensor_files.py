@@ -128,7 +128,7 @@ def _why_unreadable(error: Exception) -> str:
 
 
 def _state_dict(loaded: Any) -> Mapping[str, Any]:
-    """The innermost of a training script's wrappings: `{"state_dict": {...}, "epoch": 3}`."""
+    """Unwrap what a training script saved: `{"state_dict": {...}, "epoch": 3}`."""
     for _ in _WRAPPINGS:
         inner = [loaded.get(key) for key in _WRAPPINGS] if isinstance(loaded, Mapping) else []
         loaded = next((value for value in inner if isinstance(value, Mapping)), loaded)
@@ -136,7 +136,7 @@ def _state_dict(loaded: Any) -> Mapping[str, Any]:
 
 
 def _from_torch(path: Path, name: str, tensor: Any) -> np.ndarray:
-    """A view of a tensor, whatever its strides and whether or not it is a parameter."""
+    """View a tensor, whatever its strides and whether or not it is a parameter."""
     import torch
 
     if tensor.is_meta:
@@ -150,7 +150,7 @@ def _from_torch(path: Path, name: str, tensor: Any) -> np.ndarray:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object."""
+    """Read a JSON file that holds one object."""
     if not path.exists():
         raise UserError(f"{path}: {missing_file(path)}")
     check_not_pointer(path)
@@ -158,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def missing_file(path: Path) -> str:
-    """What to say of a file that should be there: never there, or a link whose end is gone."""
+    """Say why a file is not there: it never was, or it is a link whose end is gone."""
     if path.is_symlink():
         return f"a link to {path.readlink()}, which is not there; copy the files that it leads to"
     return f"no such file; a checkpoint directory needs {path.name}"

@@ -60,7 +60,7 @@ def write_checkpoint(
 
 
 def begin_directory(directory: Path, config: dict[str, Any]) -> None:
-    """A directory with its `config.json`, and without weights of an earlier call."""
+    """Make a directory with its `config.json`, and without weights of an earlier call."""
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("model*.safetensors*"):
         old.unlink()

@@ -40,7 +40,7 @@ class TokenizerFiles:
 
     @functools.cached_property
     def special(self) -> dict[str, str]:
-        """Special tokens by role, such as `bos_token`, as chat templates want them."""
+        """Find special tokens by role, such as `bos_token`, as chat templates want them."""
         older = self._json("special_tokens_map.json")
         found = {}
         for role in (f"{name}_token" for name in ROLES):
@@ -51,7 +51,7 @@ class TokenizerFiles:
 
     @property
     def model_ids(self) -> dict[str, int]:
-        """Ids of BOS and EOS by role as the model's own config says."""
+        """Find the ids of BOS and EOS, by role, in the model's own config."""
         model = self._json("config.json") if self.model is None else self.model
         ids = {role: model.get(f"{role}_id") for role in ("bos_token", "eos_token")}
         first = {role: i[0] if isinstance(i, list) and i else i for role, i in ids.items()}
@@ -59,7 +59,7 @@ class TokenizerFiles:
 
     @functools.cached_property
     def added(self) -> list[tuple[AddedToken, int | None]]:
-        """Every token that is found in a text before the text is split, the ones with an id first.
+        """List all tokens that are found in a text before it is split, those with an id first.
 
         The id is None where the files do not give it.
         """
@@ -78,7 +78,7 @@ class TokenizerFiles:
         return list(found.values())
 
     def _additional(self) -> list[str]:
-        """Special tokens without a role."""
+        """List special tokens without a role."""
         older = self._json("special_tokens_map.json")
         found = []
         for key in ("additional_special_tokens", "extra_special_tokens"):
@@ -90,7 +90,7 @@ class TokenizerFiles:
 
     @functools.cached_property
     def templates(self) -> dict[str, str]:
-        """Chat templates by name; the one that is used unless another is named is `default`."""
+        """Read chat templates by name; `default` is used unless another is named."""
         folder, found = self.folder / "additional_chat_templates", {}
         if folder.is_dir():
             found = {path.stem: read_text(path) for path in sorted(folder.glob("*.jinja"))}
@@ -118,7 +118,7 @@ class TokenizerFiles:
 
 
 def chosen_template(given: str | None, templates: dict[str, str]) -> str | None:
-    """The chat template to use: the user's, or the tokenizer's.
+    """Choose the chat template to use: the user's, or the tokenizer's.
 
     Args:
       given: Jinja text, a file of it, or the name of one of `templates`.
@@ -155,7 +155,7 @@ def _is_template(text: str) -> bool:
 
 
 def _refusing(why: str) -> str:
-    """A template that cannot be filled in: who needs none is not disturbed."""
+    """Make a template that cannot be filled in: who needs none is not disturbed."""
     return f"{{{{ raise_exception('{why}') }}}}"
 
 
@@ -167,13 +167,13 @@ def _is_file(path: Path) -> bool:
 
 
 def _content(entry: Any) -> str | None:
-    """A token is a text, or an object that has one."""
+    """Take the text of a token, which is a text or an object that has one."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) else None
 
 
 def added_token(text: str, flags: Any = None) -> AddedToken:
-    """A token with those flags that an object of the files sets."""
+    """Make a token with those flags that an object of the files sets."""
     from tokenizers import AddedToken
 
     given = flags if isinstance(flags, dict) else {}

@@ -26,7 +26,7 @@ _UNKNOWN, _CONTROL = 2, 3
 
 
 def read_model(path: Path) -> Any:
-    """The parsed file.
+    """Parse the file.
 
     Raises:
       UserError: no SentencePiece model, or one that places spaces as no rule here knows.
@@ -83,7 +83,7 @@ class SentencePieceVocabulary:
         self.after = self._ids(files, "eos") if config.get("add_eos_token") is True else ()
 
     def _ids(self, files: TokenizerFiles, role: str) -> tuple[int, ...]:
-        """BOS or EOS as the files name it, else the model's own; nothing where there is none."""
+        """Find BOS or EOS as the files name it, else the model's own; empty where there is none."""
         name = files.special.get(f"{role}_token")
         if name is None and f"{role}_token" not in files.config:
             name = self.names.get(f"{role}_token")
@@ -113,7 +113,7 @@ class SentencePieceVocabulary:
         return Pieces(ids, spans)
 
     def _split(self, text: str, start: int, end: int, ids: list[int], spans: list) -> None:
-        """SentencePiece's own tokens of the text between two special ones."""
+        """Split the text between two special tokens as SentencePiece does."""
         segment = text[start:end]
         if not segment:
             return
@@ -133,7 +133,7 @@ class SentencePieceVocabulary:
         return self._prefixed if is_dropped else self._bare
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, without the space that was put before a text."""
+        """Decode tokens, without the space that was put before a text."""
         known = [i for i in ids if i < self._n_pieces or i in self._names]
         found, processor = [], self._first
         for is_added, run in itertools.groupby(known, lambda i: i in self._names):
@@ -156,7 +156,7 @@ class SentencePieceVocabulary:
 
 
 def _processor(model: Any, *, has_prefix: bool) -> Any:
-    """The model with or without a space before a text."""
+    """Load the model with or without a space before a text."""
     from sentencepiece import SentencePieceProcessor
 
     changed = type(model)()
@@ -168,7 +168,7 @@ def _processor(model: Any, *, has_prefix: bool) -> Any:
 
 
 def _added_tokens(model: Any, files: TokenizerFiles) -> dict[int, AddedToken]:
-    """Tokens that no text is split into, by their ids: the model's own, and those of the files.
+    """Find tokens that no text is split into, by id: the model's own, and the files'.
 
     One without an id, which is in no vocabulary, is none.
     """
@@ -184,7 +184,7 @@ def _added_tokens(model: Any, files: TokenizerFiles) -> dict[int, AddedToken]:
 
 
 def _pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
-    """Finds the leftmost added token, the longest of several."""
+    """Build the pattern that finds the leftmost added token, the longest of several."""
     parts = []
     for token in sorted(tokens, key=lambda token: -len(token.content)):
         part = re.escape(token.content)

@@ -71,7 +71,7 @@ class Tokenizer:
 
     @functools.cached_property
     def special_names(self) -> tuple[str, ...]:
-        """Names of the tokens that have no text."""
+        """Name the tokens that have no text."""
         return tuple(self.token(i) for i in sorted(self.special_ids))
 
     @property
@@ -85,7 +85,7 @@ class Tokenizer:
         return self.vocabulary.byte_ids
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """A plain text as the tokenizer gives it to its model: with BOS where it adds one.
+        """Encode a plain text as its model wants it: with BOS where the tokenizer adds one.
 
         A text that begins with BOS itself, because a template was filled in elsewhere, gets no
         other.
@@ -93,7 +93,7 @@ class Tokenizer:
         return tuple(self._with_one_bos(self.pieces([text], is_whole=True)[0]).ids)
 
     def encode_chat(self, messages: Messages) -> tuple[int, ...]:
-        """A conversation whose next turn is the model's.
+        """Encode a conversation whose next turn is the model's.
 
         Raises:
           UserError: no template, or one that refuses these messages.
@@ -101,7 +101,7 @@ class Tokenizer:
         return tuple(self.chat_pieces([self.chat_text(messages)])[0].ids)
 
     def chat_text(self, messages: Messages, *, is_asking: bool = True) -> str:
-        """A conversation as the chat template writes it.
+        """Write a conversation as the chat template does.
 
         Args:
           is_asking: whether the next turn is the model's, so that its beginning is written too.
@@ -122,7 +122,7 @@ class Tokenizer:
             ) from None
 
     def chat_pieces(self, texts: Sequence[str]) -> list[Pieces]:
-        """The tokens of what `chat_text` wrote, in decoding and in training.
+        """Encode what `chat_text` wrote, in decoding and in training.
 
         The tokenizer's template writes BOS itself where its model wants one. One that the user
         gave may leave it out, and then gets what any text gets.
@@ -136,7 +136,7 @@ class Tokenizer:
         return self._with_one_bos(pieces)
 
     def pieces(self, texts: Sequence[str], *, is_whole: bool = False) -> list[Pieces]:
-        """Tokens of some texts, and the characters that they stand for.
+        """Split some texts into tokens, each with the characters that it stands for.
 
         Args:
           is_whole: add what belongs around a text, such as BOS; else they are taken as they stand.
@@ -153,7 +153,7 @@ class Tokenizer:
         return self.vocabulary.encode(texts, is_whole=is_whole)
 
     def _with_one_bos(self, pieces: Pieces) -> Pieces:
-        """Without the second BOS, and all after it, where a text begins with several."""
+        """Drop the second BOS, and all after it, where a text begins with several."""
         bos = list(self.vocabulary.before) or [i for i in (self.bos_id,) if i is not None]
         n, extra = len(bos), 0
         while n and pieces.ids[extra : extra + 2 * n] == bos * 2:
@@ -161,17 +161,17 @@ class Tokenizer:
         return Pieces(pieces.ids[extra:], pieces.spans[extra:])
 
     def decode(self, ids: Sequence[int], *, with_special: bool = False) -> str:
-        """Text of tokens, special ones left out unless wanted; nothing is cleaned up."""
+        """Decode tokens, special ones left out unless wanted; nothing is cleaned up."""
         if not with_special:
             ids = [i for i in ids if i not in self.special_ids]
         return self.vocabulary.decode(ids)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its name; None where there is no such token."""
+        """Find a token by its name; None where there is no such token."""
         return self.vocabulary.id_of(token)
 
     def token(self, token_id: int) -> str:
-        """The vocabulary's name of one token, for tables."""
+        """Name one token as the vocabulary does, for tables."""
         return str(self.vocabulary.token(token_id))
 
 
@@ -231,7 +231,7 @@ def load_tokenizer(
 
 
 def _special_names(vocabulary: Vocabulary, files: TokenizerFiles) -> dict[str, str]:
-    """By role: as the tokenizer's files say, else the vocabulary, else the model's config by id.
+    """Find names by role: in the tokenizer's files, the vocabulary, the model's config by id.
 
     A role that `tokenizer_config.json` sets to null has no token.
     """
@@ -280,7 +280,7 @@ def _backend_of_class(folder: Path) -> Any:
 
 
 def _tell_what_is_overruled(tokenizer: Tokenizer, files: TokenizerFiles) -> None:
-    """Says where `tokenizer_config.json` wants what `tokenizer.json` does not do."""
+    """Warn where `tokenizer_config.json` wants what `tokenizer.json` does not do."""
     if not (files.folder / "tokenizer.json").is_file():
         return
     around = {"bos": tokenizer.vocabulary.before, "eos": tokenizer.vocabulary.after}
@@ -296,7 +296,7 @@ def _tell_what_is_overruled(tokenizer: Tokenizer, files: TokenizerFiles) -> None
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without advice on the terminal: jspec says what matters itself."""
+    """Keep advice off the terminal: jspec says what matters itself."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers.utils import logging as their_logging
 
@@ -309,7 +309,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def import_transformers_without_torch() -> None:
-    """Spares a second of start-up where torch is installed; tokenizers do not need it.
+    """Spare a second of start-up where torch is installed; tokenizers do not need it.
 
     For a process of our own only: `transformers` then believes for good that torch is missing.
     """

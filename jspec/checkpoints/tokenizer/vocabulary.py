@@ -50,7 +50,7 @@ class JsonVocabulary:
         self.before, self.after = self._around()
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What the file's post-processor puts before and after a text."""
+        """Find what the file's post-processor puts before and after a text."""
         text = self._some_text()
         inner = self._backend.encode(text, add_special_tokens=False).ids
         whole = self._backend.encode(text, add_special_tokens=True).ids
@@ -59,7 +59,7 @@ class JsonVocabulary:
         return tuple(whole[:first]), tuple(whole[first + n :])
 
     def _some_text(self) -> str:
-        """A text that has tokens; a small vocabulary may know few letters."""
+        """Find a text that has tokens; a small vocabulary may know few letters."""
         ids = (i for i in range(self._backend.get_vocab_size()) if i not in self.special_ids)
         for text in itertools.chain(["a"], (self.decode([i]) for i in ids)):
             if self._backend.encode(text, add_special_tokens=False).ids:
@@ -72,7 +72,7 @@ class JsonVocabulary:
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, texts: Sequence[str], *, is_whole: bool) -> list[Pieces]:
-        """Tokens of some texts; special tokens that stand in a text are found there.
+        """Split some texts; special tokens that stand in a text are found there.
 
         Args:
           is_whole: put `before` and `after` around each.
@@ -81,13 +81,13 @@ class JsonVocabulary:
         return [Pieces(each.ids, each.offsets) for each in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones as they are named; nothing is cleaned up."""
+        """Decode tokens, special ones as they are named; nothing is cleaned up."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its name."""
+        """Find the id of a token by its name."""
         return self._backend.token_to_id(token)
 
     def token(self, token_id: int) -> str | None:
-        """The name of a token."""
+        """Name a token."""
         return self._backend.id_to_token(token_id)

@@ -51,7 +51,7 @@ class Grams:
         return len(self.keys)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Ranks of keys, `ABSENT` where there is no such n-gram."""
+        """Find the ranks of keys, `ABSENT` where there is no such n-gram."""
         if not len(self):
             return np.full(keys.shape, ABSENT)
         ranks = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -84,13 +84,13 @@ class NGramModel:
 
     @property
     def n_ids(self) -> int:
-        """Ids that can be read: the vocabulary, and `begin` where it is outside."""
+        """Count the ids that can be read: the vocabulary, and `begin` where it is outside."""
         return len(self.grams[0])
 
     def logprobs(
         self, tokens: Ids, *, starts: Sequence[bool] | np.ndarray | None = None
     ) -> np.ndarray:
-        """Natural logarithm of the probability of every token, given those before it in its text.
+        """Score every token, in nats, given those before it in its text.
 
         The first token of a text has no context, the second has one of one token, and so on.
         `begin` starts a text wherever it stands; it is given, not predicted, and counts 0.
@@ -118,7 +118,7 @@ class NGramModel:
 
 
 def contexts_of(ranks: np.ndarray, is_start: np.ndarray) -> np.ndarray:
-    """From the n-grams that end at each place to those that end before it in the same text."""
+    """Go from n-grams that end at each place to those that end before it in the same text."""
     before = np.concatenate([[ABSENT], ranks[:-1]])
     return np.where(is_start, ABSENT, before)
 
@@ -126,14 +126,14 @@ def contexts_of(ranks: np.ndarray, is_start: np.ndarray) -> np.ndarray:
 def text_starts(
     ids: np.ndarray, starts: Sequence[bool] | np.ndarray | None, begin: int | None
 ) -> np.ndarray:
-    """Where texts begin: at the first token, as told, and at every `begin`."""
+    """Mark where texts begin: at the first token, as told, and at every `begin`."""
     is_start = np.zeros(len(ids), bool) if starts is None else np.array(starts, bool)
     is_start[:1] = True
     return is_start if begin is None else is_start | (ids == begin)
 
 
 def checked_ids(tokens: Ids, vocab_size: int, begin: int | None) -> np.ndarray:
-    """int64 ids.
+    """Check ids, and make them int64.
 
     Raises:
       UserError: ids outside the vocabulary, `begin` excepted.

@@ -63,7 +63,7 @@ class NGramTable:
 
 
 def place_ngram(model: NGramModel) -> NGramTable:
-    """The table of a model; lengths that no text had are left out, as they change nothing."""
+    """Build the table of a model; lengths that no text had change nothing and are left out."""
     grams = [table for i, table in enumerate(model.grams) if i == 0 or len(table)]
     starts, tokens, steps = [], [], []
     for shorter, table in zip(grams, grams[1:], strict=False):
@@ -85,7 +85,7 @@ def place_ngram(model: NGramModel) -> NGramTable:
 
 
 def uniform_table(vocab_size: int) -> NGramTable:
-    """The table that knows nothing: every id is as likely as any other, whatever came before."""
+    """Build the table that knows nothing: every id is as likely as any other."""
     ids, backoffs = np.arange(vocab_size), np.zeros(vocab_size)
     every = Grams(ids, np.full(vocab_size, -np.log(vocab_size)), backoffs)
     return place_ngram(NGramModel(vocab_size, None, (every,)))
@@ -97,7 +97,7 @@ def uniform_table(vocab_size: int) -> NGramTable:
 def logprobs(
     table: NGramTable, context: Int[Array, "*#batch C"], candidates: Int[Array, "*#batch M"]
 ) -> Float[Array, "... M"]:
-    """Natural logarithm of the probability of every candidate after a context.
+    """Score every candidate after a context: the logarithm of its probability, in nats.
 
     Leading axes broadcast. Over all ids the probabilities of a context sum to 1.
 
@@ -119,7 +119,7 @@ def logprobs(
 
 
 def _context_ranks(table: NGramTable, context: Int[Array, "... C"]) -> list[Array]:
-    """Ranks of the last 1, 2, ... tokens of a context, as n-grams; below 0 where there is none."""
+    """Find the ranks of the last 1, 2, ... tokens of a context; below 0 where there is none."""
     n_tokens = min(len(table.tokens), context.shape[-1])
     context = context[..., context.shape[-1] - n_tokens :]
     is_id = (context >= 0) & (context < table.logprobs[0].shape[0])
@@ -134,7 +134,7 @@ def _context_ranks(table: NGramTable, context: Int[Array, "... C"]) -> list[Arra
 def _find(
     table: NGramTable, i: int, contexts: Int[Array, "*#batch"], ids: Int[Array, "*#batch"]
 ) -> Int[Array, " ..."]:
-    """Ranks of the n-grams that continue others; below 0 where there is no such n-gram.
+    """Find the ranks of n-grams that continue others; below 0 where there is none.
 
     Args:
       i: 0 finds bigrams.
@@ -155,7 +155,7 @@ def _find(
 
 
 def _at(array: Array, index: Int[Array, " ..."]) -> Array:
-    """Entries of an array at places that are within it."""
+    """Take entries of an array at places that are within it."""
     return array.at[index].get(mode="promise_in_bounds")
 
 
@@ -173,7 +173,7 @@ def text_counts(
     context: Int[Array, "B *#batch C"],
     candidates: Int[Array, "B *#batch M"],
 ) -> tuple[Float[Array, "B ... M"], Float[Array, "B ..."]]:
-    """What came in a text after the longest part of a context that came before.
+    """Count what came in a text after the longest part of a context that came before.
 
     Tokens of the context are compared with those before each place of the text, the last one
     first. The places that agree furthest count, if they agree in one token at least.
@@ -213,7 +213,7 @@ def logprobs_with_text(
     length: Int[Array, " B"],
     static_share: float | Float[Array, ""] = STATIC_SHARE,
 ) -> Float[Array, "B ... M"]:
-    """`logprobs`, interpolated with the relative frequencies of each row's own text.
+    """Interpolate `logprobs` with the relative frequencies of each row's own text.
 
     p = static_share * table + (1 - static_share) * text. Where the text has not seen the last token
     of a context before, the table stands alone, so that probabilities still sum to 1.
