@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from jspec.checkpoints.ngram import (
     CONFIG_FILE,
@@ -93,6 +94,12 @@ def test_the_tokenizer_is_known_again(tmp_path):
     read_ngram(tmp_path / "model", tokenizer=tmp_path / "other")
 
 
+def change_tensor(folder, name: str, change) -> None:
+    tensors = {key: tensor.copy() for key, tensor in load_file(folder / TENSOR_FILE).items()}
+    change(tensors[name])
+    save_file(tensors, folder / TENSOR_FILE)
+
+
 def change_config(folder, **changes) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text())
     (folder / CONFIG_FILE).write_text(json.dumps(config | changes))
@@ -108,6 +115,14 @@ def change_config(folder, **changes) -> None:
         (lambda folder: change_config(folder, vocab_size=50), "does not fit"),
         (lambda folder: change_config(folder, order=4), "does not fit"),
         (lambda folder: change_config(folder, order="three"), "does not fit"),
+        (
+            lambda folder: change_tensor(folder, "tokens.3", lambda x: x.put(-1, 100)),
+            "does not fit",
+        ),
+        (
+            lambda folder: change_tensor(folder, "tokens.2", lambda x: x[::-1].sort()),
+            "does not fit",
+        ),
     ],
 )
 def test_a_broken_directory_is_refused_in_one_line(tmp_path, spoil, expected):
