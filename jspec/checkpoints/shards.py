@@ -23,11 +23,11 @@ from jspec.errors import UserError
 
 Open = Callable[[Path], Tensors]
 
-_LAYOUTS: tuple[tuple[str, str, Open], ...] = (
-    ("model.safetensors", "model.safetensors.index.json", open_safetensors),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch),
+_SINGLE: tuple[tuple[str, Open], ...] = (
+    ("model.safetensors", open_safetensors),
+    ("pytorch_model.bin", open_torch),
 )
-"""File of a single shard, index of many, how a shard is opened; the first that is there is read."""
+"""A single file of weights, and how it or a shard is opened; the first that is there is read."""
 
 _UNINDEXED: tuple[tuple[str, Open], ...] = (
     ("*.safetensors", open_safetensors),
@@ -47,7 +47,8 @@ def open_checkpoint(directory: Path) -> Tensors:
       UserError: no weights that can be read, told with what is there instead; a file that is
         missing or broken; files that contradict each other.
     """
-    for single, index, open_shard in _LAYOUTS:
+    for single, open_shard in _SINGLE:
+        index = f"{single}.index.json"
         for name in (single, index):
             if (directory / name).is_symlink() and not (directory / name).exists():
                 raise UserError(f"{directory / name}: {missing_file(directory / name)}")
@@ -82,20 +83,16 @@ def _indexed(index: Path, open_shard: Open) -> Tensors:
             f"missing, the first is {missing[0]}; download them"
         )
     shards = {name: open_shard(index.parent / name) for name in names}
-    tensors: Tensors = {}
-    for shard in shards.values():
-        tensors |= shard
-    for name, where in weight_map.items():
-        shard = shards[where]
-        if name not in tensors:
-            continue  # whoever needs it is told that it is missing; most often nobody does
-        if name not in shard:
+    tensors = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+    # Of those in no shard, whoever needs one is told that it is missing; most often nobody does.
+    listed = {name: where for name, where in weight_map.items() if name in tensors}
+    for name, where in listed.items():
+        if name not in shards[where]:
             raise UserError(
                 f"{index}: {name} should be in {where}, which does not have it; index and shards "
                 "are of two checkpoints: download them again"
             )
-        tensors[name] = shard[name]
-    return tensors
+    return tensors | {name: shards[where][name] for name, where in listed.items()}
 
 
 def _check_numbers(directory: Path, files: Sequence[Path]) -> None:
