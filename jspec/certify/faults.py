@@ -22,9 +22,10 @@ import jax.numpy as jnp
 
 from jspec import law
 from jspec.certify.certificate import Check, CheckResult
+from jspec.checkpoints import target as loading
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.write import write_checkpoint
-from jspec.drafters import draft_model, load_drafter
+from jspec.drafters import load_drafter
 from jspec.errors import UserError
 from jspec.infer import round as rounds
 from jspec.ops import cache as cache_ops
@@ -203,7 +204,7 @@ def stop_token_in_draft_ignored(right):
     return wrong
 
 
-@_fault(draft_model, "check_same_tokenizer", caught_by=THE_REFUSAL)
+@_fault(loading, "check_same_tokenizer", caught_by=THE_REFUSAL)
 def other_tokenizer_taken(right):
     """A drafter whose token ids mean something else is not refused."""
     return lambda target, drafter: None

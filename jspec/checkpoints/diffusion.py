@@ -11,8 +11,7 @@ from typing import Any
 
 from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.families import FAMILIES
-from jspec.checkpoints.same_tokenizer import check_same_tokenizer, count_ids
-from jspec.checkpoints.target import Target, load_beside
+from jspec.checkpoints.target import Target, count_ids, load_beside
 from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
@@ -44,7 +43,6 @@ def load_diffusion(
       UserError: everything that can be wrong with the files, a causal model, another tokenizer.
     """
     loaded = load_beside(target, path_or_id, table=table)
-    check_same_tokenizer(target, loaded)
     model = describe(
         loaded,
         n_ids=count_ids(target),

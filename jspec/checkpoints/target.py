@@ -1,6 +1,7 @@
 """A target: a model with its weights on their devices.
 
-In reading order: the value, loading one, the shapes of one, and a drafter's model beside it.
+In reading order: the value, loading one, the shapes of one, a drafter's model beside it, and
+whether the two speak the same tokens.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from jax.sharding import Mesh
 from jspec.arguments import shown
 from jspec.checkpoints.checkpoint import GENERATION_FILE, Checkpoint, find_checkpoint
 from jspec.checkpoints.params import read_params
+from jspec.checkpoints.tensor_files import read_json
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, abstract_params, build
 from jspec.models.weights import fit_to_mesh, sharded_shapes
 from jspec.sharding import REPLICATED, TARGET, Table, make_mesh
 from jspec.state import Params
+from jspec.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -168,14 +171,17 @@ def load_beside(
     """Load a drafter's model like its target: same dtype and mesh, and as abstract.
 
     Raises:
-      UserError: as `load_model`; of an abstract one, where its config is not here.
+      UserError: as `load_model`, another tokenizer than the target's; of an abstract one, where
+        its config is not here.
     """
     checkpoint = checkpoint_beside(target, path_or_id)
     if must_be_causal:
         check_causal(checkpoint)
     placed = {"dtype": target.dtype, "mesh": target.mesh, "table": table}
     load = abstract_target if target.is_abstract else load_model
-    return load(checkpoint, **placed)
+    loaded = load(checkpoint, **placed)
+    check_same_tokenizer(target, loaded)
+    return loaded
 
 
 def checkpoint_beside(target: Target, path_or_id: str | Path | Checkpoint) -> Checkpoint:
@@ -185,6 +191,67 @@ def checkpoint_beside(target: Target, path_or_id: str | Path | Checkpoint) -> Ch
       UserError: as `find_checkpoint`.
     """
     return find_checkpoint(path_or_id, downloads=not target.is_abstract)
+
+
+def check_same_tokenizer(target: Target, drafter: Target) -> None:
+    """Refuse a drafter whose token ids mean something else.
+
+    Where both checkpoints carry a tokenizer their vocabularies are compared, since published sizes
+    differ by padding within a series; otherwise the sizes have to be equal, unless only shapes are
+    planned with.
+
+    Raises:
+      UserError: with both sizes, or the first token that differs.
+    """
+    ours, theirs = _vocabulary(target), _vocabulary(drafter)
+    if ours is None or theirs is None:
+        if target.vocab_size != drafter.vocab_size and not target.is_abstract:
+            raise UserError(
+                f"the drafter has a vocabulary of {drafter.vocab_size} and the target one of "
+                f"{target.vocab_size}; choose a drafter with the target's tokenizer"
+            )
+        return
+    shared = ours.keys() & theirs.keys()
+    different = next((token for token in shared if ours[token] != theirs[token]), None)
+    if different is not None or len(shared) < 0.99 * len(ours):
+        example = (
+            f" ({different!r} is {theirs[different]}, not {ours[different]})"
+            if (different is not None)
+            else ""
+        )
+        raise UserError(
+            f"the drafter's tokenizer is not the target's{example}; "
+            "choose a drafter of the same series"
+        )
+
+
+def count_ids(model: Target) -> int:
+    """Count the tokens; beyond them a model's embedding may have rows of padding."""
+    pieces = _vocabulary(model)
+    return min(max(pieces.values()) + 1, model.vocab_size) if pieces else model.vocab_size
+
+
+def _vocabulary(model: Target) -> dict[str, int] | None:
+    """List pieces and ids as the checkpoint's own files do; None where it has none."""
+    if model.path is None:
+        return None
+    fast, pieces = model.path / "tokenizer.json", model.path / "tokenizer.model"
+    listed, added = model.path / "vocab.json", model.path / "added_tokens.json"
+    try:
+        if fast.exists():
+            from tokenizers import Tokenizer
+
+            return Tokenizer.from_str(read_text(fast)).get_vocab()
+        if pieces.exists():
+            from sentencepiece import SentencePieceProcessor
+
+            processor = SentencePieceProcessor(model_file=str(pieces))
+            return {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+        if listed.exists():
+            return read_json(listed) | (read_json(added) if added.exists() else {})
+    except Exception as error:  # both libraries raise bare Exceptions and RuntimeErrors
+        raise UserError(f"the tokenizer in {model.path} cannot be read: {error}") from None
+    return None
 
 
 def check_causal(checkpoint: Checkpoint) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from jspec.checkpoints.same_tokenizer import check_same_tokenizer
 from jspec.checkpoints.target import Target, load_beside
 from jspec.drafters.base import Method
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
@@ -46,7 +45,6 @@ def load(path, target: Target, options: DraftModelOptions) -> tuple[EasySpec, Pa
       UserError: another tokenizer than the target's.
     """
     small = load_beside(target, path, must_be_causal=True)
-    check_same_tokenizer(target, small)
     growth = dataclasses.asdict(options)
     return draft_model(small.model, vocab_size=target.vocab_size, **growth), small.params
 

@@ -8,8 +8,7 @@ import json
 import pytest
 
 from jspec.checkpoints.checkpoint import Checkpoint
-from jspec.checkpoints.same_tokenizer import check_same_tokenizer
-from jspec.checkpoints.target import Target
+from jspec.checkpoints.target import Target, check_same_tokenizer
 from jspec.errors import UserError
 from jspec.testing.models import tiny_target
 

@@ -7,7 +7,6 @@ import enum
 
 from jax.sharding import Mesh
 
-from jspec.checkpoints.same_tokenizer import check_same_tokenizer
 from jspec.checkpoints.target import Target, load_beside
 from jspec.drafters.base import Method, named
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
@@ -97,7 +96,6 @@ def load(path, target: Target, options: EasySpecOptions) -> tuple[EasySpec, Para
     """
     plan = options.parallelism(target.mesh)
     small = load_beside(target, path, table=plan.table, must_be_causal=True)
-    check_same_tokenizer(target, small)
     try:
         groups = options.cut(small.model.config.n_layers)
     except ValueError as error:
