@@ -84,10 +84,18 @@ def load_target(
     mesh: Mesh | None = None,
     table: Table = TARGET,
 ) -> Target:
-    """Load a checkpoint that decodes from left to right, as `load_model` does.
+    """Load a checkpoint onto a mesh, as a model that decodes from left to right.
+
+    Args:
+      path_or_id: a Hugging Face directory (safetensors, or `.bin` with torch), a llama2.c-style
+        one, an id on the hub, or a checkpoint that was found.
+      dtype: type of weights and cache: float32, bfloat16 (or float64, with x64 enabled).
+      mesh: from `jspec.make_mesh`; one device where None.
+      table: where logical axes go on the mesh.
 
     Raises:
-      UserError: as `load_model`, and a model that reads in both directions.
+      UserError: everything that can be wrong with the arguments or the files, and a model that
+        reads in both directions.
     """
     return load_model(path_or_id, dtype=dtype, mesh=mesh, table=table, must_be_causal=True)
 
@@ -100,18 +108,10 @@ def load_model(
     table: Table = TARGET,
     must_be_causal: bool = False,
 ) -> Target:
-    """Load a checkpoint onto a mesh.
+    """Load a checkpoint that may also be bidirectional, as `load_target` does.
 
     Args:
-      path_or_id: a Hugging Face directory (safetensors, or `.bin` with torch), a llama2.c-style
-        one, an id on the hub, or a checkpoint that was found.
-      dtype: type of weights and cache: float32, bfloat16 (or float64, with x64 enabled).
-      mesh: from `jspec.make_mesh`; one device where None.
-      table: where logical axes go on the mesh.
       must_be_causal: refuse a bidirectional model before its weights are read.
-
-    Raises:
-      UserError: everything that can be wrong with the arguments or the files.
     """
     name = check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
