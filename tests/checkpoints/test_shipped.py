@@ -36,6 +36,9 @@ def test_a_shipped_model_is_found_by_its_name(checkpoint, tmp_path, monkeypatch)
     assert local_directory("mine/small") == tmp_path / "mine/small"
     for name in ("mine/large", "../mine/small", str(tmp_path / "mine/large"), ""):
         assert shipped(name) is None
+    monkeypatch.setattr(module, "shipped_folders", lambda: (tmp_path / "mine",))
+    assert shipped("small") == tmp_path / "mine/small"
+    assert shipped("../mine/small") is None  # not out of the folder
 
 
 def test_the_digest_is_that_of_names_weights_and_config(checkpoint, tmp_path):
