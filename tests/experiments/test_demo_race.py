@@ -161,6 +161,8 @@ def test_openings_are_held_out_and_short(module, folder):
         assert found != heldout.openings(path, tokenizer, count=3, seed=1)
         bos = tokenizer.bos_id
         assert all(one.tokens[0] == bos and bos not in one.tokens[1:] for one in found)
+    several = heldout.openings(path, tokenizer, count=900, seed=0, share=0.5)
+    assert 300 < len(several) < 600
     chat = heldout.openings(folder / "data" / "chats.jsonl", tokenizer, count=1, seed=0)[0]
     assert tokenizer.decode(chat.tokens).startswith("[user]row")
     assert "yes" not in tokenizer.decode(chat.tokens)
