@@ -29,19 +29,11 @@ from experiments.common.ablation import (
 from experiments.common.estimates import Estimate, difference, estimate
 from experiments.common.pictures import Curve, Panel
 from experiments.common.tables import make_tables
-from experiments.easyspec.parts import (
-    LONG,
-    MISMATCH,
-    NEVER,
-    PARTS,
-    PREFILL,
-    ROUND,
-)
+from experiments.easyspec.parts import LONG, MISMATCH, NEVER, PARTS, PREFILL, ROUND
 from experiments.easyspec.passes import with_whole_layers
 from jspec.checkpoints.target import Target
 from jspec.drafters.base import LoadedDrafter
 
-POINTS = "acceptance.yaml"
 OPTIONS = {"N": "size", "width": "width", "depth": "depth", "calibration": "calibration"}
 STYLES = {
     ROUND: ("calibrated every round", pictures.BLUE),
@@ -68,9 +60,11 @@ def report(ablation: Ablation, parts: Mapping[str, Part]) -> str:
     for head, name in OPTIONS.items():
         found[head] = lambda variant, name=name: variant.options[name]
     for quarter, name in ((0, "first"), (3, "last")):
-        found[f"alpha, {name} quarter, less"] = lambda variant, quarter=quarter: _loss(
-            ablation, variant, quarter
-        ).text(3, "+")
+
+        def loss(variant: Variant, quarter=quarter) -> str:
+            return _loss(ablation, variant, quarter).text(3, "+")
+
+        found[f"alpha, {name} quarter, less"] = loss
     about = ("", *OPTIONS, "T")
     usual = ("tau + 1 [95%]", "alpha [95%]", "alpha, less", "kept at depth 1, 2, ...")
     others = {
@@ -177,11 +171,12 @@ PICTURES = {
 
 def measure(arguments: argparse.Namespace) -> str:
     """Everything; returns the tables."""
-    ablation, out = Ablation(arguments, load=load), arguments.out
+    ablation = Ablation(arguments, load=load)
     parts = {name: PARTS[name] for name in arguments.parts}
     points = {"acceptance": acceptance_points(ablation, parts)}
-    (out / POINTS).write_text(yaml.safe_dump(points, sort_keys=False), encoding="utf-8")
-    draw(ablation, parts, out)
+    text = yaml.safe_dump(points, sort_keys=False)
+    (arguments.out / "acceptance.yaml").write_text(text, encoding="utf-8")
+    draw(ablation, parts, arguments.out)
     return report(ablation, parts)
 
 

@@ -18,24 +18,18 @@ from experiments.common.tables import parser_of
 from jspec.bench.cli import main as bench
 from jspec.checkpoints.write import write_checkpoint
 from jspec.console.commands import exit_code, leave
-from jspec.console.flags import Parser
 
 PROMPT_TOKENS, THREADS = 64, 2
 
 
-def make_parser() -> Parser:
-    """The shape, the length of the text, and how often it is decoded."""
+def run() -> int:
+    """Write what is raced, and race."""
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--shape", choices=TARGETS, default="deep-14m")
     add("--new-tokens", type=int, default=192)
     add("--repeats", type=int, default=11)
-    return parser
-
-
-def run() -> int:
-    """Write what is raced, and race."""
-    arguments = make_parser().parse_args()
+    arguments = parser.parse_args()
     out, config = arguments.out, SHAPES[arguments.shape]
     prompt = [(7 * i + 3) % config.vocab_size for i in range(PROMPT_TOKENS)]
     (out / "model").mkdir(parents=True, exist_ok=True)
