@@ -23,6 +23,7 @@ from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.models.model import build, random_params
 from jspec.testing.models import tiny_config
+from tests.support.pytrees import assert_same
 
 CONFIG = tiny_config(has_qkv_bias=True, has_out_bias=True)
 Q, K = "model.layers.1.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
@@ -30,13 +31,6 @@ Q, K = "model.layers.1.self_attn.q_proj.weight", "model.layers.0.self_attn.k_pro
 
 def params_of(config=CONFIG, dtype="float32"):
     return random_params(build(config), key=jax.random.key(0), dtype=dtype, scale=0.3)
-
-
-def equal(one, other) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture
@@ -79,7 +73,7 @@ def test_a_round_trip_is_exact(dtype, max_shard_bytes, tmp_path):
         assert len(set(content["weight_map"].values())) > 2
     target = load_target(tmp_path, dtype=dtype)
     assert target.model.config == CONFIG and target.dtype == dtype
-    equal(target.params, params)
+    assert_same(target.params, params)
 
 
 def test_writing_again_leaves_nothing_of_the_first(tmp_path):
@@ -87,7 +81,7 @@ def test_writing_again_leaves_nothing_of_the_first(tmp_path):
     config = tiny_config()
     write_checkpoint(tmp_path, params_of(config), config)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
-    equal(load_target(tmp_path).params, params_of(config))
+    assert_same(load_target(tmp_path).params, params_of(config))
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32", "float64"])
@@ -105,7 +99,7 @@ def test_parameters_do_not_hang_on_the_file(checkpoint):
     target = load_target(checkpoint)
     file = checkpoint / "model.safetensors"
     file.write_bytes(b"\0" * file.stat().st_size)
-    equal(target.params, params_of())
+    assert_same(target.params, params_of())
 
 
 def test_harmless_extra_tensors_are_ignored(tmp_path):
@@ -116,7 +110,7 @@ def test_harmless_extra_tensors_are_ignored(tmp_path):
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros((4,), np.float32),
     }
     save(tmp_path, tensors_of(tmp_path) | extra)
-    equal(load_target(tmp_path).params, params_of(config))
+    assert_same(load_target(tmp_path).params, params_of(config))
 
 
 def test_all_tensors_that_do_not_fit_are_told_at_once(checkpoint):

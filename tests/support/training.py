@@ -7,6 +7,7 @@ run that kills itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import subprocess
 import sys
@@ -46,6 +47,13 @@ def training_model(**changes) -> Model:
     """One layer of width 16 with grouped heads."""
     sizes = dict(width=16, mlp_width=24, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8)
     return build(tiny_config(**(sizes | changes)))
+
+
+@functools.cache
+def random_weights(model: Model, seed: int = 0) -> Params:
+    """Weights of a model that has learnt nothing, made once."""
+    make = functools.partial(random_params, model, scale=0.5)
+    return jax.jit(make)(key=jax.random.key(seed))
 
 
 def random_rows(n: int, *, seed: int, longest: int = 30, vocab_size: int = 61) -> list[Encoded]:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jspec.models.model import forward_text, head, random_params
+from jspec.models.model import forward_text, head
 from jspec.train.block_diffusion import BlockDiffusion, Blocks, block_mask, lay
 from jspec.train.masked_diffusion import slot_weights
-from tests.support.training import random_packed, training_model
+from tests.support.training import random_packed, random_weights, training_model
 
 MASK, V, K = 60, 61, 3
 MODEL, TEACHER = training_model(), training_model()
@@ -27,10 +27,7 @@ BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).ar
 B, T = BATCH["tokens"].shape
 
 
-@functools.cache
-def params(seed: int = 0):
-    make = functools.partial(random_params, MODEL, scale=0.5)
-    return jax.jit(make)(key=jax.random.key(seed))
+params = functools.partial(random_weights, MODEL)
 
 
 @functools.partial(jax.jit, static_argnums=0)

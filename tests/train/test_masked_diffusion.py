@@ -23,7 +23,7 @@ from jspec.train.masked_diffusion import (
     cut,
     slot_weights,
 )
-from tests.support.training import random_packed, training_model
+from tests.support.training import random_packed, random_weights, training_model
 
 MASK, V = 60, 61
 MODEL = training_model(is_causal=False)
@@ -36,10 +36,7 @@ BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).ar
 """16 tokens a sequence, several texts in some of them, and padding."""
 
 
-@functools.cache
-def params(seed: int = 0):
-    make = functools.partial(random_params, MODEL, scale=0.5)
-    return jax.jit(make)(key=jax.random.key(seed))
+params = functools.partial(random_weights, MODEL)
 
 
 @functools.partial(jax.jit, static_argnums=0)

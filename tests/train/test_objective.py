@@ -11,16 +11,13 @@ import pytest
 
 from jspec.models.model import forward_text, head, random_params
 from jspec.train.objective import NextToken, cross_entropy
-from tests.support.training import random_packed, training_model
+from tests.support.training import random_packed, random_weights, training_model
 
 MODEL = training_model()
 BATCH = {name: jnp.asarray(array) for name, array in random_packed(8, seed=7).arrays.items()}
 
 
-@functools.cache
-def params(seed: int = 0):
-    make = functools.partial(random_params, MODEL, scale=0.5)
-    return jax.jit(make)(key=jax.random.key(seed))
+params = functools.partial(random_weights, MODEL)
 
 
 @functools.partial(jax.jit, static_argnums=0)

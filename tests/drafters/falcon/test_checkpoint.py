@@ -35,6 +35,7 @@ from jspec.models.weights import leaf_name
 from jspec.sharding import REPLICATED, Table, make_mesh
 from jspec.state import Params
 from jspec.testing.models import tiny_config
+from tests.support.pytrees import assert_same
 
 POINTWISE, SEQUENCE = LstmMode.POINTWISE, LstmMode.SEQUENCE
 SYNTHETIC = SarConfig(
@@ -63,13 +64,6 @@ def read(
     config = read_config(checkpoint)
     model = build(config)
     return config, read_params(checkpoint, config, model, dtype=dtype, mesh=mesh, table=table)
-
-
-def equal(one: Params, other: Params) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture
@@ -220,7 +214,7 @@ def test_a_round_trip_is_exact(mode, dtype, is_plain, tmp_path):
     write_checkpoint(tmp_path, params, config)
     back, read_back = read(tmp_path, dtype)
     assert back == config
-    equal(read_back, params)
+    assert_same(read_back, params)
     assert EMBEDDING not in tensors_of(tmp_path)
 
 
@@ -242,7 +236,7 @@ def test_what_only_a_memory_needs_changes_no_pointwise_head(checkpoint):
         elif name.startswith("lstm."):
             tensor[8:16] = rng.normal(size=tensor[8:16].shape)
     save_file(tensors, checkpoint / "model.safetensors")
-    equal(read(checkpoint)[1], params)
+    assert_same(read(checkpoint)[1], params)
     edit_config(checkpoint, lstm_mode="sequence")
     lstm = read(checkpoint)[1]["lstm"][1]
     np.testing.assert_array_equal(lstm["recurrent"], tensors["lstm.weight_hh_l1"].T)
@@ -267,7 +261,7 @@ def test_weights_go_where_the_table_says(checkpoint):
     table = dict.fromkeys(("width", "heads", "kv_heads")) | {"mlp": "tensor"}
     _, split = read(checkpoint, mesh=mesh, table=table)
     assert not split["lstm"][0]["input"].is_fully_replicated
-    equal(split, params)
+    assert_same(split, params)
 
 
 @pytest.mark.parity
@@ -277,7 +271,7 @@ def test_a_pickle_of_torch_is_the_same_head(checkpoint):
     tensors = {name: torch.from_numpy(tensor) for name, tensor in tensors_of(checkpoint).items()}
     (checkpoint / "model.safetensors").unlink()
     torch.save(tensors, checkpoint / "pytorch_model.bin")
-    equal(read(checkpoint)[1], params)
+    assert_same(read(checkpoint)[1], params)
 
 
 @pytest.mark.parity
