@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from experiments.common.ablation import Variant
+from experiments.common.estimates import estimate
 from experiments.common.tables import table
 from experiments.easyspec import ablation as script
 from experiments.easyspec.cosine import (
@@ -130,6 +131,15 @@ def test_pictures_show_losses_against_the_exact_drafter():
     assert [title[:12] for title in found] == ["T = 0, N = 4", "T = 0, N = 6", "T = 1, N = 6"]
     assert [len(curves) for curves in found.values()] == [3, 3, 2]
     assert all(0 < x < LONG for curves in found.values() for _, points in curves for x in points)
+
+
+def test_a_quarter_is_compared_with_the_same_quarter():
+    """Of drafters that all keep less later on, none loses anything to the exact one."""
+    known = KnownAblation(lambda one: record_of([[5] * 8 + [0] * 16] * 2, depth=5))
+    found = script.growth_losses(known, PARTS["growth"].variants)
+    points = [loss for curves in found.values() for _, points in curves for loss in points.values()]
+    assert len(points) == 8 * 4 and set(points) == {(0, 0, 0)}
+    assert estimate(known.alpha(variant(4), 0)) > estimate(known.alpha(variant(4), 3))
 
 
 def test_cosines_are_averaged_over_tokens_that_are_text():
