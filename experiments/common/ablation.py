@@ -124,12 +124,16 @@ class Ablation:
     ):
         self.arguments = arguments
         self.target = jspec.load_target(TARGET)
-        self.load = functools.partial(load, target=self.target)
+        self._load = load
         self._stop_ids = self.target.stop_ids if ends_early else ()
         self._prompts = [opening.tokens for opening in held_out_openings(arguments)]
         settings = {"kind": "settings", "prompts": self._prompts, **(also or {})}
         made = {**provenance(), "device": device_record()["kind"]}
         self._results = Results(arguments.out / "results.jsonl", settings, made)
+
+    def load(self, variant: Variant) -> LoadedDrafter:
+        """The drafter for the target."""
+        return self._load(variant, self.target)
 
     def requests(self, variant: Variant) -> list[Request]:
         """The openings; the same sample of the noise for every drafter."""

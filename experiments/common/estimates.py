@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 BOOTSTRAP = 2000
 PERCENTILES = (2.5, 97.5)
 
-Ratio = tuple[ArrayLike, ArrayLike]
+Column = Sequence[Any] | np.ndarray
+Ratio = tuple[Column, Column]
 """What is summed above and below, a number a prompt each."""
 
 
@@ -44,7 +44,7 @@ def difference(one: Ratio, other: Ratio) -> Estimate:
     return _bootstrap((*one, *other), lambda a, b, c, d: _quotient(a, b) - _quotient(c, d))
 
 
-def _bootstrap(columns: Sequence[ArrayLike], statistic: Callable[..., Any]) -> Estimate:
+def _bootstrap(columns: Sequence[Column], statistic: Callable[..., Any]) -> Estimate:
     """A statistic of the sums, and its interval; the same columns give the same interval."""
     table = np.stack([np.asarray(column, float) for column in columns])
     count = table.shape[1]

@@ -179,12 +179,16 @@ def cosine_table(cosines: Mapping[int, Any]) -> str:
     """Means and their intervals; the paper's rows stand above ours."""
     rows: list[dict[str, object]] = []
     for n, values in PAPER.items():
-        about = {"N": n, "reading": "the paper, Llama 3 8B", "layers": "not told"}
+        about: dict[str, object] = {
+            "N": n,
+            "reading": "the paper, Llama 3 8B",
+            "layers": "not told",
+        }
         rows.append(about | dict(zip(QUANTITIES, values, strict=True)))
     for reading, which in itertools.product(READINGS, AVERAGED):
         for n, found in cosines.items():
-            values = {name: found[reading, which, name].text(3) for name in QUANTITIES}
-            rows.append({"N": n, "reading": reading, "layers": which, **values})
+            row: dict[str, object] = {"N": n, "reading": reading, "layers": which}
+            rows.append(row | {name: found[reading, which, name].text(3) for name in QUANTITIES})
     return table(rows)
 
 
@@ -194,10 +198,11 @@ def panels_of(cosines: Mapping[int, Any]) -> list[Panel]:
     for reading in READINGS:
         curves = []
         for place, (name, colour) in enumerate(COLOURS.items()):
-            points = {n: found[reading, "approximated", name] for n, found in cosines.items()}
+            key = (reading, "approximated", name)
+            points = {float(n): found[key] for n, found in cosines.items()}
             curves.append(Curve(label=name, points=points, colour=colour))
             crosses = {"colour": colour, "marker": "x", "line": "none"}
-            points = {n: Estimate(*[values[place]] * 3) for n, values in PAPER.items()}
+            points = {float(n): Estimate(*[values[place]] * 3) for n, values in PAPER.items()}
             curves.append(Curve(label="the paper, Llama 3 8B", points=points, **crosses))
         panels.append(Panel(title=reading, xlabel="layers a group, N", curves=curves))
     return panels
