@@ -36,7 +36,6 @@ from jspec.infer.request import Request
 from jspec.infer.results import Generation
 from jspec.provenance import device_record, provenance
 
-TARGET = "demo/target"
 BATCH_SIZE = 20
 
 
@@ -123,7 +122,7 @@ class Ablation:
         also: Mapping[str, Any] | None = None,
     ):
         self.arguments = arguments
-        self.target = jspec.load_target(TARGET)
+        self.target = jspec.load_target("demo/target")
         self._load = load
         self._stop_ids = self.target.stop_ids if ends_early else ()
         self._prompts = [opening.tokens for opening in held_out_openings(arguments)]

@@ -59,12 +59,8 @@ def report(ablation: Ablation, parts: Mapping[str, Part]) -> str:
     found = columns(ablation)
     for head, name in OPTIONS.items():
         found[head] = lambda variant, name=name: variant.options[name]
-    for quarter, name in ((0, "first"), (3, "last")):
-
-        def loss(variant: Variant, quarter=quarter) -> str:
-            return _loss(ablation, variant, quarter).text(3, "+")
-
-        found[f"alpha, {name} quarter, less"] = loss
+    found["alpha, first quarter, less"] = lambda v: _loss(ablation, v, 0).text(3, "+")
+    found["alpha, last quarter, less"] = lambda v: _loss(ablation, v, 3).text(3, "+")
     about = ("", *OPTIONS, "T")
     usual = ("tau + 1 [95%]", "alpha [95%]", "alpha, less", "kept at depth 1, 2, ...")
     others = {
