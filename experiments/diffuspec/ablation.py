@@ -189,7 +189,5 @@ def measure(arguments: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     parser = make_parser(__doc__, new_tokens=48, parts=NAMES)
-    parser.add_argument(
-        "--ngram", default="", metavar="DIR", help="the proxy (default: the demo's)"
-    )
+    parser.add_argument("--ngram", default="", metavar="DIR", help="in place of the demo's proxy")
     make_tables(parser, measure)
