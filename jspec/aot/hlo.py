@@ -109,12 +109,12 @@ class Instruction:
 
 
 def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without its axes of one."""
+    """Leave out a shape's axes of one."""
     return tuple(size for size in shape if size != 1)
 
 
 def read(text: str) -> list[Instruction]:
-    """All instructions of a compiled program, in the order of its text."""
+    """Read all instructions of a compiled program, in the order of its text."""
     found = list(_parse(text))
     looping = _looping(found)
     return [dataclasses.replace(each, is_in_loop=each.computation in looping) for each in found]
@@ -155,7 +155,7 @@ def _calls(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _looping(instructions: Sequence[Instruction]) -> set[str]:
-    """Computations that run once an iteration: bodies and conditions, and all that they call."""
+    """Find what runs once an iteration: bodies and conditions of loops, and all that they call."""
     called: dict[str, set[str]] = {}
     waiting: list[str] = []
     for each in instructions:
@@ -189,7 +189,7 @@ class Collectives:
 
 
 def collectives(instructions: Iterable[Instruction]) -> list[Collectives]:
-    """Counts by kind, those outside of loops first."""
+    """Count collectives by kind, those outside of loops first."""
     found: dict[tuple[bool, str], list[Instruction]] = {}
     for each in collective_instructions(instructions):
         found.setdefault((each.is_in_loop, str(each.kind)), []).append(each)
@@ -200,7 +200,7 @@ def collectives(instructions: Iterable[Instruction]) -> list[Collectives]:
 
 
 def collective_instructions(instructions: Iterable[Instruction]) -> list[Instruction]:
-    """Those that move data between devices, each once.
+    """Find the instructions that move data between devices, each once.
 
     A collective that runs by itself is written as `x-start` and `x-done`, and what it runs may be
     written as a computation of its own, which is not a second one. Nor is one of a chain that was

@@ -1,4 +1,4 @@
-"""Prefill and round of a config that generates, with models that are shapes only."""
+"""Makes prefill and round of a config that generates, with models that are shapes only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROUNDS = 8
 
 
 def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
-    """The steps of a config and its flags, as the engine jits them.
+    """Make the steps of a config and its flags, as the engine jits them.
 
     Raises:
       UserError: what is wrong with them; a batch that the mesh does not divide, a drafter that does
@@ -80,7 +80,7 @@ def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
 
 
 def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
-    """The config with its flags, the target it names, and tokens that a row has room for."""
+    """Find the config with its flags, its target, and how many tokens a row has room for."""
     given = {"batch_size": args.batch_size, "max_length": args.context, "mesh": args.mesh}
     config = infer_config(args.config, args.set, given)
     assert config.target is not None
@@ -96,7 +96,7 @@ def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
 
 
 def _steps(programs: Executables, mode: Mode, prompt_tokens: int) -> Iterator[Lowering]:
-    """Prefill and round of an engine, as it jits them."""
+    """Make prefill and round of an engine, as it jits them."""
     target, drafter, capacity = programs.target, programs.drafter, programs.capacity
     width = prompt_bucket(min(prompt_tokens, capacity), capacity)
     prompt = _prompt(target.mesh, width, capacity)
@@ -123,7 +123,7 @@ def _steps(programs: Executables, mode: Mode, prompt_tokens: int) -> Iterator[Lo
 
 
 def _prompt(mesh: Mesh, width: int, capacity: int) -> tuple[Any, Any, Sampling]:
-    """Shapes of one prompt: tokens, length, settings; all on every device."""
+    """Make the shapes of one prompt: tokens, length, settings; all on every device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def shape(leaf) -> jax.ShapeDtypeStruct:
@@ -136,7 +136,7 @@ def _prompt(mesh: Mesh, width: int, capacity: int) -> tuple[Any, Any, Sampling]:
 
 
 def _remedy(programs: Executables, room: int) -> str:
-    """The smallest mesh that holds weights and caches, and what else may help."""
+    """Name the smallest mesh that holds weights and caches, and what else may help."""
     target, drafter = programs.target, programs.drafter
     memory = memory_of(target, drafter, batch_size=programs.batch_size, capacity=programs.capacity)
     heads, now = (

@@ -1,4 +1,4 @@
-"""Arrays of a compiled program that are gathered or copied though they should stay in their place.
+"""Finds arrays of a compiled program that are gathered or copied though they should stay.
 
 In reading order: `PlacedArray`, a weight or a cache as it should lie; `MovedArray`, and
 `find_moved`, which finds them in the instructions of a program.
@@ -58,7 +58,7 @@ class MovedArray:
 
 
 def placed(what: str, tree: Any, *, is_argument: bool = True) -> list[PlacedArray]:
-    """The matrices of a pytree of shapes that have shardings, each shape once."""
+    """List the matrices of a pytree of shapes that have shardings, each shape once."""
     found: dict[tuple, PlacedArray] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         if leaf.ndim < 2 or leaf.size * leaf.dtype.itemsize < LEAST_BYTES:
@@ -72,7 +72,7 @@ def placed(what: str, tree: Any, *, is_argument: bool = True) -> list[PlacedArra
 def find_moved(
     instructions: Sequence[Instruction], arrays: Sequence[PlacedArray]
 ) -> list[MovedArray]:
-    """All-gathers that make whole what was split, and copies of what should stay in its place.
+    """Find all-gathers that make whole what was split, and copies of what should stay in its place.
 
     A copy counts where it has the very shape, a gather also where its axes were exchanged. What
     goes to the chip's own memory is read and not copied; a whole array that comes back from there
@@ -106,7 +106,7 @@ def _moved(each: Instruction, operation: str, array: Array, what: str) -> MovedA
 def _argument(
     each: Instruction, by_name: Mapping[tuple[str, str], Instruction]
 ) -> Instruction | None:
-    """The argument of the program, or of a loop, that an instruction views or copies."""
+    """Find the argument of the program, or of a loop, that an instruction views or copies."""
     source = by_name.get((each.computation, each.operand))
     while source is not None and source.operation in _VIEWS:
         source = by_name.get((each.computation, source.operand))

@@ -1,4 +1,4 @@
-"""What the command tells: lines about the job, tables of its steps, or one JSON object."""
+"""Prints what the command found: lines about the job, tables of its steps, or one JSON object."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_MOVED = 8
 
 
 def heading(job: CompileJob) -> list[str]:
-    """What is compiled for what."""
+    """Tell what is compiled for what."""
     topology = job.topology
     memory = f" of {gib(topology.hbm)}" if topology.hbm else ""
     devices = f"{topology.name}: {len(topology.devices)} devices{memory}"
@@ -36,7 +36,7 @@ def heading(job: CompileJob) -> list[str]:
 
 
 def refusal(job: CompileJob, report: StepReport) -> str:
-    """The one line about a step that does not fit."""
+    """Tell in one line why a step does not fit, and what may help."""
     needs = f"needs {gib(report.needed)} a device" if report.needed else "needs more memory"
     has = (
         f"a {job.topology.chip} device has {gib(job.topology.hbm) if job.topology.hbm else 'less'}"
@@ -121,7 +121,7 @@ def _table(*columns: str) -> Table:
 
 
 def _merged(moved: Sequence[MovedArray]) -> list[MovedArray]:
-    """Those of all layers in one, and those in loops first."""
+    """Merge those of all layers into one, and put those in loops first."""
     counts: collections.Counter[MovedArray] = collections.Counter()
     for one in moved:
         what = re.sub(r"(layers'\])\[\d+\]", r"\1[*]", one.what)

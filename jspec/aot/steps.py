@@ -85,7 +85,7 @@ class ProgramMemory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One step, compiled.
+    """What became of one step.
 
     Attributes:
       memory: None where the compiler found no room and said only `needed`.
@@ -117,7 +117,7 @@ class StepReport:
         return self.available is None or self.memory.total <= self.available
 
     def record(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Make the object that `--json` prints."""
         values: dict[str, Any] = dataclasses.asdict(self) | {"fits": self.fits}
         if self.memory is not None:
             values["memory"]["total"] = self.memory.total
@@ -149,7 +149,7 @@ def compile_step(step: Lowering, devices: Sequence[Any], hbm: int | None) -> Ste
 
 
 def out_of_memory(error: Exception) -> int | None:
-    """Bytes that the compiler wanted on a device, 0 where it does not say how many.
+    """Read how many bytes the compiler wanted on a device; 0 where it does not say.
 
     None where the error is another one.
     """
@@ -161,7 +161,7 @@ def out_of_memory(error: Exception) -> int | None:
 
 
 def read_program(compiled: Compiled, arrays: Sequence[PlacedArray]) -> dict[str, Any]:
-    """The fields of a `StepReport` that the program itself tells."""
+    """Read the fields of a `StepReport` that the program itself tells."""
     text, unread = text_of(compiled)
     instructions = read(text)
     stats: Any = compiled.memory_analysis()
@@ -185,7 +185,7 @@ def read_program(compiled: Compiled, arrays: Sequence[PlacedArray]) -> dict[str,
 
 
 def work_of(compiled: Compiled) -> tuple[float | None, float | None]:
-    """FLOPs and bytes accessed, where XLA's account of them is sensible."""
+    """Read FLOPs and bytes accessed, where XLA's account of them is sensible."""
     try:
         costs: Any = compiled.cost_analysis() or {}
     except jax.errors.JaxRuntimeError:
@@ -195,7 +195,7 @@ def work_of(compiled: Compiled) -> tuple[float | None, float | None]:
 
 
 def text_of(compiled: Compiled) -> tuple[str, str | None]:
-    """A program's text, and why there is none: some of a newer compiler's jaxlib cannot read."""
+    """Read a program's text, or tell why there is none: jaxlib is older than the compiler."""
     try:
         return compiled.as_text() or "", None
     except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,4 @@
-"""TPU topologies without a TPU: their devices, their memory, and the mesh to lay over them."""
+"""Describes TPU topologies without a TPU: devices, memory, and the mesh to lay over them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Topology:
 
 
 def set_environment() -> None:
-    """What JAX and libtpu are told before they start: no device is needed, and none is asked for.
+    """Tell JAX and libtpu before they start that no device is needed, and none is asked for.
 
     Compiling uses no device, so that several processes may do it at once.
     """
@@ -59,7 +59,7 @@ def set_environment() -> None:
 
 
 def find_topology(name: str) -> Topology:
-    """The devices of a topology by name.
+    """Find the devices of a topology by its name.
 
     Raises:
       UserError: a name that is none, a topology that does not exist, no libtpu.
@@ -86,7 +86,7 @@ def find_topology(name: str) -> Topology:
 
 
 def check_name(name: str) -> str:
-    """The chip that a topology's name begins with.
+    """Read the chip that a topology's name begins with.
 
     Raises:
       UserError: not of the form, or a chip we do not know.
@@ -101,7 +101,7 @@ def check_name(name: str) -> str:
 
 
 def default_mesh(n_devices: int, n_heads: int) -> dict[str, int]:
-    """All devices along `tensor` as far as the query heads allow, the rest along `data`."""
+    """Put devices along `tensor` as far as the query heads allow, the rest along `data`."""
     tensor = max(n for n in range(1, n_devices + 1) if n_devices % n == 0 and n_heads % n == 0)
     return {"data": n_devices // tensor, "layer": 1, "tensor": tensor}
 
@@ -109,7 +109,7 @@ def default_mesh(n_devices: int, n_heads: int) -> dict[str, int]:
 def choose_mesh(
     sizes: dict[str, int], fallback: dict[str, int], topology: Topology, *, is_asked: bool
 ) -> tuple[dict[str, int], list[str]]:
-    """The mesh of these sizes where it has all devices, else `fallback`; and why.
+    """Take the mesh of these sizes where it has all devices, else `fallback`; and say why.
 
     Args:
       is_asked: the user asked for these sizes, rather than the config.
@@ -133,7 +133,7 @@ def mesh_text(sizes: Mapping[str, int]) -> str:
 
 
 def gib(n_bytes: float) -> str:
-    """Bytes as a person reads them; chips are sold in units of 2^30."""
+    """Write bytes as a person reads them; chips are sold in units of 2^30."""
     for size, unit in ((n_bytes / GIB, "GB"), (n_bytes / 2**20, "MB")):
         if size >= 0.1:
             return f"{size:.2f} {unit}" if unit == "GB" and size < 10 else f"{size:.1f} {unit}"

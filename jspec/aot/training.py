@@ -1,4 +1,4 @@
-"""The step of a training recipe as the training loop jits it, with weights that are shapes."""
+"""Makes the step of a training recipe as the loop jits it, with weights that are shapes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Frozen weights are shapes with their places. A model whose recipe says its sizes
 def training_job(
     args: argparse.Namespace, topology: Topology, path: Path, values: Mapping[str, Any]
 ) -> CompileJob:
-    """The one step of a recipe.
+    """Make the one step of a recipe.
 
     Args:
       values: of the recipe's file.
@@ -114,7 +114,7 @@ def _falcon(config: FalconConfig, mesh: Mesh) -> Recipe:
 
 
 def _vocabulary(config: ModelConfig) -> int:
-    """Entries of the recipe's tokenizer, where the model does not say its own."""
+    """Count the entries of the recipe's tokenizer, where the model does not say its own."""
     if "vocab_size" in config.model:
         return config.model["vocab_size"]
     tokenizer = load_tokenizer(Path(config.tokenizer))

@@ -1,4 +1,4 @@
-"""The certificate as a value: checks, what they found, on what, and the verdict.
+"""Holds the certificate as a value: checks, what they found, on what, and the verdict.
 
 In reading order: `Check` and the `CheckResult` that it returns, the `CheckRecord` that is kept, and
 `Certificate`.
@@ -95,7 +95,7 @@ class CheckRecord(BaseModel, frozen=True):
 
     @property
     def outcome(self) -> str:
-        """Problems; of a check that passed what saw a fault, its note, and near-ties."""
+        """Tell the problems; of a check that passed what saw a fault, its note, and near-ties."""
         if not self.has_passed:
             more = self.n_problems - len(self.problems)
             return "; ".join(self.problems) + (f"; and {more} more" if more else "")
@@ -113,7 +113,7 @@ class CheckRecord(BaseModel, frozen=True):
 
 
 def record_of(check: Check, result: CheckResult, seconds: float) -> CheckRecord:
-    """The record of a check; of many problems it keeps the first few."""
+    """Make the record of a check; of many problems it keeps the first few."""
     return CheckRecord(
         name=check.name,
         tier=check.tier,
@@ -127,7 +127,7 @@ def record_of(check: Check, result: CheckResult, seconds: float) -> CheckRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """One page's worth.
+    """What one page tells.
 
     Attributes:
       title: the config's name.
@@ -143,7 +143,7 @@ class Certificate:
 
     @property
     def failures(self) -> list[CheckRecord]:
-        """What did not pass, tier by tier."""
+        """List what did not pass, tier by tier."""
         failed = [record for record in self.records if not record.has_passed]
         return sorted(failed, key=lambda record: list(TIERS).index(record.tier))
 
@@ -166,7 +166,7 @@ class Certificate:
 
     @property
     def sections(self) -> dict[str, list[CheckRecord]]:
-        """Records by the section that tells them: failures first, then tier by tier."""
+        """Sort records into the sections that tell them: failures first, then tier by tier."""
         found = {"Failures": self.failures} | {
             title: [r for r in self.records if r.tier == tier and r.has_passed]
             for tier, title in TIERS.items()
@@ -175,7 +175,7 @@ class Certificate:
 
     @property
     def totals(self) -> str:
-        """Tokens, draws and near-ties in one sentence."""
+        """Tell tokens, draws and near-ties in one sentence."""
         judged = [r for r in self.records if r.tier in ("target", "E1", "E2", "E3")]
         tokens = sum(record.n_tokens for record in judged)
         draws = sum(record.n_tokens for record in self.records if record.tier == "E4")

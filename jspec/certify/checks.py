@@ -1,4 +1,4 @@
-"""All checks of a certificate, in the order in which they are done: what fails soonest first.
+"""Lists all checks of a certificate in the order in which they are done: the quickest first.
 
 The quick list has the same kinds of checks, all drafters of the config and all faults, with fewer
 draws, settings and prompts, and one entry of the roster for each method.
@@ -21,7 +21,7 @@ FAULT_DRAWS = 8_000
 
 
 def all_checks(subject: Subject) -> list[Check]:
-    """Every check and every fault of this certificate."""
+    """List every check and every fault of this certificate."""
     is_quick = subject.options.is_quick
     case = TinyCase(batch_size=8 if is_quick else 1)
     probe = probes(case)
@@ -45,7 +45,7 @@ def all_checks(subject: Subject) -> list[Check]:
 
 
 def probes(case: TinyCase) -> dict[str, Check]:
-    """The checks that planted faults must be seen by; those of the law where it cannot hide."""
+    """Make the checks that must see the planted faults, at settings where none can hide."""
 
     def law(filter_: str, form: str) -> Callable[[], CheckResult]:
         return partial(exact_law.joint_law, 0.5, filter_, form, FAULT_DRAWS)
@@ -85,7 +85,7 @@ def _joint_laws(is_quick: bool) -> Iterator[Check]:
 
 
 def _rows(is_quick: bool) -> list[tuple[str, int, bool]]:
-    """Entries of the roster, each with batch sizes and whether it is judged bit for bit."""
+    """List entries of the roster by batch sizes, and whether each is judged bit for bit."""
     return [
         (entry.name, size, entry.is_chain and entry.method != "none")
         for entry in ROSTER
@@ -135,7 +135,7 @@ def _model_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _float64_checks(is_quick: bool) -> Iterator[Check]:
-    """The roster; in a full certificate also every pair of EasySpec's settings, mesh by mesh."""
+    """Check the roster; in a full certificate also EasySpec's grid of settings, mesh by mesh."""
     cases = float64.FEW if is_quick else float64.CASES
     covers = (
         f"equal to plain without excuse, {float64.DEVICES} simulated devices: {' '.join(cases)}"

@@ -75,7 +75,7 @@ def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
 
 
 def make_options(args: argparse.Namespace) -> CertifyOptions:
-    """What the flags ask for, checked as far as no model is needed."""
+    """Read what the flags ask for, and check it as far as no model is needed."""
 
     def flag(name: str, read: Callable[[str, str], Any], default: Any) -> Any:
         text = getattr(args, name)

@@ -1,4 +1,4 @@
-"""E4, the law itself: joint distributions of continuations on five tokens, by enumeration.
+"""E4 proves the law itself: joint distributions of continuations on five tokens, by enumeration.
 
 In reading order: the settings, the check, the exact distribution, drawing from the engine's, and
 how the two are compared.
@@ -56,14 +56,14 @@ FEW = ((0.5, "top-p"), (0.7, "top-k"), (0.7, "min-p"), (1.0, "all filters"), (1.
 
 @functools.cache
 def five_token_target() -> Target:
-    """Flat enough that all continuations of three tokens are met in tens of thousands of draws."""
+    """Make a target so flat that some ten thousand draws meet every continuation."""
     sizes = {"n_layers": 1, "width": 16, "mlp_width": 16, "n_heads": 2, "n_kv_heads": 1}
     return tiny_target(3, vocab_size=V, scale=0.2, **sizes)
 
 
 @functools.cache
 def drafter_of(form: str) -> LoadedDrafter:
-    """A draft model of the target that is right now and then."""
+    """Make a draft model of the target that is right now and then."""
     width = 2 if form == "tree" else 1
     return untrained_draft_model(five_token_target(), scale=0.2, depth=2, width=width)
 
@@ -91,7 +91,7 @@ def joint_law(temperature: float, filter_: str, form: str, draws: int = 40_000) 
 
 
 def exact_joint(target: Target, request: Request) -> np.ndarray:
-    """Probability of every continuation of a request's length, `"V ... V"`, by enumeration."""
+    """Compute the probability of every continuation of a request's length, `"V ... V"`."""
     vocabulary, n_new = target.vocab_size, request.max_new_tokens
     prefixes = list(itertools.product(range(vocabulary), repeat=n_new - 1))
     rows = np.asarray([[*request.tokens, *prefix] for prefix in prefixes], np.int32)
@@ -134,8 +134,9 @@ def sampled_joint(
 
 @functools.partial(jit_light, static_argnames=("program", "limit"))
 def _draw(params, program: Program, tokens, sampling, limit: int):
-    """Prompt and loop in one program: the new tokens of every row. What is tested is the law of
-    what comes out, so it is compiled fast.
+    """Decode every row, prompt and loop in one program, and return the new tokens.
+
+    What is tested is the law of what comes out, so it is compiled fast.
     """
     rows, n_prompt = tokens.shape
     length = jnp.full((rows,), n_prompt, jnp.int32)
@@ -144,7 +145,7 @@ def _draw(params, program: Program, tokens, sampling, limit: int):
 
 
 def law_problems(counts: np.ndarray, probs: np.ndarray) -> list[str]:
-    """Where counts do not fit a distribution: an impossible outcome, a cell, or chi-square."""
+    """Tell where counts do not fit a distribution: an impossible outcome, a cell, or chi-square."""
     n = counts.sum()
     impossible = counts[probs == 0].sum()
     if impossible:

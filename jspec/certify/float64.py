@@ -1,4 +1,4 @@
-"""E3: float64, tiny models, strictly equal, in a process of its own with 64-bit floats.
+"""E3 compares tiny models in float64, strictly, in a process of its own with 64-bit floats.
 
     python -m jspec.certify.float64 1,1,2=oracle-tree,none 2,2,2,8=draft-model-tree
 

@@ -1,4 +1,4 @@
-"""What a certificate is asked for."""
+"""Holds what a certificate is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""E1 and E2: what drafters say against what plain decoding says, bit for bit or by replay.
+"""E1 and E2 compare drafters with plain decoding, bit for bit or by replay.
 
 In reading order: mixed requests and how they are decoded; equality (E1), replay and endings (E2) of
 any texts; `TinyCase`, and the checks on it. Each returns what it found; tests and planted faults
@@ -78,7 +78,7 @@ def decode(
 
 
 def texts_of(requests: Sequence[Request], results: Sequence[Generation]) -> list[tuple[int, ...]]:
-    """Prompts with their continuations."""
+    """Join prompts with their continuations."""
     return [r.tokens + result.tokens for r, result in zip(requests, results, strict=True)]
 
 
@@ -86,7 +86,7 @@ def texts_of(requests: Sequence[Request], results: Sequence[Generation]) -> list
 
 
 def unequal(ours: Sequence[Generation], plain: Sequence[Generation]) -> list[str]:
-    """Where tokens, stop reasons, log-probabilities or gaps are not bit for bit the same."""
+    """Tell where tokens, stop reasons, log-probabilities or gaps differ in any bit."""
     problems = []
     for i, (a, b) in enumerate(zip(ours, plain, strict=True)):
         if a.tokens != b.tokens:
@@ -127,7 +127,7 @@ def replay_all(
 def wrong_endings(
     requests: Sequence[Request], results: Sequence[Generation], max_length: int | None
 ) -> list[str]:
-    """Texts that do not end where the stop rules say, for the reason they give, counted right."""
+    """List texts that end elsewhere or for another reason than the rules say, or count wrong."""
     return [
         f"request {i}: {problem}"
         for i, (request, result) in enumerate(zip(requests, results, strict=True))
@@ -214,7 +214,7 @@ class TinyCase:
 
 
 def bitwise(case: TinyCase, name: str, batch_size: int) -> CheckResult:
-    """E1: a chain against plain decoding that is padded to the same rows, bit for bit.
+    """Compare a chain with plain decoding that is padded to the same rows, bit for bit (E1).
 
     A chain of several sizes has other rows from round to round; it is judged by replay instead.
     """
@@ -232,7 +232,7 @@ def bitwise(case: TinyCase, name: str, batch_size: int) -> CheckResult:
 
 
 def replayed(case: TinyCase, name: str, batch_size: int, count: int | None = None) -> CheckResult:
-    """E2: a drafter of the roster, all settings mixed, judged by replay."""
+    """Judge a drafter of the roster by replay, all settings mixed (E2)."""
     drafter = entry(name).make(case.target, case.texts)
     requests, plain = case.requests[:count], case.plain[:count]
     results = decode(case.target, requests, drafter, batch_size=batch_size)
@@ -241,7 +241,7 @@ def replayed(case: TinyCase, name: str, batch_size: int, count: int | None = Non
 
 
 def full_texts(case: TinyCase) -> CheckResult:
-    """Texts end at the longest length, and nowhere else, whatever was drafted beyond it."""
+    """Check that texts end at the longest length, whatever was drafted beyond it."""
     tight = [dataclasses.replace(r, max_new_tokens=100, stop_ids=()) for r in case.requests[:6]]
     drafter = entry("oracle-tree").make(case.target, case.texts)
     results = decode(case.target, tight, drafter, max_length=64)

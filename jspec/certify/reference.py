@@ -1,4 +1,4 @@
-"""The law and the target once more, in NumPy and float64, from their definitions alone.
+"""Computes the law and the target once more in NumPy and float64, from their definitions alone.
 
 Nothing here uses JAX's or the library's arithmetic, so that a fault which plain and speculative
 decoding share (a rotation, a head's group, a cache slot, a stream of the noise) is seen too.
@@ -30,7 +30,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry(key: tuple[int, int], high: Any, low: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Threefry-2x32 with 20 rounds: two words of output for every counter."""
+    """Compute Threefry-2x32 with 20 rounds: two words of output for every counter."""
     mask = np.uint64(0xFFFFFFFF)
     keys = [np.uint64(key[0]), np.uint64(key[1])]
     keys.append(keys[0] ^ keys[1] ^ np.uint64(0x1BD11BDA))
@@ -47,7 +47,7 @@ def threefry(key: tuple[int, int], high: Any, low: Any) -> tuple[np.ndarray, np.
 
 
 def gumbel(seed: int, sample: int, position: int, vocabulary: int, stream: int = 0) -> np.ndarray:
-    """The law's noise of one text position: nested folds, then one counter a token id."""
+    """Compute the law's noise of one text position: nested folds, then one counter a token id."""
     key = (0, seed)
     for number in (stream, sample, position):
         first, second = threefry(key, 0, number)
@@ -63,7 +63,7 @@ def gumbel(seed: int, sample: int, position: int, vocabulary: int, stream: int =
 
 
 def probs_of(logits: np.ndarray, request: Any) -> np.ndarray:
-    """The law by its words, with sorting: temperature, top-k, top-p, min-p."""
+    """Compute the law by its words, with sorting: temperature, top-k, top-p, min-p."""
     if request.temperature == 0:
         return np.eye(len(logits))[int(np.argmax(logits))]
     scaled = np.asarray(logits, np.float64) / request.temperature
@@ -83,7 +83,7 @@ def probs_of(logits: np.ndarray, request: Any) -> np.ndarray:
 
 
 def scores_of(logits: np.ndarray, noise: np.ndarray, request: Any) -> np.ndarray:
-    """Scores of every token, up to a constant; -inf where a filter drops it."""
+    """Score every token, up to a constant; -inf where a filter drops it."""
     if request.temperature == 0:
         return np.asarray(logits, np.float64)
     probs = probs_of(logits, request)
@@ -94,14 +94,14 @@ def scores_of(logits: np.ndarray, noise: np.ndarray, request: Any) -> np.ndarray
 
 
 def why_not(config: DecoderConfig) -> str | None:
-    """What this decoder has that the reference has not; None where it has everything."""
+    """Tell what this decoder has that the reference has not; None where it has everything."""
     if config.rope.kind is not RopeKind.DEFAULT:
         return f"rope {config.rope.kind.value} is not in the reference"
     return None
 
 
 def logits_of(config: DecoderConfig, weights: Weights, tokens: Sequence[int]) -> np.ndarray:
-    """Logits after every token of a text, `"T V"`: one pass, no cache."""
+    """Compute logits after every token of a text, `"T V"`: one pass, no cache."""
     x = weights["model.embed_tokens.weight"][np.asarray(tokens)]
     for layer in range(config.n_layers):
         x = x + mixed(config, weights, layer, x)
@@ -110,14 +110,14 @@ def logits_of(config: DecoderConfig, weights: Weights, tokens: Sequence[int]) ->
 
 
 def mixed(config: DecoderConfig, weights: Weights, layer: int, x: np.ndarray) -> np.ndarray:
-    """What the attention of a layer adds to the residual it reads."""
+    """Compute what the attention of a layer adds to the residual it reads."""
     own = _of_layer(weights, layer)
     normed = _norm(x, own["input_layernorm.weight"], config.norm_eps)
     return _attention(config, own, normed, config.windows[layer])
 
 
 def fed(config: DecoderConfig, weights: Weights, layer: int, x: np.ndarray) -> np.ndarray:
-    """What the MLP of a layer adds to the residual it reads."""
+    """Compute what the MLP of a layer adds to the residual it reads."""
     own = _of_layer(weights, layer)
     normed = _norm(x, own["post_attention_layernorm.weight"], config.norm_eps)
     gate = _linear(own, "mlp.gate_proj", normed)
@@ -126,7 +126,7 @@ def fed(config: DecoderConfig, weights: Weights, layer: int, x: np.ndarray) -> n
 
 
 def said(config: DecoderConfig, weights: Weights, x: np.ndarray) -> np.ndarray:
-    """Logits of what leaves the last layer."""
+    """Compute the logits of what leaves the last layer."""
     x = _norm(x, weights["model.norm.weight"], config.norm_eps)
     return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T
 
@@ -169,7 +169,7 @@ def _norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def _rotated(x: np.ndarray, theta: float) -> np.ndarray:
-    """Row t turned by t * theta^(-2i / H): pairs are element i and element i + H/2."""
+    """Turn row t by t * theta^(-2i / H): pairs are element i and element i + H/2."""
     half = x.shape[2] // 2
     angle = np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half)[None, :]
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
@@ -181,14 +181,14 @@ def _rotated(x: np.ndarray, theta: float) -> np.ndarray:
 
 
 def weights_in_memory(target: Target) -> Weights:
-    """The weights of a tiny model that came from no file, as its checkpoint would have them."""
+    """Give the weights of a model that came from no file as its checkpoint would have them."""
     stored = jax.tree.leaves(HUGGING_FACE.stored(target.model.config))
     leaves = map(_wide, jax.tree.leaves(target.params))
     return {each.name: each.save(leaf) for each, leaf in zip(stored, leaves, strict=True)}
 
 
 def weights_on_disk(directory: Path) -> Weights | None:
-    """The tensors of a checkpoint directory; None where they are not a decoder's safetensors."""
+    """Read the tensors of a checkpoint directory; None where they are no decoder's safetensors."""
     import ml_dtypes  # noqa: F401  NumPy's bfloat16
     from safetensors.numpy import load_file
 

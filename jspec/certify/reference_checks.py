@@ -1,4 +1,4 @@
-"""The law and the target against the reference, which has them once more in NumPy.
+"""Compares the law and the target with the reference, which has them once more in NumPy.
 
 In reading order: texts judged token by token, the cached forwards, and the law by itself.
 """
@@ -64,7 +64,7 @@ def judged_by_reference(
 def _wrong_trace(
     trace: TokenInfo | None, logits: np.ndarray, score: np.ndarray, request: Request
 ) -> list[str]:
-    """What a trace, if there is one, says wrong of the token that the law picked."""
+    """Tell what a trace, if there is one, says wrong of the token that the law picked."""
     if trace is None:
         return []
     problems, pick = [], int(np.argmax(score))

@@ -1,4 +1,4 @@
-"""What people read of a certificate: a page on the terminal, and one HTML file; failures first."""
+"""Shows a certificate to people, failures first: on the terminal, and as one HTML file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def print_certificate(certificate: Certificate, console: Console) -> None:
 
 
 def _table(certificate: Certificate, *, is_narrow: bool) -> Table:
-    """A row for every check that is done."""
+    """Make a row for every check that is done."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     table.add_column("check", min_width=16)

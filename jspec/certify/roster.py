@@ -1,4 +1,4 @@
-"""One list of drafters. Every contract and proof test runs over it; joining is one line.
+"""Lists the drafters that every contract and proof test runs over; joining is one line.
 
 A method may have many entries here (depths, widths, plans): the full certificate takes them all,
 the quick one the one of each method that says `is_quick`. In reading order: `Entry`, the functions
@@ -178,11 +178,6 @@ def entry(name: str) -> Entry:
         "calibration": Calibration(given["calibration"]),
     }
     return Entry(name, "easyspec", options, is_chain=given["width"] == "1")
-
-
-def entries(*, is_quick: bool) -> tuple[Entry, ...]:
-    """Those that a certificate takes."""
-    return tuple(each for each in ROSTER if each.is_quick or not is_quick)
 
 
 MAKERS: Mapping[str, Callable[..., LoadedDrafter]] = {

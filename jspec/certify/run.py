@@ -1,4 +1,4 @@
-"""One run of the command: what is not done yet is done, and all of it is told."""
+"""Runs the command: does the checks that are not done yet, keeps them, and tells all of them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(options: CertifyOptions, *, title: str, out: Path, as_json: bool) -> int
 
 
 def facts_of(subject: Subject) -> dict[str, str]:
-    """What a reader is told of what was certified, and where."""
+    """Tell what was certified, and where."""
     options, config = subject.options, subject.options.config
     digests = {name: digest or "unread" for name, digest in subject.models.digests().items()}
     return {
@@ -108,7 +108,7 @@ def source_digest() -> str:
 
 
 class CheckJournal:
-    """Records of one fingerprint in `checks.jsonl`; each is on disk before the next check starts.
+    """Keeps records of one fingerprint in `checks.jsonl`, on disk before the next check starts.
 
     Attributes:
       done: records by the name of their check.
@@ -158,7 +158,7 @@ def do_all(checks: Sequence[Check], journal: CheckJournal, log: Log) -> None:
 
 
 def do(check: Check) -> CheckRecord:
-    """One check. An error of its own is a failure: it has shown nothing."""
+    """Do one check. An error of its own is a failure: it has shown nothing."""
     started = time.perf_counter()
     try:
         found = check.run()
@@ -169,7 +169,7 @@ def do(check: Check) -> CheckRecord:
 
 
 def write(certificate: Certificate, out: Path) -> None:
-    """`certificate.json` and `certificate.html`."""
+    """Write `certificate.json` and `certificate.html`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(certificate.as_json(), indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""E2 on the models of a config: every drafter against plain decoding, judged by replay.
+"""Judges the drafters of a config by replay, on its own models (E2).
 
 In reading order: the settings that prompts take in turn, and `Subject`, which loads what its
 checks need when they need it.

@@ -1,4 +1,4 @@
-"""The walk and its trace by their words: twenty lines of Python on random trees.
+"""Checks the walk and its trace by their words: twenty lines of Python on random trees.
 
 The trees hold what no honest drafter offers often: the law's token on a rider, on an invalid node
 and under another parent, stop tokens, limits and broken logits at every depth.
@@ -84,7 +84,7 @@ def make_case(seed: int = 0) -> WalkCase:
 
 
 def _random_shapes(rng) -> np.ndarray:
-    """Parents and depths."""
+    """Draw parents and depths."""
     parent, depth = np.zeros((2, ROWS, NODES), np.int32)
     for row in range(ROWS):
         for node in range(1, NODES):
@@ -94,7 +94,7 @@ def _random_shapes(rng) -> np.ndarray:
 
 
 def _random_nodes(rng, parent: np.ndarray, picks: np.ndarray):
-    """Tokens that are often the law's; some nodes are invalid or riders, and then those are too."""
+    """Draw tokens that are often the law's; what is below an invalid node is invalid too."""
     token = rng.integers(0, VOCABULARY, parent.shape).astype(np.int32)
     is_valid, is_acceptable = np.ones((2, *parent.shape), bool)
     for row in range(ROWS):
@@ -111,7 +111,7 @@ def _random_nodes(rng, parent: np.ndarray, picks: np.ndarray):
 
 
 def _scores(logits, depth, requests, length) -> np.ndarray:
-    """The law's scores at every node, `"B M V"`; those of broken logits mean nothing."""
+    """Compute the law's scores at every node, `"B M V"`; those of broken logits mean nothing."""
     whole = np.nan_to_num(logits, nan=0.0, neginf=-np.inf)
     scores = np.empty(logits.shape)
     for row, request in enumerate(requests):
@@ -157,7 +157,7 @@ def walked(case: WalkCase, row: int) -> tuple[list[int], list[int], int, StopRea
 def verdict_of(
     draft, logits, context, randomness, *, all_nodes=False, may_exit_early=True, depth=DEPTH
 ):
-    """The walk under test, with its trace."""
+    """Run the walk under test, with its trace."""
     nodes = judge_nodes(logits, draft.depth, randomness, depth, trace=True) if all_nodes else None
     return walk(
         draft,
@@ -172,7 +172,7 @@ def verdict_of(
 
 
 def walk_by_its_words() -> CheckResult:
-    """Verdicts and traces of both forms of the walk against the walk once more, row by row."""
+    """Compare verdicts and traces of both forms of the walk with the walk once more, row by row."""
     case = make_case()
     given = (case.draft, jnp.asarray(case.logits), case.context, case.randomness)
     all_wanted = [_wanted(case, row) for row in range(ROWS)]
@@ -192,7 +192,7 @@ def walk_by_its_words() -> CheckResult:
 
 
 def _told(verdict: Any, row: int) -> dict[str, Any]:
-    """What a verdict says of a row; of its tokens those that are emitted."""
+    """Read off a verdict what it says of a row; of its tokens those that are emitted."""
     n, trace = int(verdict.n_emitted[row]), verdict.trace
     return {
         "reason to stop": int(verdict.stop_reason[row]),
@@ -208,7 +208,7 @@ def _told(verdict: Any, row: int) -> dict[str, Any]:
 
 
 def _wanted(case: WalkCase, row: int) -> dict[str, Any]:
-    """What it has to say."""
+    """Work out what a verdict has to say of a row."""
     if not case.context.is_active[row]:
         return {"reason to stop": 0, "accepted": 0, "emitted": 0}
     path, tokens, own, reason = walked(case, row)
@@ -235,7 +235,7 @@ def _wanted(case: WalkCase, row: int) -> dict[str, Any]:
 
 
 def _rank(draft: Draft, row: int, node: int) -> int:
-    """Valid siblings before a node."""
+    """Count the valid siblings before a node."""
     before = np.arange(NODES) < node
     is_sibling = (np.asarray(draft.parent[row]) == draft.parent[row, node]) & (np.arange(NODES) > 0)
     return int(np.sum(before & is_sibling & np.asarray(draft.is_valid[row])))

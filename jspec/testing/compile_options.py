@@ -1,4 +1,4 @@
-"""Compiler options for programs that run a few times only, or not at all.
+"""Chooses compiler options for programs that run a few times only, or not at all.
 
     python -m jspec.testing.compile_options
 
@@ -28,7 +28,7 @@ _USUAL_FORM = _LIGHT | {"xla_cpu_use_fusion_emitters": True}
 
 @functools.cache
 def light() -> dict[str, Any]:
-    """Options under which programs compile two to five times as fast on CPU.
+    """Give options under which programs compile two to five times as fast on CPU.
 
     For programs whose results are tested, not whose form: results may differ from the usual ones in
     their last bits.
@@ -38,7 +38,7 @@ def light() -> dict[str, Any]:
 
 @functools.cache
 def usual_form() -> dict[str, Any]:
-    """Options that give the instructions and buffers that XLA gives by itself, for tests of these.
+    """Give options that keep XLA's own instructions and buffers, for tests of these.
 
     Only the machine code that is made of them is compiled fast.
     """
@@ -46,7 +46,7 @@ def usual_form() -> dict[str, Any]:
 
 
 def known(options: dict[str, Any]) -> dict[str, Any]:
-    """Those options that the installed compiler knows; a trivial program with each tells."""
+    """Choose the options that the installed compiler knows; a trivial program with each tells."""
     return {name: value for name, value in options.items() if _is_known(name, value)}
 
 
@@ -75,12 +75,12 @@ def jit_light(function: Callable, **options) -> Callable:
 
 
 def xla_flags(options: dict[str, Any]) -> str:
-    """The same for all programs of a process, as `XLA_FLAGS` wants it."""
+    """Write options for all programs of a process, as `XLA_FLAGS` wants them."""
     return " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
 
 
 def light_flags() -> str:
-    """`XLA_FLAGS` of `light()`, from a process of its own.
+    """Ask a process of its own for the `XLA_FLAGS` of `light()`.
 
     For a process that sets them for itself: asking the compiler makes it read `XLA_FLAGS`, and it
     reads them once.

@@ -1,4 +1,4 @@
-"""Plain decoding with nothing but `forward`: what engines are compared with."""
+"""Decodes plainly with nothing but `forward`: what engines are compared with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLOTS = 128
 def _extend(
     params: Params, model: Model, cache: KVCache, tokens: Int[Array, "B T"], start: Int[Array, ""]
 ):
-    """Logits of T more tokens of every row, the greedy token after them, and the cache."""
+    """Compute logits of T more tokens of every row, the greedy token after them, and the cache."""
     block = causal_block(jnp.broadcast_to(start, tokens.shape[:1]), tokens.shape[1])
     output, cache = forward(params, model, cache, tokens, block)
     return output.logits, jnp.argmax(output.logits[:, -1:], axis=-1), cache
@@ -32,7 +32,7 @@ def _extend(
 def greedy(
     target: Target, prompt: list[int], count: int
 ) -> tuple[Float[np.ndarray, "T V"], list[int]]:
-    """Logits after every token of the prompt, and `count` greedy tokens, one forward each."""
+    """Give logits after every token of the prompt, and `count` greedy tokens, one forward each."""
     slots = SLOTS * math.ceil((len(prompt) + count) / SLOTS)
     cache = empty_cache(target.model.config, 1, slots, target.dtype)
     tokens = jnp.asarray([prompt], jnp.int32)
@@ -45,5 +45,5 @@ def greedy(
 
 
 def full_logits(target: Target, tokens: list[int]) -> Float[np.ndarray, "T V"]:
-    """Logits after every token of a text, from one forward."""
+    """Give logits after every token of a text, from one forward."""
     return greedy(target, tokens, 0)[0]

@@ -1,4 +1,4 @@
-"""Drafters for tests: one that knows the text, with planted errors, and one that guesses trees."""
+"""Has two drafters for tests: one that knows the text, with errors, and one that guesses trees."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Oracle:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomTrees:
-    """Another random tree every round and row, with invalid nodes and riders among them.
+    """Drafts another random tree every round and row, with invalid nodes and riders among them.
 
     Attributes:
       vocab_size: tokens are drawn below this; a tiny vocabulary makes guesses right now and then.

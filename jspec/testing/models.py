@@ -1,4 +1,4 @@
-"""Tiny random models: big enough to disagree with each other, small enough to compile at once."""
+"""Makes tiny random models: big enough to disagree, small enough to compile at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jspec.sharding import make_mesh
 
 
 def tiny_config(**changes) -> DecoderConfig:
-    """Two layers, grouped heads, 61 tokens; `changes` override any field."""
+    """Make a config of two layers, grouped heads, 61 tokens; `changes` override any field."""
     fields: dict[str, Any] = dict(
         vocab_size=61,
         width=32,
@@ -35,7 +35,7 @@ def tiny_config(**changes) -> DecoderConfig:
 
 
 def tiny_target(seed: int = 0, *, dtype=jnp.float32, scale: float = 0.35, **changes) -> Target:
-    """A random target whose next-token distribution is neither flat nor a point."""
+    """Make a random target whose next-token distribution is neither flat nor a point."""
     config = tiny_config(**changes)
     model = build(config)
     params = random_params(model, key=jax.random.key(seed), dtype=dtype, scale=scale)
@@ -43,7 +43,7 @@ def tiny_target(seed: int = 0, *, dtype=jnp.float32, scale: float = 0.35, **chan
 
 
 def perturbed(target: Target, *, seed: int = 1, scale: float = 0.05) -> Target:
-    """The same model with noise on its weights: a drafter that is right now and then."""
+    """Put noise on a model's weights: a drafter that is right now and then."""
     leaves, treedef = jax.tree.flatten(target.params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     noisy = [
@@ -54,13 +54,13 @@ def perturbed(target: Target, *, seed: int = 1, scale: float = 0.05) -> Target:
 
 
 def random_head(model: SarModel, *, seed: int = 2, dtype=jnp.float32, scale: float = 0.35):
-    """Parameters of a semi-autoregressive head that has learnt nothing."""
+    """Draw parameters of a semi-autoregressive head that has learnt nothing."""
     shapes = sar_head.abstract_params(model, dtype)
     return random_like(shapes, key=jax.random.key(seed), scale=scale)
 
 
 def in_memory(model: Model, params) -> Target:
-    """A target of one device that came from no file and stops at no token."""
+    """Make a target of one device that came from no file and stops at no token."""
     return Target(
         model=model,
         params=params,
@@ -73,6 +73,6 @@ def in_memory(model: Model, params) -> Target:
 
 
 def on_mesh(target: Target, mesh: Mesh) -> Target:
-    """The same weights, sharded as a loaded target's are. Its heads must fit the mesh."""
+    """Shard a target's weights as a loaded target's are. Its heads must fit the mesh."""
     params = jax.device_put(target.params, param_shardings(target.model, mesh))
     return dataclasses.replace(target, params=params, mesh=mesh)

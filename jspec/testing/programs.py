@@ -1,4 +1,4 @@
-"""Compiled programs that a process keeps, of which there can be too many."""
+"""Counts the compiled programs that a process keeps, of which there can be too many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_MAPPINGS = 20_000
 
 
 def n_mappings() -> int:
-    """Memory mappings of this process, of which every compiled program has some."""
+    """Count memory mappings of this process, of which every compiled program has some."""
     maps = Path("/proc/self/maps")
     return len(maps.read_bytes().splitlines()) if maps.is_file() else 0
 

@@ -1,4 +1,4 @@
-"""Settings of the law as arrays, for tests that call it without a request."""
+"""Makes settings of the law as arrays, for tests that call it without a request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jspec.state import Sampling
 
 
 def settings(rows: int, *, stop_ids=(-1,), **given) -> Sampling:
-    """Greedy rows with no filter, no stop and no limit, except as given.
+    """Make greedy rows with no filter, no stop and no limit, except as given.
 
     Args:
       stop_ids: of every row, or `"rows E"`.
