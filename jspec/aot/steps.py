@@ -141,11 +141,18 @@ def compile_step(step: Lowering, devices: Sequence[Any], hbm: int | None) -> Ste
         refused = out_of_memory(error)
         if refused is None:
             raise
-    times = {"trace_s": middle - start, "compile_s": time.perf_counter() - middle}
-    read_off = {"memory": None, "needed": refused or None}
+    end = time.perf_counter()
+    told: dict[str, Any] = {"memory": None, "needed": refused or None}
     if compiled is not None:
-        read_off = read_program(compiled, step.arrays)
-    return StepReport(name=step.name, note=step.note, available=hbm, **read_off, **times)
+        told = read_program(compiled, step.arrays)
+    return StepReport(
+        name=step.name,
+        note=step.note,
+        available=hbm,
+        trace_s=middle - start,
+        compile_s=end - middle,
+        **told,
+    )
 
 
 def out_of_memory(error: Exception) -> int | None:

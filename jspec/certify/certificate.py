@@ -119,8 +119,11 @@ def record_of(check: Check, result: CheckResult, seconds: float) -> CheckRecord:
         tier=check.tier,
         covers=check.covers,
         caught_by=check.caught_by,
-        **vars(result) | {"problems": result.problems[:MOST_PROBLEMS]},
+        n_tokens=result.n_tokens,
         n_problems=len(result.problems),
+        problems=result.problems[:MOST_PROBLEMS],
+        near_ties=result.near_ties,
+        note=result.note,
         seconds=round(seconds, 2),
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from jspec.certify import proof, reference, reference_checks
 from jspec.certify.certificate import CheckResult
-from jspec.infer.results import Generation
+from jspec.infer.results import Generation, TokenInfo
 from jspec.testing.models import tiny_target
 
 TARGET = tiny_target()
@@ -30,8 +30,15 @@ def changed(results: list[Generation], **changes) -> list[Generation]:
 
 def with_trace(results: list[Generation], **changes) -> list[Generation]:
     """The results, the first token of the sampled request traced otherwise."""
-    first, *rest = results[SAMPLED].trace or ()
+    first, *rest = traced(results)
     return changed(results, trace=(dataclasses.replace(first, **changes), *rest))
+
+
+def traced(results: list[Generation]) -> list[TokenInfo]:
+    """The trace of the sampled request."""
+    trace = results[SAMPLED].trace
+    assert trace is not None
+    return list(trace)
 
 
 def problems_by_reference(results: list[Generation]) -> tuple[str, ...]:
@@ -51,7 +58,7 @@ def test_the_reference_says_what_is_wrong_with_a_text(results):
 
 @pytest.mark.parametrize(("field", "said"), [("gap", "gap"), ("logprob", "log-probability")])
 def test_the_reference_says_what_is_wrong_with_a_trace(results, field, said):
-    first, *_ = results[SAMPLED].trace or ()
+    first, *_ = traced(results)
     (problem,) = problems_by_reference(with_trace(results, **{field: getattr(first, field) + 1}))
     assert problem.startswith(f"request 1, token 0: {said}")
 
@@ -83,7 +90,7 @@ def test_more_other_texts_than_near_ties_are_a_problem(results):
 
 def test_equality_is_of_tokens_reasons_and_bits(results):
     assert proof.unequal(results, results) == []
-    first, *_ = results[SAMPLED].trace or ()
+    first, *_ = traced(results)
     wrong = {
         "tokens differ from position 0": changed(results, tokens=(-1, *results[SAMPLED].tokens)),
         "something, not": changed(results, stop_reason="something"),
