@@ -79,6 +79,14 @@ def test_endings_are_judged(results):
         assert all(line.startswith("request 1: ") for line in found)
 
 
+def test_a_text_that_goes_past_a_stop_token_is_a_problem(results):
+    tokens = results[SAMPLED].tokens
+    request = dataclasses.replace(REQUESTS[SAMPLED], stop_ids=(tokens[4],))
+    n_right = tokens.index(tokens[4]) + 1
+    (problem,) = proof.wrong_endings([request], [results[SAMPLED]], proof.MAX_LENGTH)
+    assert problem == f"request 0: {len(tokens)} tokens, not {n_right}"
+
+
 def test_more_other_texts_than_near_ties_are_a_problem(results):
     other = changed(results, tokens=(0, *results[SAMPLED].tokens))
     assert proof.compared(CheckResult(), results, results).note.startswith("2 of 2 texts equal")
