@@ -67,6 +67,8 @@ def test_all_faults_are_planted_and_judged_by_checks_that_are_done(is_quick):
 
 def test_the_quick_list_has_all_drafters_and_one_entry_of_each_method():
     models = Subject(cli.make_options(cli.make_parser().parse_args(["--quick"])))
+    asked = models.options
+    assert (len(models.requests), asked.max_new_tokens, asked.batch_sizes) == (8, 32, (8,))
     assert len({(r.temperature, r.top_k, r.top_p, r.min_p) for r in models.requests}) == len(
         SETTINGS
     )
