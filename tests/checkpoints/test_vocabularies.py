@@ -171,8 +171,10 @@ def listed(folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer"])
-def test_listed_pieces_are_split_as_the_class_of_the_config_does(listed, name):
+@pytest.mark.parametrize("name", [*CLASSES, "GPT2Tokenizer"])
+def test_listed_pieces_are_split_as_gpt_2_does_where_the_class_does_not_read_them(
+    listed, name, caplog
+):
     from tokenizers import Tokenizer as Backend
 
     changed(listed, tokenizer_class=name, add_bos_token=True)
@@ -181,22 +183,35 @@ def test_listed_pieces_are_split_as_the_class_of_the_config_does(listed, name):
         assert list(tokenizer.encode(text)) == backend.encode(text).ids
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1) and {0, 1} <= tokenizer.special_ids
+    assert ("read as GPT-2's" in caplog.text) == (name not in ("GPT2Tokenizer", "Qwen2Tokenizer"))
 
 
-@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", "Unheard", None, 7])
-def test_listed_pieces_that_the_class_does_not_read_are_refused(listed, name):
-    """A wrong class would split silently otherwise, and lose every space."""
-    changed(listed, tokenizer_class=name)
-    with pytest.raises(UserError, match="does not read vocab.json .*; correct") as refused:
+def test_listed_pieces_read_as_gpt_2s_keep_their_ids(listed):
+    from tokenizers import Tokenizer as Backend
+
+    size = Backend.from_file(str(listed / "kept.json")).get_vocab_size()
+    changed(listed, tokenizer_class=None)
+    assert loaded(listed).n_ids == size
+    entry = {"content": "<new>", "special": True}
+    changed(listed, added_tokens_decoder={str(size): entry})
+    tokenizer = loaded(listed)
+    assert tokenizer.id_of("<new>") == size and size in tokenizer.special_ids
+    changed(listed, added_tokens_decoder={"400": entry})
+    with pytest.raises(UserError, match=f"'<new>' has id 400, which would be {size}; add a"):
+        loaded(listed)
+
+
+def test_listed_pieces_that_nobody_reads_are_refused(listed):
+    changed(listed, tokenizer_class="LlamaTokenizer")
+    (listed / "merges.txt").unlink()
+    with pytest.raises(UserError, match="does not read vocab.json"):
         load_tokenizer(listed)
-    assert "\n" not in str(refused.value)
 
 
-def test_gpt_2_has_its_own_ids(shared_data, tmp_path):
+def test_gpt_2_has_its_own_ids_without_a_word_of_its_class(shared_data, tmp_path):
     for name, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
         shutil.copy(shared_data / "tokenizers" / "gpt2" / name, tmp_path / ours)
     (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": 50256}')
-    write_config(tmp_path, tokenizer_class="GPT2Tokenizer")
     tokenizer = loaded(tmp_path)
     assert tokenizer.encode("Hello world, it's\n") == (15496, 995, 11, 340, 338, 198)
     assert tokenizer.encode("hi<|endoftext|>") == (5303, 50256) and tokenizer.eos_id == 50256

@@ -250,33 +250,75 @@ def _load(folder: Path, files: TokenizerFiles) -> Vocabulary:
         from jspec.checkpoints.tokenizer.sentencepiece import SentencePieceVocabulary, read_model
 
         return SentencePieceVocabulary(read_model(folder / "tokenizer.model"), files)
-    return JsonVocabulary(_backend_of_class(folder))
+    return JsonVocabulary(_backend_of_class(folder, files))
 
 
-def _backend_of_class(folder: Path) -> Any:
-    """Read `vocab.json` or `tekken.json`, which do not tell alone how a text is split.
+def _backend_of_class(folder: Path, files: TokenizerFiles) -> Any:
+    """Of `vocab.json` or `tekken.json`, which do not tell alone how a text is split.
 
     The class that the config names says it, if it reads these files: one that does not, such as
-    Llama's, makes a vocabulary of nothing.
+    Llama's, makes a vocabulary of nothing. Byte-level pieces are then split as GPT-2 does.
     """
     path = folder / "vocab.json"
     pieces = read_json_object(path) if path.is_file() else {}
+    failure = None
     with quiet_transformers():
         from transformers import AutoTokenizer
 
         try:
             hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            known = hf.backend_tokenizer.get_vocab(with_added_tokens=True)
-            if all(known.get(piece) == token_id for piece, token_id in pieces.items()):
+            if _has_pieces(hf.backend_tokenizer, pieces):
                 return hf.backend_tokenizer
-            reason = "it has other pieces"
         except Exception as error:  # as above
-            reason = _first_line(error)
+            failure = error
+        if (folder / "merges.txt").is_file() and _is_byte_level(pieces):
+            return _read_as_gpt_2(folder, files, pieces)
+    if failure is not None:
+        raise failure
     raise UserError(
-        f"{folder}: the class that tokenizer_config.json names does not read "
-        f"{'vocab.json' if pieces else 'tekken.json'} ({reason}); correct tokenizer_class, or add "
-        "a tokenizer.json"
+        f"{folder}: the class that tokenizer_config.json names does not read vocab.json; correct "
+        "tokenizer_class, or add a tokenizer.json"
     )
+
+
+def _read_as_gpt_2(folder: Path, files: TokenizerFiles, pieces: Mapping[str, int]) -> Any:
+    """Read byte-level pieces of no known class; none of them is given another id.
+
+    Raises:
+      UserError: added tokens whose ids would be others.
+    """
+    from transformers import GPT2Tokenizer
+
+    _logger.warning(
+        f"{folder}: vocab.json and merges.txt are read as GPT-2's, since no tokenizer_class that "
+        "reads them is named; check it, or add a tokenizer.json"
+    )
+    by_id = {token_id: piece for piece, token_id in pieces.items()}
+    named = {role: by_id.get(token_id) for role, token_id in files.model_ids.items()}
+    roles = {"bos_token": None, "eos_token": None, "unk_token": None} | named | files.special
+    hf = GPT2Tokenizer.from_pretrained(str(folder), local_files_only=True, **roles)
+    for token, token_id in files.added:
+        given = hf.backend_tokenizer.token_to_id(token.content)
+        if token_id is not None and token_id != given:
+            raise UserError(
+                f"{folder}: the added token {token.content!r} has id {token_id}, which would "
+                f"be {given}; add a tokenizer.json"
+            )
+    return hf.backend_tokenizer
+
+
+def _has_pieces(backend: Any, pieces: Mapping[str, int]) -> bool:
+    """Whether a tokenizer has all of these, under the same ids."""
+    known = backend.get_vocab(with_added_tokens=True)
+    return all(known.get(piece) == token_id for piece, token_id in pieces.items())
+
+
+def _is_byte_level(pieces: Mapping[str, int]) -> bool:
+    """Whether these are pieces as GPT-2's: all bytes are there, and no word ends are marked."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    has_bytes = all(byte in pieces for byte in ByteLevel.alphabet())
+    return has_bytes and not any(piece.endswith("</w>") for piece in pieces)
 
 
 def _tell_what_is_overruled(tokenizer: Tokenizer, files: TokenizerFiles) -> None:
