@@ -58,7 +58,7 @@ def test_other_settings_are_refused(tmp_path):
     Results(path, SETTINGS, PROVENANCE | {"commit": "def"})
 
 
-@pytest.mark.parametrize("text", ['{"id": 1}\n', "hello\n", "[1]\n"])
+@pytest.mark.parametrize("text", ['{"id": 1}\n', "hello\n", "[1]\n", '{"kind": "settings"}\n'])
 def test_a_file_of_something_else_is_left_alone(tmp_path, text):
     path = tmp_path / "results.jsonl"
     path.write_text(text)

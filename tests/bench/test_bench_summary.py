@@ -115,6 +115,12 @@ def test_row_has_the_terms_and_what_they_predict():
     )
 
 
+def test_an_error_has_its_sign_in_the_table():
+    """Three tokens for 1.2 plain rounds promise 2.5; 2 were measured."""
+    text = markdown(summarise([*records({1: 5.0}), cost_record(100, 1.2)]))
+    assert "| 2.50 | 2.00 | +25% |" in text
+
+
 def test_incomplete_repeats_and_missing_costs_are_left_out():
     made = records({1: 5.0})[:-2]
     summary = summarise(made)

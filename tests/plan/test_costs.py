@@ -39,6 +39,7 @@ def test_terms_of_timed_trees_become_a_table():
     assert found.further == pytest.approx(0.15)
     assert found.overhead == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3})
     assert costs_of({1: 1.0}, {(1, 1, 1): terms(0.2)}).further == 0
+    assert costs_of({1: 1.0}, timed, has_one_overhead=True).overhead == pytest.approx(0.2)
     assert found.terms(3, 2).r == pytest.approx(1.25)
 
 

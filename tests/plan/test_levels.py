@@ -81,6 +81,11 @@ def test_tokens_are_depth_times_alpha_and_one(rate, depth):
     assert LevelAcceptance((point,), "").tokens_per_call(1, 1, depth) == pytest.approx(tokens)
 
 
+def test_a_mean_of_whole_drafts_that_rounding_made_too_large_has_the_rate_1():
+    assert rate_of(6 + 1e-12, 5) == pytest.approx(1)
+    assert rate_of(1 - 1e-12, 5) == pytest.approx(0)
+
+
 def test_points_are_met_and_the_lines_between_them_fall_with_groups_and_rise_with_width():
     for point in PAPER_ACCEPTANCE.points:
         found = PAPER_ACCEPTANCE.tokens_per_call(point.n, point.width, point.depth)
