@@ -16,6 +16,7 @@ from jspec.bench import race
 from jspec.bench import run as command
 from jspec.bench.cli import main
 from jspec.checkpoints.write import write_checkpoint
+from jspec.console import log as console_log
 from jspec.console.progress import Progress
 from jspec.testing.models import tiny_target
 
@@ -156,6 +157,7 @@ def test_what_is_compiled_is_told_with_how_much_is_left(
     config, prompts, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(Progress, "show", lambda self: print(self.line, file=sys.stderr))
+    monkeypatch.setattr(console_log, "EVERY_S", 3600.0)  # a busy machine would say some twice
     monkeypatch.setattr(race.Race, "run", lambda *_: [][0])
     few = ["--batch-sizes", "2", "--contexts", "8,4000"]
     assert bench(config, prompts, tmp_path, *few) == 1  # measures nothing
