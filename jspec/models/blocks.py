@@ -12,13 +12,8 @@ from jspec.state import Block
 def causal_block(prefix: Int[Array, " B"], tokens: int) -> Block:
     """T rows of text that follow the prefix: a prefill, a chain, or one plain step."""
     visible = masks.causal_window(prefix.shape[0], tokens)
-    return Block(prefix=prefix, visible=visible, positions=_following(prefix, tokens))
-
-
-def bidirectional_block(prefix: Int[Array, " B"], tokens: int) -> Block:
-    """T rows of text after the prefix, each of which sees all of them."""
-    visible = masks.bidirectional_window(prefix.shape[0], tokens)
-    return Block(prefix=prefix, visible=visible, positions=_following(prefix, tokens))
+    positions = prefix[:, None] + jnp.arange(tokens, dtype=prefix.dtype)[None, :]
+    return Block(prefix=prefix, visible=visible, positions=positions)
 
 
 def tree_block(
@@ -37,7 +32,3 @@ def tree_block(
     """
     first = 0 if new is None else ancestors.shape[1] - new
     return Block(prefix=prefix, visible=ancestors[:, first:], positions=prefix[:, None] + depth)
-
-
-def _following(prefix: Int[Array, " B"], tokens: int) -> Int[Array, "B T"]:
-    return prefix[:, None] + jnp.arange(tokens, dtype=prefix.dtype)[None, :]

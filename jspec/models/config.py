@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,10 +60,10 @@ class Rope:
     long_factors: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        for name in _ROPE_NEEDS[self.kind]:
+        for name in _SCALINGS[self.kind].needs:
             if getattr(self, name) is None:
                 raise ValueError(f"rope type {self.kind.value!r} needs {name}")
-        for name in ("theta", *_ROPE_NEEDS[RopeKind.LLAMA3]):
+        for name in ("theta", *_SCALINGS[RopeKind.LLAMA3].needs):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"rope {name} must be positive, got {value}")
@@ -72,60 +74,41 @@ class Rope:
         longrope's are those for texts within the original length, to which `max_length` of such a
         model is limited: beyond it the published rule changes the keys of tokens already seen.
         """
-        match self.kind:
-            case RopeKind.DEFAULT:
-                return rope.default_frequencies(head_dim, self.theta), 1.0
-            case RopeKind.LINEAR:
-                return rope.linear_frequencies(head_dim, self.theta, factor=self._factor), 1.0
-            case RopeKind.LLAMA3:
-                frequencies = rope.llama3_frequencies(
-                    head_dim,
-                    self.theta,
-                    factor=self._factor,
-                    low_freq_factor=self.low_freq_factor or 0.0,
-                    high_freq_factor=self.high_freq_factor or 0.0,
-                    original_length=self._original_length,
-                )
-                return frequencies, 1.0
-            case RopeKind.YARN:
-                return self._yarn(head_dim)
-            case RopeKind.LONGROPE:
-                frequencies = rope.longrope_frequencies(
-                    head_dim, self.theta, dimension_factors=self.short_factors or ()
-                )
-                derived = rope.longrope_attention_factor(self._factor, self._original_length)
-                return frequencies, _first(self.attention_factor, derived)
-
-    def _yarn(self, head_dim: int) -> tuple[np.ndarray, float]:
-        frequencies = rope.yarn_frequencies(
-            head_dim,
-            self.theta,
-            factor=self._factor,
-            original_length=self._original_length,
-            beta_fast=self.beta_fast or 32.0,
-            beta_slow=self.beta_slow or 1.0,
-            truncate=_first(self.truncate, True),
-        )
-        derived = rope.yarn_attention_factor(self._factor, self.mscale, self.mscale_all_dim)
-        return frequencies, _first(self.attention_factor, derived)
-
-    @property
-    def _factor(self) -> float:
-        assert self.factor is not None
-        return self.factor
-
-    @property
-    def _original_length(self) -> int:
-        assert self.original_length is not None
-        return self.original_length
+        scaling, derived = _SCALINGS[self.kind], 1.0
+        given = {name: getattr(self, name) for name in scaling.reads}
+        given = {name: value for name, value in given.items() if value is not None}
+        frequencies = scaling.frequencies(head_dim, self.theta, **given)
+        if self.kind is RopeKind.YARN:
+            derived = rope.yarn_attention_factor(given["factor"], self.mscale, self.mscale_all_dim)
+        elif self.kind is RopeKind.LONGROPE:
+            assert self.factor is not None and self.original_length is not None
+            derived = rope.longrope_attention_factor(self.factor, self.original_length)
+        else:
+            return frequencies, derived
+        return frequencies, derived if self.attention_factor is None else self.attention_factor
 
 
-_ROPE_NEEDS = {
-    RopeKind.DEFAULT: (),
-    RopeKind.LINEAR: ("factor",),
-    RopeKind.LLAMA3: ("factor", "low_freq_factor", "high_freq_factor", "original_length"),
-    RopeKind.YARN: ("factor", "original_length"),
-    RopeKind.LONGROPE: ("factor", "short_factors", "long_factors", "original_length"),
+class _Scaling(NamedTuple):
+    """The function of a kind of rope, the fields it reads, and those that must be given."""
+
+    frequencies: Callable[..., np.ndarray]
+    reads: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+_LENGTHS = ("factor", "original_length")
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_length")
+_YARN = (*_LENGTHS, "beta_fast", "beta_slow", "truncate")
+_SCALINGS = {
+    RopeKind.DEFAULT: _Scaling(rope.default_frequencies, (), ()),
+    RopeKind.LINEAR: _Scaling(rope.linear_frequencies, ("factor",), ("factor",)),
+    RopeKind.LLAMA3: _Scaling(rope.llama3_frequencies, _LLAMA3, _LLAMA3),
+    RopeKind.YARN: _Scaling(rope.yarn_frequencies, _YARN, _LENGTHS),
+    RopeKind.LONGROPE: _Scaling(
+        rope.longrope_frequencies,
+        ("short_factors",),
+        ("factor", "short_factors", "long_factors", "original_length"),
+    ),
 }
 
 ROPE_NAMES = {
@@ -135,10 +118,6 @@ ROPE_NAMES = {
     "long_factors": "long_factor",
 }
 """Fields of `Rope` whose name in `config.json` is another one."""
-
-
-def _first(*values):
-    return next(value for value in values if value is not None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

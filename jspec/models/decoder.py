@@ -10,19 +10,22 @@ width, F MLP width, V vocabulary, B rows, T tokens of this call.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.models.config import DecoderConfig
 from jspec.models.modules import weight
 from jspec.ops.attention import attend, attend_text
 from jspec.ops.cache import write_rows
-from jspec.ops.linear import project, wide_project
+from jspec.ops.linear import project, wide_dtype, wide_project
 from jspec.ops.norms import rms_norm
-from jspec.ops.rope import rotate
+from jspec.ops.rope import rotate, rotations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,9 @@ class TextRows:
     Attributes:
       cos, sin: rotation of each row.
       segments: the text that each row belongs to.
-      is_causal: whether rows see only what comes before them in their text.
-      positions: place of each row in its text, where rows also see the rest of their block.
+      positions: place of each row in its text.
+      is_causal: whether rows see only what comes before them in their text, and the rest of their
+        block.
       block_size: of the blocks; 1 is causal.
       visible: what each row sees of its text, where rows are not causal; the whole text if None.
       n_causal: so many first rows see nothing after them.
@@ -58,8 +62,8 @@ class TextRows:
     cos: Float[Array, "B T half_H"]
     sin: Float[Array, "B T half_H"]
     segments: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
     is_causal: bool
-    positions: Int[Array, "B T"] | None = None
     block_size: int = 1
     visible: Bool[Array, "B T T"] | None = None
     n_causal: int = 0
@@ -164,11 +168,16 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each behind a norm and added to the residual."""
+    """Attention and MLP, each behind a norm and added to the residual.
 
-    def __init__(self, config: DecoderConfig, window: int | None):
+    The first layer of a Falcon head has no norm before its attention.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, window: int | None, *, has_attention_norm: bool = True
+    ):
         self.eps = config.norm_eps
-        self.attention_norm = weight(config.width)
+        self.attention_norm = weight(config.width) if has_attention_norm else None
         self.attention = Attention(config, window)
         self.mlp_norm = weight(config.width)
         self.mlp = MLP(config)
@@ -187,8 +196,7 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
         """What attention adds to the residual, and the cache with the new rows."""
         with jax.named_scope("attention"):
-            normed = rms_norm(x, self.attention_norm[...], self.eps)
-            return self.attention(normed, keys, values, rows)
+            return self.attention(self._normed(x), keys, values, rows)
 
     def feed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What the MLP adds to the residual."""
@@ -198,9 +206,53 @@ class Layer(nnx.Module):
     def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
         """Whole texts at once, without a cache."""
         with jax.named_scope("attention"):
-            x = x + self.attention.over_text(rms_norm(x, self.attention_norm[...], self.eps), rows)
-        with jax.named_scope("mlp"):
-            return x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
+            x = x + self.attention.over_text(self._normed(x), rows)
+        return x + self.feed(x)
+
+    def _normed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if self.attention_norm is None:
+            return x
+        return rms_norm(x, self.attention_norm[...], self.eps)
+
+
+def through_text(
+    layers: Iterable[Layer],
+    x: Float[Array, "B T D"],
+    config: DecoderConfig,
+    segments: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    *,
+    capture: tuple[str, ...] = (),
+    remat: bool = False,
+    rows_sharding: NamedSharding | None = None,
+    **mask: Any,
+) -> tuple[Float[Array, "B T D"], dict[str, Float[Array, "B T D"]]]:
+    """Whole packed texts through layers: no cache, and differentiable.
+
+    Args:
+      capture: names of features to return, "enter.i".
+      remat: keep only what enters each layer, and compute its inside again in the backward pass.
+      rows_sharding: of `[B, T, D]` activations between layers; XLA's choice if not given.
+      mask: what rows see, in the fields of `TextRows`.
+    """
+
+    def place(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x if rows_sharding is None else jax.lax.with_sharding_constraint(x, rows_sharding)
+
+    x, features = place(x), {}
+    frequencies, factor = config.rope.frequencies(config.head_dim)
+    cos, sin = rotations(positions, frequencies, factor, wide_dtype(x.dtype))
+    for i, layer in enumerate(layers):
+        if f"enter.{i}" in capture:
+            features[f"enter.{i}"] = x
+
+        def through(x, cos, sin, segments, positions, layer=layer):
+            rows = TextRows(cos=cos, sin=sin, segments=segments, positions=positions, **mask)
+            return layer.over_text(x, rows)
+
+        inside = jax.checkpoint(through) if remat else through
+        x = place(inside(x, cos, sin, segments, positions))
+    return x, features
 
 
 class Decoder(nnx.Module):

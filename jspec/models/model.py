@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
@@ -20,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jspec.errors import UserError
 from jspec.models import modules
 from jspec.models.config import DecoderConfig
-from jspec.models.decoder import Decoder, Layer, Rows, TextRows
+from jspec.models.decoder import Decoder, Layer, Rows, through_text
 from jspec.ops.linear import wide_dtype
 from jspec.ops.masks import attention_mask
 from jspec.ops.rope import rotations
@@ -211,8 +210,7 @@ def forward_text(
       is_causal: the config's, if not given.
       visible: what each row sees of its text, in place of `is_causal`.
       n_causal: with `visible`, so many first rows see nothing after them, which is quicker.
-      remat: keep only what enters each layer, and compute its inside again in the backward pass.
-      rows_sharding: of `[B, T, D]` activations between layers; XLA's choice if not given.
+      remat, rows_sharding: as in `decoder.through_text`.
 
     Returns:
       The output of the final norm, and the features.
@@ -220,25 +218,20 @@ def forward_text(
     config = model.config
     check_capture(config, capture)
     decoder = merged(model, params)
-
-    def place(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return x if rows_sharding is None else jax.lax.with_sharding_constraint(x, rows_sharding)
-
-    x = place(decoder.embed(tokens))
-    frequencies, factor = config.rope.frequencies(config.head_dim)
-    cos, sin = rotations(positions, frequencies, factor, wide_dtype(x.dtype))
     causal = config.is_causal if is_causal is None else is_causal
-    mask = {"is_causal": causal and visible is None, "visible": visible, "n_causal": n_causal}
-    features = {}
-    for i, layer in enumerate(decoder.layers):
-        if f"enter.{i}" in capture:
-            features[f"enter.{i}"] = x
-
-        def through(x, cos, sin, segments, layer=layer):
-            rows = TextRows(cos=cos, sin=sin, segments=segments, **mask)
-            return layer.over_text(x, rows)
-
-        x = place((jax.checkpoint(through) if remat else through)(x, cos, sin, segments))
+    x, features = through_text(
+        decoder.layers,
+        decoder.embed(tokens),
+        config,
+        segments,
+        positions,
+        capture=capture,
+        remat=remat,
+        rows_sharding=rows_sharding,
+        is_causal=causal and visible is None,
+        visible=visible,
+        n_causal=n_causal,
+    )
     hidden = decoder.final_norm(x)
     if "final" in capture:
         features["final"] = hidden

@@ -26,12 +26,10 @@ from jaxtyping import Array, Float, Int
 
 from jspec.models import modules
 from jspec.models.config import DecoderConfig
-from jspec.models.decoder import MLP, Attention, Rows, TextRows
+from jspec.models.decoder import Layer, through_text
 from jspec.models.model import empty_cache, rows_of
 from jspec.models.modules import weight
 from jspec.ops.linear import project, wide_dtype
-from jspec.ops.norms import rms_norm
-from jspec.ops.rope import rotations
 from jspec.state import Block, KVCache, Params, state
 
 
@@ -132,41 +130,15 @@ class LSTM(nnx.Module):
         return jnp.swapaxes(outs, 0, 1), jnp.swapaxes(cells, 0, 1)
 
 
-class HeadLayer(nnx.Module):
-    """Attention and MLP added to the residual; the first layer of a head has no input norm."""
-
-    def __init__(self, config: DecoderConfig, is_first: bool):
-        self.eps = config.norm_eps
-        self.attention_norm = None if is_first else weight(config.width)
-        self.attention = Attention(config, None)
-        self.mlp_norm = weight(config.width)
-        self.mlp = MLP(config)
-
-    def __call__(self, x, keys, values, rows: Rows):
-        mixed, keys, values = self.attention(self._normed(x), keys, values, rows)
-        return self._mlp(x + mixed), keys, values
-
-    def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
-        """Whole texts at once, without a cache."""
-        return self._mlp(x + self.attention.over_text(self._normed(x), rows))
-
-    def _normed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        if self.attention_norm is None:
-            return x
-        return rms_norm(x, self.attention_norm[...], self.eps)
-
-    def _mlp(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
-
-
 class Head(nnx.Module):
     """The LSTM from twice the width to the width, then attention blocks; no final norm."""
 
     def __init__(self, config: SarConfig):
         decoder = config.decoder
         self.lstm = nnx.List([LSTM(2 * decoder.width, config), LSTM(decoder.width, config)])
-        layers = [HeadLayer(decoder, is_first=i == 0) for i in range(decoder.n_layers)]
-        self.layers = nnx.List(layers)
+        self.layers = nnx.List(
+            [Layer(decoder, None, has_attention_norm=i > 0) for i in range(decoder.n_layers)]
+        )
 
 
 # --- a head as a static value, and pure functions of its arrays ----------------------------------
@@ -280,36 +252,23 @@ def forward_text(
       segments: which text each row belongs to; rows see their own text only.
       positions: place of each row in its text.
       dropout, key: as in `mix`.
-      remat: keep only what enters each layer, and compute its inside again in the backward pass.
-      rows_sharding: of `[B, T, D]` activations between layers; XLA's choice if not given.
+      remat, rows_sharding: as in `decoder.through_text`.
     """
     head: Head = modules.merge(model.definition, params)
-    decoder = model.config.decoder
-
-    def place(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return x if rows_sharding is None else jax.lax.with_sharding_constraint(x, rows_sharding)
-
     memory = no_memory(model, embeddings.shape[0], embeddings.dtype)
     is_first = positions == 0
     x, _ = mix(
         params, model, embeddings, features, memory, is_first=is_first, dropout=dropout, key=key
     )
-    x = place(x)
-    frequencies, factor = decoder.rope.frequencies(decoder.head_dim)
-    cos, sin = rotations(positions, frequencies, factor, wide_dtype(x.dtype))
-    for layer in head.layers:
-
-        def through(x, cos, sin, segments, positions, layer=layer):
-            rows = TextRows(
-                cos=cos,
-                sin=sin,
-                segments=segments,
-                is_causal=True,
-                positions=positions,
-                block_size=model.config.block_size,
-            )
-            return layer.over_text(x, rows)
-
-        inside = jax.checkpoint(through) if remat else through
-        x = place(inside(x, cos, sin, segments, positions))
+    x, _ = through_text(
+        head.layers,
+        x,
+        model.config.decoder,
+        segments,
+        positions,
+        remat=remat,
+        rows_sharding=rows_sharding,
+        is_causal=True,
+        block_size=model.config.block_size,
+    )
     return x

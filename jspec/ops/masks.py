@@ -1,6 +1,6 @@
 """Masks: what each new row sees, over a window of slots and over the whole cache.
 
-In reading order: the window patterns (causal, in blocks, bidirectional), then `attention_mask`,
+In reading order: the window patterns (causal, in blocks), then `attention_mask`,
 which lays a window after a row's prefix. With prefix 2, three new rows of a tree (root, two
 children) and six slots:
 
@@ -40,11 +40,6 @@ def relaxed_window(
     is_seen = block[:, None, :] <= block[:, :, None]
     is_valid = (rows[None, :] < n_valid[:, None])[:, None, :]
     return (is_seen & is_valid) | (rows[:, None] == rows[None, :])[None]
-
-
-def bidirectional_window(batch: int, tokens: int) -> Bool[Array, "B T T"]:
-    """Every row sees every row."""
-    return jnp.ones((batch, tokens, tokens), dtype=bool)
 
 
 def _lay_after_prefix(window: Array, before: Array, prefix: Int[Array, " B"], slots: int) -> Array:

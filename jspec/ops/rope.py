@@ -118,14 +118,14 @@ def yarn_attention_factor(
 
 
 def longrope_frequencies(
-    head_dim: int, theta: float, *, dimension_factors: tuple[float, ...]
+    head_dim: int, theta: float, *, short_factors: tuple[float, ...]
 ) -> Frequencies:
     """A searched divisor for every frequency.
 
     Source: Ding et al. 2024 (LongRoPE), section 3.1.
     """
     powers = np.float32(theta) ** _exponents(head_dim)
-    return np.float32(1) / (np.asarray(dimension_factors, np.float32) * powers)
+    return np.float32(1) / (np.asarray(short_factors, np.float32) * powers)
 
 
 def longrope_attention_factor(factor: float, original_length: int) -> float:

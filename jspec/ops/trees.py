@@ -39,8 +39,3 @@ def sibling_rank(parent: Int[Array, "B M"], is_valid: Bool[Array, "B M"]) -> Int
     earlier = is_sibling & is_before[None] & is_valid[:, None, :]
     rank = jnp.sum(earlier, axis=2, dtype=jnp.int32)
     return jnp.where(nodes[None, :] == 0, -1, rank)
-
-
-def chain_parents(n_nodes: int) -> Int[Array, " M"]:
-    """Parents of a chain: every node follows the one before it."""
-    return jnp.maximum(jnp.arange(n_nodes, dtype=jnp.int32) - 1, 0)

@@ -18,9 +18,9 @@ from jspec.checkpoints.known import KNOWN
 from jspec.checkpoints.target import load_model, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
-from jspec.models.blocks import bidirectional_block
 from jspec.models.model import abstract_params, build, empty_cache, forward, random_params
 from jspec.testing.models import tiny_config, tiny_target
+from tests.support.blocks import bidirectional_block
 from tests.support.checkpoints import write_directory
 from tests.support.diffusion import (
     CONFIGS,

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jspec.certify import reference
 from jspec.errors import UserError
-from jspec.models.blocks import bidirectional_block, causal_block, tree_block
+from jspec.models.blocks import causal_block, tree_block
 from jspec.models.model import (
     abstract_params,
     build,
@@ -27,6 +27,7 @@ from jspec.models.model import (
 from jspec.state import Block
 from jspec.testing.compile_options import usual_form
 from jspec.testing.models import tiny_config, tiny_target
+from tests.support.blocks import bidirectional_block
 from tests.support.tolerances import tolerance
 
 run = jax.jit(forward, static_argnames=("model", "capture"))

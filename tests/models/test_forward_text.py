@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jspec.errors import UserError
-from jspec.models.blocks import bidirectional_block, causal_block
+from jspec.models.blocks import causal_block
 from jspec.models.model import (
     abstract_params,
     build,
@@ -22,6 +22,7 @@ from jspec.models.model import (
     random_params,
 )
 from jspec.testing.models import tiny_config
+from tests.support.blocks import bidirectional_block
 from tests.support.tolerances import tolerance
 
 CONFIGS = {

@@ -17,9 +17,9 @@ from jspec.checkpoints.tensor_files import open_torch
 from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.infer.generate import generate
-from jspec.models.blocks import bidirectional_block
 from jspec.models.model import empty_cache, forward
 from jspec.testing.decoding import full_logits, greedy
+from tests.support.blocks import bidirectional_block
 from tests.support.checkpoints import CASES, prompt_of
 from tests.support.tolerances import tolerance
 

@@ -8,7 +8,7 @@ import pytest
 
 from jspec.ops.attention import attend
 from jspec.ops.cache import write_rows
-from jspec.ops.masks import attention_mask, bidirectional_window, causal_window
+from jspec.ops.masks import attention_mask, causal_window
 from tests.support.tolerances import tolerance
 
 B, T, S, N, K, H = 2, 3, 9, 6, 2, 4
@@ -109,4 +109,3 @@ def test_masks_by_definition(prefix, columns, window):
 def test_windows_of_rows():
     causal = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1]], bool)
     np.testing.assert_array_equal(causal_window(2, 3), np.stack([causal, causal]))
-    assert bidirectional_window(2, 3).all()

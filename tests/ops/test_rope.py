@@ -70,7 +70,7 @@ def test_yarn_attention_factor():
 def test_longrope_divides_each_frequency():
     factors = tuple(1.0 + i for i in range(H // 2))
     np.testing.assert_allclose(
-        rope.longrope_frequencies(H, THETA, dimension_factors=factors),
+        rope.longrope_frequencies(H, THETA, short_factors=factors),
         rope.default_frequencies(H, THETA) / np.array(factors),
         rtol=1e-6,
     )
