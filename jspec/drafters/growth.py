@@ -2,6 +2,13 @@
 
 Level 1 takes the `width` best children of the pending token; each further level the best `width`
 children of the `width` newest nodes, by cumulative log-probability. Width 1 is the usual chain.
+With width 2, where "a" has log-probability -0.2 and "b" -1.8:
+
+    after the root   a -0.2   b -1.8
+    after a          c -0.3   d -1.5      joint  ac -0.5   ad -1.7
+    after b          c -0.1   e -2.5      joint  bc -1.9   be -4.3
+
+level 2 is ac and ad: nodes 3 and 4, both children of node 1; nobody continues b.
 
 At temperature above 0 children are ranked with the noise that the law itself will use, which raises
 acceptance and changes no token. Under the rejection rule the same code draws an honest sample.
@@ -17,15 +24,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jspec import law
-from jspec.drafters.base import DrafterOptions, DraftSize, chain_size
+from jspec.drafters.base import DrafterOptions, DraftSize, chain_draft, chain_size
 from jspec.law import Randomness
 from jspec.models.blocks import tree_block
 from jspec.ops import trees
 from jspec.ops.top_k import top_k_and_total
-from jspec.state import Block, Context, Draft, replace, state
+from jspec.state import Block, Context, Draft, state
 
 TopK = Callable[
     [Float[Array, "R V"], int, float],
@@ -36,13 +43,14 @@ TopK = Callable[
 
 @state
 class Growth:
-    """A tree while it grows, arrays of the nodes so far."""
+    """A tree while it grows.
 
-    token: Int[Array, "B M"]
-    parent: Int[Array, "B M"]
-    depth: Int[Array, "B M"]
-    is_valid: Bool[Array, "B M"]
-    logprobs: Float[Array, "B M V"] | None
+    Attributes:
+      draft: its nodes so far.
+      path_score: of the newest nodes, cumulative along their paths, nats.
+    """
+
+    draft: Draft
     path_score: Float[Array, "B width"]
 
 
@@ -90,27 +98,20 @@ class Grower(GrowthOptions):
         Args:
           dtype: of scores.
         """
-        rows = context.length.shape[0]
-        zeros = jnp.zeros((rows, 1), jnp.int32)
-        logprobs = None
+        pending, logprobs = context.pending[:, None], None
         if randomness.wants_logprobs:
-            logprobs = jnp.zeros((rows, 1, self.vocab_size), dtype)
-        return Growth(
-            token=context.pending[:, None],
-            parent=zeros,
-            depth=zeros,
-            is_valid=jnp.ones((rows, 1), bool),
-            logprobs=logprobs,
-            path_score=jnp.zeros((rows, 1), dtype),
-        )
+            logprobs = jnp.zeros((*pending.shape, self.vocab_size), dtype)
+        draft = chain_draft(pending, jnp.ones(pending.shape, bool), logprobs)
+        return Growth(draft=draft, path_score=jnp.zeros(pending.shape, dtype))
 
     def newest(self, grown: Growth, context: Context) -> tuple[Int[Array, "B width"], Block]:
         """The newest level, which is to be scored, and where it goes in a cache."""
-        level = (grown.token.shape[1] - 1) // self.width
-        visible = trees.ancestors_and_self(grown.parent, level)
+        draft = grown.draft
+        level = (draft.token.shape[1] - 1) // self.width
+        visible = trees.ancestors_and_self(draft.parent, level)
         prefix = jnp.maximum(context.length - 1, 0)
-        block = tree_block(prefix, visible, grown.depth, self.width)
-        return grown.token[:, -self.width :], block
+        block = tree_block(prefix, visible, draft.depth, self.width)
+        return draft.token[:, -self.width :], block
 
     def grow(
         self,
@@ -122,7 +123,12 @@ class Grower(GrowthOptions):
     ) -> Growth:
         """Add the best `width` children of the newest nodes, whose logits these are."""
         rows, n_parents, _ = logits.shape
-        logits = self._in_target_vocabulary(logits)
+        missing = max(self.vocab_size - logits.shape[-1], 0)
+        logits = jnp.pad(
+            logits[..., : self.vocab_size],
+            ((0, 0), (0, 0), (0, missing)),
+            constant_values=law.NEVER,
+        )
         noise = randomness.draft_noise(level - 1, self.vocab_size)
         sampling = jax.tree.map(lambda x: jnp.repeat(x, n_parents, axis=0), randomness.sampling)
         flat = logits.reshape(rows * n_parents, -1)
@@ -134,41 +140,20 @@ class Grower(GrowthOptions):
         steps = jnp.where(jnp.isfinite(best), steps, law.NEVER)
         joint = grown.path_score[:, :, None] + steps.reshape(rows, n_parents, self.width)
         path_score, place = jax.lax.top_k(joint.reshape(rows, -1), self.width)
-        chosen_parent = (place // self.width).astype(jnp.int32)
-        token = jnp.take_along_axis(tokens.reshape(rows, -1), place, axis=1)
-        first_parent = grown.token.shape[1] - n_parents
-        new_depth = jnp.full(token.shape, level, jnp.int32)
-        logprobs = grown.logprobs
-        if logprobs is not None:
-            row = law.log_distribution(flat, sampling, randomness.mode)
-            logprobs = jnp.concatenate([logprobs, row.reshape(rows, 1, -1)], axis=1)
+        first_parent = grown.draft.token.shape[1] - n_parents
+        is_valid, logprobs = jnp.isfinite(path_score), None
+        if grown.draft.logprobs is not None:
+            logprobs = law.log_distribution(flat, sampling, randomness.mode).reshape(rows, 1, -1)
+        added = Draft(
+            token=jnp.take_along_axis(tokens.reshape(rows, -1), place, axis=1),
+            parent=first_parent + (place // self.width).astype(jnp.int32),
+            depth=jnp.full(place.shape, level, jnp.int32),
+            is_valid=is_valid,
+            is_acceptable=is_valid,
+            logprobs=logprobs,
+        )
 
         def joined(old, new):
             return jnp.concatenate([old, new.astype(old.dtype)], axis=1)
 
-        return replace(
-            grown,
-            token=joined(grown.token, token),
-            parent=joined(grown.parent, first_parent + chosen_parent),
-            depth=joined(grown.depth, new_depth),
-            is_valid=joined(grown.is_valid, jnp.isfinite(path_score)),
-            logprobs=logprobs,
-            path_score=path_score,
-        )
-
-    def _in_target_vocabulary(self, logits: Float[Array, "B P U"]) -> Float[Array, "B P V"]:
-        missing = max(self.vocab_size - logits.shape[-1], 0)
-        padding = ((0, 0), (0, 0), (0, missing))
-        return jnp.pad(logits[..., : self.vocab_size], padding, constant_values=law.NEVER)
-
-
-def draft_of(grown: Growth) -> Draft:
-    """What has grown, as a draft."""
-    return Draft(
-        token=grown.token,
-        parent=grown.parent,
-        depth=grown.depth,
-        is_valid=grown.is_valid,
-        is_acceptable=grown.is_valid,
-        logprobs=grown.logprobs,
-    )
+        return Growth(draft=jax.tree.map(joined, grown.draft, added), path_score=path_score)

@@ -1,9 +1,8 @@
 """Masked diffusion models: what they predict at the masked slots after a text.
 
 In reading order: the static values (`DiffusionConfig`, `DiffusionModel`, `Slots`), one pass over a
-window of text and masks, and `slot_logprobs`, which needs nothing kept. `diffusion_steps.py` fills
-the slots in several passes, `diffusion_prefix.py` keeps the text's keys and values between rounds,
-and `jspec.checkpoints.diffusion` reads and writes directories.
+window of text and masks (`read_window`), and what is made of its logits (`normalised`).
+`jspec.checkpoints.diffusion` reads and writes directories.
 
 A text of n tokens is followed by masks at positions n, n + 1, ...; every row sees every other,
 unless the text is causal (block diffusion). The logits of row r are those of the token at position
@@ -22,7 +21,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jspec.models.model import Model, empty_cache, forward
 from jspec.state import Block, KVCache, Params
@@ -92,16 +91,6 @@ class Slots:
         return self.n_masks + self.has_extra
 
 
-def check_slots(model: DiffusionModel, slots: Slots) -> None:
-    """Refuse an extra slot of a model that is not shifted.
-
-    Raises:
-      ValueError: its last mask predicts the last slot, and nothing predicts a slot more.
-    """
-    if slots.has_extra and not model.config.is_shifted:
-        raise ValueError("only a shifted model predicts a slot more than it has masks")
-
-
 def read_window(
     params: Params,
     model: DiffusionModel,
@@ -168,45 +157,10 @@ def scratch(params: Params, model: DiffusionModel, rows: int, width: int) -> KVC
     return empty_cache(model.model.config, rows, width, dtype)
 
 
-def is_predicted(config: DiffusionConfig, vocab_size: int) -> Bool[Array, " V"]:
-    """False for ids that must never be predicted."""
-    ids = jnp.arange(vocab_size)
+def normalised(logits: Float[Array, "B R V"], config: DiffusionConfig) -> Float[Array, "B R V"]:
+    """Log-probabilities over the ids that may be predicted, nats; -inf elsewhere."""
+    ids = jnp.arange(logits.shape[-1])
     allowed = ids < config.n_ids
     for token in (config.mask_id, *config.forbidden):
         allowed &= ids != token
-    return allowed
-
-
-def normalised(logits: Float[Array, "B R V"], config: DiffusionConfig) -> Float[Array, "B R V"]:
-    """Log-probabilities over the ids that may be predicted, nats; -inf elsewhere."""
-    allowed = is_predicted(config, logits.shape[-1])
     return jax.nn.log_softmax(jnp.where(allowed[None, None], logits, -jnp.inf), axis=-1)
-
-
-def slot_logprobs(
-    params: Params,
-    model: DiffusionModel,
-    tokens: Int[Array, "B T"],
-    length: Int[Array, " B"],
-    slots: Slots,
-) -> Float[Array, "B R V"]:
-    """Log-probabilities of the slots after a text, from one pass over all of it, nats.
-
-    Args:
-      tokens: right-padded.
-      length: tokens of each text, at least 1.
-    """
-    check_slots(model, slots)
-    rows, width = tokens.shape[0], tokens.shape[1] + slots.n_masks
-    logits, _ = read_window(
-        params,
-        model,
-        scratch(params, model, rows, width),
-        tokens,
-        length,
-        jnp.zeros_like(length),
-        all_masks(model, rows, slots),
-        width,
-        n_slots=slots.count,
-    )
-    return normalised(logits, model.config)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jspec.drafters.growth import Grower, Growth
+from jspec.drafters.growth import Grower
 from jspec.law import Mode, Randomness, Rule
-from jspec.state import Context
+from jspec.state import Context, Draft
 from jspec.testing.settings import settings
 
 VOCABULARY = 7
 
 
-def grown(grower: Grower, *levels, **law) -> Growth:
+def grown(grower: Grower, *levels, **law) -> Draft:
     """The tree of one row, from the logits of the nodes that each level continues."""
     length, sampling = jnp.asarray([4], jnp.int32), settings(1, **law)
     tokens, active = jnp.zeros((1, 12), jnp.int32), jnp.ones((1,), bool)
@@ -22,7 +22,7 @@ def grown(grower: Grower, *levels, **law) -> Growth:
     tree = grower.root(context, randomness, jnp.float32)
     for level, logits in enumerate(levels, 1):
         tree = grower.grow(tree, jnp.asarray(logits, jnp.float32)[None], randomness, level)
-    return tree
+    return tree.draft
 
 
 def test_nodes_beyond_what_a_filter_keeps_are_invalid_and_have_no_valid_children():

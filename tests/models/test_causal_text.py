@@ -19,10 +19,10 @@ from jspec.models.diffusion import (
     all_masks,
     read_window,
     scratch,
-    slot_logprobs,
 )
 from jspec.models.model import build, random_params
 from jspec.testing.models import tiny_config
+from tests.support.diffusion import slot_logprobs
 from tests.support.tolerances import tolerance
 
 CONFIG = DiffusionConfig(mask_id=60, is_shifted=True, n_ids=61, is_text_causal=True)

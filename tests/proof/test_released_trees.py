@@ -11,7 +11,7 @@ FITTED = trees.parse(["root:3 0:2"])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize("name", trees.shipped_names())
+@pytest.mark.parametrize("name", trees.shipped())
 def test_a_released_tree_changes_no_text(case, name, batch_size):
     drafter = untrained_falcon(case.target, tree=trees.find(name))
     results = proof.decode(case.target, case.requests, drafter, batch_size=batch_size)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from jspec.models.diffusion import all_masks, normalised, read_window, scratch
 from tests.support.checkpoints import random_tensors, write_directory
 
 MASK = 120
@@ -174,3 +176,14 @@ def in_llama_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             renamed[name] = x
     return renamed
+
+
+def slot_logprobs(params, model, tokens, length, slots):
+    """Log-probabilities of the slots after right-padded texts, from one pass over all of them."""
+    rows, width = tokens.shape[0], tokens.shape[1] + slots.n_masks
+    cache, start = scratch(params, model, rows, width), jnp.zeros_like(length)
+    block = all_masks(model, rows, slots)
+    logits, _ = read_window(
+        params, model, cache, tokens, length, start, block, width, n_slots=slots.count
+    )
+    return normalised(logits, model.config)

@@ -34,7 +34,7 @@ from jspec.drafters.diffuspec.refinement import ONE_PASS, Refinement
 from jspec.drafters.diffuspec.search import Paths, search
 from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
 from jspec.law import Randomness, Rule
-from jspec.models.diffusion import DiffusionModel, Slots, check_slots
+from jspec.models.diffusion import DiffusionModel, Slots
 from jspec.models.ngram import table as ngram
 from jspec.ops.top_k import split_top_k
 from jspec.state import Context, Draft, Params, Prompt, replace, state
@@ -91,8 +91,8 @@ class DiffuSpec:
     def __post_init__(self):
         if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"lengths must ascend, got {self.lengths}")
-        for size in range(len(self.lengths)):
-            check_slots(self.model, self.slots(size))
+        if self.has_extra and not self.model.config.is_shifted:
+            raise ValueError("only a shifted model predicts a slot more than it has masks")
 
     def slots(self, size: int) -> Slots:
         """What is asked of the model for a draft of this size."""

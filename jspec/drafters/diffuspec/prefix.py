@@ -30,7 +30,6 @@ from jspec.models.diffusion import (
     DiffusionModel,
     Slots,
     all_masks,
-    check_slots,
     read_window,
     scratch,
 )
@@ -64,14 +63,8 @@ class Prefix:
     n_widths: int = 4
 
     def __post_init__(self):
-        if any(window < 1 for window in self.windows):
-            raise ValueError(f"windows must hold at least 1 token, got {self.windows}")
-        if list(self.windows) != sorted(set(self.windows)):
-            raise ValueError(f"windows must ascend, got {self.windows}")
         if self.refresh_every is not None and self.refresh_every < 1:
             raise ValueError(f"refresh_every must be at least 1 round, got {self.refresh_every}")
-        if self.n_widths < 1:
-            raise ValueError(f"n_widths must be at least 1, got {self.n_widths}")
 
     @property
     def is_frozen(self) -> bool:
@@ -162,7 +155,6 @@ def predict(
     of rows that are not active are meaningless. In a round of several passes all read the same
     positions.
     """
-    check_slots(model, slots)
     rows, capacity = context.tokens.shape
     widths = prefix.widths(capacity, slots.n_masks)
     start = jnp.minimum(state.n_read, context.length - 1)
@@ -172,16 +164,17 @@ def predict(
         run = _pass(params, model, text, width, n_slots=slots.count)
         return refine(run, cache, model, rows, slots, refinement)
 
-    def everything(width: int):
-        def branch(tokens, length):
-            text = (tokens, length, jnp.zeros_like(length))
-            prediction, fresh = read(scratch(params, model, rows, width), text, width)
-            return prediction, _padded(fresh, widths[-1]) if prefix.is_frozen else None
-
-        return branch
+    def everything(tokens, length, width: int):
+        text = (tokens, length, jnp.zeros_like(length))
+        prediction, fresh = read(scratch(params, model, rows, width), text, width)
+        if not prefix.is_frozen:
+            return prediction, None
+        # Of one shape, whatever the width.
+        padding = ((0, 0), (0, 0), (0, widths[-1] - width), (0, 0))
+        return prediction, jax.tree.map(lambda leaf: jnp.pad(leaf, padding), fresh)
 
     def full(cache, text: Text):
-        branches = [everything(width) for width in widths]
+        branches = [functools.partial(everything, width=width) for width in widths]
         prediction, fresh = jax.lax.switch(width_index, branches, *text[:2])
         return prediction, None if fresh is None else _renewed(cache, fresh)
 
@@ -229,12 +222,6 @@ def _pass(params: Params, model: DiffusionModel, text: Text, width: int, *, n_sl
         return read_window(params, model, cache, *text, block, width, n_slots=n_slots)
 
     return run
-
-
-def _padded(cache: KVCache, n_slots: int) -> KVCache:
-    """The same with zeros after it."""
-    padding = ((0, 0), (0, 0), (0, n_slots - cache.capacity), (0, 0))
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, padding), cache)
 
 
 def _renewed(kept: KVCache, fresh: KVCache) -> KVCache:

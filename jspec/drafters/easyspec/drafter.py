@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jspec.drafters.easyspec.device_steps import LayerParallelCache
 from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
-from jspec.drafters.growth import Grower, draft_of
+from jspec.drafters.growth import Grower
 from jspec.law import Randomness
 from jspec.models.blocks import causal_block
 from jspec.ops.branches import switch_in_place
@@ -119,7 +119,7 @@ class EasySpec:
             if level < self.grower.depth:
                 tokens, block = self.grower.newest(grown, context)
                 logits, cache = self.decoder.forward(params, cache, tokens, block)
-        return draft_of(grown), replace(state, cache=cache)
+        return grown.draft, replace(state, cache=cache)
 
     def commit(
         self,

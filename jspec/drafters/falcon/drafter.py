@@ -107,17 +107,12 @@ class Falcon:
         cache, memories = self._read(params, cache, memory, prompt)
         n = context.length - 1
         first = jnp.maximum(n - k, 0)
-        at = first[:, None] + jnp.arange(k, dtype=jnp.int32)[None, :]
-        last = _rows_at(features, at)
+        last = _rows_at(features, first[:, None] + jnp.arange(k, dtype=jnp.int32)[None, :])
         if memories is not None and memory is not None:
             before = jax.tree.map(lambda x: _rows_at(x, first[:, None] - 1)[:, 0], memories)
             memory = jax.tree.map(lambda x, y: _select(first == 0, x, y), memory, before)
         empty = FalconState(
-            cache=cache,
-            predicted=last,
-            history=last[:, 1:],
-            earlier=memory,
-            latest=memory,
+            cache=cache, predicted=last, history=last[:, 1:], earlier=memory, latest=memory
         )
         start = n - first if self.block_align == "right" else -first % k
         return self._prime(params, empty, context, last, first, n - first, start)
@@ -144,18 +139,13 @@ class Falcon:
         context, features = prompt.context, prompt.features["final"]
         n, parts = context.length - 1, []
         for start in range(0, prompt.width, CHUNK):
-            rows = min(CHUNK, prompt.width - start)
-            at = jnp.broadcast_to(
-                jnp.arange(start, start + rows, dtype=jnp.int32)[None], (n.shape[0], rows)
-            )
-            mixed, seen = self._mix(
-                params, self._tokens_after(context, at), _rows_at(features, at), memory
-            )
-            n_valid = jnp.clip(n - start, 0, rows)
+            piece = features[:, start : min(start + CHUNK, prompt.width)]
+            n_valid = jnp.clip(n - start, 0, piece.shape[1])
             counted = n if self.block_align == "right" else jnp.zeros_like(n)
-            visible = relaxed_window(rows, self.block_size, counted - start, n_valid)
-            block = Block(prefix=at[:, 0], visible=visible, positions=at)
-            _, cache = sar_head.forward(params["head"], self.model, cache, mixed, block)
+            first = jnp.full_like(n, start)
+            _, seen, cache = self._over_text(
+                params, cache, memory, context, piece, first, n_valid, counted - start
+            )
             if seen is not None:
                 parts.append(seen)
                 memory = jax.tree.map(lambda x: x[:, -1], seen)
@@ -203,15 +193,10 @@ class Falcon:
           first: position of row 0.
           start: a row at which a block begins.
         """
-        k, rows = self.block_size, features.shape[1]
-        places = jnp.arange(rows, dtype=jnp.int32)[None, :]
-        positions = first[:, None] + places
-        mixed, memories = self._mix(
-            params, self._tokens_after(context, positions), features, state.earlier
+        k = self.block_size
+        out, memories, cache = self._over_text(
+            params, state.cache, state.earlier, context, features, first, n_valid, start
         )
-        visible = relaxed_window(rows, k, start, n_valid)
-        block = Block(prefix=first, visible=visible, positions=positions)
-        out, cache = sar_head.forward(params["head"], self.model, state.cache, mixed, block)
         last = n_valid[:, None] - k + jnp.arange(k, dtype=jnp.int32)[None, :]
         earlier, latest = None, None
         if memories is not None:
@@ -227,9 +212,27 @@ class Falcon:
             latest=latest,
         )
 
-    def _tokens_after(self, context: Context, positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
-        at = jnp.clip(positions + 1, 0, context.capacity - 1)
-        return jnp.take_along_axis(context.tokens, at, axis=1)
+    def _over_text(
+        self,
+        params: Params,
+        cache: KVCache,
+        memory: HeadMemory | None,
+        context: Context,
+        features: Float[Array, "B T D"],
+        first: Int[Array, " B"],
+        n_valid: Int[Array, " B"],
+        start: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B T D"], HeadMemory | None, KVCache]:
+        """One pass over T rows of text; the arguments are as in `_prime`."""
+        rows = features.shape[1]
+        positions = first[:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
+        after = jnp.clip(positions + 1, 0, context.capacity - 1)
+        tokens = jnp.take_along_axis(context.tokens, after, axis=1)
+        mixed, memories = self._mix(params, tokens, features, memory)
+        visible = relaxed_window(rows, self.block_size, start, n_valid)
+        block = Block(prefix=first, visible=visible, positions=positions)
+        out, cache = sar_head.forward(params["head"], self.model, cache, mixed, block)
+        return out, memories, cache
 
     def _mix(self, params: Params, tokens, features, memory: HeadMemory | None):
         embeddings = embed(params["target"], self.target, tokens)

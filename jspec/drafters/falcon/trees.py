@@ -5,6 +5,16 @@ of the row that serves that depth. Pass 0 serves depths 1..k, pass s depths sk+1
 at depth sk that has children is a *block* of pass s, of k rows; its row p serves the descendants
 at depth sk+p+1. Blocks of a pass are in lexicographic order, rows are numbered pass by pass.
 
+With k = 2, the paths 0, 1, 00, 01, 10, 000, 001, 100 and 0000 take two passes. Pass 0 is one block,
+the root's: its row 0 serves nodes 0 and 1, its row 1 nodes 00, 01 and 10. Nodes 00 and 10 have
+children, so pass 1 has two blocks, fed (0, 0) and (1, 0), whose rows see their own block alone:
+
+    row             0 1 2 3     serves
+    block 00        1 1 0 0     000, 001
+                    1 1 0 0     0000
+    block 10        0 0 1 1     100
+                    0 0 1 1     nobody
+
 In reading order: `Tree`, `chain`, `parse`, trees by name (`find`), `plan`.
 
 Source: Gao et al. 2024 (Falcon, arXiv 2412.12639), custom-designed decoding tree (figures 5
@@ -79,10 +89,6 @@ class Tree:
     def parents(self) -> tuple[int, ...]:
         """Parent of every node, `M` of them; the root is its own."""
         return (0, *(self.number[path[:-1]] for path in self.paths))
-
-    def leaves(self) -> tuple[int, ...]:
-        """Numbers of the nodes that have no children."""
-        return tuple(sorted(set(self.number.values()) - set(self.parents())))
 
     def blocks(self, depth: int) -> tuple[Path, ...]:
         """Nodes of one depth that have children, in lexicographic order."""
@@ -173,13 +179,9 @@ def _ranks(text: str, entry: str) -> tuple[int, ...]:
 
 
 @functools.cache
-def _shipped() -> Mapping[str, str | Mapping[str, str]]:
+def shipped() -> Mapping[str, str | Mapping[str, str]]:
+    """Released trees and the paper's figure 5, as written; `find` also takes chains and files."""
     return read_yaml(pathlib.Path(__file__).with_name("shipped_trees.yaml"))
-
-
-def shipped_names() -> tuple[str, ...]:
-    """Released trees and the paper's figure 5; `find` also takes chains and files."""
-    return tuple(_shipped())
 
 
 def listed(name: str) -> Tree:
@@ -188,7 +190,7 @@ def listed(name: str) -> Tree:
 
 
 def _listed_children(name: str) -> dict[Path, tuple[int, ...]]:
-    entry = _shipped()[name]
+    entry = shipped()[name]
     if isinstance(entry, str):
         return _children(entry.splitlines())
     return _listed_children(entry["like"]) | _children([entry["with"]])
@@ -203,18 +205,18 @@ def find(name_or_path: str) -> Tree:
     Raises:
       UserError: an unknown name, or a file without a tree.
     """
-    if name_or_path in shipped_names():
+    if name_or_path in shipped():
         return listed(name_or_path).without_gaps()
     if match := re.fullmatch(r"chain-([1-9][0-9]{0,2})", name_or_path):
         return chain(int(match[1]))
     file = pathlib.Path(name_or_path)
     if file.is_file():
         return _read(file)
-    near = nearest(name_or_path, shipped_names())
+    near = nearest(name_or_path, shipped())
     raise UserError(
         f"unknown tree {name_or_path!r}: "
         + (f"did you mean {near!r}? " if near else "")
-        + f"expected a file, chain-N (N from 1 to 999), or one of {', '.join(shipped_names())}"
+        + f"expected a file, chain-N (N from 1 to 999), or one of {', '.join(shipped())}"
     )
 
 
@@ -233,36 +235,31 @@ def _read(file: pathlib.Path) -> Tree:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Pass:
-    """One pass of the head: `n_blocks` blocks of k rows; int32 arrays.
+    """One pass of the head: blocks of k rows, in lexicographic order of their nodes; int32 arrays.
 
     Pass 0, the prime pass, is the last k rows that the head ran over the text: one block, fed
     nothing here. Rows of later passes are *scratch* rows, numbered from 0 at pass 1.
 
     Attributes:
-      first_row: number of its first row among the rows of all passes.
-      n_blocks: blocks, in lexicographic order of their nodes.
-      parent_block: `"n_blocks"`, each block's parent among the previous pass's blocks; 0 in pass 0.
-      path_nodes: `"n_blocks k"`, the last k nodes on the path to a block's node, whose tokens its
+      parent_block: `"blocks"`, each block's parent among the previous pass's blocks; 0 in pass 0.
+      path_nodes: `"blocks k"`, the last k nodes on the path to a block's node, whose tokens its
         rows are fed; `"1 0"` in pass 0.
       visible: bool `"rows scratch"`, which scratch rows, up to this pass's, a row sees: those of
         its own block and of the blocks above it. The text is visible to all.
       offsets: `"scratch"`, position of these scratch rows less the number of verified positions.
       used_rows: rows of this pass, from 0, that serve a node and so need the target's head.
       width: candidates that are taken of a row: 1 + the largest rank.
-      nodes: numbers of the nodes that this pass serves, ascending.
-      node_row: for each of them the place in `used_rows` of the row that serves it.
+      node_row: for each node that this pass serves, ascending, the place in `used_rows` of the row
+        that serves it.
       node_rank: for each of them its rank in that row.
     """
 
-    first_row: int
-    n_blocks: int
     parent_block: np.ndarray
     path_nodes: np.ndarray
     visible: np.ndarray
     offsets: np.ndarray
     used_rows: np.ndarray
     width: int
-    nodes: np.ndarray
     node_row: np.ndarray
     node_rank: np.ndarray
 
@@ -312,15 +309,12 @@ def _pass(tree: Tree, k: int, blocks_so_far: list[tuple[Path, ...]]) -> Pass:
     visible = np.array(sees, bool).repeat(k, axis=0).repeat(k, axis=1)
     visible.setflags(write=False)
     return Pass(
-        first_row=k * sum(map(len, blocks_so_far[:-1])),
-        n_blocks=len(blocks),
         parent_block=_integers([above.index(block[: max(start - k, 0)]) for block in blocks]),
         path_nodes=_integers(fed),
         visible=visible,
         offsets=_integers([len(block) - k + p for block in scratch for p in range(k)]),
         used_rows=_integers(used_rows),
         width=1 + max(path[-1] for path in served),
-        nodes=_integers([tree.number[path] for path in served]),
         node_row=_integers(node_row),
         node_rank=_integers([path[-1] for path in served]),
     )

@@ -29,14 +29,14 @@ from jspec.infer.engine import Engine
 from jspec.infer.request import Request
 from jspec.infer.results import Generation
 from jspec.law import Mode, Randomness, Rule
-from jspec.models.diffusion import Slots, slot_logprobs
+from jspec.models.diffusion import Slots
 from jspec.sharding import make_mesh
 from jspec.state import Context, Prompt
 from jspec.testing.compile_options import light
 from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 from jspec.train.ngram import estimate
-from tests.support.diffusion import write_tiny
+from tests.support.diffusion import slot_logprobs, write_tiny
 
 TARGET = tiny_target(vocab_size=128, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
 SHORT = dict(shortest=2, longest=4)

@@ -104,7 +104,8 @@ def test_s3_trees_have_width_nodes_a_level_and_paths_that_only_lose(width, depth
         logits = jnp.asarray(rng.standard_normal((1, n_parents, 7)), jnp.float32)
         grown = grower.grow(grown, logits, randomness, level)
         scores += np.asarray(grown.path_score[0]).tolist()
-    parent, at, token = (np.asarray(x[0]) for x in (grown.parent, grown.depth, grown.token))
+    draft = grown.draft
+    parent, at, token = (np.asarray(x[0]) for x in (draft.parent, draft.depth, draft.token))
     assert len(at) == 1 + width * depth
     assert np.bincount(at).tolist() == [1] + [width] * depth
     assert (at[parent[1:]] == at[1:] - 1).all()

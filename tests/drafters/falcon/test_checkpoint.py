@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
+import math
 import sys
 from pathlib import Path
 
@@ -21,8 +21,6 @@ from jspec.drafters.falcon.checkpoint import (
     EMBEDDING,
     HEAD_AXES,
     check_embedding,
-    lstm_evidence,
-    n_stored,
     read_config,
     read_params,
     tensor_shapes,
@@ -32,7 +30,7 @@ from jspec.errors import UserError
 from jspec.models.config import Rope, RopeKind
 from jspec.models.sar_head import LstmMode, SarConfig, abstract_params, build, mix, no_memory
 from jspec.models.weights import leaf_name
-from jspec.sharding import REPLICATED, Table, make_mesh
+from jspec.sharding import make_mesh
 from jspec.state import Params
 from jspec.testing.models import tiny_config
 from tests.support.pytrees import assert_same
@@ -57,13 +55,11 @@ def embedding_of(config: SarConfig, dtype="float32") -> jax.Array:
     return jax.random.normal(jax.random.key(9), shape, jnp.dtype(dtype))
 
 
-def read(
-    directory: Path, dtype="float32", *, mesh: Mesh | None = None, table: Table = REPLICATED
-) -> tuple[SarConfig, Params]:
+def read(directory: Path, dtype="float32", *, mesh: Mesh | None = None) -> tuple[SarConfig, Params]:
     checkpoint, mesh = find_checkpoint(directory), mesh or make_mesh()
     config = read_config(checkpoint)
     model = build(config)
-    return config, read_params(checkpoint, config, model, dtype=dtype, mesh=mesh, table=table)
+    return config, read_params(checkpoint, config, model, dtype=dtype, mesh=mesh)
 
 
 @pytest.fixture
@@ -190,7 +186,7 @@ def test_heads_have_the_published_sizes(sizes, qkv_bias, one, two):
             has_qkv_bias=qkv_bias,
         )
         config = SarConfig(decoder)
-        assert n_stored(config) == expected
+        assert sum(map(math.prod, tensor_shapes(config).values())) == expected
     alive = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(build(config), "float32")))
     dead = 11 * width**2 + 10 * width
     assert alive == expected - dead
@@ -250,18 +246,14 @@ def test_writing_again_leaves_nothing_of_the_first(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["note"] == 1
 
 
-def test_weights_go_where_the_table_says(checkpoint):
-    """Each device of four holds the whole head by default, and its part of it in a table."""
+def test_weights_go_to_every_device(checkpoint):
+    """Each device of four holds the whole head."""
     mesh = make_mesh(tensor=4)
     _, params = read(checkpoint, mesh=mesh)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
     assert len(params["lstm"][0]["input"].devices()) == 4
     names = {leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)}
     assert names <= set(HEAD_AXES)
-    table = dict.fromkeys(("width", "heads", "kv_heads")) | {"mlp": "tensor"}
-    _, split = read(checkpoint, mesh=mesh, table=table)
-    assert not split["lstm"][0]["input"].is_fully_replicated
-    assert_same(split, params)
 
 
 @pytest.mark.parity
@@ -366,37 +358,6 @@ def test_a_config_may_leave_out_what_the_released_code_does(tmp_path):
 
 
 # --- what the file tells --------------------------------------------------------------------------
-
-
-def evidence(weights: np.ndarray) -> str:
-    return lstm_evidence({"lstm.weight_hh_l0": LazyTensor(weights.shape, lambda: weights)})
-
-
-@pytest.mark.parametrize("width", [8, 64, 600])
-def test_weights_tell_how_the_lstm_was_trained(width):
-    rng = np.random.default_rng(width)
-    bound, shape = width**-0.5, (4 * width, width)
-    drawn = rng.uniform(-bound, bound, shape).astype(np.float32)
-    assert evidence(np.zeros(shape, np.float32)) == "pointwise"
-    assert evidence(drawn) == "pointwise"
-    assert evidence(jnp.asarray(0.9 * drawn, jnp.bfloat16).__array__()) == "pointwise"
-    assert evidence(0.6 * drawn) == "unclear"
-    assert evidence((2 * bound * rng.normal(size=shape)).astype(np.float32)) == "sequence"
-
-
-def test_an_lstm_that_looks_trained_otherwise_is_warned_of(checkpoint, caplog):
-    read(checkpoint)
-    assert not caplog.records
-    weights = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
-    edit_tensors(checkpoint, lstm__weight_hh_l0=weights)
-    with caplog.at_level(logging.WARNING):
-        config, _ = read(checkpoint)
-    assert config.lstm_mode is POINTWISE
-    assert "read as pointwise; the recurrent weights look sequence" in caplog.text
-    caplog.clear()
-    edit_config(checkpoint, lstm_mode="pointwise")
-    read(checkpoint)
-    assert not caplog.records
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -21,7 +21,7 @@ from jspec.drafters.falcon.trees import (
     listed,
     parse,
     plan,
-    shipped_names,
+    shipped,
 )
 from jspec.errors import UserError
 from jspec.ops.trees import ancestors_and_self
@@ -68,23 +68,37 @@ def trees(draw) -> Tree:
 # --- what a plan amounts to ----------------------------------------------------------------------
 
 
+def n_blocks(p: Pass) -> int:
+    return len(p.parent_block)
+
+
+def first_rows(planned: TreePlan, k: int) -> list[int]:
+    """Number of every pass's first row among the rows of all passes."""
+    return [k * sum(map(n_blocks, planned.passes[:s])) for s in range(len(planned.passes))]
+
+
 def n_rows(planned: TreePlan, k: int) -> int:
-    return sum(p.n_blocks * k for p in planned.passes)
+    return sum(n_blocks(p) * k for p in planned.passes)
 
 
 def flat_indices(planned: TreePlan, k: int) -> list[int]:
     """Where each drafted node's token stands in `[root k tokens] ++ [rows x 20]`."""
-    indices: dict[int, int] = {}
-    for p in planned.passes:
-        rows = p.first_row + p.used_rows[p.node_row]
-        indices |= dict(zip(p.nodes.tolist(), (k + rows * TOP + p.node_rank).tolist(), strict=True))
-    return [indices[node] for node in sorted(indices)]
+    indices = []
+    for first, p in zip(first_rows(planned, k), planned.passes, strict=True):
+        rows = first + p.used_rows[p.node_row]
+        indices += (k + rows * TOP + p.node_rank).tolist()
+    return indices
+
+
+def leaves(tree: Tree) -> list[int]:
+    """Numbers of the nodes that have no children."""
+    return sorted(set(tree.number.values()) - set(tree.parents()))
 
 
 def retrieve_table(tree: Tree, k: int) -> list[list[int]]:
     """A row a leaf: the k roots, then the path's nodes, numbered with all k roots before them."""
     rows = []
-    for leaf in tree.leaves():
+    for leaf in leaves(tree):
         path = tree.paths[leaf - 1]
         nodes = [k - 1 + tree.number[path[:d]] for d in range(1, len(path) + 1)]
         rows.append([*range(k), *nodes, *[-1] * (tree.depth - len(path))])
@@ -127,7 +141,7 @@ def slow_mask(tree: Tree, s: int, k: int) -> np.ndarray:
 
 
 def test_the_table_is_of_all_shipped_trees():
-    assert set(shipped_names()) == set(TABLE)
+    assert set(shipped()) == set(TABLE)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -138,8 +152,8 @@ def test_shipped_tree_is_the_published_one(name):
     assert np.array_equal(tree.parents(), written.parents())  # closing gaps moves no node
     assert tree.n_nodes == len(set(tree.paths)) == n_nodes
     assert np.bincount([len(path) for path in tree.paths])[1:].tolist() == per_depth
-    assert len(tree.leaves()) == n_leaves
-    assert [p.n_blocks for p in plan(tree, 2).passes] == [1, *blocks]
+    assert len(leaves(tree)) == n_leaves
+    assert [n_blocks(p) for p in plan(tree, 2).passes] == [1, *blocks]
     assert max(rank for path in written.paths for rank in path) < TOP
 
 
@@ -167,7 +181,7 @@ def test_a_tree_sorts_its_paths_and_counts_each_once():
     assert tree.paths == ((0,), (1,), (2,), (10,), (0, 0))
     assert tree == Tree(tree.paths) and hash(tree) == hash(Tree(tree.paths))
     assert (tree.depth, tree.n_nodes, tree.is_chain) == (2, 5, False)
-    assert (tree.parents(), tree.leaves()) == ((0, 0, 0, 0, 0, 1), (2, 3, 4, 5))
+    assert (tree.parents(), leaves(tree)) == ((0, 0, 0, 0, 0, 1), [2, 3, 4, 5])
 
 
 @pytest.mark.parametrize(
@@ -226,9 +240,9 @@ def test_an_unknown_tree_names_the_nearest():
 def test_worked_example():
     planned = plan(EXAMPLE, 2)
     prime, second = planned.passes
-    assert (prime.first_row, prime.n_blocks, prime.width) == (0, 1, 2)
+    assert (n_blocks(prime), prime.width) == (1, 2)
     assert prime.visible.shape == (2, 0) and prime.offsets.shape == (0,)
-    assert (second.first_row, second.n_blocks, second.width) == (2, 2, 2)
+    assert (n_blocks(second), second.width) == (2, 2)
     assert second.parent_block.tolist() == [0, 0]
     assert second.visible.tolist() == np.kron(np.eye(2), np.ones((2, 2))).tolist()
     assert second.offsets.tolist() == [0, 1, 0, 1]
@@ -299,19 +313,16 @@ def test_blocks_of_one_are_an_autoregressive_tree():
     inner = sorted(set(planned.parent) - {0})  # a row of scratch for every node with children
     seen = np.asarray(ancestors_and_self(jnp.asarray(planned.parent)[None], 5)[0])
     seen = seen[np.ix_(inner, inner)]
-    for p in planned.passes[1:]:
-        assert p.path_nodes[:, 0].tolist() == inner[p.first_row - 1 :][: p.n_blocks]
+    for first, p in list(zip(first_rows(planned, 1), planned.passes, strict=True))[1:]:
+        assert p.path_nodes[:, 0].tolist() == inner[first - 1 :][: n_blocks(p)]
         n = p.visible.shape[1]
-        assert np.array_equal(p.visible, seen[p.first_row - 1 : n, :n])
+        assert np.array_equal(p.visible, seen[first - 1 : n, :n])
         assert p.offsets.tolist() == (planned.depth[inner[:n]] - 1).tolist()
-        assert p.used_rows.tolist() == list(range(p.n_blocks))
+        assert p.used_rows.tolist() == list(range(n_blocks(p)))
 
 
 def check_rows(tree: Tree, p: Pass, blocks: list[Path], k: int, start: int) -> None:
     """Nodes of a pass, the rows that serve them, and what the rows are fed."""
-    assert p.nodes.tolist() == [
-        tree.number[path] for path in tree.paths if start < len(path) <= start + k
-    ]
     assert set(p.node_row) == set(range(len(p.used_rows)))
     assert p.used_rows.tolist() == sorted(set(p.used_rows))
     assert p.width == 1 + p.node_rank.max()
@@ -329,8 +340,7 @@ def test_a_plan_follows_the_definition(tree, k):
     assert planned.depth.tolist() == [0, *map(len, tree.paths)]
     for s, p in enumerate(planned.passes):
         check_rows(tree, p, blocks[s], k, s * k)
-        assert p.first_row == k * sum(map(len, blocks[:s]))
-        assert p.n_blocks == len(blocks[s])
+        assert n_blocks(p) == len(blocks[s])
         scratch = [
             place for t in range(1, s + 1) for _ in blocks[t] for place in range((t - 1) * k, t * k)
         ]
@@ -349,13 +359,13 @@ def test_arrays_of_a_plan_are_small_integers_and_read_only(tree, k):
     for p in planned.passes:
         assert p.visible.dtype == bool and p.visible.ndim == p.path_nodes.ndim == 2
         arrays += [p.parent_block, p.path_nodes, p.offsets, p.used_rows]
-        arrays += [p.nodes, p.node_row, p.node_rank]
+        arrays += [p.node_row, p.node_rank]
     assert all(array.dtype == np.int32 and not array.flags.writeable for array in arrays)
 
 
 def test_a_chain_needs_one_block_a_pass():
     planned = plan(chain(5), 2)
-    assert [p.n_blocks for p in planned.passes] == [1, 1, 1]
+    assert [n_blocks(p) for p in planned.passes] == [1, 1, 1]
     assert [p.used_rows.tolist() for p in planned.passes] == [[0, 1], [0, 1], [0]]
     assert [p.width for p in planned.passes] == [1, 1, 1]
     assert planned.passes[2].path_nodes.tolist() == [[3, 4]]
