@@ -39,7 +39,7 @@ from jspec.models.weights import AXES, leaf_name
 from jspec.ops import cache as cache_ops
 from jspec.ops.top_k import Axes, top_k_and_total, top_k_of_parts
 from jspec.sharding import HEAD_SPLIT, LAYER_PARALLEL, TARGET, Table, sharding, split_axes
-from jspec.state import Block, KVCache, Params, ShardedArrays
+from jspec.state import Block, KVCache, Params, ShardedArrays, replace
 
 _OWN = "own"
 """Where the weights are that only one device of a `layer` axis has."""
@@ -224,12 +224,11 @@ class LayerParallelDecoder:
     def _cache_specs(self, cache: LayerParallelCache) -> LayerParallelCache:
         (over_rows,) = self._rows(cache.every.arrays.keys[0].shape[0])
 
-        def spec(laid: ShardedArrays) -> ShardedArrays:
-            where = PartitionSpec(over_rows, *laid.axes)
-            return ShardedArrays(arrays=jax.tree.map(lambda _: where, laid.arrays), axes=laid.axes)
+        def spec(sharded: ShardedArrays) -> ShardedArrays:
+            where = PartitionSpec(over_rows, *sharded.axes)
+            return replace(sharded, arrays=jax.tree.map(lambda _: where, sharded.arrays))
 
-        own = None if cache.own is None else spec(cache.own)
-        return LayerParallelCache(every=spec(cache.every), own=own)
+        return jax.tree.map(spec, cache, is_leaf=lambda node: isinstance(node, ShardedArrays))
 
     def _axes_of(self, axis: str, size: int) -> Axes:
         """The axes over which a dimension of weights is split; none where they do not divide it."""

@@ -46,7 +46,8 @@ class FalconState:
       cache: slots `[0, n)` are exact; what is behind them is scratch.
       predicted: outputs at the last k positions, from which the next k depths are drafted.
       history: the target's features at positions `[n - k + 1, n)`.
-      earlier: the LSTM's state after position n - k, from which the next commit starts.
+      earlier: the LSTM's state after position n - k, from which the next commit starts; None, an
+        empty tree to JAX, in a pointwise head.
       latest: its state after position n - 1, from which the blocks of a tree start.
     """
 
@@ -108,9 +109,8 @@ class Falcon:
         n = context.length - 1
         first = jnp.maximum(n - k, 0)
         last = _rows_at(features, first[:, None] + jnp.arange(k, dtype=jnp.int32)[None, :])
-        if memories is not None and memory is not None:
-            before = jax.tree.map(lambda x: _rows_at(x, first[:, None] - 1)[:, 0], memories)
-            memory = jax.tree.map(lambda x, y: _select(first == 0, x, y), memory, before)
+        before = jax.tree.map(lambda x: _rows_at(x, first[:, None] - 1)[:, 0], memories)
+        memory = jax.tree.map(lambda x, y: _select(first == 0, x, y), memory, before)
         empty = FalconState(
             cache=cache, predicted=last, history=last[:, 1:], earlier=memory, latest=memory
         )
@@ -146,11 +146,8 @@ class Falcon:
             _, seen, cache = self._over_text(
                 params, cache, memory, context, piece, first, n_valid, counted - start
             )
-            if seen is not None:
-                parts.append(seen)
-                memory = jax.tree.map(lambda x: x[:, -1], seen)
-        if not parts:
-            return cache, None
+            parts.append(seen)
+            memory = jax.tree.map(lambda x: x[:, -1], seen)
         return cache, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
 
     def commit(self, params, state: FalconState, context, draft, verdict, output) -> FalconState:
@@ -198,18 +195,14 @@ class Falcon:
             params, state.cache, state.earlier, context, features, first, n_valid, start
         )
         last = n_valid[:, None] - k + jnp.arange(k, dtype=jnp.int32)[None, :]
-        earlier, latest = None, None
-        if memories is not None:
-            before = jax.tree.map(lambda x: _rows_at(x, last[:, :1])[:, 0], memories)
-            is_long = first + n_valid >= k
-            earlier = jax.tree.map(lambda x: _select(is_long, x, jnp.zeros_like(x)), before)
-            latest = jax.tree.map(lambda x: _rows_at(x, last[:, -1:])[:, 0], memories)
+        before = jax.tree.map(lambda x: _rows_at(x, last[:, :1])[:, 0], memories)
+        is_long = first + n_valid >= k
         return FalconState(
             cache=cache,
             predicted=_rows_at(out, last),
             history=_rows_at(features, last[:, 1:]),
-            earlier=earlier,
-            latest=latest,
+            earlier=jax.tree.map(lambda x: _select(is_long, x, jnp.zeros_like(x)), before),
+            latest=jax.tree.map(lambda x: _rows_at(x, last[:, -1:])[:, 0], memories),
         )
 
     def _over_text(
@@ -285,13 +278,11 @@ class Falcon:
         fed = jnp.take(tokens, one.path_nodes.reshape(-1), axis=1)
         blocks = out.reshape(rows, -1, k, out.shape[-1])
         features = jnp.take(blocks, one.parent_block, axis=1)
-        memory = None
-        if memories is not None:
-            # One state after the text, then one after every block of the pass before.
-            one_each = jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[-2:]), memories)
-            memory = jax.tree.map(
-                lambda x: jnp.take(x, one.parent_block, axis=1).reshape(-1, *x.shape[2:]), one_each
-            )
+        # One state after the text, then one after every block of the pass before.
+        one_each = jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[-2:]), memories)
+        memory = jax.tree.map(
+            lambda x: jnp.take(x, one.parent_block, axis=1).reshape(-1, *x.shape[2:]), one_each
+        )
         mixed, seen = self._mix(
             params, fed.reshape(-1, k), features.reshape(-1, k, features.shape[-1]), memory
         )
@@ -301,8 +292,7 @@ class Falcon:
         positions = n[:, None] + jnp.asarray(one.offsets)[None, :]
         block = Block(prefix=n, visible=visible, positions=positions)
         out, cache = sar_head.forward(params["head"], self.model, cache, mixed, block)
-        after = None if seen is None else jax.tree.map(lambda x: x[:, -1], seen)
-        return out, after, cache
+        return out, jax.tree.map(lambda x: x[:, -1], seen), cache
 
     def _candidates(
         self,

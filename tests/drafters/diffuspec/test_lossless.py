@@ -48,7 +48,7 @@ def knowing(**options: Any) -> LoadedDrafter:
     model = loaded.drafter.model
     config = dataclasses.replace(model.config, mask_id=0, n_ids=TARGET.vocab_size)
     drafter = dataclasses.replace(
-        loaded.drafter, model=dataclasses.replace(model, config=config), choices=DRAFTER_ALONE
+        loaded.drafter, model=dataclasses.replace(model, config=config), options=DRAFTER_ALONE
     )
     return dataclasses.replace(loaded, drafter=drafter, params={"model": TARGET.params})
 
