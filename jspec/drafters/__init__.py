@@ -1,4 +1,4 @@
-"""Drafters by name. Joining is one file and one line of `_MODULES`; one's own needs neither."""
+"""Load drafters by name; joining takes one file and one line of `_MODULES`."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def check_drafter(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _with_new_names(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, those with a name of before under the one of today."""
+    """Rename options that have the name of an earlier release."""
     if is_own(name):
         return dict(options)
     return {_RENAMED.get(key, key): value for key, value in options.items()}

@@ -1,4 +1,7 @@
-"""The contract of a drafter: four pure methods on a small static value. See `docs/drafter.md`."""
+"""Define the contract of a drafter: four pure methods on a small static value.
+
+See `docs/drafter.md`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ DrafterState = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DraftSize:
-    """The static shape of a draft.
+    """State the static shape of a draft.
 
     Attributes:
       n_nodes: M, the root included: rows of the target's forward.
@@ -48,12 +51,12 @@ class DraftSize:
 
 
 def chain_size(depth: int) -> DraftSize:
-    """The size of a chain of `depth` drafted tokens."""
+    """Return the size of a chain of `depth` drafted tokens."""
     return DraftSize(n_nodes=1 + depth, max_depth=depth, is_chain=True)
 
 
 class Drafter(Protocol):
-    """Whatever proposes. Implementations are frozen dataclasses: hashable, no arrays.
+    """Propose tokens for the target; implementations are frozen dataclasses without arrays.
 
     Attributes:
       sizes: the shapes its drafts may have. With several, the engine switches over the whole round.
@@ -71,11 +74,11 @@ class Drafter(Protocol):
     def needs_picks(self) -> bool: ...
 
     def init(self, params: Params, prompt: Prompt) -> DrafterState:
-        """State before the first round of the rows of `prompt`."""
+        """Return the state before the first round of the rows of `prompt`."""
         ...
 
     def size(self, state: DrafterState, context: Context) -> Int[Array, ""]:
-        """Index into `sizes`: the largest that any active row wants."""
+        """Return an index into `sizes`: the largest that any active row wants."""
         ...
 
     def propose(
@@ -86,7 +89,7 @@ class Drafter(Protocol):
         randomness: Randomness,
         size: int,
     ) -> tuple[Draft, DrafterState]:
-        """A draft of shape `sizes[size]` for every row."""
+        """Propose a draft of shape `sizes[size]` for every row."""
         ...
 
     def commit(
@@ -98,13 +101,13 @@ class Drafter(Protocol):
         verdict: Verdict,
         output: TargetOutput,
     ) -> DrafterState:
-        """State after a round; `context` is the text after it. Inactive rows stay as they were."""
+        """Return the state after a round; `context` is the text then. Inactive rows stay."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedDrafter:
-    """A drafter with its parameters, ready for the engine.
+    """Hold a drafter with its parameters, ready for the engine.
 
     Attributes:
       name: as the user names it, for records.
@@ -123,7 +126,7 @@ class LoadedDrafter:
 
 
 def described(drafter: Drafter) -> str:
-    """A static drafter in a few words: its class and its largest draft."""
+    """Describe a static drafter in a few words: its class and its largest draft."""
     sizes = drafter.sizes
     nodes, depth = max(s.n_nodes for s in sizes), max(s.max_depth for s in sizes)
     return f"{type(drafter).__name__} of up to {nodes} nodes, {depth} deep"
@@ -131,7 +134,7 @@ def described(drafter: Drafter) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrafterOptions:
-    """The options of a drafter, by the names that configs give them; a field's default is its type.
+    """Hold the options of a drafter by their names in configs; a default also tells the type.
 
     Those with an enumeration as default may be given by a member's value.
 
@@ -149,7 +152,7 @@ class DrafterOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """How one drafter of this package is configured and loaded.
+    """Say how one drafter of this package is configured and loaded.
 
     Attributes:
       options: a frozen dataclass whose fields are the drafter's options, validated when made.
@@ -163,7 +166,7 @@ class Method:
 
 
 def named(kind: type[Named], option: str, name: object) -> Named:
-    """The member of an enumeration that an option names.
+    """Find the member of an enumeration that an option names.
 
     Raises:
       ValueError: there is none of this name.
@@ -176,7 +179,7 @@ def named(kind: type[Named], option: str, name: object) -> Named:
 
 
 def chain_draft(tokens: Int[Array, "B M"], is_valid, logprobs=None) -> Draft:
-    """A chain: node i at depth i, node 0 the pending token.
+    """Make a chain: node i at depth i, node 0 the pending token.
 
     Args:
       tokens: the pending token, then the drafted ones.

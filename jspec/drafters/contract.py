@@ -1,4 +1,4 @@
-"""The contract, checked on shapes: a drafter that breaks it is told in one line.
+"""Check the contract on shapes: what a drafter breaks is told in one line.
 
 `check_contract` traces every method once and computes nothing. Without it a broken drafter would be
 an engine that cannot be compiled, and a long trace.
@@ -28,7 +28,7 @@ ROWS, CAPACITY, WIDTH, STOPS = 3, 32, 8, 2
 
 
 class Broken(Exception):
-    """What breaks the contract, in one line; its cause is the error that a method raised."""
+    """Say in one line what breaks the contract; its cause is the error that a method raised."""
 
 
 def check_contract(loaded: LoadedDrafter, target) -> None:
@@ -167,7 +167,7 @@ def _output(target, size: DraftSize, drafter) -> TargetOutput:
 
 
 def told(error: BaseException) -> str:
-    """An error in one line."""
+    """Tell an error in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

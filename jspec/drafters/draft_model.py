@@ -1,4 +1,4 @@
-"""A smaller model of the same tokenizer drafts a chain, or a tree of the likeliest continuations.
+"""Draft a chain, or a tree of likely continuations, with a smaller model of the same tokenizer.
 
 It is EasySpec with every layer in a group of its own, so that all of its passes are exact.
 
@@ -20,7 +20,7 @@ from jspec.state import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DraftModelOptions(GrowthOptions):
-    """A chain of four tokens, if nothing else is said."""
+    """Draft a chain of four tokens, if nothing else is said."""
 
     depth: int = 4
 
@@ -39,7 +39,7 @@ def draft_model(model: Model, **growth) -> EasySpec:
 
 
 def load(path, target: Target, options: DraftModelOptions) -> tuple[EasySpec, Params]:
-    """A Hugging Face checkpoint as a drafter, in the target's dtype and on its mesh, or its shapes.
+    """Load a Hugging Face checkpoint in the target's dtype and on its mesh, or its shapes.
 
     Raises:
       UserError: another tokenizer than the target's.

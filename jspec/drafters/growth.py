@@ -1,4 +1,4 @@
-"""A tree of the likeliest continuations, grown a level at a time by a model's logits.
+"""Grow a tree of the likeliest continuations, a level at a time, by a model's logits.
 
 Level 1 takes the `width` best children of the pending token; each further level the best `width`
 children of the `width` newest nodes, by cumulative log-probability. Width 1 is the usual chain.
@@ -10,8 +10,8 @@ With width 2, where "a" has log-probability -0.2 and "b" -1.8:
 
 level 2 is ac and ad: nodes 3 and 4, both children of node 1; nobody continues b.
 
-At temperature above 0 children are ranked with the noise that the law itself will use, which raises
-acceptance and changes no token. Under the rejection rule the same code draws an honest sample.
+Children are ranked by the scores of `law_scores`. Under the rejection rule the same code draws an
+honest sample.
 
 Source: chains, Leviathan et al. 2023 and Chen et al. 2023; top-k trees, EasySpec (Wu et al. 2025)
 section 4.2. Differs: shared noise; nothing of the published sampled tree verifiers is used.
@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from jspec import law
 from jspec.drafters.base import DrafterOptions, DraftSize, chain_draft, chain_size
+from jspec.drafters.law_scores import law_scores
 from jspec.law import Randomness
 from jspec.models.blocks import tree_block
 from jspec.ops import trees
@@ -43,7 +44,7 @@ TopK = Callable[
 
 @state
 class Growth:
-    """A tree while it grows.
+    """Hold a tree while it grows.
 
     Attributes:
       draft: its nodes so far.
@@ -56,7 +57,7 @@ class Growth:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrowthOptions(DrafterOptions):
-    """What trees look like.
+    """Say what trees look like.
 
     Attributes:
       depth: levels.
@@ -78,7 +79,7 @@ class GrowthOptions(DrafterOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grower(GrowthOptions):
-    """How trees grow.
+    """Grow trees.
 
     Attributes:
       vocab_size: the target's. Ids that only one of the two models has are never drafted.
@@ -93,7 +94,7 @@ class Grower(GrowthOptions):
         return DraftSize(n_nodes=1 + self.width * self.depth, max_depth=self.depth)
 
     def root(self, context: Context, randomness: Randomness, dtype) -> Growth:
-        """The pending token alone.
+        """Start with the pending token alone.
 
         Args:
           dtype: of scores.
@@ -105,7 +106,7 @@ class Grower(GrowthOptions):
         return Growth(draft=draft, path_score=jnp.zeros(pending.shape, dtype))
 
     def newest(self, grown: Growth, context: Context) -> tuple[Int[Array, "B width"], Block]:
-        """The newest level, which is to be scored, and where it goes in a cache."""
+        """Return the newest level, which is to be scored, and where it goes in a cache."""
         draft = grown.draft
         level = (draft.token.shape[1] - 1) // self.width
         visible = trees.ancestors_and_self(draft.parent, level)
@@ -129,21 +130,16 @@ class Grower(GrowthOptions):
             ((0, 0), (0, 0), (0, missing)),
             constant_values=law.NEVER,
         )
-        noise = randomness.draft_noise(level - 1, self.vocab_size)
-        sampling = jax.tree.map(lambda x: jnp.repeat(x, n_parents, axis=0), randomness.sampling)
-        flat = logits.reshape(rows * n_parents, -1)
-        if noise is not None:
-            noise = jnp.repeat(noise, n_parents, axis=0)
-        scores = law.scores(flat, sampling, noise, randomness.mode)
-        best, tokens, total = top_k(scores, self.width, self.score_temperature)
+        depths = [level - 1] * n_parents
+        scores, logprobs = law_scores(logits, depths, randomness, self.vocab_size)
+        flat = scores.reshape(rows * n_parents, -1)
+        best, tokens, total = top_k(flat, self.width, self.score_temperature)
         steps = best / self.score_temperature - total
         steps = jnp.where(jnp.isfinite(best), steps, law.NEVER)
         joint = grown.path_score[:, :, None] + steps.reshape(rows, n_parents, self.width)
         path_score, place = jax.lax.top_k(joint.reshape(rows, -1), self.width)
         first_parent = grown.draft.token.shape[1] - n_parents
-        is_valid, logprobs = jnp.isfinite(path_score), None
-        if grown.draft.logprobs is not None:
-            logprobs = law.log_distribution(flat, sampling, randomness.mode).reshape(rows, 1, -1)
+        is_valid = jnp.isfinite(path_score)
         added = Draft(
             token=jnp.take_along_axis(tokens.reshape(rows, -1), place, axis=1),
             parent=first_parent + (place // self.width).astype(jnp.int32),

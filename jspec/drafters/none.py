@@ -1,4 +1,4 @@
-"""Plain decoding: a draft of the pending token alone."""
+"""Decode plainly: a draft is the pending token alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jspec.drafters.base import Method, chain_draft, chain_size
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoDrafter:
-    """Proposes nothing, so every round emits the target's own token.
+    """Propose nothing, so every round emits the target's own token.
 
     Attributes:
       padding: invalid nodes added to every draft. Plain decoding with the same number of rows as a

@@ -1,4 +1,4 @@
-"""Drafters of one's own, named `package.module:attribute`: found, called, and checked.
+"""Find, call and check load functions of users' own drafters, `package.module:attribute`.
 
 In reading order: `find`, which imports the load function, and `load_own`, which calls it.
 """
@@ -19,12 +19,12 @@ from jspec.errors import UserError
 
 
 def is_own(name: str) -> bool:
-    """Whether a drafter's name is that of somebody's own load function."""
+    """Tell whether a drafter's name is that of a user's own load function."""
     return ":" in name
 
 
 def find(name: str) -> Callable[..., Any]:
-    """The load function that `package.module:attribute` names.
+    """Import the load function that `package.module:attribute` names.
 
     Modules of the working directory are found, as with `python -m`.
 
@@ -74,7 +74,7 @@ def _takes_path_and_target(load: Callable) -> bool:
 def load_own(
     name: str, load: Callable[..., Any], path, target, options: Mapping[str, Any]
 ) -> LoadedDrafter:
-    """What the load function gives, checked.
+    """Call the load function and check what it returns.
 
     Raises:
       UserError: it failed, or what it gave is no drafter or breaks the contract.

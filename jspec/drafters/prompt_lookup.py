@@ -1,4 +1,4 @@
-"""Prompt lookup: copy what followed the last occurrence of the text's final n-gram.
+"""Copy what followed the last occurrence of the text's final n-gram.
 
 The search runs on the device, over the prompt and the output so far. No parameters.
 
@@ -19,7 +19,7 @@ from jspec.state import Context
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptLookup:
-    """A chain copied from the text itself.
+    """Draft a chain copied from the text itself.
 
     Attributes:
       depth: tokens drafted.
@@ -73,7 +73,7 @@ class PromptLookup:
 def find_continuation(
     context: Context, *, max_ngram: int, min_ngram: int
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """Where the text that followed an earlier occurrence of its own suffix begins.
+    """Find where the text that followed an earlier occurrence of its own suffix begins.
 
     Returns:
       The first place after the match, and whether there is a match of `min_ngram` or more.

@@ -1,4 +1,4 @@
-"""Nets: definitions and pure functions of their parameters."""
+"""Define nets, and pure functions of their parameters."""
 
 from typing import TYPE_CHECKING
 

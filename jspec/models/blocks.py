@@ -1,4 +1,4 @@
-"""Blocks: where new rows go and what they see, for the shapes of call that engines make."""
+"""Say where new rows go and what they see, for the kinds of call that engines make."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jspec.state import Block
 
 
 def causal_block(prefix: Int[Array, " B"], tokens: int) -> Block:
-    """T rows of text that follow the prefix: a prefill, a chain, or one plain step."""
+    """Place T rows of text after the prefix: a prefill, a chain, or one plain step."""
     visible = masks.causal_window(prefix.shape[0], tokens)
     positions = prefix[:, None] + jnp.arange(tokens, dtype=prefix.dtype)[None, :]
     return Block(prefix=prefix, visible=visible, positions=positions)
@@ -22,7 +22,7 @@ def tree_block(
     depth: Int[Array, "B M"],
     new: int | None = None,
 ) -> Block:
-    """The last `new` nodes of a tree of M whose earlier nodes are written already.
+    """Place the last `new` nodes of a tree of M whose earlier nodes are written already.
 
     Args:
       prefix: committed slots; node i sits at slot `prefix + i`.

@@ -1,4 +1,4 @@
-"""What a decoder is: one config for the whole family.
+"""Define the config of a decoder, one for the whole family.
 
 In reading order: `RopeKind`, `Rope`, `DecoderConfig`, which `jspec.checkpoints.hf_config` reads and
 writes.
@@ -20,7 +20,7 @@ from jspec.ops import rope
 
 
 class RopeKind(enum.Enum):
-    """Published ways to stretch the rotary embedding, by their Hugging Face names."""
+    """Name the published ways to stretch the rotary embedding, as Hugging Face does."""
 
     DEFAULT = "default"
     LINEAR = "linear"
@@ -31,7 +31,7 @@ class RopeKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary embedding of a model. Fields a kind does not read stay `None`.
+    """Describe the rotary embedding of a model. Fields a kind does not read stay `None`.
 
     Attributes:
       kind: how it is stretched.
@@ -69,7 +69,7 @@ class Rope:
                 raise ValueError(f"rope {name} must be positive, got {value}")
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
-        """Inverse frequencies `[H/2]`, and the factor on rotated queries and keys.
+        """Return inverse frequencies `[H/2]`, and the factor on rotated queries and keys.
 
         longrope's are those for texts within the original length, to which `max_length` of such a
         model is limited: beyond it the published rule changes the keys of tokens already seen.
@@ -89,7 +89,7 @@ class Rope:
 
 
 class _Scaling(NamedTuple):
-    """The function of a kind of rope, the fields it reads, and those that must be given."""
+    """Hold the function of a kind of rope, the fields it reads, and those that must be given."""
 
     frequencies: Callable[..., np.ndarray]
     reads: tuple[str, ...]
@@ -122,7 +122,7 @@ ROPE_NAMES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A decoder: Llama, Mistral, Qwen2 or Qwen3, causal or bidirectional.
+    """Describe a decoder: Llama, Mistral, Qwen2 or Qwen3, causal or bidirectional.
 
     Attributes:
       family: name in `jspec.checkpoints.families`; decides only how it is written for Hugging Face.
@@ -180,13 +180,13 @@ class DecoderConfig:
 
     @property
     def summary(self) -> str:
-        """What matters of a model in a few words, for people."""
+        """Describe a model in a few words, for people."""
         shape = f"{self.n_layers} layers of width {self.width}"
         return f"{self.family}, {shape}, vocabulary {self.vocab_size:,}"
 
     @property
     def max_length(self) -> int:
-        """Longest text the model serves, tokens: what its rope scaling stretches positions to.
+        """Return the longest text the model serves, tokens: what its rope scaling stretches to.
 
         `max_position_embeddings` counts before stretching for linear scaling, and either way for
         yarn; it counts after it for llama3.

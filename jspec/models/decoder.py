@@ -1,4 +1,4 @@
-"""The decoder as Flax NNX modules: embedding, layers, final norm, head.
+"""Define the decoder as Flax NNX modules: embedding, layers, final norm, head.
 
 Modules define what is computed and which weights there are; they hold no state, no random numbers
 and no sharding. `model.py` builds them abstractly and merges arrays into them inside `jit`.
@@ -30,7 +30,7 @@ from jspec.ops.rope import rotate, rotations
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What every layer needs to know of the new rows, computed once a forward.
+    """Hold what every layer needs to know of the new rows, computed once a forward.
 
     Attributes:
       start: cache slot of the first new row.
@@ -46,7 +46,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class TextRows:
-    """What every layer needs to know of whole packed texts (training), computed once a forward.
+    """Hold what every layer needs to know of packed texts (training), computed once a forward.
 
     Attributes:
       cos, sin: rotation of each row.
@@ -76,7 +76,7 @@ def _add_bias(x: Float[Array, "B T *F"], bias: nnx.Param | None) -> Float[Array,
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
+    """Compute grouped-query attention with rotary positions."""
 
     def __init__(self, config: DecoderConfig, window: int | None):
         D, N, K, H = config.width, config.n_heads, config.n_kv_heads, config.head_dim
@@ -107,7 +107,7 @@ class Attention(nnx.Module):
         return self._out(attend(new_queries, keys, values, rows.masks[self.window])), keys, values
 
     def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
-        """Whole texts at once, without a cache."""
+        """Read whole texts at once, without a cache."""
         queries, keys, values = self._projections(x, rows.cos, rows.sin)
         mixed = attend_text(
             queries,
@@ -126,7 +126,7 @@ class Attention(nnx.Module):
     def _projections(
         self, x: Float[Array, "B T D"], cos: Float[Array, "B T h"], sin: Float[Array, "B T h"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Rotated queries and keys, and values."""
+        """Project to rotated queries and keys, and to values."""
         queries = self._heads(x, self.q, self.q_bias)
         keys = self._heads(x, self.k, self.k_bias)
         values = self._heads(x, self.v, self.v_bias)
@@ -143,13 +143,13 @@ class Attention(nnx.Module):
     def _heads(
         self, x: Float[Array, "B T D"], matrix: nnx.Param, bias: nnx.Param | None
     ) -> Float[Array, "B T N H"]:
-        """A projection, its output split into heads."""
+        """Project, and split the output into heads."""
         folded = _add_bias(project("BTD,DX->BTX", x, matrix[...]), bias)
         return folded.reshape(*folded.shape[:2], -1, self.head_dim)
 
 
 class MLP(nnx.Module):
-    """Gated feed-forward: down(silu(gate(x)) * up(x))."""
+    """Compute a gated feed-forward: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: DecoderConfig):
         D, F = config.width, config.mlp_width
@@ -168,7 +168,7 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each behind a norm and added to the residual.
+    """Add attention and MLP to the residual, each behind a norm.
 
     The first layer of a Falcon head has no norm before its attention.
     """
@@ -194,17 +194,17 @@ class Layer(nnx.Module):
         values: Float[Array, "B K S H"],
         rows: Rows,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-        """What attention adds to the residual, and the cache with the new rows."""
+        """Compute what attention adds to the residual, and the cache with the new rows."""
         with jax.named_scope("attention"):
             return self.attention(self._normed(x), keys, values, rows)
 
     def feed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What the MLP adds to the residual."""
+        """Compute what the MLP adds to the residual."""
         with jax.named_scope("mlp"):
             return self.mlp(rms_norm(x, self.mlp_norm[...], self.eps))
 
     def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
-        """Whole texts at once, without a cache."""
+        """Read whole texts at once, without a cache."""
         with jax.named_scope("attention"):
             x = x + self.attention.over_text(self._normed(x), rows)
         return x + self.feed(x)
@@ -227,7 +227,7 @@ def through_text(
     rows_sharding: NamedSharding | None = None,
     **mask: Any,
 ) -> tuple[Float[Array, "B T D"], dict[str, Float[Array, "B T D"]]]:
-    """Whole packed texts through layers: no cache, and differentiable.
+    """Run whole packed texts through layers, without a cache, differentiably.
 
     Args:
       capture: names of features to return, "enter.i".
@@ -256,7 +256,7 @@ def through_text(
 
 
 class Decoder(nnx.Module):
-    """The whole model; a tied head is a matter of the config, not of a shared variable."""
+    """Hold the whole model; a tied head is a matter of the config, not of a shared variable."""
 
     def __init__(self, config: DecoderConfig):
         self.eps = config.norm_eps
@@ -273,7 +273,7 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.norm[...], self.eps)
 
     def head(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Logits in the wide type, float32 or float64."""
+        """Compute logits in the wide type, float32 or float64."""
         with jax.named_scope("head"):
             if self.head_weight is None:
                 return wide_project("BTD,VD->BTV", hidden, self.embedding[...])

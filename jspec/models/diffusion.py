@@ -1,4 +1,4 @@
-"""Masked diffusion models: what they predict at the masked slots after a text.
+"""Predict the masked slots after a text with a masked diffusion model.
 
 In reading order: the static values (`DiffusionConfig`, `DiffusionModel`, `Slots`), one pass over a
 window of text and masks (`read_window`), and what is made of its logits (`normalised`).
@@ -29,7 +29,7 @@ from jspec.state import Block, KVCache, Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """How a bidirectional model predicts masked slots.
+    """Say how a bidirectional model predicts masked slots.
 
     Attributes:
       mask_id: stands for a token that is not known; never predicted.
@@ -50,7 +50,7 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionModel:
-    """A bidirectional decoder and how it predicts. Static, without the numbers."""
+    """Hold a bidirectional decoder and how it predicts: static, without the numbers."""
 
     model: Model
     config: DiffusionConfig
@@ -71,7 +71,7 @@ class DiffusionModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slots:
-    """What is asked of a pass: predictions of the next `count` tokens.
+    """Say what is asked of a pass: predictions of the next `count` tokens.
 
     Attributes:
       n_masks: W, masks that are fed.
@@ -87,7 +87,7 @@ class Slots:
 
     @property
     def count(self) -> int:
-        """R."""
+        """Count the slots asked for, R."""
         return self.n_masks + self.has_extra
 
 
@@ -103,7 +103,7 @@ def read_window(
     *,
     n_slots: int,
 ) -> tuple[Float[Array, "B R V"], KVCache]:
-    """One pass over `width` positions from `start` on: the rest of the text, then the block.
+    """Read `width` positions from `start` on in one pass: the rest of the text, then the block.
 
     With text up to 5 already read to 3, a block of 2 and a width of 6, `t` text and `m` masks:
 
@@ -147,18 +147,18 @@ def read_window(
 
 
 def all_masks(model: DiffusionModel, rows: int, slots: Slots) -> Int[Array, "B W"]:
-    """A block of which nothing is known."""
+    """Make a block of which nothing is known."""
     return jnp.full((rows, slots.n_masks), model.config.mask_id, jnp.int32)
 
 
 def scratch(params: Params, model: DiffusionModel, rows: int, width: int) -> KVCache:
-    """A cache for one pass that reads everything."""
+    """Make a cache for one pass that reads everything."""
     dtype = jax.tree.leaves(params)[0].dtype
     return empty_cache(model.model.config, rows, width, dtype)
 
 
 def normalised(logits: Float[Array, "B R V"], config: DiffusionConfig) -> Float[Array, "B R V"]:
-    """Log-probabilities over the ids that may be predicted, nats; -inf elsewhere."""
+    """Return log-probabilities over the ids that may be predicted, nats; -inf elsewhere."""
     ids = jnp.arange(logits.shape[-1])
     allowed = ids < config.n_ids
     for token in (config.mask_id, *config.forbidden):

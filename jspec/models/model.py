@@ -1,4 +1,4 @@
-"""A model as a static value and a pure `forward` over plain arrays.
+"""Define a model as a static value and a pure `forward` over plain arrays.
 
 In reading order: `Model` and how it is built, its parameters and cache, `forward`, `forward_text`
 for training, and `embed` and `head` for drafters that share them.
@@ -31,7 +31,7 @@ Groups = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is computed, without the numbers. Static: two models of one config are equal.
+    """Say what is computed, without the numbers: two models of one config are equal.
 
     Attributes:
       config: the decoder.
@@ -47,7 +47,7 @@ class Model:
 
 @state
 class ModelOutput:
-    """What a forward leaves besides the cache.
+    """Hold what a forward leaves besides the cache.
 
     Attributes:
       logits: float32 (float64 in float64 models), of all new rows or of `logits_rows`.
@@ -59,22 +59,22 @@ class ModelOutput:
 
 
 def build(config: DecoderConfig) -> Model:
-    """The model of a config; allocates nothing."""
+    """Build the model of a config; this allocates nothing."""
     return Model(config, modules.define(lambda: Decoder(config)))
 
 
 def abstract_params(model: Model, dtype) -> Params:
-    """Shapes of the parameters: a pytree of `jax.ShapeDtypeStruct`."""
+    """Return the shapes of the parameters: a pytree of `jax.ShapeDtypeStruct`."""
     return modules.shapes(lambda: Decoder(model.config), dtype)
 
 
 def random_params(model: Model, *, key, dtype=jnp.float32, scale: float = 0.02) -> Params:
-    """Normal weights of standard deviation `scale`, norms around 1; each leaf its own key."""
+    """Draw normal weights of standard deviation `scale`, norms around 1; a key for each leaf."""
     return modules.random_like(abstract_params(model, dtype), key=key, scale=scale)
 
 
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype) -> KVCache:
-    """A cache of zeros. Zeros matter: an unwritten slot is masked, but must be finite."""
+    """Make a cache of zeros. Zeros matter: an unwritten slot is masked, but must be finite."""
     shape = (batch, config.n_kv_heads, slots, config.head_dim)
     layers = range(config.n_layers)
     return KVCache(
@@ -94,7 +94,7 @@ def forward(
     logits_rows: Int[Array, "B R"] | None = None,
     groups: Groups | None = None,
 ) -> tuple[ModelOutput, KVCache]:
-    """One pass over T new rows, which are written to the cache where `block` says.
+    """Run one pass over T new rows, which are written to the cache where `block` says.
 
     Prefill, one-token decoding, chains, trees and bidirectional blocks are all this function.
 
@@ -131,7 +131,7 @@ class ForwardSteps:
     """
 
     def embed(self, decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """What enters the first layer."""
+        """Compute what enters the first layer."""
         return decoder.embed(tokens)
 
     def mix(
@@ -142,7 +142,7 @@ class ForwardSteps:
         cache: Any,
         rows: Rows,
     ) -> tuple[list[Float[Array, "B T D"]], Any]:
-        """What the attention of every layer of a group makes of `x`, and the cache after it."""
+        """Compute what every attention of a group makes of `x`, and the cache after it."""
         keys, values, added = list(cache.keys), list(cache.values), []
         for i in group:
             mixed, keys[i], values[i] = decoder.layers[i].mix(x, keys[i], values[i], rows)
@@ -150,7 +150,7 @@ class ForwardSteps:
         return added, KVCache(keys=tuple(keys), values=tuple(values))
 
     def feed(self, layer: Layer, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What an MLP adds."""
+        """Compute what an MLP adds."""
         return layer.feed(x)
 
     def run(
@@ -165,7 +165,7 @@ class ForwardSteps:
         capture: tuple[str, ...] = (),
         logits_rows: Int[Array, "B R"] | None = None,
     ) -> tuple[ModelOutput, Any]:
-        """`forward` with a merged decoder, made of these steps."""
+        """Run `forward` with a merged decoder, made of these steps."""
         x = self.embed(decoder, tokens)
         rows = rows_of(config, block, cache.capacity, wide_dtype(x.dtype))
         features = {}
@@ -198,7 +198,7 @@ def forward_text(
     remat: bool = False,
     rows_sharding: NamedSharding | None = None,
 ) -> tuple[Float[Array, "B T D"], dict[str, Float[Array, "B T D"]]]:
-    """One pass over whole packed texts, for training: no cache, and differentiable.
+    """Run one pass over whole packed texts, for training: no cache, and differentiable.
 
     The same function of a text as `forward`. Logits are `head(params, model, hidden)`, which the
     caller takes of the rows it needs.
@@ -239,12 +239,12 @@ def forward_text(
 
 
 def embed(params: Params, model: Model, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Embeddings of tokens, for drafters that share the target's."""
+    """Embed tokens, for drafters that share the target's embedding."""
     return merged(model, params).embed(tokens)
 
 
 def head(params: Params, model: Model, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Logits of hidden rows that went through a final norm, for drafters that share the head."""
+    """Compute logits of hidden rows after a final norm, for drafters that share the head."""
     return merged(model, params).head(hidden)
 
 
@@ -260,12 +260,12 @@ def check_capture(config: DecoderConfig, capture: tuple[str, ...]) -> None:
 
 
 def merged(model: Model, params: Params) -> Decoder:
-    """The modules with their arrays; while tracing."""
+    """Merge the modules with their arrays; while tracing."""
     return modules.merge(model.definition, params)
 
 
 def rows_of(config: DecoderConfig, block: Block, slots: int, dtype) -> Rows:
-    """What every layer needs to know of the rows of a block."""
+    """Compute what every layer needs to know of the rows of a block."""
     frequencies, factor = config.rope.frequencies(config.head_dim)
     cos, sin = rotations(block.query_positions, frequencies, factor, dtype)
     masks = {

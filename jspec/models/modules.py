@@ -1,4 +1,4 @@
-"""NNX definitions and plain arrays: how a module is built without memory, and filled in a call.
+"""Build NNX modules without memory, and fill them with plain arrays inside a call.
 
 Parameters are nested dicts and tuples of arrays. Nothing of NNX reaches a call: the static
 definition is merged with the arrays while tracing.
@@ -17,17 +17,17 @@ from jspec.state import Params
 
 
 def weight(*shape: int) -> nnx.Param:
-    """A weight to be filled in; modules are only ever built abstractly."""
+    """Declare a weight to be filled in; modules are only ever built abstractly."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
 def define(make: Callable[[], nnx.Module]) -> Any:
-    """The static definition of the module that `make` builds; allocates nothing."""
+    """Return the static definition of the module that `make` builds; this allocates nothing."""
     return nnx.split(nnx.eval_shape(make))[0]
 
 
 def shapes(make: Callable[[], nnx.Module], dtype) -> Params:
-    """Its parameters as a pytree of `jax.ShapeDtypeStruct`."""
+    """Return its parameters as a pytree of `jax.ShapeDtypeStruct`."""
     pure = nnx.to_pure_dict(nnx.split(nnx.eval_shape(make))[1])
 
     def plain(node):
@@ -41,7 +41,7 @@ def shapes(make: Callable[[], nnx.Module], dtype) -> Params:
 
 
 def random_like(shapes: Params, *, key, scale: float) -> Params:
-    """Normal weights of standard deviation `scale`, norms around 1; each leaf its own key."""
+    """Draw normal weights of standard deviation `scale`, norms around 1; a key for each leaf."""
     flat, treedef = jax.tree.flatten_with_path(shapes)
     leaves = []
     for i, (path, leaf) in enumerate(flat):
@@ -52,7 +52,7 @@ def random_like(shapes: Params, *, key, scale: float) -> Params:
 
 
 def merge(definition: Any, params: Params) -> Any:
-    """The module with its arrays; for use while tracing."""
+    """Merge the module with its arrays; for use while tracing."""
 
     def numbered(node):
         if isinstance(node, tuple):

@@ -1,4 +1,4 @@
-"""A semi-autoregressive head: features and tokens in, the features of k positions later out.
+"""Define a semi-autoregressive head: features and tokens in, features k positions later out.
 
 The input of position j is the target's feature f_j and the embedding of the token after it,
 t_(j+1); the output stands for f_(j+k), from which the target's own head reads t_(j+k+1). Positions
@@ -27,14 +27,14 @@ from jaxtyping import Array, Float, Int
 from jspec.models import modules
 from jspec.models.config import DecoderConfig
 from jspec.models.decoder import Layer, through_text
-from jspec.models.model import empty_cache, rows_of
+from jspec.models.model import rows_of
 from jspec.models.modules import weight
 from jspec.ops.linear import project, wide_dtype
 from jspec.state import Block, KVCache, Params, state
 
 
 class LstmMode(enum.Enum):
-    """Pointwise, as released: every position starts from a zero state, so there is no recurrence.
+    """Name the LSTMs. Pointwise, as released: every position starts from a zero state.
     Sequence, as the paper words it: the state goes through the text."""
 
     POINTWISE = "pointwise"
@@ -43,7 +43,7 @@ class LstmMode(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class SarConfig:
-    """What a head is.
+    """Describe a head.
 
     Attributes:
       decoder: sizes of its attention blocks, and their rotary embedding; the width is the target's.
@@ -68,7 +68,7 @@ class SarConfig:
 
 @state
 class HeadMemory:
-    """States of the two LSTM layers, axis -2; pointwise heads have none."""
+    """Hold the states of the two LSTM layers, axis -2; pointwise heads have none."""
 
     hidden: Float[Array, "B *T 2 D"]
     cell: Float[Array, "B *T 2 D"]
@@ -78,7 +78,7 @@ class HeadMemory:
 
 
 class LSTM(nnx.Module):
-    """One layer; gates side by side, in the order input, (forget,) cell, output.
+    """Run one layer; gates are side by side, in the order input, (forget,) cell, output.
 
     Without a memory the forget gate and the recurrent weights multiply zeros, and are left out.
     """
@@ -97,7 +97,7 @@ class LSTM(nnx.Module):
         cell: Float[Array, "B D"] | None,
         is_first: Array | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
-        """Outputs, and the cell's states beside them.
+        """Return outputs, and the cell's states beside them.
 
         Args:
           hidden, cell: the state before the first row; None without a memory.
@@ -131,7 +131,7 @@ class LSTM(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The LSTM from twice the width to the width, then attention blocks; no final norm."""
+    """Run the LSTM from twice the width to the width, then attention blocks; no final norm."""
 
     def __init__(self, config: SarConfig):
         decoder = config.decoder
@@ -146,7 +146,7 @@ class Head(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SarModel:
-    """What is computed, without the numbers. Static: two heads of one config are equal."""
+    """Say what is computed, without the numbers: two heads of one config are equal."""
 
     config: SarConfig
     definition: Any = dataclasses.field(compare=False, repr=False)
@@ -156,22 +156,17 @@ class SarModel:
 
 
 def build(config: SarConfig) -> SarModel:
-    """The head of a config; allocates nothing."""
+    """Build the head of a config; this allocates nothing."""
     return SarModel(config, modules.define(lambda: Head(config)))
 
 
 def abstract_params(model: SarModel, dtype) -> Params:
-    """Shapes of the parameters: a pytree of `jax.ShapeDtypeStruct`."""
+    """Return the shapes of the parameters: a pytree of `jax.ShapeDtypeStruct`."""
     return modules.shapes(lambda: Head(model.config), dtype)
 
 
-def cache_of(model: SarModel, batch: int, slots: int, dtype) -> KVCache:
-    """A cache of zeros for the head's attention blocks."""
-    return empty_cache(model.config.decoder, batch, slots, dtype)
-
-
 def no_memory(model: SarModel, batch: int, dtype) -> HeadMemory | None:
-    """The LSTM's state before a text; None for pointwise heads."""
+    """Return the LSTM's state before a text; None for pointwise heads."""
     if not model.config.is_sequence:
         return None
     zeros = jnp.zeros((batch, 2, model.config.decoder.width), dtype)
@@ -189,7 +184,7 @@ def mix(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T D"], HeadMemory | None]:
-    """Embedding and feature of every row through the LSTM, and its states after every row.
+    """Run embedding and feature of every row through the LSTM; also return its states after each.
 
     Args:
       memory: the state before the first row; None in pointwise heads.
@@ -220,7 +215,7 @@ def forward(
     mixed: Float[Array, "B T D"],
     block: Block,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """T rows, as `mix` gives them, through the attention blocks, written where `block` says."""
+    """Run T rows, as `mix` gives them, through the attention blocks, written where `block` says."""
     head: Head = modules.merge(model.definition, params)
     rows = rows_of(model.config.decoder, block, cache.capacity, wide_dtype(mixed.dtype))
     x, keys, values = mixed, [], []
@@ -244,7 +239,7 @@ def forward_text(
     remat: bool = False,
     rows_sharding: NamedSharding | None = None,
 ) -> Float[Array, "B T D"]:
-    """Whole packed texts, for training: no cache, and differentiable.
+    """Run whole packed texts, for training: no cache, and differentiable.
 
     Blocks are counted from the start of every text.
 

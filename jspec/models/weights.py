@@ -1,4 +1,4 @@
-"""Every weight of the decoder once: its logical axes, from which shardings and sizes follow.
+"""List every weight of the decoder once, with its logical axes, from which shardings follow.
 
 Also shapes with their places (`sharded_shapes`) and what a mesh asks of a config (`fit_to_mesh`),
 which are known before anything is loaded.
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
@@ -51,21 +51,18 @@ CACHE_AXES = ("rows", "kv_heads", "slots", "head_dim")
 
 
 def leaf_name(path) -> str:
-    """The last name on the path of a parameter."""
+    """Return the last name on the path of a parameter."""
     return path[-1].key
 
 
 def param_shardings(model: Model, mesh: Mesh, table: Table = TARGET) -> Params:
-    """A `NamedSharding` for every parameter."""
-
-    def one(path, leaf) -> NamedSharding:
-        return sharding(mesh, table, AXES[leaf_name(path)], leaf.shape)
-
-    return jax.tree.map_with_path(one, abstract_params(model, jnp.float32))
+    """Find a `NamedSharding` for every parameter."""
+    shapes = sharded_shapes(abstract_params(model, jnp.float32), mesh, table)
+    return jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
 
 def sharded_shapes(shapes: Params, mesh: Mesh, table: Table = TARGET, axes: Axes = AXES) -> Params:
-    """The shapes of parameters, each with its place on the mesh."""
+    """Give the shapes of parameters their places on the mesh."""
 
     def place(path, leaf) -> jax.ShapeDtypeStruct:
         where = sharding(mesh, table, axes[leaf_name(path)], leaf.shape)
@@ -75,12 +72,12 @@ def sharded_shapes(shapes: Params, mesh: Mesh, table: Table = TARGET, axes: Axes
 
 
 def cache_shardings(cache: KVCache, mesh: Mesh, table: Table = TARGET) -> KVCache:
-    """A `NamedSharding` for every array of a cache (or of its shapes)."""
+    """Find a `NamedSharding` for every array of a cache (or of its shapes)."""
     return jax.tree.map(lambda leaf: sharding(mesh, table, CACHE_AXES, leaf.shape), cache)
 
 
 def fit_to_mesh(config: DecoderConfig, mesh: Mesh, table: Table = TARGET) -> DecoderConfig:
-    """The config with key/value heads repeated so that the mesh divides them.
+    """Repeat the key/value heads of a config so that the mesh divides them.
 
     Query head n keeps the key/value head it had: each is repeated next to itself.
 

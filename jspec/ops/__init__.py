@@ -1,4 +1,4 @@
-"""Functions of arrays: attention, masks, rotary embeddings, trees."""
+"""Define functions of arrays: attention, masks, rotary embeddings, trees."""
 
 from typing import TYPE_CHECKING
 

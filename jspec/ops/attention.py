@@ -1,4 +1,4 @@
-"""Attention over a cache whose new rows are written already, and over whole texts in training.
+"""Attend over a cache whose new rows are written already, or over whole texts in training.
 
 `attend` is one masked pass over all slots of a cache. It reads every slot whatever the mask, so
 equal rows give bitwise equal results in chains and in plain decoding of the same shape. The group
@@ -29,7 +29,7 @@ def attend(
     values: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention of every new row over the slots it sees."""
+    """Attend from every new row to the slots it sees."""
     B, T, N, H = queries.shape
     _, K, S, _ = keys.shape
     G = N // K
@@ -57,7 +57,7 @@ def attend_text(
     visible: Bool[Array, "B T T"] | None = None,
     n_causal: int = 0,
 ) -> Float[Array, "B T N H"]:
-    """Attention over whole packed texts, for training: no cache, scores of one chunk at a time.
+    """Attend over whole packed texts, for training: no cache, scores of one chunk at a time.
 
     Differentiable with the memory of one chunk's scores, which the backward pass computes again.
     A causal chunk reads no key that comes after it.

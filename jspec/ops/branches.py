@@ -1,4 +1,4 @@
-"""Taking one of several branches on the device without copying what they update."""
+"""Take one of several branches on the device without copying what they update."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def switch_in_place(
     kept: Any,
     operands: Any,
 ) -> tuple[Any, Any]:
-    """`lax.switch`, but for large arrays that every branch updates a little.
+    """Run `lax.switch` for large arrays that every branch updates a little.
 
     XLA gives the branches of a conditional their operands to read only, so that each copies a cache
     before it writes to it. A loop owns what it carries: here every branch is the body of a loop

@@ -1,4 +1,4 @@
-"""Rows of a key/value array: read a small window, write rows in place, keep an accepted path.
+"""Read, write and move rows of a key/value array: a window, new rows, an accepted path.
 
 Nothing here touches more of the array than the rows concerned. Reading straight from the array
 being updated would make XLA copy all of it, and a shifted slice of the same operand can even come
@@ -44,7 +44,7 @@ def write_rows(
 def _with_neighbour(
     array: Float[Array, "B K S H"], row: Float[Array, "B K 1 H"], start: Int[Array, " B"]
 ) -> tuple[Float[Array, "B K 2 H"], Int[Array, " B"]]:
-    """The row beside what is in the next slot (at the end, the one before), and where both go.
+    """Put a row beside what is in the next slot (at the end, the one before); say where both go.
 
     XLA:CPU fuses the write of a lone float32 row into its readers and copies the whole array four
     times a layer; the write of two rows stays in place.
@@ -58,7 +58,7 @@ def _with_neighbour(
 def read_window(
     array: Float[Array, "B K S H"], start: Int[Array, " B"], size: int
 ) -> Float[Array, "B K size H"]:
-    """`size` slots of every batch row from its own start slot."""
+    """Read `size` slots of every batch row from its own start slot."""
 
     def one(row, at):
         zero = jnp.zeros((), at.dtype)

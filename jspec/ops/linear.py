@@ -1,4 +1,4 @@
-"""Products of arrays with the precision that parity and exactness need.
+"""Multiply arrays with the precision that parity and exactness need.
 
 float32 models multiply at `Precision.HIGHEST` on every backend, so that no backend rounds their
 inputs; narrower types accumulate in float32 and are rounded once. "Wide" is the type in which
@@ -15,18 +15,18 @@ from jspec.ops.platform import backend
 
 
 def wide_dtype(dtype) -> jnp.dtype:
-    """float64 for float64, float32 for anything narrower."""
+    """Return float64 for float64, float32 for anything narrower."""
     is_double = jnp.dtype(dtype) == jnp.dtype("float64")
     return jnp.dtype("float64" if is_double else "float32")
 
 
 def wide(x: Float[Array, "*X"]) -> Float[Array, "*X"]:
-    """The same values in the wide type."""
+    """Cast values to the wide type."""
     return x.astype(wide_dtype(x.dtype))
 
 
 def wide_einsum(spec: str, x: Float[Array, "*X"], y: Float[Array, "*Y"]) -> Float[Array, "*Z"]:
-    """`einsum` of two arrays of one type, in the wide type."""
+    """Compute `einsum` of two arrays of one type, in the wide type."""
     precision = jax.lax.Precision.HIGHEST if y.dtype.itemsize >= 4 else None
     return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=wide_dtype(y.dtype))
 
@@ -34,7 +34,7 @@ def wide_einsum(spec: str, x: Float[Array, "*X"], y: Float[Array, "*Y"]) -> Floa
 def wide_project(
     spec: str, rows: Float[Array, "B T *X"], weight: Float[Array, "*W"]
 ) -> Float[Array, "B T *Y"]:
-    """Rows times a weight of their type, in the wide type."""
+    """Multiply rows by a weight of their type, in the wide type."""
     if _is_lone_narrow_row(rows):
         return wide_einsum(spec, jnp.concatenate([rows, rows], axis=1), weight)[:, :1]
     return wide_einsum(spec, rows, weight)
@@ -43,11 +43,11 @@ def wide_project(
 def project(
     spec: str, rows: Float[Array, "B T *X"], weight: Float[Array, "*W"]
 ) -> Float[Array, "B T *Y"]:
-    """Rows times a weight of their type, accumulated wide and rounded back once."""
+    """Multiply rows by a weight of their type, accumulated wide and rounded back once."""
     return wide_project(spec, rows, weight).astype(weight.dtype)
 
 
 def _is_lone_narrow_row(rows: Float[Array, "B T *X"]) -> bool:
-    """XLA:CPU converts a whole bfloat16 weight to float32 to multiply one row; not for two."""
+    """Tell a lone row: XLA:CPU converts a whole bfloat16 weight to float32 for one, not for two."""
     is_lone = rows.shape[0] * rows.shape[1] == 1
     return is_lone and rows.dtype.itemsize < 4 and backend() == "cpu"

@@ -1,4 +1,4 @@
-"""Masks: what each new row sees, over a window of slots and over the whole cache.
+"""Build masks: what each new row sees, over a window of slots and over the whole cache.
 
 In reading order: the window patterns (causal, in blocks), then `attention_mask`,
 which lays a window after a row's prefix. With prefix 2, three new rows of a tree (root, two
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Int
 
 
 def causal_window(batch: int, tokens: int) -> Bool[Array, "B T T"]:
-    """Row i sees rows 0 .. i."""
+    """Let row i see rows 0 .. i."""
     triangle = jnp.tril(jnp.ones((tokens, tokens), dtype=bool))
     return jnp.broadcast_to(triangle[None], (batch, tokens, tokens))
 
@@ -26,7 +26,7 @@ def causal_window(batch: int, tokens: int) -> Bool[Array, "B T T"]:
 def relaxed_window(
     tokens: int, block_size: int, start: Int[Array, " B"], n_valid: Int[Array, " B"]
 ) -> Bool[Array, "B T T"]:
-    """Row i sees the rows of its own block and of those before it; block size 1 is causal.
+    """Let row i see the rows of its own block and of those before it; block size 1 is causal.
 
     Args:
       start: a row at which a block begins; the blocks before it end there. The number of valid rows
@@ -43,7 +43,7 @@ def relaxed_window(
 
 
 def _lay_after_prefix(window: Array, before: Array, prefix: Int[Array, " B"], slots: int) -> Array:
-    """`before` on slots `[0, prefix)`, the window from `prefix` on, zeros after it.
+    """Lay `before` on slots `[0, prefix)`, the window from `prefix` on, zeros after it.
 
     Args:
       window: "B ... R", what sits on slots `prefix .. prefix + R - 1`.
@@ -68,7 +68,7 @@ def attention_mask(
     slots: int,
     window: int | None = None,
 ) -> Bool[Array, "B T S"]:
-    """Which cache slots each new row sees.
+    """Tell which cache slots each new row sees.
 
     Args:
       prefix: slots `[0, prefix)` are seen by every row.

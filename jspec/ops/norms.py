@@ -1,4 +1,4 @@
-"""Root-mean-square norm."""
+"""Compute the root-mean-square norm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jspec.ops.linear import wide
 def rms_norm(
     x: Float[Array, "*B D"], weight: Float[Array, " D"], eps: float
 ) -> Float[Array, "*B D"]:
-    """`x / sqrt(mean(x^2) + eps) * weight`, computed wide and rounded once to the type of `x`.
+    """Return `x / sqrt(mean(x^2) + eps) * weight`, computed wide, rounded once to the type of `x`.
 
     Source: Zhang and Sennrich 2019, equation 4.
     """

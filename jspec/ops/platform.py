@@ -1,4 +1,4 @@
-"""What the operations are traced for: they have several forms, and choose one by the backend."""
+"""Tell operations which platform they are traced for: they choose one of several forms."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _platform: Any = jax.make_user_context(default_value=None)
 
 
 def backend() -> str:
-    """The platform that is traced for: `cpu`, `gpu` or `tpu`."""
+    """Name the platform that is traced for: `cpu`, `gpu` or `tpu`."""
     return _platform.value or jax.default_backend()
 
 
 def compiling_for(platform: str) -> AbstractContextManager[None]:
-    """Tracing as it is on a machine of this platform, where what is traced will not run here."""
+    """Trace as on a machine of this platform, where what is traced will not run here."""
     return _platform(platform)

@@ -1,4 +1,4 @@
-"""Rotary position embedding, halves layout, and the published ways to stretch it.
+"""Rotate by position (halves layout), with the published ways to stretch the embedding.
 
 In reading order: the inverse frequencies of each scaling (host-side float32 NumPy, in the order of
 operations of the checkpoints' reference code, because a last-bit difference grows with the
@@ -26,12 +26,12 @@ def _exponents(head_dim: int) -> Frequencies:
 
 
 def default_frequencies(head_dim: int, theta: float) -> Frequencies:
-    """theta^(-2i / H) for i in 0 .. H/2 - 1, radians per token."""
+    """Return theta^(-2i / H) for i in 0 .. H/2 - 1, radians per token."""
     return np.float32(1.0) / np.float32(theta) ** _exponents(head_dim)
 
 
 def linear_frequencies(head_dim: int, theta: float, *, factor: float) -> Frequencies:
-    """Positions divided by `factor`.
+    """Divide positions by `factor`.
 
     Source: Chen et al. 2023, "Extending context window of large language models via positional
     interpolation".
@@ -48,7 +48,7 @@ def llama3_frequencies(
     high_freq_factor: float,
     original_length: int,
 ) -> Frequencies:
-    """Long wavelengths divided by `factor`, short ones kept, a smooth passage between.
+    """Divide long wavelengths by `factor`, keep short ones, with a smooth passage between.
 
     Source: Llama 3.1 model release, `use_scaled_rope`.
     """
@@ -74,7 +74,7 @@ def yarn_frequencies(
     beta_slow: float = 1.0,
     truncate: bool = True,
 ) -> Frequencies:
-    """Dimensions that turn often are kept, those that turn rarely interpolated, a ramp between.
+    """Keep dimensions that turn often, interpolate those that turn rarely, a ramp between.
 
     Args:
       beta_fast: turns over the original length where the ramp begins.
@@ -104,7 +104,7 @@ def yarn_frequencies(
 def yarn_attention_factor(
     factor: float, mscale: float | None = None, mscale_all_dim: float | None = None
 ) -> float:
-    """What the rotated queries and keys are each multiplied by: 0.1 ln(factor) + 1 by default.
+    """Return the factor on rotated queries and keys: 0.1 ln(factor) + 1 by default.
 
     Source: Peng et al. 2023 (YaRN), equation 22; the two `mscale`s are DeepSeek's extension.
     """
@@ -120,7 +120,7 @@ def yarn_attention_factor(
 def longrope_frequencies(
     head_dim: int, theta: float, *, short_factors: tuple[float, ...]
 ) -> Frequencies:
-    """A searched divisor for every frequency.
+    """Divide every frequency by a searched factor of its own.
 
     Source: Ding et al. 2024 (LongRoPE), section 3.1.
     """
@@ -129,14 +129,14 @@ def longrope_frequencies(
 
 
 def longrope_attention_factor(factor: float, original_length: int) -> float:
-    """What the rotated queries and keys are each multiplied by."""
+    """Return the factor on rotated queries and keys."""
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original_length))
 
 
 def rotations(
     positions: Int[Array, "B T"], frequencies: Frequencies, factor: float, dtype
 ) -> tuple[Float[Array, "B T half_H"], Float[Array, "B T half_H"]]:
-    """Cosine and sine of every angle, times `factor`, in the (wide) type asked for."""
+    """Return cosine and sine of every angle, times `factor`, in the (wide) type asked for."""
     angles = positions.astype(dtype)[:, :, None] * jnp.asarray(frequencies, dtype)[None, None, :]
     scale = jnp.asarray(factor, dtype)
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale

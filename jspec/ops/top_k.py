@@ -1,4 +1,4 @@
-"""The k best of scores, which may be split over the devices of a mesh.
+"""Find the k best of scores, which may be split over the devices of a mesh.
 
 In reading order: `top_k_and_total` for scores in one place; `top_k_of_parts`, which one device of
 several calls inside `shard_map`; `split_top_k`, which has the `shard_map` around it.
@@ -18,7 +18,7 @@ Axes = tuple[str, ...]
 def top_k_and_total(
     scores: Float[Array, "R V"], k: int, score_temperature: float
 ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
-    """The k best scores and their ids, of ties the lowest, and log sum exp(score / s)."""
+    """Find the k best scores and their ids, of ties the lowest, and log sum exp(score / s)."""
     values, ids = lax.top_k(scores, k)
     return values, ids, jax.nn.logsumexp(scores / score_temperature, axis=-1, keepdims=True)
 
@@ -26,7 +26,7 @@ def top_k_and_total(
 def top_k_of_parts(
     local: Float[Array, "*B V"], k: int, axes: Axes, beside: Float[Array, "*B X"] | None = None
 ) -> tuple[Float[Array, "*B k"], Int[Array, "*B k"], Float[Array, "N *B X"]]:
-    """The k best of scores that lie over devices, with their ids, in one collective.
+    """Find the k best of scores that lie over devices, with their ids, in one collective.
 
     Every device gathers the best of all, of ties the lowest ids. One collective, and not one each,
     also because devices that are simulated may wait for one another where several that do not
@@ -58,7 +58,7 @@ def top_k_of_parts(
 def split_top_k(
     scores: Float[Array, "B T V"], k: int, mesh: Mesh, axes: Axes
 ) -> tuple[Float[Array, "B T k"], Int[Array, "B T k"]]:
-    """`lax.top_k` of scores whose last dimension lies over mesh axes, none of it gathered whole."""
+    """Take `lax.top_k` of scores that lie over mesh axes, without gathering them whole."""
     rows = "data" if scores.shape[0] % mesh.shape["data"] == 0 else None
     whole = PartitionSpec(rows, None, None)
     return jax.shard_map(

@@ -1,4 +1,4 @@
-"""Arithmetic of draft trees: ancestors, siblings, growth by levels.
+"""Compute ancestors and siblings in draft trees.
 
 A tree is three integers a node: token, parent, depth. Node 0 is the root, parents come before
 children. Worked example, a root with two children of which the first has one child:
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int
 
 
 def ancestors_and_self(parent: Int[Array, "B M"], max_depth: int) -> Bool[Array, "B M M"]:
-    """Entry (i, j) is True where node j is node i or one of its ancestors.
+    """Return True at (i, j) where node j is node i or one of its ancestors.
 
     Args:
       max_depth: depth of the deepest node; static.
@@ -32,7 +32,7 @@ def ancestors_and_self(parent: Int[Array, "B M"], max_depth: int) -> Bool[Array,
 
 
 def sibling_rank(parent: Int[Array, "B M"], is_valid: Bool[Array, "B M"]) -> Int[Array, "B M"]:
-    """Number of valid siblings before each node: 0 for a first choice, -1 for the root."""
+    """Count the valid siblings before each node: 0 for a first choice, -1 for the root."""
     nodes = jnp.arange(parent.shape[1], dtype=jnp.int32)
     is_before = (nodes[None, :] < nodes[:, None]) & (nodes[None, :] > 0)
     is_sibling = parent[:, :, None] == parent[:, None, :]

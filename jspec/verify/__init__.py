@@ -1,4 +1,4 @@
-"""Accept rules: the walk (default) and rejection; the law at rows of logits."""
+"""Accept or refuse drafts: the walk (default) and rejection; the law at rows of logits."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The law applied to rows of target logits: token, log-probability, gap."""
+"""Apply the law to rows of target logits: token, log-probability, gap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jspec.state import Sampling, state
 
 @state
 class Judgement:
-    """What the law says at one row of logits.
+    """Hold what the law says at one row of logits.
 
     Attributes:
       token: the law's pick; meaningless where `is_bad`.
@@ -36,7 +36,7 @@ def judge(
     *,
     trace: bool = False,
 ) -> Judgement:
-    """The law's pick for each row of logits."""
+    """Pick the law's token for each row of logits."""
     processed = law.processed(logits, sampling, mode)
     score = law.add_noise(processed, sampling, noise)
     token = law.pick(score)
@@ -63,7 +63,7 @@ def judge_nodes(
     *,
     trace: bool = False,
 ) -> Judgement:
-    """The law's pick at every node of a draft at once; all nodes of a depth share their noise."""
+    """Pick the law's token at every node at once; all nodes of a depth share their noise."""
     rows, nodes, vocabulary = logits.shape
     noise = None
     if randomness.mode is not Mode.GREEDY:
@@ -85,7 +85,7 @@ def judge_level(
     *,
     trace: bool = False,
 ) -> Judgement:
-    """The law's pick at one node of each row, all of the same depth."""
+    """Pick the law's token at one node of each row, all of the same depth."""
     row = jnp.take_along_axis(logits, node[:, None, None], axis=1)[:, 0]
     noise = randomness.noise(depth, logits.shape[2])
     return judge(row, randomness.sampling, noise, randomness.mode, trace=trace)

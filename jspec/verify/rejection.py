@@ -1,4 +1,4 @@
-"""The classical accept rule, for chains: keep a token with min(1, p/q), else resample from p - q.
+"""Apply the classical rule to chains: keep with min(1, p/q), else resample from p - q.
 
 The text depends on the drafter under this rule; its law does not. Draws come from streams of their
 own: uniforms from ACCEPT, resampling from RESIDUAL, and the drafter's own from DRAFT.
@@ -23,7 +23,7 @@ from jspec.verify.walk_rule import Walk, advance, reason_to_stop, start_walk, ve
 def residual(
     target_probs: Float[Array, "B V"], draft_probs: Float[Array, "B V"]
 ) -> Float[Array, "B V"]:
-    """Distribution to resample from after a refusal: positive part of p - q, normalised.
+    """Return the distribution to resample from after a refusal: the positive part of p - q.
 
     Falls back to `target_probs` where the two agree everywhere, so rows never contain NaN.
 
@@ -82,12 +82,12 @@ def reject(
 
 
 def _node(values: Array, node: Int[Array, ""]) -> Array:
-    """One node of every row: `values[:, node]`, where the node is an array."""
+    """Take one node of every row: `values[:, node]`, where the node is an array."""
     return lax.dynamic_index_in_dim(values, node, axis=1, keepdims=False)
 
 
 def _draft_probs(draft: Draft, node: Int[Array, ""], vocabulary: int) -> Float[Array, "B V"]:
-    """The row that a node's token was drawn from; a point mass for deterministic proposals."""
+    """Return the row that a node's token was drawn from; a point mass for certain proposals."""
     if draft.logprobs is not None:
         return jnp.exp(_node(draft.logprobs, node))
     ids = jnp.arange(vocabulary, dtype=jnp.int32)[None, :]
@@ -95,7 +95,7 @@ def _draft_probs(draft: Draft, node: Int[Array, ""], vocabulary: int) -> Float[A
 
 
 def _is_kept(token, target_probs, draft_probs, randomness: Randomness, depth):
-    """u q(x) < p(x), with no division."""
+    """Test u q(x) < p(x), with no division."""
     at = token[:, None]
     p = jnp.take_along_axis(target_probs, at, axis=1)[:, 0]
     q = jnp.take_along_axis(draft_probs, at, axis=1)[:, 0]
@@ -106,7 +106,7 @@ def _is_kept(token, target_probs, draft_probs, randomness: Randomness, depth):
 def _draw(
     probs: Float[Array, "B V"], randomness: Randomness, depth: Int[Array, ""], vocabulary: int
 ) -> Int[Array, " B"]:
-    """One sample of each row's distribution, from the RESIDUAL stream."""
+    """Draw one sample of each row's distribution, from the RESIDUAL stream."""
     if randomness.mode is law.Mode.GREEDY:
         return law.pick(probs)
     ids = jnp.broadcast_to(jnp.arange(vocabulary, dtype=jnp.int32)[None], probs.shape)

@@ -1,4 +1,4 @@
-"""The default accept rule: walk down the draft along the law's own tokens.
+"""Walk down the draft along the law's own tokens: the default accept rule.
 
 Start at the root. Take the token that the law picks at this node; if an acceptable child carries
 it, go there, else it is emitted and the round ends. Greedy decoding is the same code.
@@ -22,7 +22,7 @@ from jspec.verify.judge import Judgement, judge_level
 
 @state
 class Walk:
-    """Where each row stands on its way down; `is_walking` rows have not ended."""
+    """Hold where each row stands on its way down; `is_walking` rows have not ended."""
 
     node: Int[Array, " B"]
     is_walking: Bool[Array, " B"]
@@ -79,7 +79,7 @@ def walk(
 
 
 def verdict_of(end: Walk, context: Context) -> Verdict:
-    """The verdict of a finished walk."""
+    """Return the verdict of a finished walk."""
     is_bad = end.stop_reason == StopReason.BAD_LOGITS
     n_emitted = end.n_accepted + jnp.where(is_bad, 0, 1)
     return Verdict(
@@ -99,7 +99,7 @@ def reason_to_stop(
     text_length: Int[Array, " B"],
     sampling: Sampling,
 ) -> Int[Array, " B"]:
-    """Why a row would end with this token, if it does.
+    """Tell why a row would end with this token, if it does.
 
     Args:
       text_length: tokens of the text once this one is part of it.

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jspec.models.config import DecoderConfig
+from jspec.models.model import empty_cache
 from jspec.models.sar_head import (
     HeadMemory,
     LstmMode,
     SarConfig,
-    cache_of,
     forward,
     forward_text,
     mix,
@@ -68,7 +68,7 @@ def relaxed_block(prefix: int, tokens: int, k: int, align: str = "left") -> Bloc
 
 def over_cache(head: Golden, tokens: int, *, cuts: tuple[int, ...] = (), align: str = "left"):
     """Outputs `[T, D]` of the golden text, in calls that end at `cuts`, and the cache."""
-    cache = cache_of(head.model, 1, SLOTS, jnp.float32)
+    cache = empty_cache(head.model.config.decoder, 1, SLOTS, jnp.float32)
     memory = no_memory(head.model, 1, jnp.float32)
     embeddings, features = inputs(head, tokens)
     outs, k = [], head.model.config.block_size
@@ -134,7 +134,7 @@ def test_outputs_are_the_released_ones(case, run):
 def test_every_number_of_one_row_is_the_released_one():
     head = golden()
     block = relaxed_block(0, 6, 2)
-    cache = cache_of(head.model, 1, SLOTS, jnp.float32)
+    cache = empty_cache(head.model.config.decoder, 1, SLOTS, jnp.float32)
     out, _, mixed, _ = draft(head.params, head.model, cache, *inputs(head, 6), block)
     lstm = (0.20549, 0.00016, -0.07544, -0.05328, 0.13959, 0.0872, -0.02477, -0.12696)
     last = (-1.1356, 5.69419, -3.74364, -1.78416, 5.87546, -3.47474, -2.96151, 5.56151)
@@ -274,7 +274,7 @@ def test_bfloat16_stays_bfloat16_and_near(mode):
     head = golden("second", mode=mode)
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (head.params, inputs(head, 6)))
     params, (embeddings, features) = narrow
-    cache = cache_of(head.model, 1, SLOTS, jnp.bfloat16)
+    cache = empty_cache(head.model.config.decoder, 1, SLOTS, jnp.bfloat16)
     memory = no_memory(head.model, 1, jnp.bfloat16)
     block = relaxed_block(0, 6, 2)
     out, cache, _, _ = draft(params, head.model, cache, embeddings, features, block, memory)

@@ -1,4 +1,4 @@
-"""The drafter: a diffusion model fills a block of masks, a search makes a path or a tree of it.
+"""Draft with a diffusion model: it fills a block of masks, a search makes a path or a tree of it.
 
 In reading order: what is kept between rounds (`DiffuSpecState`), and the drafter itself.
 
@@ -45,7 +45,7 @@ TEXT_CONTEXT = 2
 
 @state
 class DiffuSpecState:
-    """Between rounds; rows on axis 0 of every leaf.
+    """Hold what is kept between rounds; rows are on axis 0 of every leaf.
 
     Attributes:
       prefix: what is kept of the text.
@@ -62,7 +62,9 @@ class DiffuSpecState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffuSpec:
-    """The drafter. Its params are `{"model": ...}`, and with a proxy `"ngram"`, its table.
+    """Draft with a diffusion model.
+
+    The params are `{"model": ...}`, and with a proxy `"ngram"`, its table.
 
     Attributes:
       model: the diffusion model.
@@ -95,7 +97,7 @@ class DiffuSpec:
             raise ValueError("only a shifted model predicts a slot more than it has masks")
 
     def slots(self, size: int) -> Slots:
-        """What is asked of the model for a draft of this size."""
+        """Say what is asked of the model for a draft of this size."""
         return Slots(n_masks=self.lengths[size], has_extra=self.has_extra)
 
     @property
@@ -106,7 +108,7 @@ class DiffuSpec:
         return tuple(DraftSize(n_nodes=self._n_nodes(n), max_depth=n) for n in counts)
 
     def _n_nodes(self, depth: int) -> int:
-        """How many nodes a tree has, the root included: at least a path of this depth."""
+        """Count the nodes of a tree, the root included: at least a path of this depth."""
         wanted = self.options.nodes or self.options.beam * depth
         return 1 + max(wanted, depth)
 
@@ -179,7 +181,7 @@ class DiffuSpec:
         randomness: Randomness,
         size: int,
     ) -> Draft:
-        """The draft of what the model predicts: all of `propose` but the model's passes."""
+        """Choose a draft from what the model predicts: all of `propose` but the model's passes."""
         proxy = self._proxy(params, context)
         lattice = self._lattice(logprobs, randomness)
         last = None if proxy is None else _last_tokens(context, self._n_read(params["ngram"]))
@@ -193,7 +195,7 @@ class DiffuSpec:
         return _chain(paths, context)
 
     def _lattice(self, logprobs: Float[Array, "B R V"], randomness: Randomness) -> Lattice:
-        """Candidates of every slot; with the law's noise where it is there and may be used."""
+        """Find the candidates of every slot, with the law's noise where there is any to use."""
         options, sampling = self.options, randomness.sampling
         always = sampling.stop_ids if options.eos_rule is EosRule.FORCED_LITERAL else None
         limits = {"cap": options.cap, "mass": options.mass, "always": always}
@@ -216,13 +218,13 @@ class DiffuSpec:
         return perturbed(wide, noise, sampling.temperature, **limits, top_k=top_k)
 
     def _top_k(self, scores: Float[Array, "B R V"], k: int):
-        """`lax.top_k` over the vocabulary, which may be split over devices."""
+        """Take `lax.top_k` over the vocabulary, which may be split over devices."""
         if self.mesh is None or not self.vocab_axes:
             return jax.lax.top_k(scores, k)
         return split_top_k(scores, k, self.mesh, self.vocab_axes)
 
     def _n_read(self, table: ngram.NGramTable) -> int:
-        """Tokens before a slot that the proxy reads."""
+        """Count the tokens before a slot that the proxy reads."""
         return max(table.order - 1, TEXT_CONTEXT if self.options.static_share < 1 else 0)
 
     def _proxy(self, params: Params, context: Context) -> Proxy | None:
@@ -241,14 +243,14 @@ class DiffuSpec:
 
 
 def _last_tokens(context: Context, count: int) -> Int[Array, "B C"]:
-    """The text's last tokens, the pending one last; -1 where it is shorter."""
+    """Return the text's last tokens, the pending one last; -1 where it is shorter."""
     at = context.length[:, None] - count + jnp.arange(count, dtype=jnp.int32)[None, :]
     tokens = jnp.take_along_axis(context.tokens, jnp.maximum(at, 0), axis=1)
     return jnp.where(at >= 0, tokens, -1)
 
 
 def _chain(paths: Paths, context: Context) -> Draft:
-    """The best path; a row without any has its root alone."""
+    """Make a chain of the best path; a row without any has its root alone."""
     tokens = jnp.concatenate([context.pending[:, None], paths.tokens[:, 0]], axis=1)
     places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     return chain_draft(tokens, places <= paths.length[:, :1])

@@ -1,4 +1,4 @@
-"""The lattice: the few tokens that each drafted slot may take, and how a candidate is scored.
+"""Build the lattice, the few tokens that each drafted slot may take, and score its candidates.
 
 In reading order: `Lattice`; `candidates`, `everything` and `perturbed`, which make one; and
 `path_steps`, by which the path search and the tree judge its steps.
@@ -42,7 +42,7 @@ TopK = Callable[[Array, int], tuple[Array, Array]]
 
 @state
 class Lattice:
-    """The candidates of every slot, the best first.
+    """Hold the candidates of every slot, the best first.
 
     Attributes:
       ids: tokens; those of a slot that are there differ.
@@ -68,7 +68,7 @@ def candidates(
     always: Int[Array, "B E"] | None = None,
     top_k: TopK = lax.top_k,
 ) -> Lattice:
-    """The `cap` likeliest tokens of every slot, cut where their mass reaches `mass` (Eq. 7).
+    """Take the `cap` likeliest tokens of every slot, cut where their mass reaches `mass` (Eq. 7).
 
     A mass that they do not reach keeps all of them, and the likeliest always stays. Equal tokens
     stand in the order of their ids.
@@ -94,7 +94,7 @@ def candidates(
 
 
 def everything(logprobs: Float[Array, "B k V"]) -> Lattice:
-    """The whole vocabulary in the order of ids, for `perturbed` to choose from."""
+    """Take the whole vocabulary in the order of ids, for `perturbed` to choose from."""
     ids = jnp.arange(logprobs.shape[2], dtype=jnp.int32)
     return Lattice(ids=jnp.broadcast_to(ids, logprobs.shape), logprobs=logprobs.astype(jnp.float32))
 
@@ -109,7 +109,7 @@ def perturbed(
     always: Int[Array, "B E"] | None = None,
     top_k: TopK = lax.top_k,
 ) -> Lattice:
-    """The `cap` candidates of every slot that the law is likeliest to pick, given its noise.
+    """Take the `cap` candidates of every slot that the law is likeliest to pick, given its noise.
 
     To be taken of everything, or of a wide lattice whose mass was not cut: of the few tokens with
     the largest log q the noise often wants none. Rows at temperature 0 become what `candidates`
@@ -131,7 +131,7 @@ def _pruned(
     always: Int[Array, "B E"] | None,
     top_k: TopK = lax.top_k,
 ) -> Lattice:
-    """Candidates in the order of their scores, as few as Eq. 7 asks for."""
+    """Sort candidates by their scores, and keep as few as Eq. 7 asks for."""
     width = lattice.ids.shape[2]
     score = step_scores(lattice.logprobs, lattice.noise, lattice.temperature)
     # What must always stay may stand anywhere, the others among the first.
@@ -157,12 +157,12 @@ def _pruned(
 
 
 def is_among(tokens: Int[Array, "... A"], some: Int[Array, "... E"]) -> Bool[Array, "... A"]:
-    """Which tokens are among some ids, padded with -1."""
+    """Tell which tokens are among some ids, padded with -1."""
     return jnp.any(tokens[..., :, None] == some[..., None, :], axis=-1)
 
 
 def _is_repeated(ids: Int[Array, "... A"]) -> Bool[Array, "... A"]:
-    """Which ids stand further to the left as well."""
+    """Tell which ids stand further to the left as well."""
     places = jnp.arange(ids.shape[-1], dtype=jnp.int32)
     is_left = jnp.expand_dims(places[None, :] < places[:, None], tuple(range(ids.ndim - 1)))
     return jnp.any((ids[..., :, None] == ids[..., None, :]) & is_left, axis=-1)
@@ -172,7 +172,7 @@ def _is_repeated(ids: Int[Array, "... A"]) -> Bool[Array, "... A"]:
 
 
 def first_stop(tokens: Int[Array, "B k"], stop_ids: Int[Array, "B E"]) -> Int[Array, " B"]:
-    """The number, from 1, of the first slot with a stop id; k + 1 where there is none.
+    """Find the number, from 1, of the first slot with a stop id; k + 1 where there is none.
 
     Of the slot-wise argmax, `lattice.ids[:, :, 0]`, this is s_t of the paper, and one less is
     L_gen, what the drafter says before it stops.
@@ -190,7 +190,7 @@ def step_scores(
     *,
     is_normalised: bool = False,
 ) -> Float[Array, "B W A"]:
-    """What steps are worth, from their joint log-probabilities l; -inf stays.
+    """Score steps from their joint log-probabilities l; -inf stays.
 
     Greedy rows: l as it is, or log softmax(l / s) where `is_normalised`, which makes steps of
     several depths comparable. Rows with noise g always: log softmax((l / T + g) / s), how likely
@@ -211,7 +211,7 @@ def step_scores(
 
 @state
 class Slot:
-    """One slot of a lattice, for the loops over slots."""
+    """Hold one slot of a lattice, for the loops over slots."""
 
     ids: Int[Array, "B A"]
     logprobs: Float[Array, "B A"]
@@ -219,7 +219,7 @@ class Slot:
 
 
 def slots_of(lattice: Lattice) -> Slot:
-    """The slots on axis 0, as `lax.scan` wants them."""
+    """Put the slots on axis 0, as `lax.scan` wants them."""
     slots = Slot(ids=lattice.ids, logprobs=lattice.logprobs, noise=lattice.noise)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), slots)
 
@@ -233,7 +233,7 @@ def path_steps(
     *,
     is_normalised: bool = False,
 ) -> Float[Array, "B W A"]:
-    """What each candidate of a slot is worth after each of W paths.
+    """Score each candidate of a slot after each of W paths.
 
     Args:
       last: the tokens before the slot that the proxy reads; at slot 0, the text's own.
@@ -253,7 +253,7 @@ def path_steps(
 
 
 def context_of(last: Int[Array, "B C"] | None, rows: int, width: int) -> Int[Array, "B W C"]:
-    """What the proxy reads before slot 0, the same for `width` paths; of no tokens if not given."""
+    """Return what the proxy reads before slot 0, the same for `width` paths."""
     if last is None:
         return jnp.zeros((rows, width, 0), jnp.int32)
     return jnp.broadcast_to(last[:, None, :].astype(jnp.int32), (rows, width, last.shape[1]))

@@ -1,4 +1,4 @@
-"""How many tokens the next draft should have: small controllers, one value of state a row.
+"""Choose how many tokens the next draft should have, by a small controller for every row.
 
 `AdaptiveLength` is the published one with what mends it; `SurvivalLength` weighs tokens against
 time. Both are static, with three pure methods: `init(rows)`, the state before a request's first
@@ -27,7 +27,7 @@ from jspec.state import state
 
 @state
 class Means:
-    """Running means of a row, which start at 0.
+    """Hold the running means of a row, which start at 0.
 
     Attributes:
       generated: of L_gen.
@@ -42,7 +42,7 @@ class Means:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveLength(DrafterOptions):
-    """As long as the drafter has something to say, and more where the target follows it.
+    """Draft as long as the drafter has something to say, and more where the target follows it.
 
     k = clip(ceil(generated + growth * [accepted >= generated]), shortest, longest), of the means;
     the first draft has `longest`.
@@ -106,14 +106,14 @@ class AdaptiveLength(DrafterOptions):
 
 @state
 class Survival:
-    """Entry i - 1 is the share of rounds in which slot i was accepted, had it been drafted."""
+    """Hold at i - 1 the share of rounds in which slot i was accepted, had it been drafted."""
 
     shares: Float[Array, "B k"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SurvivalLength:
-    """The length with the most tokens for its time: argmax of (1 + sum of shares) / cost.
+    """Choose the length with the most tokens for its time: argmax of (1 + sum of shares) / cost.
 
     A slot beyond a draft was refused if the draft was; if all was accepted, it would have been with
     the probability that slots of this row have had up to there, once for every slot. So a short
@@ -181,7 +181,7 @@ ControllerState = Any
 def bucket(
     wanted: Int[Array, " B"], sizes: tuple[int, ...], is_active: Bool[Array, " B"]
 ) -> Int[Array, ""]:
-    """Index of the smallest size that no active row wants more than; the last if there is none.
+    """Find the smallest size that no active row wants more than, the last if there is none.
 
     Args:
       sizes: draft lengths, ascending.

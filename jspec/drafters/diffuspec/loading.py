@@ -1,4 +1,4 @@
-"""A DiffuSpec drafter from a diffusion model's directory, fitted to a target.
+"""Load a DiffuSpec drafter from a diffusion model's directory, fitted to a target.
 
 A directory holds the model, and may hold `ngram/`, the proxy that was estimated for it.
 """
@@ -38,7 +38,7 @@ PLACEMENTS = {"replicated": REPLICATED, "split": SPLIT}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffuSpecOptions(SearchOptions, Refinement, AdaptiveLength):
-    """What a config may say of a DiffuSpec drafter; as published if not given.
+    """Hold what a config may say of a DiffuSpec drafter; as published if not given.
 
     Handed on whole: to the search, to the passes, and as the adaptive controller.
 
@@ -85,7 +85,7 @@ class DiffuSpecOptions(SearchOptions, Refinement, AdaptiveLength):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """About `n_lengths` lengths from the shortest to the longest, evenly."""
+        """Spread about `n_lengths` lengths evenly from the shortest to the longest."""
         if self.n_lengths == 1:
             return (self.longest,)
         spread, last = self.longest - self.shortest, self.n_lengths - 1
@@ -93,7 +93,7 @@ class DiffuSpecOptions(SearchOptions, Refinement, AdaptiveLength):
         return tuple(dict.fromkeys(steps))
 
     def make_controller(self) -> Controller:
-        """What drafts' lengths follow.
+        """Make what the lengths of drafts follow.
 
         Raises:
           ValueError: costs that are no numbers, or not one for every length.
@@ -109,7 +109,7 @@ class DiffuSpecOptions(SearchOptions, Refinement, AdaptiveLength):
         return SurvivalLength(lengths=self.lengths, costs=costs, smoothing=self.smoothing)
 
     def make_prefix(self) -> Prefix:
-        """How the model sees the text; a round commits what it accepts and one more."""
+        """Say how the model sees the text; a round commits one more than it accepts."""
         if self.prefix == "recompute":
             return RECOMPUTE
         most = self.longest + self.extra_slot + 1
@@ -118,7 +118,7 @@ class DiffuSpecOptions(SearchOptions, Refinement, AdaptiveLength):
 
 
 def load(path, target: Target, options: DiffuSpecOptions) -> tuple[DiffuSpec, Params]:
-    """A diffusion language model, in the target's dtype and on its mesh.
+    """Load a diffusion language model, in the target's dtype and on its mesh.
 
     Of an abstract target, its shapes; then one that is only known by its hub id will do.
 
@@ -148,7 +148,7 @@ def load(path, target: Target, options: DiffuSpecOptions) -> tuple[DiffuSpec, Pa
 def _proxy(
     checkpoint: Checkpoint, ngram: str, target: Target, static_share: float
 ) -> dict[str, Params]:
-    """The table of an n-gram model, everywhere on the target's mesh; none where none is found.
+    """Load the table of an n-gram model, everywhere on the target's mesh; none where none is found.
 
     Where the n-grams of the text are wanted and no model is found, a table that knows nothing.
     """
@@ -185,7 +185,7 @@ def _read_proxy(folder: Path, target: Target) -> NGramTable:
 
 
 def _proxy_folder(checkpoint: Checkpoint, ngram: str, target: Target) -> Path | None:
-    """Where the proxy is: where it is said to be, else beside the model."""
+    """Find the proxy: where it is said to be, else beside the model."""
     if ngram == NO_NGRAM:
         return None
     if ngram:

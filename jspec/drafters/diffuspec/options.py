@@ -1,4 +1,4 @@
-"""What the search for a draft leaves open, with the paper's constants as defaults.
+"""Define the options of the search for a draft, with the paper's constants as defaults.
 
 Source: Li et al. 2025 (DiffuSpec, arXiv 2510.02358), section 5.1 and Eqs. 7 and 8.
 """
@@ -12,7 +12,7 @@ from jspec.drafters.base import DrafterOptions
 
 
 class EosRule(enum.StrEnum):
-    """Where paths may end; see the docstring of `search`.
+    """Say where paths may end; see the docstring of `search`.
 
     `FORCED_LITERAL` wants a lattice that was made with `always=stop_ids`.
     """
@@ -22,7 +22,7 @@ class EosRule(enum.StrEnum):
 
 
 class Shape(enum.StrEnum):
-    """What is verified: the best path, all beams in one tree, or the best prefixes as a tree."""
+    """Say what is verified: the best path, all beams in a tree, or the best prefixes as a tree."""
 
     PATH = "path"
     BEAMS = "beams"
@@ -31,7 +31,7 @@ class Shape(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchOptions(DrafterOptions):
-    """How a draft is chosen from what the model predicts.
+    """Say how a draft is chosen from what the model predicts.
 
     A step of a path is worth weight * log q + (1 - weight) * log of the proxy (Eq. 8).
 

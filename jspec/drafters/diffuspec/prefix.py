@@ -1,4 +1,4 @@
-"""How a diffusion model sees the text before its masks: all of it again, or through a cache.
+"""Read the text before a diffusion model's masks: all of it again, or through a cache.
 
 Under bidirectional attention the keys and values of a text depend on what follows it, so a cache of
 them is an approximation. Here they are frozen: those of a committed token are what they were in the
@@ -44,7 +44,7 @@ ROUNDING = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """What a round reads.
+    """Say what a round reads.
 
     Attributes:
       windows: how many newly committed tokens a window has room for, ascending; the last covers the
@@ -68,22 +68,22 @@ class Prefix:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether anything is kept."""
+        """Tell whether anything is kept."""
         return bool(self.windows)
 
     @property
     def reads_everything(self) -> bool:
-        """Whether a round may."""
+        """Tell whether a round may read everything."""
         return not (self.is_frozen and self.is_enough and self.refresh_every is None)
 
     def widths(self, capacity: int, n_masks: int) -> tuple[int, ...]:
-        """Widths of full passes over texts of up to `capacity` tokens and masks, ascending."""
+        """List the widths of full passes over up to `capacity` tokens and masks, ascending."""
         longest = capacity + n_masks
         steps = (_round_up(-(-longest * i // self.n_widths)) for i in range(1, self.n_widths + 1))
         return tuple(dict.fromkeys(steps))
 
     def slots(self, capacity: int, n_masks: int) -> int:
-        """Cache slots: the longest text, and a window after its last token."""
+        """Count cache slots: the longest text, and a window after its last token."""
         return _round_up(capacity + max(self.windows) + n_masks)
 
 
@@ -96,7 +96,7 @@ Text = tuple[Int[Array, "B capacity"], Int[Array, " B"], Int[Array, " B"]]
 
 @state
 class PrefixState:
-    """What is kept of the texts; rows on axis 0 of every leaf.
+    """Hold what is kept of the texts; rows are on axis 0 of every leaf.
 
     Attributes:
       cache: slots `[0, n_read)` hold the text; None where everything is recomputed.
@@ -119,7 +119,7 @@ def start_prefix(
     capacity: int,
     n_masks: int,
 ) -> PrefixState:
-    """The state before the first round: one pass over the prompts, followed by masks as in a round.
+    """Make the first state by one pass over the prompts, followed by masks as in a round.
 
     Args:
       tokens: prompts, right-padded.
@@ -199,7 +199,7 @@ def _choose(
     widths: tuple[int, ...],
     n_masks: int,
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Index of the window, one past the last for a full pass; and of the full pass's width."""
+    """Choose the window (one past the last is a full pass) and the full pass's width."""
     longest = _largest(context.length, context.is_active) + n_masks
     width_index = jnp.sum(longest > jnp.asarray(widths[:-1], jnp.int32), dtype=jnp.int32)
     windows = jnp.asarray(prefix.windows, jnp.int32)
@@ -216,7 +216,7 @@ def _largest(values: Int[Array, " B"], is_active: Bool[Array, " B"]) -> Int[Arra
 
 
 def _pass(params: Params, model: DiffusionModel, text: Text, width: int, *, n_slots: int) -> Pass:
-    """A pass over what follows the start of a text, through a cache."""
+    """Make a pass over what follows the start of a text, through a cache."""
 
     def run(block, cache):
         return read_window(params, model, cache, *text, block, width, n_slots=n_slots)
@@ -225,7 +225,7 @@ def _pass(params: Params, model: DiffusionModel, text: Text, width: int, *, n_sl
 
 
 def _renewed(kept: KVCache, fresh: KVCache) -> KVCache:
-    """What was kept, its first slots replaced."""
+    """Replace the first slots of what was kept."""
     start = jnp.zeros((kept.keys[0].shape[0],), jnp.int32)
     return jax.tree.map(lambda old, new: write_rows(old, new, start), kept, fresh)
 

@@ -1,4 +1,4 @@
-"""Filling masked slots in several passes, the surest first.
+"""Fill masked slots in several passes, the surest first.
 
 In reading order: `Refinement`, the counts of its schedules, the confidences, and `refine`, which
 runs the passes. One pass is the ordinary case and the default.
@@ -29,14 +29,14 @@ _TINY = 1e-10
 
 
 class Schedule(enum.Enum):
-    """How many slots a pass fixes, after the sampler it comes from."""
+    """Name how many slots a pass fixes, after the sampler it comes from."""
 
     DREAM = "dream"
     LLADA = "llada"
 
 
 class Confidence(enum.Enum):
-    """Which slots a pass fixes: those with the largest of this."""
+    """Name what is largest for the slots that a pass fixes."""
 
     TOP1 = "top1"
     MARGIN = "margin"
@@ -45,7 +45,7 @@ class Confidence(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refinement(DrafterOptions):
-    """How slots are filled.
+    """Say how slots are filled.
 
     Attributes:
       passes: S; 1 fixes all slots at once.
@@ -63,7 +63,7 @@ class Refinement(DrafterOptions):
             raise ValueError(f"at least 1 pass is needed, not {self.passes}")
 
     def counts(self, n_masks: int) -> tuple[int, ...]:
-        """Slots that each pass fixes; their sum is `n_masks`. Some may fix none."""
+        """Count the slots that each pass fixes; their sum is `n_masks`, and some may fix none."""
         if self.schedule is Schedule.LLADA:
             share, more = divmod(n_masks, self.passes)
             return tuple(share + (i < more) for i in range(self.passes))
@@ -80,7 +80,7 @@ ONE_PASS = Refinement()
 
 @state
 class Prediction:
-    """What the passes leave.
+    """Hold what the passes leave.
 
     Attributes:
       logprobs: of each slot in the last pass in which it was masked, nats; -inf for ids that are
@@ -135,7 +135,7 @@ def refine(
 
 
 def confidence_of(logprobs: Float[Array, "B R V"], kind: Confidence) -> Float[Array, "B R"]:
-    """How sure a pass is of each slot."""
+    """Measure how sure a pass is of each slot."""
     probs = jnp.exp(logprobs)
     match kind:
         case Confidence.TOP1:
@@ -150,7 +150,7 @@ def confidence_of(logprobs: Float[Array, "B R V"], kind: Confidence) -> Float[Ar
 def _surest(
     sure: Float[Array, "B R"], may_close: Bool[Array, "B R"], count: Int[Array, ""]
 ) -> Bool[Array, "B R"]:
-    """The `count` surest of the slots that may close; of equal ones the first."""
+    """Find the `count` surest of the slots that may close; of equal ones the first."""
     order = jnp.argsort(jnp.where(may_close, -sure, jnp.inf), axis=-1)
     place = jnp.argsort(order, axis=-1).astype(count.dtype)
     return may_close & (place < count)

@@ -1,9 +1,17 @@
-"""Causal-consistency path search: the path through a lattice that reads best from left to right.
+"""Search for the path through a lattice that reads best from left to right.
 
 A diffusion model fills its slots side by side, each without knowing what the others took. A beam
 goes through the slots in order and scores every step by the drafter and by a causal proxy, such as
 an n-gram table. One `lax.scan`, all rows at once, float32; equal scores go to the lower flat index,
-beam times candidates plus candidate.
+beam times candidates plus candidate. With two beams, two candidates a slot, and steps in nats:
+
+    slot 0   I -0.2    We -2.0                     beams  I -0.2         We -2.0
+    slot 1   I like -0.9    I am -1.1
+             We like -2.3   We am -4.0             beams  I like -0.9    I am -1.1
+    slot 2   I like the -1.9   I like .  -2.9
+             I am the -2.4     I am .  -1.5        beams  I am . -1.5    I like the -1.9
+
+Where "." is a stop token, the first beam has ended: it has one continuation from here on, itself.
 
 Stop tokens are a trap. A path that has ended keeps its score while the others go on to pay, so if
 stop tokens were candidates of every slot, and sums were compared, most searches would end at once
@@ -42,7 +50,7 @@ from jspec.state import replace, state
 
 @state
 class Paths:
-    """The beams of every row, the best first.
+    """Hold the beams of every row, the best first.
 
     Attributes:
       tokens: 0 at `length` and after.
@@ -57,7 +65,7 @@ class Paths:
 
 @state
 class _Beams:
-    """Paths while they grow: `last` is what the proxy reads next, `is_open` those not ended."""
+    """Hold paths while they grow: `last` is what the proxy reads next, `is_open` ones go on."""
 
     paths: Paths
     last: Int[Array, "B W C"]
@@ -89,13 +97,18 @@ def search(
 
     def step(beams: _Beams, numbered: tuple[Int[Array, ""], Slot]) -> tuple[_Beams, None]:
         number, slot = numbered
-        steps = path_steps(slot, lattice.temperature, beams.last, proxy, options)
         is_open = beams.is_open & (number < depth)[:, None]
-        score, length = _continuations(beams, steps, is_open)
+        length = beams.paths.length + is_open.astype(jnp.int32)
+        steps = path_steps(slot, lattice.temperature, beams.last, proxy, options)
+        # A path that is not open has one continuation, itself.
+        is_first = jnp.arange(steps.shape[2], dtype=jnp.int32)[None, None, :] == 0
+        steps = jnp.where(is_open[:, :, None], steps, jnp.where(is_first, 0, NEVER))
+        score = beams.paths.score[:, :, None] + steps
         key = score
         if options.length_normalised:
             key = score / jnp.maximum(length, 1)[:, :, None].astype(jnp.float32)
-        return _best(beams, score, length, key, slot.ids, number, is_open, stop_ids), None
+        beams = replace(beams, paths=replace(beams.paths, length=length), is_open=is_open)
+        return _continued(beams, score, key, slot.ids, number, stop_ids), None
 
     numbers = jnp.arange(n_slots, dtype=jnp.int32)
     end, _ = lax.scan(step, _start(rows, options.beam, n_slots, last), (numbers, slots_of(lattice)))
@@ -107,55 +120,41 @@ def search(
     )
 
 
-def _continuations(
-    beams: _Beams, steps: Float[Array, "B W A"], is_open: Bool[Array, "B W"]
-) -> tuple[Float[Array, "B W A"], Int[Array, "B W"]]:
-    """Scores and lengths after a slot. A path that is not open has one continuation, itself."""
-    is_first = jnp.arange(steps.shape[2], dtype=jnp.int32)[None, None, :] == 0
-    so_far = beams.paths.score[:, :, None]
-    score = jnp.where(is_open[:, :, None], so_far + steps, jnp.where(is_first, so_far, NEVER))
-    return score, beams.paths.length + is_open.astype(jnp.int32)
-
-
-def _best(
+def _continued(
     beams: _Beams,
     score: Float[Array, "B W A"],
-    length: Int[Array, "B W"],
     key: Float[Array, "B W A"],
     ids: Int[Array, "B A"],
     number: Int[Array, ""],
-    is_open: Bool[Array, "B W"],
     stop_ids: Int[Array, "B E"],
 ) -> _Beams:
-    """The continuations with the largest keys, as many as there are beams."""
+    """Keep the continuations with the largest keys, as many as there are beams."""
     rows, width, n_candidates = score.shape
     best, place = lax.top_k(key.reshape(rows, -1), width)
-    parent = place // n_candidates
 
     def of_parent(array: Array) -> Array:
-        at = parent.reshape(rows, width, *(1,) * (array.ndim - 2))
+        at = (place // n_candidates).reshape(rows, width, *(1,) * (array.ndim - 2))
         return jnp.take_along_axis(array, at, axis=1)
 
-    was_open, paths = of_parent(is_open), jax.tree.map(of_parent, beams.paths)
+    kept: _Beams = jax.tree.map(of_parent, beams)
     token = jnp.take_along_axis(ids, place % n_candidates, axis=1)
     score = jnp.take_along_axis(score.reshape(rows, -1), place, axis=1)
-    slots = jnp.arange(paths.tokens.shape[2], dtype=jnp.int32)[None, None, :]
-    is_new = (slots == number) & was_open[:, :, None]
-    before = of_parent(beams.last)
-    after = jnp.concatenate([before, token[:, :, None]], axis=2)[:, :, 1:]
+    slots = jnp.arange(kept.paths.tokens.shape[2], dtype=jnp.int32)[None, None, :]
+    is_new = (slots == number) & kept.is_open[:, :, None]
+    after = jnp.concatenate([kept.last, token[:, :, None]], axis=2)[:, :, 1:]
     return _Beams(
         paths=Paths(
-            tokens=jnp.where(is_new, token[:, :, None], paths.tokens),
-            length=of_parent(length),
+            tokens=jnp.where(is_new, token[:, :, None], kept.paths.tokens),
+            length=kept.paths.length,
             score=jnp.where(jnp.isfinite(best), score, NEVER),
         ),
-        last=jnp.where(was_open[:, :, None], after, before),
-        is_open=of_parent(beams.is_open) & ~(was_open & is_among(token, stop_ids)),
+        last=jnp.where(kept.is_open[:, :, None], after, kept.last),
+        is_open=kept.is_open & ~is_among(token, stop_ids),
     )
 
 
 def _start(rows: int, beam: int, n_slots: int, last: Int[Array, "B C"] | None) -> _Beams:
-    """One empty path, and places for others."""
+    """Start with one empty path, and places for others."""
     is_first = jnp.arange(beam, dtype=jnp.int32) == 0
     score = jnp.broadcast_to(jnp.where(is_first, 0, NEVER).astype(jnp.float32), (rows, beam))
     paths = Paths(

@@ -1,4 +1,4 @@
-"""Trees from a lattice, for a target that verifies many paths in one pass.
+"""Make trees of a lattice, for a target that verifies many paths in one pass.
 
 `lattice_tree` takes the prefixes with the best cumulative scores, whatever paths they are on: where
 scores are log-probabilities, that is the tree of the largest expected accepted length. Scores fall
@@ -31,16 +31,7 @@ from jspec.drafters.diffuspec.lattice import (
 from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.search import Paths
 from jspec.law import NEVER
-from jspec.state import Draft, state
-
-
-@state
-class _Level:
-    """The best prefixes of one length; `parent` is a place among those that are one shorter."""
-
-    token: Int[Array, "B W"]
-    parent: Int[Array, "B W"]
-    score: Float[Array, "B W"]
+from jspec.state import Draft
 
 
 def lattice_tree(
@@ -53,7 +44,7 @@ def lattice_tree(
     n_nodes: int,
     options: SearchOptions,
 ) -> Draft:
-    """The N best prefixes of the lattice as a tree; equal ones by depth, then as they grew.
+    """Take the N best prefixes of the lattice as a tree; equal ones by depth, then as they grew.
 
     Steps are normalised: where a proxy shares in it, Eq. 8 adds up to no probability, and would
     make trees too shallow.
@@ -77,25 +68,27 @@ def lattice_tree(
         token = jnp.take_along_axis(slot.ids, place % n_candidates, axis=1)
         above = jnp.take_along_axis(before, parent[:, :, None], axis=1)
         after = jnp.concatenate([above, token[:, :, None]], axis=2)[:, :, 1:]
-        return (best, after), _Level(token=token, parent=parent, score=best)
+        return (best, after), (token, parent, best)
 
     is_first = jnp.arange(width, dtype=jnp.int32)[None, :] == 0
     start = jnp.where(is_first, 0, NEVER).astype(jnp.float32)
     start = jnp.broadcast_to(start, (rows, width))
-    _, levels = lax.scan(step, (start, context_of(last, rows, width)), slots_of(lattice))
+    _, (token, parent, score) = lax.scan(
+        step, (start, context_of(last, rows, width)), slots_of(lattice)
+    )
 
     def flat(array):
         return jnp.moveaxis(array, 0, 1).reshape(rows, n_slots * width)
 
     depth = jnp.repeat(jnp.arange(1, n_slots + 1, dtype=jnp.int32), width)
     above = jnp.maximum(depth - 2, 0) * width  # where the level above begins
-    parent = jnp.where(depth[None, :] == 1, -1, flat(levels.parent) + above[None, :])
+    parent = jnp.where(depth[None, :] == 1, -1, flat(parent) + above[None, :])
     return _tree(
         pending,
-        token=flat(levels.token),
+        token=flat(token),
         parent=parent,
         depth=jnp.broadcast_to(depth[None, :], parent.shape),
-        priority=flat(levels.score),
+        priority=flat(score),
         n_nodes=n_nodes,
     )
 
@@ -103,7 +96,7 @@ def lattice_tree(
 def paths_tree(
     paths: Paths, pending: Int[Array, " B"], *, stop_ids: Int[Array, "B E"], n_nodes: int
 ) -> Draft:
-    """The beams of a search in one tree, which share the prefixes that they have in common.
+    """Merge the beams of a search in one tree, which shares the prefixes that they have in common.
 
     The best path comes first, whole, then what the others add to it, each in its turn. `1 + W k`
     nodes have room for everything; fewer leave out the ends of the last paths.
@@ -131,7 +124,7 @@ def paths_tree(
 
 
 def _owner(tokens: Int[Array, "B W k"], is_there: Bool[Array, "B W k"]) -> Int[Array, "B W k"]:
-    """The first path that has the same tokens up to a slot."""
+    """Find the first path that has the same tokens up to a slot."""
     is_same = (tokens[:, :, None, :] == tokens[:, None, :, :]) & is_there[:, None, :, :]
     is_shared = jnp.cumprod(is_same.astype(jnp.int32), axis=3)
     return jnp.argmax(is_shared, axis=2).astype(jnp.int32)
@@ -146,7 +139,7 @@ def _tree(
     priority: Float[Array, "B P"],
     n_nodes: int,
 ) -> Draft:
-    """The places of highest priority as nodes, in that order, behind the root.
+    """Make nodes of the places of highest priority, in that order, behind the root.
 
     Args:
       parent: a place of no lower priority, and further to the left; -1 for the root.
@@ -164,7 +157,7 @@ def _tree(
     missing = ((0, 0), (1, n_nodes - 1 - n_taken))
 
     def node(array, nothing: int):
-        """The root and invalid nodes hold `nothing`, the latter as children of the root."""
+        """Fill the root and invalid nodes with `nothing`, the latter as children of the root."""
         return jnp.pad(jnp.where(is_valid, array, nothing), missing, constant_values=nothing)
 
     is_valid_node = jnp.pad(is_valid, missing).at[:, 0].set(True)

@@ -1,4 +1,4 @@
-"""One device's share of a layer-parallel forward pass: inside `shard_map`, its collectives written.
+"""Run one device's share of a layer-parallel pass, inside `shard_map`, with its collectives.
 
 In reading order: `LayerParallelCache`, what passes keep, and `DeviceSteps`.
 
@@ -25,7 +25,7 @@ from jspec.state import KVCache, Params, ShardedArrays, replace, state
 
 @state
 class LayerParallelCache:
-    """Keys and values of a drafter that is itself a decoder.
+    """Hold the keys and values of a drafter that is itself a decoder.
 
     Attributes:
       every: of all layers, as exact passes write them; of layers that run side by side, nothing
@@ -41,22 +41,15 @@ class LayerParallelCache:
     def capacity(self) -> int:
         return self.every.arrays.capacity
 
-    def updated(self, every: KVCache | None = None, own: KVCache | None = None):
-        """The cache with other arrays in place of those given."""
-        changed = {"every": every, "own": own}
-        return replace(
-            self,
-            **{
-                name: replace(getattr(self, name), arrays=arrays)
-                for name, arrays in changed.items()
-                if arrays is not None
-            },
-        )
+    def updated(self, **arrays: KVCache) -> LayerParallelCache:
+        """Put other arrays into `every` or `own`."""
+        changed = {name: replace(getattr(self, name), arrays=new) for name, new in arrays.items()}
+        return replace(self, **changed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceSteps(ForwardSteps):
-    """The steps of a forward pass as one device of a mesh takes them.
+    """Take the steps of a forward pass as one device of a mesh.
 
     Attributes:
       model: of all devices.
@@ -94,14 +87,14 @@ class DeviceSteps(ForwardSteps):
         added, every = super().mix(decoder, group, x, cache.every.arrays, rows)
         if self.heads:
             added = list(lax.psum(jnp.stack(added), self.heads))
-        return added, cache.updated(every)
+        return added, cache.updated(every=every)
 
     def feed(self, layer: Layer, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         fed = layer.feed(x)
         return lax.psum(fed, self.mlp) if self.mlp else fed
 
     def _side_by_side(self, group: tuple[int, ...], x, cache: LayerParallelCache, rows: Rows):
-        """This device runs one layer of the group, and gathers what all of them make."""
+        """Run this device's layer of the group, and gather what all of them make."""
         assert self.layers is not None and cache.own is not None
         place = self.multis.index(group)
         held = cache.own.arrays
@@ -116,13 +109,13 @@ class DeviceSteps(ForwardSteps):
         return [added[j] for j in range(len(group))], cache.updated(own=own)
 
     def _own_layer(self, group: tuple[int, ...], place: int) -> Layer:
-        """The group's first layer with the attention weights that are this device's."""
+        """Make the group's first layer with the attention weights that are this device's."""
         first, layers = group[0], self.params["layers"]
         changed = _with(layers, first, layers[first] | self.own[place])
         return merged(self.model, self.params | {"layers": changed}).layers[first]
 
     def _own_rows(self, group: tuple[int, ...], rows: Rows) -> Rows:
-        """Rows whose mask for the group's first layer is that of the layer that runs here."""
+        """Give the group's first layer the mask of the layer that runs here."""
         windows = [self.model.config.windows[i] for i in group]
         if len(set(windows)) == 1:
             return rows
@@ -131,14 +124,14 @@ class DeviceSteps(ForwardSteps):
         return dataclasses.replace(rows, masks=rows.masks | {windows[0]: chosen})
 
     def _mine(self, group: tuple[int, ...]) -> Int[Array, ""]:
-        """The place in the group of the layer that runs here; spare devices repeat the last."""
+        """Find the place of the layer that runs here; spare devices repeat the last."""
         assert self.layers is not None
         return jnp.minimum(lax.axis_index(self.layers), len(group) - 1)
 
     def copy_own(
         self, cache: LayerParallelCache, start: Int[Array, " B"], count: int
     ) -> LayerParallelCache:
-        """After an exact pass: the new rows of the layers that run here, from those of all."""
+        """Copy the new rows of the layers that run here from those of all, after an exact pass."""
         if cache.own is None:
             return cache
 
@@ -156,7 +149,7 @@ class DeviceSteps(ForwardSteps):
 
 
 def share_of_biases(params: Params, heads: Axes, mlp: Axes) -> Params:
-    """Biases of sums over devices: each adds its share."""
+    """Divide the biases of sums over devices: each adds its share."""
     over = {"o_bias": heads, "down_bias": mlp}
 
     def one(path, leaf):

@@ -1,4 +1,4 @@
-"""A smaller model drafts a chain or a tree; its layers may run in groups, calibrated every round.
+"""Draft with a smaller model whose layers may run in groups, calibrated every round.
 
 In reading order: when keys and values are calibrated (`Calibration`), what is kept between rounds
 (`EasySpecState`), and the drafter.
@@ -34,7 +34,7 @@ from jspec.state import Context, Draft, Params, Prompt, ShardedArrays, Verdict, 
 
 
 class Calibration(enum.StrEnum):
-    """When the drafter's keys and values are made those of an exact pass again."""
+    """Say when the drafter's keys and values are made those of an exact pass again."""
 
     NEVER = "never"
     PREFILL = "prefill"
@@ -48,7 +48,7 @@ CHUNK = 512
 
 @state
 class EasySpecState:
-    """Between rounds; rows on axis 0 of every leaf.
+    """Hold what is kept between rounds; rows are on axis 0 of every leaf.
 
     Attributes:
       cache: slots `[0, n_exact)` hold what exact passes wrote, those up to `length` are read.
@@ -63,7 +63,7 @@ class EasySpecState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EasySpec:
-    """A drafter that is itself a decoder, passed through in groups of layers.
+    """Draft with a decoder whose layers run in groups.
 
     Attributes:
       decoder: the small model; in groups of one it is the exact drafter.
@@ -84,7 +84,7 @@ class EasySpec:
 
     @property
     def window(self) -> int:
-        """Tokens that one calibration reads at most: of a round, or of two where some are kept."""
+        """Count what one calibration reads at most: one or two rounds' tokens."""
         a_round = self.grower.depth + 1
         return 2 * a_round if self.calibration is Calibration.MISMATCH else a_round
 
@@ -155,20 +155,20 @@ class EasySpec:
         )
 
     def _is_due(self, state: EasySpecState, context: Context, verdict: Verdict) -> Bool[Array, ""]:
-        """Whether some row needs an exact pass: a draft was refused, or too much was kept."""
+        """Tell whether some row needs an exact pass: a draft was refused, or too much was kept."""
         is_refused = verdict.n_accepted < self.grower.depth
         room = self.window - (self.grower.depth + 1)
         is_much = context.length - state.n_exact > room
         return jnp.any((verdict.n_emitted > 0) & (is_refused | is_much))
 
     def _calibrate(self, cache: LayerParallelCache, given):
-        """One exact pass over what was committed since the last."""
+        """Run one exact pass over what was committed since the last."""
         params, context, n_exact = given
         start = jnp.minimum(n_exact, context.length - 1)
         return self._read(params, cache, context, start, self.window, is_exact=True)
 
     def _go_on(self, cache: LayerParallelCache, given):
-        """A pass in groups over the last two tokens."""
+        """Run a pass in groups over the last two tokens."""
         params, context, _ = given
         return self._catch_up(params, cache, context, is_exact=False)
 
@@ -177,7 +177,7 @@ class EasySpec:
     def _catch_up(
         self, params: Params, cache: LayerParallelCache, context: Context, is_exact: bool
     ):
-        """The last two tokens of a text: the first may be a leaf that was drafted but never fed."""
+        """Read a text's last two tokens: the first may be a leaf that was drafted but never fed."""
         start = jnp.maximum(context.length - 2, 0)
         return self._read(params, cache, context, start, 2, is_exact)
 
@@ -190,7 +190,7 @@ class EasySpec:
         count: int,
         is_exact: bool,
     ) -> tuple[Float[Array, "B V"], LayerParallelCache]:
-        """One pass over `count` places of a text: logits after the pending token, and the cache."""
+        """Read `count` places of a text: logits after the pending token, and the cache."""
         places = start[:, None] + jnp.arange(count, dtype=jnp.int32)[None, :]
         places = jnp.minimum(places, context.tokens.shape[1] - 1)
         tokens = jnp.take_along_axis(context.tokens, places, axis=1)
@@ -204,7 +204,7 @@ class EasySpec:
     def _read_prompt(
         self, params: Params, cache: LayerParallelCache, prompt: Prompt, is_exact: bool
     ) -> LayerParallelCache:
-        """The prompt in chunks; logits are not computed."""
+        """Read the prompt in chunks; logits are not computed."""
         rows = prompt.context.tokens.shape[0]
         nothing = jnp.zeros((rows, 0), jnp.int32)
         for start in range(0, prompt.width, CHUNK):

@@ -1,4 +1,4 @@
-"""Which layers of a drafter read one hidden state together.
+"""Group the layers of a drafter that read one hidden state together.
 
 A grouping is a tuple of groups, each a tuple of consecutive layers; together they are all layers in
 order. The first and the last layer stay alone.
@@ -20,33 +20,31 @@ _PIECE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def singles(n_layers: int) -> Groups:
-    """Every layer alone: the model itself."""
+    """Put every layer in a group of its own: the model itself."""
     return tuple((i,) for i in range(n_layers))
 
 
 def contiguous(n_layers: int, size: int) -> Groups:
-    """Layers 1 to L - 2 in pieces of `size`: 2 + ceil((L - 2) / N) groups."""
-    _check(n_layers, size)
+    """Cut layers 1 to L - 2 in pieces of `size`: 2 + ceil((L - 2) / N) groups."""
     inner = range(1, n_layers - 1)
     pieces = (tuple(inner[i : i + size]) for i in range(0, len(inner), size))
     return _with_ends(n_layers, pieces)
 
 
 def aligned(n_layers: int, size: int) -> Groups:
-    """Pieces that begin at multiples of `size`, without the first and the last layer."""
-    _check(n_layers, size)
+    """Cut at multiples of `size`, the first and the last layer alone."""
     inner = range(1, n_layers - 1)
     pieces = (tuple(piece) for _, piece in itertools.groupby(inner, lambda i: i // size))
     return _with_ends(n_layers, pieces)
 
 
 def split(groups: Groups, size: int) -> Groups:
-    """Groups of more than `size` layers in pieces of at most that."""
+    """Split groups of more than `size` layers in pieces of at most that."""
     return tuple(group[i : i + size] for group in groups for i in range(0, len(group), size))
 
 
 def check_groups(groups: Sequence[Sequence[int]], n_layers: int) -> Groups:
-    """An explicit grouping.
+    """Check an explicit grouping.
 
     Raises:
       ValueError: the groups are not all layers in order.
@@ -61,7 +59,7 @@ def check_groups(groups: Sequence[Sequence[int]], n_layers: int) -> Groups:
 
 
 def parse(text: str) -> Groups:
-    """Groups as people write them: `0,1-3,4`. Nothing is none.
+    """Read groups as people write them: `0,1-3,4`. An empty text is no groups.
 
     Raises:
       ValueError: not numbers and ranges of numbers.
@@ -75,7 +73,7 @@ def parse(text: str) -> Groups:
 
 
 def written(groups: Groups) -> str:
-    """The way back from `parse`."""
+    """Write groups as `parse` reads them."""
     ends = [(min(group), max(group)) for group in groups]
     return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in ends)
 
@@ -83,8 +81,3 @@ def written(groups: Groups) -> str:
 def _with_ends(n_layers: int, pieces) -> Groups:
     ends = ((0,), (n_layers - 1,)) if n_layers > 1 else ((0,), ())
     return tuple(group for group in (ends[0], *pieces, ends[1]) if group)
-
-
-def _check(n_layers: int, size: int) -> None:
-    if n_layers < 1 or size < 1:
-        raise ValueError(f"{n_layers} layers in groups of {size}: both must be at least 1")

@@ -1,4 +1,4 @@
-"""Passes of a decoder over a mesh, its layers in groups whose attention runs side by side.
+"""Run a decoder over a mesh, its layers in groups whose attention runs side by side.
 
 In reading order: the plans (`Parallelism`), and `LayerParallelDecoder`, which a drafter calls, and
 which places its weights. What one device does, and its cache, are in `device_steps.py`.
@@ -46,7 +46,7 @@ _OWN = "own"
 
 
 class Parallelism(enum.Enum):
-    """How passes are divided, by the names that people give.
+    """Name the ways to divide a pass over a mesh.
 
     Attributes:
       table: where the weights' logical axes go.
@@ -71,7 +71,7 @@ class Parallelism(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class LayerParallelDecoder:
-    """A decoder whose passes are exact, or approximate, their layers in groups.
+    """Run a decoder's passes exactly, or approximately with its layers in groups.
 
     Static. On one device, or without a mesh, all plans are plain calls of `forward`.
 
@@ -96,12 +96,12 @@ class LayerParallelDecoder:
 
     @property
     def is_alone(self) -> bool:
-        """One device computes everything."""
+        """Tell whether one device computes everything."""
         return self.mesh is None or self.mesh.size == 1
 
     @property
     def vocab_axes(self) -> Axes:
-        """Mesh axes over which logits lie."""
+        """Name the mesh axes over which logits lie."""
         return self._axes_of("vocab", self.model.config.vocab_size)
 
     def forward(
@@ -114,7 +114,7 @@ class LayerParallelDecoder:
         is_exact: bool = False,
         logits_rows: Int[Array, "B R"] | None = None,
     ) -> tuple[Float[Array, "B R V"], LayerParallelCache]:
-        """One pass: logits, of `logits_rows` or all rows, and the cache.
+        """Run one pass: logits, of `logits_rows` or all rows, and the cache.
 
         All attention of a group reads what enters the group; an exact pass is the decoder itself,
         every layer a group of its own.
@@ -130,7 +130,7 @@ class LayerParallelDecoder:
                 logits_rows=logits_rows,
                 groups=groups,
             )
-            return output.logits, cache.updated(every)
+            return output.logits, cache.updated(every=every)
         rows = self._rows(tokens.shape[0])
         where = self._cache_specs(cache)
         weights = jax.tree.map(lambda found: found.spec, self.shardings(params))
@@ -141,7 +141,7 @@ class LayerParallelDecoder:
         )(params, cache, tokens, block, logits_rows)
 
     def empty_cache(self, rows: int, slots: int, dtype) -> LayerParallelCache:
-        """A cache of zeros."""
+        """Make a cache of zeros."""
         whole = empty_cache(self.model.config, rows, slots, dtype)
         every = ShardedArrays(arrays=whole, axes=(self._heads or None,))
         if not self._multis:
@@ -175,7 +175,7 @@ class LayerParallelDecoder:
     def top_k(
         self, scores: Float[Array, "R V"], k: int, score_temperature: float
     ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
-        """`ops.top_k_and_total` of scores that lie over the vocabulary, in one collective."""
+        """Take `top_k_and_total` of scores that lie over the vocabulary, in one collective."""
         axes = self._axes_of("vocab", scores.shape[-1])
         if not axes or self.mesh is None:
             return top_k_and_total(scores, k, score_temperature)
@@ -192,7 +192,7 @@ class LayerParallelDecoder:
     def _one_device(
         self, groups: Groups, params, cache: LayerParallelCache, tokens, block: Block, logits_rows
     ):
-        """The pass of one device, whose parts of arrays these are."""
+        """Run the pass of one device, whose parts of arrays these are."""
         mlp, heads = self._axes_of("mlp", self.model.config.mlp_width), self._heads
         params = share_of_biases(params, heads, mlp)
         own = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), params.pop(_OWN, ()))
@@ -231,7 +231,7 @@ class LayerParallelDecoder:
         return jax.tree.map(spec, cache, is_leaf=lambda node: isinstance(node, ShardedArrays))
 
     def _axes_of(self, axis: str, size: int) -> Axes:
-        """The axes over which a dimension of weights is split; none where they do not divide it."""
+        """Name the axes that split a dimension of weights; none where they do not divide it."""
         return () if self.mesh is None else split_axes(self.mesh, self.plan.table, axis, size)
 
     @property
@@ -240,20 +240,20 @@ class LayerParallelDecoder:
 
     @property
     def _side_by_side(self) -> int:
-        """Devices that run layers of one group; 0 for a plan without."""
+        """Count the devices that run layers of one group; 0 for a plan without."""
         if self.is_alone or self.plan.layers is None:
             return 0
         return self.mesh.shape[self.plan.layers]  # pyright: ignore[reportOptionalMemberAccess]
 
     @property
     def _multis(self) -> Groups:
-        """Groups whose layers run side by side."""
+        """List the groups whose layers run side by side."""
         if not self._side_by_side:
             return ()
         return tuple(group for group in self.groups if len(group) > 1)
 
     def shardings(self, params: Params) -> Params:
-        """A `NamedSharding` for every weight, or shape of one."""
+        """Find a `NamedSharding` for every weight, or shape of one."""
         mesh, table = self.mesh, self.plan.table
         assert mesh is not None
 
@@ -296,7 +296,7 @@ class LayerParallelDecoder:
         return params | {_OWN: jax.tree.map(shape_at, shapes, where)}
 
     def _stacked(self, layers: list[Params]) -> Params:
-        """Attention weights of the layers of a group; devices without one have the last again."""
+        """Stack the attention weights of a group's layers; spare devices have the last again."""
         layers = layers + layers[-1:] * (self._side_by_side - len(layers))
         mixing = [{key: layer[key] for key in ("attention_norm", "attention")} for layer in layers]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixing)

@@ -1,4 +1,4 @@
-"""An EasySpec drafter from a Hugging Face checkpoint, fitted to a target and its mesh."""
+"""Load an EasySpec drafter from a Hugging Face checkpoint, fitted to a target and its mesh."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jspec.state import Params
 
 
 class GroupRule(enum.StrEnum):
-    """How groups are cut; see `layer_groups`."""
+    """Name how groups are cut; see `layer_groups`."""
 
     CONTIGUOUS = "contiguous"
     ALIGNED = "aligned"
@@ -27,7 +27,7 @@ class GroupRule(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EasySpecOptions(GrowthOptions):
-    """What a config may say of an EasySpec drafter; the tree is as published if not given.
+    """Hold what a config may say of an EasySpec drafter; the tree is as published if not given.
 
     Attributes:
       size: N, layers of a group at most; 1 drafts exactly.
@@ -56,7 +56,7 @@ class EasySpecOptions(GrowthOptions):
             named(Parallelism, "plan", self.plan)
 
     def cut(self, n_layers: int) -> Groups:
-        """The groups of a model.
+        """Cut the layers of a model into groups.
 
         Raises:
           ValueError: those given by hand are not its layers.
@@ -67,7 +67,7 @@ class EasySpecOptions(GrowthOptions):
         return rule(n_layers, self.size)
 
     def parallelism(self, mesh: Mesh) -> Parallelism:
-        """The plan that is named, or the one that is recommended for the mesh.
+        """Find the plan that is named, or the one that is recommended for the mesh.
 
         Raises:
           UserError: a plan that this mesh does not have.
@@ -86,7 +86,7 @@ class EasySpecOptions(GrowthOptions):
 
 
 def load(path, target: Target, options: EasySpecOptions) -> tuple[EasySpec, Params]:
-    """A smaller model of the target's series, in the target's dtype and on its mesh.
+    """Load a smaller model of the target's series, in the target's dtype and on its mesh.
 
     Of an abstract target, its shapes; then one that is only known by its hub id will do.
 

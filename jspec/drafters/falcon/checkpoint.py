@@ -1,4 +1,4 @@
-"""Directories of Falcon heads, in the released layout and back.
+"""Read and write directories of Falcon heads in the released layout.
 
 A directory has `config.json` and either `pytorch_model.bin`, as released, or `model.safetensors`
 with the same names, which is what we write. In reading order: the config, the names and shapes of
@@ -74,7 +74,7 @@ _ROWS = 4096
 
 
 def read_config(checkpoint: Checkpoint) -> SarConfig:
-    """The head that a checkpoint's `config.json` describes."""
+    """Read the head that a checkpoint's `config.json` describes."""
     values = dict(checkpoint.values)
     fields = Fields(values, {"qkv_bias": False, "bias": True, "lstm_mode": "pointwise"})
     modes = [mode.value for mode in LstmMode]
@@ -98,7 +98,7 @@ def read_config(checkpoint: Checkpoint) -> SarConfig:
 
 
 def config_values(config: SarConfig) -> dict[str, Any]:
-    """The `config.json` of a head, in the released fields."""
+    """Write the `config.json` of a head, in the released fields."""
     decoder = dataclasses.replace(config.decoder, family="llama", has_qkv_bias=False)
     values = with_old_rope(write_hf_config(decoder))
     return {
@@ -115,7 +115,7 @@ def config_values(config: SarConfig) -> dict[str, Any]:
 
 
 def _stored(model: SarModel) -> Params:
-    """A tree of `Stored`, structured like the parameters; of two biases the first."""
+    """Make a tree of `Stored`, structured like the parameters; of two biases the first."""
     is_pointwise = not model.config.is_sequence
     lstm_names = {"input": "weight_ih", "recurrent": "weight_hh", "bias": "bias_ih"}
 
@@ -134,24 +134,24 @@ def _stored(model: SarModel) -> Params:
 
 
 def _without_forget(stored: np.ndarray) -> np.ndarray:
-    """Gates i, f, g, o along the first axis to i, g, o along the last."""
+    """Turn gates i, f, g, o along the first axis into i, g, o along the last."""
     write, _, new, out = np.split(stored, 4)
     return np.concatenate([write, new, out]).T
 
 
 def _with_forget(ours: np.ndarray) -> np.ndarray:
-    """The way back from `_without_forget`, with zeros."""
+    """Turn gates back as they are stored, with zeros for the forget gate."""
     write, new, out = np.split(ours.T, 3)
     return np.concatenate([write, np.zeros_like(write), new, out])
 
 
 def _second_bias(name: str) -> str | None:
-    """The bias that is added to this one."""
+    """Name the bias that is added to this one."""
     return name.replace("bias_ih", "bias_hh") if "bias_ih" in name else None
 
 
 def tensor_shapes(config: SarConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a released head but the embedding, by name, also those that are not read."""
+    """List every tensor of a released head but the embedding, also those that are not read."""
     width = config.decoder.width
     stored = jax.tree.leaves(_stored(build(config)))
     shapes = {entry.name: entry.shape for entry in stored}
@@ -173,7 +173,7 @@ def read_params(
     dtype,
     mesh: Mesh,
 ) -> Params:
-    """The parameters of a head's checkpoint, in `dtype`, on their shardings.
+    """Read the parameters of a head's checkpoint, in `dtype`, on their shardings.
 
     The copy of the embedding is not read; `check_embedding` compares it with the target's.
 
@@ -199,7 +199,7 @@ def read_params(
 
 
 def check_embedding(checkpoint: Checkpoint, embedding: jax.Array) -> bool | None:
-    """Whether a checkpoint's copy of the embedding is the target's; warns where it is not.
+    """Tell whether a checkpoint's copy of the embedding is the target's; warn where it is not.
 
     Args:
       embedding: the target's, `"V D"`; the copy is compared in its type.

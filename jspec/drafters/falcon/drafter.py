@@ -1,4 +1,4 @@
-"""Falcon: a head on the target's features drafts a fixed tree, k tokens a pass.
+"""Draft a fixed tree with a head on the target's features, k tokens a pass (Falcon).
 
 `commit` runs the head over the newest committed rows with the target's own features, so the first k
 depths of the next draft cost `propose` no pass. Each further pass covers k more depths, for all
@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jspec import law
 from jspec.drafters.base import DraftSize, chain_size
 from jspec.drafters.falcon.trees import Pass, Tree, TreePlan, plan
+from jspec.drafters.law_scores import law_scores
 from jspec.law import Randomness
 from jspec.models import sar_head
-from jspec.models.model import Model, embed, head
+from jspec.models.model import Model, embed, empty_cache, head
 from jspec.models.sar_head import HeadMemory, SarModel
 from jspec.ops.linear import wide_project
 from jspec.ops.masks import relaxed_window
@@ -40,7 +40,7 @@ CHUNK = 512
 
 @state
 class FalconState:
-    """What the head knows of the text; n is the number of verified positions, `length - 1`.
+    """Hold what the head knows of the text; n is the number of verified positions, `length - 1`.
 
     Attributes:
       cache: slots `[0, n)` are exact; what is behind them is scratch.
@@ -60,8 +60,10 @@ class FalconState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Falcon:
-    """The drafter. Its params are `{"head": ..., "target": the target's own}`, and with a reduced
-    vocabulary `"ids"` and `"rows"`, the ids that are drafted and their part of the target's head.
+    """Draft with a head.
+
+    The params are `{"head": ..., "target": the target's own}`, and with a reduced vocabulary `"ids"`
+    and `"rows"`, the ids that are drafted and their part of the target's head.
 
     Attributes:
       model: the head.
@@ -80,7 +82,7 @@ class Falcon:
 
     @property
     def block_size(self) -> int:
-        """k"""
+        """Return k."""
         return self.model.config.block_size
 
     @property
@@ -99,11 +101,11 @@ class Falcon:
     # --- reading the text ------------------------------------------------------------------------
 
     def init(self, params, prompt: Prompt) -> FalconState:
-        """The whole prompt, then its last k rows once more, as the full block that they are."""
+        """Read the whole prompt, then its last k rows again, as the full block that they are."""
         context, k = prompt.context, self.block_size
         features = prompt.features["final"]
         rows, dtype = features.shape[0], features.dtype
-        cache = sar_head.cache_of(self.model, rows, self._slots(prompt), dtype)
+        cache = empty_cache(self.model.config.decoder, rows, self._slots(prompt), dtype)
         memory = sar_head.no_memory(self.model, rows, dtype)
         cache, memories = self._read(params, cache, memory, prompt)
         n = context.length - 1
@@ -118,20 +120,20 @@ class Falcon:
         return self._prime(params, empty, context, last, first, n - first, start)
 
     def _slots(self, prompt: Prompt) -> int:
-        """Room for the text and for what is behind it: the tree's rows, or a commit's."""
+        """Count slots for the text and what is behind it: the tree's rows, or a commit's."""
         scratch = self.plan.passes[-1].offsets.shape[0]
         longest = max(prompt.context.capacity, prompt.width)
         return -(-(longest + max(scratch, self._n_fed)) // 32) * 32
 
     @property
     def _n_fed(self) -> int:
-        """Rows of a commit: k - 1 that were committed before, and at most depth + 1 new ones."""
+        """Count the rows of a commit: k - 1 committed before, and at most depth + 1 new ones."""
         return self.block_size + self.tree.depth
 
     def _read(
         self, params: Params, cache: KVCache, memory: HeadMemory | None, prompt: Prompt
     ) -> tuple[KVCache, HeadMemory | None]:
-        """The prompt in chunks, and the memory after every row.
+        """Read the prompt in chunks, and return the memory after every row.
 
         Rows whose block goes on in the next chunk do not see the rest of it. Keys of a first layer
         are the same for that, and those of the last k rows are computed again.
@@ -151,7 +153,7 @@ class Falcon:
         return cache, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
 
     def commit(self, params, state: FalconState, context, draft, verdict, output) -> FalconState:
-        """The last k - 1 committed rows and the new ones, with the target's features."""
+        """Read the last k - 1 committed rows and the new ones, with the target's features."""
         k, n_new = self.block_size, verdict.n_emitted
         n_before = context.length - n_new - 1
         path = verdict.path
@@ -216,7 +218,7 @@ class Falcon:
         n_valid: Int[Array, " B"],
         start: Int[Array, " B"],
     ) -> tuple[Float[Array, "B T D"], HeadMemory | None, KVCache]:
-        """One pass over T rows of text; the arguments are as in `_prime`."""
+        """Run one pass over T rows of text; the arguments are as in `_prime`."""
         rows = features.shape[1]
         positions = first[:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
         after = jnp.clip(positions + 1, 0, context.capacity - 1)
@@ -234,7 +236,7 @@ class Falcon:
     # --- drafting --------------------------------------------------------------------------------
 
     def propose(self, params, state: FalconState, context, randomness, size):
-        """Every pass drafts the children of its blocks; the next pass is fed their tokens."""
+        """Draft the children of every pass's blocks; the next pass is fed their tokens."""
         plan, rows = self.plan, context.length.shape[0]
         tokens = [context.pending[:, None]]
         is_valid = [jnp.ones((rows, 1), bool)]
@@ -273,7 +275,7 @@ class Falcon:
         cache: KVCache,
         context: Context,
     ) -> tuple[Float[Array, "B R D"], HeadMemory | None, KVCache]:
-        """The rows of a pass: features that the parent block predicted, tokens that it drafted."""
+        """Run a pass on the features that parent blocks predicted and the tokens they drafted."""
         k, rows = self.block_size, tokens.shape[0]
         fed = jnp.take(tokens, one.path_nodes.reshape(-1), axis=1)
         blocks = out.reshape(rows, -1, k, out.shape[-1])
@@ -302,53 +304,38 @@ class Falcon:
         randomness: Randomness,
         number: int,
     ) -> tuple[Int[Array, "B U width"], Array, Float[Array, "B U V"] | None]:
-        """The best tokens of every row that serves a node, whether they are there, and the rows'
-        distributions where the rule asks for them."""
-        k, rows = self.block_size, out.shape[0]
+        """Find the best tokens of every row that serves a node, and whether they are there.
+
+        Also the rows' distributions, where the rule asks for them.
+        """
+        k = self.block_size
         used = jnp.take(out, one.used_rows, axis=1)
         ids = params.get("ids")
         if ids is None:
             logits = head(params["target"], self.target, used)
         else:
             logits = wide_project("BTD,DV->BTV", used, params["rows"])
-        n_used = used.shape[1]
-        flat = logits.reshape(rows * n_used, -1)
-        sampling = jax.tree.map(lambda x: jnp.repeat(x, n_used, axis=0), randomness.sampling)
-        vocabulary = self.target.config.vocab_size
         depths = [number * k + int(row) % k for row in one.used_rows]
-        by_depth = {
-            d: randomness.draft_noise(d, vocabulary, ids=ids) for d in dict.fromkeys(depths)
-        }
-        drawn = [noise for d in depths if (noise := by_depth[d]) is not None]
-        noise = jnp.stack(drawn, axis=1).reshape(flat.shape) if drawn else None
-        scores = law.scores(flat, sampling, noise, randomness.mode)
+        vocab_size = self.target.config.vocab_size
+        scores, distribution = law_scores(logits, depths, randomness, vocab_size, ids)
         best, places = jax.lax.top_k(scores, one.width)
         tokens = places if ids is None else jnp.take(ids, places)
-        shape = (rows, n_used, one.width)
-        distribution = None
-        if randomness.wants_logprobs:
-            row = law.log_distribution(flat, sampling, randomness.mode)
-            if ids is not None:
-                whole = jnp.full((flat.shape[0], vocabulary), law.NEVER, row.dtype)
-                row = whole.at[:, ids].set(row)
-            distribution = row.reshape(rows, n_used, -1)
-        is_there = jnp.isfinite(best).reshape(shape)
-        return tokens.reshape(shape).astype(jnp.int32), is_there, distribution
+        return tokens.astype(jnp.int32), jnp.isfinite(best), distribution
 
 
 def _rows_at(array: Array, at: Int[Array, "B R"]) -> Array:
-    """Rows of axis 1, of each batch row its own; places outside are clipped."""
+    """Take rows of axis 1, of each batch row its own; places outside are clipped."""
     places = jnp.clip(at, 0, array.shape[1] - 1)
     return jnp.take_along_axis(array, places.reshape(*at.shape, *(1,) * (array.ndim - 2)), axis=1)
 
 
 def _select(is_first: Array, first: Array, second: Array) -> Array:
-    """By batch row."""
+    """Select by batch row."""
     return jnp.where(is_first.reshape(-1, *(1,) * (first.ndim - 1)), first, second)
 
 
 def _with_ancestors(is_there: Array, parent: np.ndarray, depth: int) -> Bool[Array, "B M"]:
-    """Nodes that are there with all their ancestors: a filter may leave a row few candidates."""
+    """Keep nodes that are there with all their ancestors: a filter may leave few candidates."""
     above = parent
     for _ in range(depth.bit_length()):  # ancestors at most 1, 3, 7, ... levels up
         is_there = is_there & jnp.take(is_there, above, axis=1)
@@ -357,6 +344,6 @@ def _with_ancestors(is_there: Array, parent: np.ndarray, depth: int) -> Bool[Arr
 
 
 def _with_root(logprobs: list) -> Float[Array, "B M V"]:
-    """A chain's distributions, one a node, and zeros for the root."""
+    """Join a chain's distributions, one a node, behind zeros for the root."""
     joined = jnp.concatenate(logprobs, axis=1)
     return jnp.concatenate([jnp.zeros_like(joined[:, :1]), joined], axis=1)

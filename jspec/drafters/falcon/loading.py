@@ -1,4 +1,4 @@
-"""A Falcon drafter from its directory, fitted to a target.
+"""Load a Falcon drafter from its directory, fitted to a target.
 
 A directory holds the head (see `checkpoint.py`), and may hold `tree.yaml`, the tree that was fitted
 to it, and `token_counts.safetensors`, how often its training saw each token.
@@ -37,7 +37,7 @@ LARGEST_TREE = "kmask2_8layer_tree"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FalconOptions(DrafterOptions):
-    """What a config may say of a Falcon drafter.
+    """Hold what a config may say of a Falcon drafter.
 
     Attributes:
       tree: a released tree's name, `chain-N`, or a file of paths; if not given, the one that was
@@ -57,7 +57,7 @@ class FalconOptions(DrafterOptions):
 
 
 def load(path, target: Target, options: FalconOptions) -> tuple[Falcon, Params]:
-    """A trained head with its tree, in the target's dtype and on its mesh, or its shapes.
+    """Load a trained head with its tree, in the target's dtype and on its mesh, or its shapes.
 
     Raises:
       UserError: a tree that is not there, a vocabulary that does not fit it, or a head of another
@@ -86,7 +86,7 @@ def load(path, target: Target, options: FalconOptions) -> tuple[Falcon, Params]:
 
 
 def _head(found: Checkpoint, model: SarModel, target: Target) -> Params:
-    """The head's weights, checked against the target's; or their shapes."""
+    """Read the head's weights, checked against the target's; or their shapes."""
     if target.is_abstract:
         shapes = sar_head.abstract_params(model, target.dtype)
         return sharded_shapes(shapes, target.mesh, REPLICATED, checkpoint.HEAD_AXES)
@@ -115,7 +115,7 @@ def _check_target(directory: Path, config: SarConfig, target: Target) -> None:
 
 
 def _reduced(directory: Path, target: Target, size: int) -> dict[str, Params]:
-    """The most frequent tokens, ascending, and their part of the target's head, `"D size"`."""
+    """Find the most frequent tokens, ascending, and their part of the target's head, `"D size"`."""
     if not 1 <= size <= target.vocab_size:
         raise UserError(
             f"draft_vocabulary {size}: expected 0 or a number up to the {target.vocab_size} tokens "
@@ -145,7 +145,7 @@ def _reduced(directory: Path, target: Target, size: int) -> dict[str, Params]:
 
 
 def head_rows(target: Target, ids: Int[Array, " R"]) -> Float[Array, "D R"]:
-    """The part of a target's head that scores these tokens."""
+    """Take the part of a target's head that scores these tokens."""
     if target.model.config.has_tied_head:
         return jnp.take(target.params["embedding"], ids, axis=0).T
     return jnp.take(target.params["head_weight"], ids, axis=1)

@@ -1,4 +1,4 @@
-"""Falcon's decoding trees, and what is static about drafting one in passes of k tokens.
+"""Define Falcon's decoding trees, and what is static about drafting one in passes of k tokens.
 
 A tree is a list of paths: node (r1, ..., rd) is, at depth i, the candidate of rank r_i (0 = best)
 of the row that serves that depth. Pass 0 serves depths 1..k, pass s depths sk+1..sk+k: every node
@@ -44,7 +44,7 @@ Path = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A static draft tree. Node 0 is the root, node i+1 is `paths[i]`.
+    """Hold a static draft tree. Node 0 is the root, node i+1 is `paths[i]`.
 
     Attributes:
       paths: sorted by (length, lexicographic), whatever the order given; a path given twice is one.
@@ -74,7 +74,7 @@ class Tree:
 
     @property
     def n_nodes(self) -> int:
-        """Nodes below the root."""
+        """Count the nodes below the root."""
         return len(self.paths)
 
     @property
@@ -83,19 +83,19 @@ class Tree:
 
     @functools.cached_property
     def number(self) -> Mapping[Path, int]:
-        """Number of every node, the root's () included."""
+        """Number every node, the root () included."""
         return {path: i for i, path in enumerate(((), *self.paths))}
 
     def parents(self) -> tuple[int, ...]:
-        """Parent of every node, `M` of them; the root is its own."""
+        """Return the parent of every node, `M` of them; the root is its own."""
         return (0, *(self.number[path[:-1]] for path in self.paths))
 
     def blocks(self, depth: int) -> tuple[Path, ...]:
-        """Nodes of one depth that have children, in lexicographic order."""
+        """List the nodes of one depth that have children, in lexicographic order."""
         return tuple(sorted({path[:-1] for path in self.paths if len(path) == depth + 1}))
 
     def without_gaps(self) -> Tree:
-        """The same shape with siblings ranked 0, 1, 2, ..."""
+        """Return the same shape with siblings ranked 0, 1, 2, ..."""
         renamed: dict[Path, Path] = {(): ()}
         n_children: Counter[Path] = Counter()
         for path in self.paths:
@@ -117,12 +117,12 @@ def _is_rank(value: object) -> bool:
 
 
 def chain(depth: int) -> Tree:
-    """The best candidate of every row, and nothing else."""
+    """Draft the best candidate of every row, and nothing else."""
     return Tree(tuple((0,) * d for d in range(1, depth + 1)))
 
 
 def fingerprint(tree: Tree) -> str:
-    """First 16 hex digits of SHA-256 of the paths as compact JSON."""
+    """Return the first 16 hex digits of SHA-256 of the paths as compact JSON."""
     text = json.dumps(tree.paths, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -131,7 +131,7 @@ def fingerprint(tree: Tree) -> str:
 
 
 def parse(lines: Iterable[str]) -> Tree:
-    """A tree from its nodes' children: `root:3`, `0:2 1:1`, `01:{0,3-9}`.
+    """Read a tree from its nodes' children: `root:3`, `0:2 1:1`, `01:{0,3-9}`.
 
     A node is `root` or its ranks, one digit each. Its children are ranks 0..c-1, given as c, or
     those in braces, gaps and all.
@@ -180,12 +180,12 @@ def _ranks(text: str, entry: str) -> tuple[int, ...]:
 
 @functools.cache
 def shipped() -> Mapping[str, str | Mapping[str, str]]:
-    """Released trees and the paper's figure 5, as written; `find` also takes chains and files."""
+    """Read the released trees and the paper's figure 5, as written; `find` also takes others."""
     return read_yaml(pathlib.Path(__file__).with_name("shipped_trees.yaml"))
 
 
 def listed(name: str) -> Tree:
-    """A shipped tree with the ranks that its list writes."""
+    """Read a shipped tree with the ranks that its list writes."""
     return _tree(_listed_children(name))
 
 
@@ -197,7 +197,7 @@ def _listed_children(name: str) -> dict[Path, tuple[int, ...]]:
 
 
 def find(name_or_path: str) -> Tree:
-    """A shipped tree, `chain-N`, or the tree in a YAML or JSON file `{"paths": [[0], [0, 0]]}`.
+    """Find a shipped tree, `chain-N`, or one in a YAML or JSON file `{"paths": [[0], [0, 0]]}`.
 
     Gaps that the released lists write between siblings are closed, as the released code does when
     it verifies: `01:{0,3-9}` is `01:8`. Paths of a file stay as written.
@@ -235,7 +235,7 @@ def _read(file: pathlib.Path) -> Tree:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Pass:
-    """One pass of the head: blocks of k rows, in lexicographic order of their nodes; int32 arrays.
+    """Hold one pass of the head: blocks of k rows, in the order of their nodes; int32 arrays.
 
     Pass 0, the prime pass, is the last k rows that the head ran over the text: one block, fed
     nothing here. Rows of later passes are *scratch* rows, numbered from 0 at pass 1.
@@ -266,7 +266,7 @@ class Pass:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TreePlan:
-    """What is static about drafting a tree with blocks of k; int32 arrays over the `M` nodes.
+    """Hold what is static about drafting a tree with blocks of k; int32 arrays over `M` nodes.
 
     Attributes:
       parent: parent of every node; the root is its own.
@@ -281,7 +281,7 @@ class TreePlan:
 
 @functools.cache
 def plan(tree: Tree, block_size: int) -> TreePlan:
-    """The passes that draft this tree with blocks of `block_size`; its arrays are read-only."""
+    """Plan the passes that draft this tree with blocks of `block_size`; arrays are read-only."""
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     blocks = [tree.blocks(depth) for depth in range(0, tree.depth, block_size)]
@@ -293,7 +293,7 @@ def plan(tree: Tree, block_size: int) -> TreePlan:
 
 
 def _pass(tree: Tree, k: int, blocks_so_far: list[tuple[Path, ...]]) -> Pass:
-    """The last of the passes whose blocks are given."""
+    """Plan the last of the passes whose blocks are given."""
     blocks = blocks_so_far[-1]
     above = blocks_so_far[-2] if len(blocks_so_far) > 1 else ((),)
     scratch = [block for earlier in blocks_so_far[1:] for block in earlier]

@@ -1,0 +1,46 @@
+"""Score a drafter's logits as the law does, with its noise, to rank children by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jspec import law
+from jspec.law import Randomness
+
+
+def law_scores(
+    logits: Float[Array, "B R U"],
+    depths: Sequence[int],
+    randomness: Randomness,
+    vocab_size: int,
+    ids: Int[Array, " U"] | None = None,
+) -> tuple[Float[Array, "B R U"], Float[Array, "B R V"] | None]:
+    """Score every token at R rows of logits, and give the rows' distributions where the rule asks.
+
+    At temperature above 0 scores have the noise that the law itself will use at a row's depth, so
+    that ranking by them raises acceptance; under the rejection rule, noise of the drafter's own.
+
+    Args:
+      depths: how many drafted tokens come before the one that a row predicts; rows of one depth
+        share their noise.
+      vocab_size: V, the target's.
+      ids: tokens that the logits are of; all, in order, if not given.
+    """
+    rows, n_rows, _ = logits.shape
+    flat = logits.reshape(rows * n_rows, -1)
+    sampling = jax.tree.map(lambda x: jnp.repeat(x, n_rows, axis=0), randomness.sampling)
+    by_depth = {d: randomness.draft_noise(d, vocab_size, ids=ids) for d in dict.fromkeys(depths)}
+    drawn = [noise for depth in depths if (noise := by_depth[depth]) is not None]
+    noise = jnp.stack(drawn, axis=1).reshape(flat.shape) if drawn else None
+    scores = law.scores(flat, sampling, noise, randomness.mode).reshape(logits.shape)
+    if not randomness.wants_logprobs:
+        return scores, None
+    logprobs = law.log_distribution(flat, sampling, randomness.mode)
+    if ids is not None:
+        whole = jnp.full((flat.shape[0], vocab_size), law.NEVER, logprobs.dtype)
+        logprobs = whole.at[:, ids].set(logprobs)
+    return scores, logprobs.reshape(rows, n_rows, -1)
