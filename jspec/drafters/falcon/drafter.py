@@ -62,8 +62,8 @@ class FalconState:
 class Falcon:
     """Draft with a head.
 
-    The params are `{"head": ..., "target": the target's own}`, and with a reduced vocabulary `"ids"`
-    and `"rows"`, the ids that are drafted and their part of the target's head.
+    The params are `{"head": ..., "target": the target's own}`, and with a reduced vocabulary also
+    `"ids"` and `"rows"`, the ids that are drafted and their part of the target's head.
 
     Attributes:
       model: the head.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import pytest
 from jspec.certify import reference
 from jspec.drafters.falcon import drafter as module
 from jspec.drafters.falcon.drafter import Falcon
-from jspec.drafters.falcon.loading import head_rows
+from jspec.drafters.falcon.loading import FalconOptions, head_rows
 from jspec.drafters.falcon.trees import chain, find, plan
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.models import sar_head
@@ -213,13 +212,12 @@ def test_a_round_takes_a_pass_for_k_depths(monkeypatch, tree, k, scored):
     assert len(proposing) + len(committing) == -(-tree.depth // k) and len(committing) == 1
     assert committing == [k - 1 + tree.depth + 1]
     planned = plan(tree, k).passes
-    assert proposing == [k * one.n_blocks for one in planned[1:]]
+    assert proposing == [k * len(one.parent_block) for one in planned[1:]]
     assert rows == [len(one.used_rows) for one in planned]
     if scored is not None:
         assert all(ours <= all_rows for ours, all_rows in zip(rows, scored, strict=True))
 
 
 def test_an_alignment_that_is_none_is_refused():
-    drafter, _ = falcon()
     with pytest.raises(ValueError, match="block_align must be right or left, got 'middle'"):
-        dataclasses.replace(drafter, block_align="middle")
+        FalconOptions(block_align="middle")
