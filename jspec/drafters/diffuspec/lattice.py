@@ -6,6 +6,12 @@ In reading order: `Lattice`; `candidates`, `everything` and `perturbed`, which m
 Letters: B rows, k slots, A candidates of a slot, W paths side by side, V vocabulary, E stop ids of
 a row. Slot 1 of the papers is index 0 here. Log-probabilities are float32, in nats.
 
+With `cap` 3 and `mass` 0.8 two slots keep:
+
+    slot    likeliest first                 candidates
+    0       I 0.85   We 0.07   You 0.05     I           (0.85 reaches the mass)
+    1       like 0.45  am 0.40  eat 0.10    like, am    (0.45 does not, 0.85 does)
+
 At temperature T > 0 the target's next token is the argmax of log p / T + g, and a drafter may know
 g (`docs/lossless.md`). A lattice that carries it ranks candidates by log q / T + g, not by log q.
 

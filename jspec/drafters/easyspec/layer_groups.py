@@ -1,7 +1,12 @@
 """Group the layers of a drafter that read one hidden state together.
 
 A grouping is a tuple of groups, each a tuple of consecutive layers; together they are all layers in
-order. The first and the last layer stay alone.
+order. The first and the last layer stay alone. Ten layers with N = 4:
+
+    contiguous   0 | 1 2 3 4 | 5 6 7 8 | 9
+    aligned      0 | 1 2 3 | 4 5 6 7 | 8 | 9
+
+The attention layers of a group all read what enters the group; its MLPs follow in order.
 
 Source: Wu et al. 2025 (arXiv 2502.02493), section 3.1 and Table 1. Its text blocks layers
 at multiples of N (`aligned`); the Llama-3.2-1B row of Table 1 cuts what lies between the first and
@@ -12,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jspec.models.model import Groups
 
@@ -26,16 +31,19 @@ def singles(n_layers: int) -> Groups:
 
 def contiguous(n_layers: int, size: int) -> Groups:
     """Cut layers 1 to L - 2 in pieces of `size`: 2 + ceil((L - 2) / N) groups."""
-    inner = range(1, n_layers - 1)
-    pieces = (tuple(inner[i : i + size]) for i in range(0, len(inner), size))
-    return _with_ends(n_layers, pieces)
+    return _cut(n_layers, lambda i: (i - 1) // size)
 
 
 def aligned(n_layers: int, size: int) -> Groups:
     """Cut at multiples of `size`, the first and the last layer alone."""
-    inner = range(1, n_layers - 1)
-    pieces = (tuple(piece) for _, piece in itertools.groupby(inner, lambda i: i // size))
-    return _with_ends(n_layers, pieces)
+    return _cut(n_layers, lambda i: i // size)
+
+
+def _cut(n_layers: int, piece_of: Callable[[int], int]) -> Groups:
+    """Cut where the number of a layer's piece changes; the first and the last layer stay alone."""
+    pieces = itertools.groupby(range(1, n_layers - 1), piece_of)
+    inner = (tuple(piece) for _, piece in pieces)
+    return ((0,), *inner, *(((n_layers - 1,),) if n_layers > 1 else ()))
 
 
 def split(groups: Groups, size: int) -> Groups:
@@ -76,8 +84,3 @@ def written(groups: Groups) -> str:
     """Write groups as `parse` reads them."""
     ends = [(min(group), max(group)) for group in groups]
     return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in ends)
-
-
-def _with_ends(n_layers: int, pieces) -> Groups:
-    ends = ((0,), (n_layers - 1,)) if n_layers > 1 else ((0,), ())
-    return tuple(group for group in (ends[0], *pieces, ends[1]) if group)

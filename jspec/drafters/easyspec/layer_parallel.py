@@ -14,6 +14,13 @@ A pass is one `shard_map` over all axes of the mesh, so that its collectives are
 | B-tensor | one sum over `tensor`, for heads that both axes do not divide | a sum over both axes |
 | C | none | none |
 
+A group of layers 1 and 2, which h enters, on two devices:
+
+    plan A  device 0   attention 1 of h   | gather |  h + a1, MLP 1, + a2, MLP 2
+            device 1   attention 2 of h   |  both  |  the same
+    plan B  device 0   heads 0 of 1 and 2 | sum of |  h + a1, half of MLP 1, sum, + a2, ...
+            device 1   heads 1 of 1 and 2 |  both  |  the other halves
+
 A sum over one device is none. The vocabulary is split over both axes, which costs a sum for the
 embedding.
 
