@@ -56,7 +56,7 @@ class DeviceSteps(ForwardSteps):
       params: this device's part of the weights, from `share_of_biases`.
       heads, mlp, vocab: mesh axes over which these dimensions are split.
       layers: the axis along which layers of one group run side by side.
-      multis: groups of such layers.
+      parallel_groups: groups of such layers.
       own: the attention weights of the layer that runs here, for each of them.
     """
 
@@ -66,7 +66,7 @@ class DeviceSteps(ForwardSteps):
     mlp: Axes
     vocab: Axes
     layers: str | None = None
-    multis: Groups = ()
+    parallel_groups: Groups = ()
     own: tuple[Params, ...] = ()
 
     def embed(self, decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -82,7 +82,7 @@ class DeviceSteps(ForwardSteps):
     def mix(
         self, decoder: Decoder, group: tuple[int, ...], x, cache: LayerParallelCache, rows: Rows
     ):
-        if group in self.multis:
+        if group in self.parallel_groups:
             return self._side_by_side(group, x, cache, rows)
         added, every = super().mix(decoder, group, x, cache.every.arrays, rows)
         if self.heads:
@@ -96,7 +96,7 @@ class DeviceSteps(ForwardSteps):
     def _side_by_side(self, group: tuple[int, ...], x, cache: LayerParallelCache, rows: Rows):
         """Run this device's layer of the group, and gather what all of them make."""
         assert self.layers is not None and cache.own is not None
-        place = self.multis.index(group)
+        place = self.parallel_groups.index(group)
         held = cache.own.arrays
         layer = self._own_layer(group, place)
         mixed, keys, values = layer.mix(
@@ -136,7 +136,7 @@ class DeviceSteps(ForwardSteps):
             return cache
 
         def copied(own, every):
-            for place, group in enumerate(self.multis):
+            for place, group in enumerate(self.parallel_groups):
                 rows = jnp.stack([cache_ops.read_window(every[i], start, count) for i in group])
                 mine = lax.dynamic_index_in_dim(rows, self._mine(group), keepdims=False)
                 new = lax.optimization_barrier(mine)

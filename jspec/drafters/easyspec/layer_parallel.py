@@ -151,11 +151,11 @@ class LayerParallelDecoder:
         """Make a cache of zeros."""
         whole = empty_cache(self.model.config, rows, slots, dtype)
         every = ShardedArrays(arrays=whole, axes=(self._heads or None,))
-        if not self._multis:
+        if not self._parallel_groups:
             return LayerParallelCache(every=every)
         _, heads, _, width = whole.keys[0].shape
         shape = (rows, self._side_by_side * heads, slots, width)
-        own = tuple(jnp.zeros(shape, dtype) for _ in self._multis)
+        own = tuple(jnp.zeros(shape, dtype) for _ in self._parallel_groups)
         assert self.plan.layers is not None
         axes = ((self.plan.layers, *self._heads),)
         return LayerParallelCache(
@@ -210,14 +210,14 @@ class LayerParallelDecoder:
             mlp=mlp,
             vocab=self.vocab_axes,
             layers=self.plan.layers,
-            multis=self._multis,
+            parallel_groups=self._parallel_groups,
             own=own,
         )
         decoder, config = merged(self.model, params), self.model.config
         output, cache = steps.run(
             decoder, config, cache, tokens, block, groups, logits_rows=logits_rows
         )
-        if not any(group in self._multis for group in groups):
+        if not any(group in self._parallel_groups for group in groups):
             cache = steps.copy_own(cache, block.write_start, tokens.shape[1])
         return output.logits, cache
 
@@ -253,7 +253,7 @@ class LayerParallelDecoder:
         return self.mesh.shape[self.plan.layers]  # pyright: ignore[reportOptionalMemberAccess]
 
     @property
-    def _multis(self) -> Groups:
+    def _parallel_groups(self) -> Groups:
         """List the groups whose layers run side by side."""
         if not self._side_by_side:
             return ()
@@ -286,11 +286,13 @@ class LayerParallelDecoder:
         is_abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
         if not is_abstract:
             params = jax.device_put(params, self.shardings(params))
-        if not self._multis:
+        if not self._parallel_groups:
             return params
 
         def of_groups(layers) -> tuple[Params, ...]:
-            return tuple(self._stacked([layers[i] for i in group]) for group in self._multis)
+            return tuple(
+                self._stacked([layers[i] for i in group]) for group in self._parallel_groups
+            )
 
         shapes = jax.eval_shape(of_groups, params["layers"])
         where = self.shardings({_OWN: shapes})[_OWN]
