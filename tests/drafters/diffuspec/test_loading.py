@@ -315,7 +315,8 @@ def test_what_does_not_fit_the_target_is_refused(directory, tmp_path):
 
 def test_choices_say_what_is_out_of_range(directory):
     drafter, _ = load(directory)
-    for changes in (dict(cap=0), dict(mass=0.0), dict(static_share=2.0)):
+    wrong: list[dict[str, Any]] = [dict(cap=0), dict(mass=0.0), dict(static_share=2.0)]
+    for changes in wrong:
         with pytest.raises(ValueError, match=next(iter(changes))):
             SearchOptions(**changes)
     with pytest.raises(ValueError, match="lengths must ascend"):
