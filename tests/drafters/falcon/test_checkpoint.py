@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from jspec.checkpoints.checkpoint import find_checkpoint
-from jspec.checkpoints.tensor_files import LazyTensor
 from jspec.drafters.falcon.checkpoint import (
     EMBEDDING,
     HEAD_AXES,
