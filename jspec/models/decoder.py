@@ -170,7 +170,7 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """Add attention and MLP to the residual, each behind a norm.
 
-    The first layer of a Falcon head has no norm before its attention.
+    The first layer of a semi-autoregressive head has no norm before its attention.
     """
 
     def __init__(
