@@ -47,7 +47,8 @@ def test_a_token_is_four_bytes(path):
 def test_a_file_that_is_not_whole_is_none(path):
     whole = path.read_bytes()
     path.unlink()
-    for damaged in (b"", whole[:-1], whole[1:], whole + b"x", whole[:40], b"x" * 100):
+    longer = whole[:40] + b"more" + whole[40:]
+    for damaged in (b"", whole[:-1], whole[1:], whole + b"x", whole[:40], longer, b"x" * 100):
         path.write_bytes(damaged)
         assert read_texts(path) is None
     assert read_texts(path.parent / "not there") is None
