@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
 import jspec
@@ -10,13 +12,13 @@ from jspec.console.log import Failure
 from jspec.errors import UserError
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true")
+
+
 def command(run) -> Command:
-    return Command(
-        name="some",
-        description="It does something.",
-        add_arguments=lambda parser: parser.add_argument("--verbose", action="store_true"),
-        run=run,
-    )
+    description = "It does something."
+    return Command(name="some", description=description, add_arguments=add_arguments, run=run)
 
 
 def test_a_command_runs_with_its_flags_and_is_told_whether_the_process_is_its_own():

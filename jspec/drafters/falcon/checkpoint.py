@@ -2,7 +2,7 @@
 
 A directory has `config.json` and either `pytorch_model.bin`, as released, or `model.safetensors`
 with the same names, which is what we write. In reading order: the config, the names and shapes of
-the tensors, reading, what a copy of the embedding tells, writing.
+the tensors, reading, what a file tells of its LSTM and its embedding, writing.
 
 The released LSTM is torch's: four gates a layer and two biases, of which a pointwise head reads
 the rows of three gates and the sum of the biases. What it does not read is written as zeros. Two
@@ -29,6 +29,7 @@ from jspec.checkpoints.fit import check_tensors
 from jspec.checkpoints.hf_config import Fields, read_hf_config, with_old_rope, write_hf_config
 from jspec.checkpoints.layouts import HUGGING_FACE, Stored
 from jspec.checkpoints.params import place
+from jspec.checkpoints.tensor_files import Tensors
 from jspec.checkpoints.write import begin_directory
 from jspec.errors import UserError
 from jspec.hosts import fetch
@@ -65,6 +66,9 @@ _FIELDS = (
     "quantization_config",
 )
 """Released fields that describe the attention blocks, with the defaults of a llama."""
+
+_MAX_SAMPLE = 1 << 20
+"""How many weights the evidence of an LSTM looks at."""
 
 _ROWS = 4096
 """How many rows of two embeddings are compared at a time."""
@@ -185,6 +189,8 @@ def read_params(
     if Fields(values, {"has_embedding": True}).flag("has_embedding") or EMBEDDING in tensors:
         shapes[EMBEDDING] = (config.decoder.vocab_size, config.decoder.width)
     check_tensors(directory, tensors, shapes)
+    if "lstm_mode" not in values:
+        _warn_of_lstm(directory, config, tensors)
 
     def one(path, stored: Stored) -> jax.Array:
         array, second = tensors[stored.name].read(), _second_bias(stored.name)
@@ -196,6 +202,40 @@ def read_params(
         return place(array, dtype, where)
 
     return jax.tree.map_with_path(one, _stored(model))
+
+
+def lstm_evidence(tensors: Tensors) -> str:
+    """Tell how a head was trained: "pointwise", "sequence", or "unclear".
+
+    Pointwise training never touches the recurrent weights: they are zeros, as we write them, or
+    still uniform in +-1/sqrt(D), as torch draws them, at most shrunk a little by weight decay.
+    """
+    weights = tensors["lstm.weight_hh_l0"].read()
+    flat = weights.reshape(-1)
+    sample = flat[:: -(-flat.size // _MAX_SAMPLE)].astype(np.float64)
+    sample = sample - sample.mean()
+    variance = np.mean(sample**2)
+    if not sample.any() and not flat[0]:
+        return LstmMode.POINTWISE.value
+    kurtosis = np.mean(sample**4) / max(variance**2, 1e-300)
+    ratio = np.sqrt(variance * 3 * weights.shape[1])
+    noise = 1.2 / np.sqrt(sample.size)  # of the kurtosis of uniform numbers, one deviation
+    is_flat, is_fresh = abs(kurtosis - 1.8) < 0.03 + 4 * noise, 0.87 < ratio < 1.03 + noise
+    if is_flat and is_fresh:
+        return LstmMode.POINTWISE.value
+    return "unclear" if is_flat or is_fresh else LstmMode.SEQUENCE.value
+
+
+def _warn_of_lstm(directory: Path, config: SarConfig, tensors: Tensors) -> None:
+    evidence = lstm_evidence(tensors)
+    if evidence != config.lstm_mode.value:
+        logger.warning(
+            "%s: config.json has no lstm_mode, read as %s; the recurrent weights look %s: set "
+            "lstm_mode if drafts are seldom kept",
+            directory,
+            config.lstm_mode.value,
+            evidence,
+        )
 
 
 def check_embedding(checkpoint: Checkpoint, embedding: jax.Array) -> bool | None:

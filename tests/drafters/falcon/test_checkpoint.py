@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.tensor_files import LazyTensor
 from jspec.drafters.falcon.checkpoint import (
     EMBEDDING,
     HEAD_AXES,
     check_embedding,
+    lstm_evidence,
     read_config,
     read_params,
     tensor_shapes,
@@ -357,6 +360,37 @@ def test_a_config_may_leave_out_what_the_released_code_does(tmp_path):
 
 
 # --- what the file tells --------------------------------------------------------------------------
+
+
+def evidence(weights: np.ndarray) -> str:
+    return lstm_evidence({"lstm.weight_hh_l0": LazyTensor(weights.shape, lambda: weights)})
+
+
+@pytest.mark.parametrize("width", [8, 64, 600])
+def test_weights_tell_how_the_lstm_was_trained(width):
+    rng = np.random.default_rng(width)
+    bound, shape = width**-0.5, (4 * width, width)
+    drawn = rng.uniform(-bound, bound, shape).astype(np.float32)
+    assert evidence(np.zeros(shape, np.float32)) == "pointwise"
+    assert evidence(drawn) == "pointwise"
+    assert evidence(jnp.asarray(0.9 * drawn, jnp.bfloat16).__array__()) == "pointwise"
+    assert evidence(0.6 * drawn) == "unclear"
+    assert evidence((2 * bound * rng.normal(size=shape)).astype(np.float32)) == "sequence"
+
+
+def test_an_lstm_that_looks_trained_otherwise_is_warned_of(checkpoint, caplog):
+    read(checkpoint)
+    assert not caplog.records
+    weights = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
+    edit_tensors(checkpoint, lstm__weight_hh_l0=weights)
+    with caplog.at_level(logging.WARNING):
+        config, _ = read(checkpoint)
+    assert config.lstm_mode is POINTWISE
+    assert "read as pointwise; the recurrent weights look sequence" in caplog.text
+    caplog.clear()
+    edit_config(checkpoint, lstm_mode="pointwise")
+    read(checkpoint)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
