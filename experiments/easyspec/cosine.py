@@ -74,6 +74,7 @@ class _Watching(ForwardSteps):
             layer = decoder.layers[i]
             read = x if self._inputs is None else self._inputs[i]
             (mixed,), cache = super().mix(decoder, (i,), read, cache, rows)
+            assert layer.attention_norm is not None  # heads alone have none
             normed = rms_norm(read, layer.attention_norm[...], layer.eps)
             projections = layer.attention._projections(normed, rows.cos, rows.sin)
             for name, value in zip(QUANTITIES, (read, *projections, mixed), strict=True):

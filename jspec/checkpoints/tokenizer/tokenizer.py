@@ -294,8 +294,9 @@ def _read_as_gpt_2(folder: Path, files: TokenizerFiles, pieces: Mapping[str, int
         "reads them is named; check it, or add a tokenizer.json"
     )
     by_id = {token_id: piece for piece, token_id in pieces.items()}
-    named = {role: by_id.get(token_id) for role, token_id in files.model_ids.items()}
-    roles = {"bos_token": None, "eos_token": None, "unk_token": None} | named | files.special
+    roles: dict[str, Any] = {"bos_token": None, "eos_token": None, "unk_token": None}
+    roles |= {role: by_id.get(token_id) for role, token_id in files.model_ids.items()}
+    roles |= files.special
     hf = GPT2Tokenizer.from_pretrained(str(folder), local_files_only=True, **roles)
     for token, token_id in files.added:
         given = hf.backend_tokenizer.token_to_id(token.content)
