@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from logging import getLogger
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +24,7 @@ from jspec.bench.summary import PLAIN, SKIPPED, Record, Summary, counted
 from jspec.bench.table import markdown, show
 from jspec.config import InferConfig
 from jspec.console.commands import INTERRUPTED
-from jspec.console.log import Failure, Log
+from jspec.console.log import Failure, Log, listening_log
 from jspec.console.progress import duration
 from jspec.console.prompts import Conversation
 from jspec.console.session import directory_of
@@ -59,9 +58,7 @@ def run(
       UserError: found before anything has run.
       Failure: a text is not plain decoding's.
     """
-    log, logger = Log(), getLogger("jspec")
-    logger.addHandler(log)
-    try:
+    with listening_log() as log:
         benchmark = find_benchmark(name, settings, config, labels, prompts)
         _say_what_is_left_out(benchmark, log)
         results = Results(out / RESULTS, benchmark.record(), benchmark.provenance())
@@ -90,8 +87,6 @@ def run(
                 "explains; this is a fault of jspec, please report it"
             )
         return 0
-    finally:
-        logger.removeHandler(log)
 
 
 def _say_what_is_left_out(benchmark: Benchmark, log: Log) -> None:

@@ -158,6 +158,17 @@ class Log(logging.Handler):
         self.warning(record.getMessage())
 
 
+@contextlib.contextmanager
+def listening_log() -> Iterator[Log]:
+    """A log that also shows, as long as this lasts, what the library warns of."""
+    log, logger = Log(), logging.getLogger("jspec")
+    logger.addHandler(log)
+    try:
+        yield log
+    finally:
+        logger.removeHandler(log)
+
+
 class Failure(Exception):
     """What goes wrong in a run and is nobody's mistake; `is_quiet` where nobody wants to know."""
 

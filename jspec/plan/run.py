@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from logging import getLogger
 from typing import Any
 
 import yaml
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jspec.bench.benchmark import Benchmark, find_benchmark
-from jspec.console.log import Log
+from jspec.console.log import Log, listening_log
 from jspec.plan.candidates import Candidate, choose
 from jspec.plan.costs import RoundCosts, RoundTimer, costs_of, read_costs
 from jspec.plan.planners import FalconPlanner, Planner, SmallModelPlanner
@@ -30,9 +29,7 @@ def run(job: PlanJob) -> int:
     Raises:
       UserError: found before anything has run, or no tree can be judged.
     """
-    log, logger = Log(), getLogger("jspec")
-    logger.addHandler(log)
-    try:
+    with listening_log() as log:
         planner = (FalconPlanner if job.method == "falcon" else SmallModelPlanner)(job)
         costs, benchmark = _fitted_to(job, planner, log)
         if costs.doubt is not None:
@@ -49,8 +46,6 @@ def run(job: PlanJob) -> int:
         else:
             show(record, found, best)
         return 0
-    finally:
-        logger.removeHandler(log)
 
 
 def _fitted_to(job: PlanJob, planner: Planner, log: Log) -> tuple[RoundCosts, Benchmark | None]:

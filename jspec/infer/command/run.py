@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from logging import getLogger
 from pathlib import Path
 
 from jspec.config import InferConfig
 from jspec.console.commands import INTERRUPTED
-from jspec.console.log import Failure, Log
+from jspec.console.log import Failure, Log, listening_log
 from jspec.console.prompts import Conversation, repeated_ids, told_passed_over
 from jspec.console.reader import Turn
 from jspec.hosts import agreed, check_same, is_first
@@ -44,14 +44,12 @@ def run(
       UserError: found before anything has run.
       Failure: stdout, the target's numbers, or a text that is not plain decoding's.
     """
-    log = Log()
-    logger = getLogger("jspec")
-    logger.addHandler(log)
-    kept = None
-    try:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(listening_log())
         questions = agreed(lambda: find_questions(config, conversations))
         check_same(**questions.models.essence)
         kept = Kept(None if output is None else Path(output), questions, log)
+        stack.callback(kept.close)
         for line in told_passed_over(conversations):
             log.warning(line)
         repeated = repeated_ids(conversations)
@@ -60,10 +58,6 @@ def run(
         if repeated:
             log.warning(f"several prompts have the id {repeated[0]!r}; they keep their order")
         return _answer_all(questions, answering, kept, outcome, log, as_json)
-    finally:
-        if kept is not None:
-            kept.close()
-        logger.removeHandler(log)
 
 
 def _answer_all(
