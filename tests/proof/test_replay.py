@@ -36,10 +36,10 @@ def test_cheaper_programs_say_the_same(case, name, kind):
 
 def test_every_stop_reason_occurs(case):
     reasons = {result.stop_reason for result in case.plain}
-    assert {StopReason.STOP_TOKEN, StopReason.MAX_TOKENS} <= reasons
+    assert {StopReason.STOP_TOKEN.label, StopReason.MAX_TOKENS.label} <= reasons
     tight = [dataclasses.replace(r, max_new_tokens=100, stop_ids=()) for r in case.requests[:2]]
     results = proof.decode(case.target, tight, max_length=64, batch_size=1)
-    assert {r.stop_reason for r in results} == {StopReason.LENGTH}
+    assert {r.stop_reason for r in results} == {StopReason.LENGTH.label}
     assert [len(q.tokens) + len(r.tokens) for q, r in zip(tight, results, strict=True)] == [64, 64]
 
 

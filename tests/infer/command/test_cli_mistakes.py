@@ -104,7 +104,12 @@ def renamed_norm(header: dict) -> None:
 
 
 def quantised_norm(header: dict) -> None:
-    header[NORM]["dtype"] = "F8_E4M3"
+    """A byte a number; the bytes that are left over belong to a harmless buffer."""
+    begin, end = header[NORM]["data_offsets"]
+    middle = begin + (end - begin) // 4
+    header[NORM] |= {"dtype": "F8_E4M3", "data_offsets": [begin, middle]}
+    rest = {"dtype": "U8", "shape": [end - middle], "data_offsets": [middle, end]}
+    header["rotary_emb.inv_freq"] = rest
 
 
 MISTAKES: dict[str, Mistake] = {
@@ -224,7 +229,7 @@ MISTAKES: dict[str, Mistake] = {
     "missing tensor": damaged(edit_header(without_norm), "missing", NORM),
     "unexpected tensor": damaged(edit_header(renamed_norm), "unexpected", "model.norm.bias"),
     "tensor of a wrong shape": damaged(edit_header(misshapen_norm), "shape", NORM),
-    "tensor of an unknown type": damaged(edit_header(quantised_norm), "F8_E4M3"),
+    "tensor of an unknown type": damaged(edit_header(quantised_norm), "F8_E4M3", "unquantised"),
     "config.json broken": damaged(cut("config.json", 0.5), "config.json", "JSON"),
     "unknown architecture": damaged(edit_json("config.json", model_type="mamba"), "mamba"),
     "sizes of another model": damaged(edit_json("config.json", hidden_size=None), "wrong shapes"),
