@@ -102,9 +102,3 @@ class Answerer:
         stats = dataclasses.replace(generation.stats, **self._of_the_engine)
         text = stream.text if stream else None
         return dataclasses.replace(generation, text=text, stats=stats)
-
-
-def whole_answers(pieces: Iterable[Piece], count: int) -> list[Generation]:
-    """The whole answers, in the order of their prompts."""
-    found = {piece.index: piece.generation for piece in pieces if piece.generation}
-    return [found[index] for index in range(count)]

@@ -23,7 +23,15 @@ from jspec.infer.compiling import CompileCounts, compile_counts
 from jspec.infer.executables import Executables
 from jspec.infer.prefill import prompt_bucket
 from jspec.infer.request import Request, sampling_of
-from jspec.infer.results import Generation, Piece, Stats, TokenInfo, throughput, tokens_per_call
+from jspec.infer.results import (
+    Generation,
+    Piece,
+    Stats,
+    TokenInfo,
+    throughput,
+    tokens_per_call,
+    whole_answers,
+)
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
 from jspec.state import StopReason
@@ -268,8 +276,8 @@ class Engine:
 
     def decode(self, requests: Iterable[Request]) -> list[Generation]:
         """Decode requests to their ends; the answers, in their order."""
-        ends = {piece.index: piece.generation for piece in self.run(requests) if piece.generation}
-        return [ends[index] for index in range(len(ends))]
+        asked = list(requests)
+        return whole_answers(self.run(asked), len(asked))
 
     def _admit(self, decoding: DecodeState | None, row: Row, place: int) -> DecodeState:
         row.started = time.perf_counter()

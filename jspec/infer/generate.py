@@ -14,12 +14,12 @@ from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.config import Settings, resolve
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
-from jspec.infer.answers import Answerer, whole_answers
+from jspec.infer.answers import Answerer
 from jspec.infer.engine import Engine, check_models
 from jspec.infer.messages import check_messages, to_be_answered
 from jspec.infer.prefill import room_for
 from jspec.infer.request import Request, cut_short
-from jspec.infer.results import Generation, Piece
+from jspec.infer.results import Generation, Piece, whole_answers
 from jspec.infer.stops import find_stops
 from jspec.law import Rule
 

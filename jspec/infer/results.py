@@ -157,3 +157,9 @@ class Piece:
     tokens: tuple[int, ...] = ()
     text: str = ""
     generation: Generation | None = None
+
+
+def whole_answers(pieces: Iterable[Piece], count: int) -> list[Generation]:
+    """Collect the whole answers of some pieces, in the order of their requests."""
+    found = {piece.index: piece.generation for piece in pieces if piece.generation}
+    return [found[index] for index in range(count)]

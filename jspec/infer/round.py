@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jspec.arguments import renamed_argument
 from jspec.drafters.base import DraftSize
@@ -234,8 +234,3 @@ def emit(context: Context, verdict: Verdict) -> Context:
         length=context.length + verdict.n_emitted,
         is_active=context.is_active & (verdict.stop_reason == StopReason.NONE),
     )
-
-
-def n_active(context: Context) -> Int[Array, ""]:
-    """Rows still decoding."""
-    return jnp.sum(context.is_active, dtype=jnp.int32)
