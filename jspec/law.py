@@ -9,7 +9,7 @@ noise of a round to drafters and accept rules.
 
 The noise is defined per (key, token id), so a shard of the vocabulary, a padded vocabulary and a
 list of candidates each compute their own ids and agree bit for bit. Filters are thresholds found by
-bisection over the ordered bits of a float, never by sorting: 32 passes give the exact threshold.
+the ordered bits of a float, never by sorting: 32 passes of one bit, or 8 of four, are exact.
 
 Source: the Gumbel-max trick; for chains, drafter-invariant speculative decoding (Daliri, Musco and
 Suresh 2024, arXiv 2408.07978). Differs: trees, filters and mixed batches under the same noise.
@@ -18,6 +18,8 @@ Suresh 2024, arXiv 2408.07978). Differs: trees, filters and mixed batches under 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from jspec.ops.platform import backend
 from jspec.state import Sampling, state
 
 NEVER = -jnp.inf
@@ -142,22 +145,69 @@ def _from_ordered_bits(ordered: UInt[Array, " B"]) -> Float[Array, " B"]:
 
 
 def largest_threshold(
-    values: Float[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
+    values: Float[Array, "B V"],
+    weight: Float[Array, "B V"],
+    wanted: Float[Array, " B"],
+    *,
+    is_used: Bool[Array, " B"] | None = None,
+    depth: int = 32,
 ) -> Float[Array, "B 1"]:
     """The largest t for which `values >= t` weigh at least `wanted`; -inf where none do.
 
-    Bisection over the 32 bits, from the highest: exact, and ties at the edge stay together.
+    The bits of t are found from the highest, a digit of them in every pass over the values. Exact,
+    and ties at the edge stay together. The digit changes nothing: a float32 sum of weights in one
+    order never falls when weights are added to it.
+
+    Args:
+      weight: at least 0.
+      is_used: rows whose threshold matters. Where none does, nothing is computed and all are -inf.
+        Not so on GPU, where a loop of unknown length waits for the host: there it is unrolled.
+      depth: how many bits are found; with fewer than 32, t is the largest such number that has
+        zeros in the others.
     """
-    ordered = _ordered_bits(values)
+    digit = 1 if backend() == "cpu" else 4
+    masses_of = _masses(_ordered_bits(values), weight)
 
-    def step(i, threshold):
-        trial = threshold | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
-        mass = jnp.sum(jnp.where(ordered >= trial[:, None], weight, 0), axis=1, dtype=jnp.float32)
-        return jnp.where(mass >= wanted, trial, threshold)
+    def one_pass(i, threshold):
+        place = jnp.uint32(32 - digit) - i.astype(jnp.uint32) * jnp.uint32(digit)
+        trials = [threshold | (jnp.uint32(number) << place) for number in range(1, 2**digit)]
+        for trial, mass in zip(trials, masses_of(trials), strict=True):
+            threshold = jnp.where(mass >= wanted, trial, threshold)
+        return threshold
 
+    passes: Any = -(-depth // digit)
+    if is_used is not None and backend() != "gpu":
+        passes = jnp.where(jnp.any(is_used), passes, 0)
     lowest = jnp.zeros(values.shape[:1], jnp.uint32)
-    found = jax.lax.fori_loop(0, 32, step, lowest)
+    found = jax.lax.fori_loop(0, passes, one_pass, lowest, unroll=backend() == "gpu")
     return jnp.where(found == 0, NEVER, _from_ordered_bits(found)).astype(jnp.float32)[:, None]
+
+
+def _masses(
+    ordered: UInt[Array, "B V"], weight: Float[Array, "B V"]
+) -> Callable[[list[UInt[Array, " B"]]], list[Float[Array, " B"]]]:
+    """A function that weighs, for each of some trials, what is at least the trial, in one pass.
+
+    Off the CPU this takes as long as reading the values does, so that 15 sums cost little more than
+    one, and on a mesh they travel together. A TPU computes sums of one operand side by side; a GPU
+    would read it for each, and has them in one sum over `"B V n"`, which is never in memory.
+    """
+    rows, size = ordered.shape
+    if backend() == "tpu" and rows < 8 and size % 8 == 0:  # registers have eight rows
+        ordered, weight = ordered.reshape(rows, 8, -1), weight.reshape(rows, 8, -1)
+    if backend() == "gpu":
+        ordered, weight = ordered[:, :, None], weight[:, :, None]
+
+    def masses_of(trials):
+        if backend() == "gpu":
+            is_in = ordered >= jnp.stack(trials, axis=-1)[:, None, :]
+            sums = jnp.sum(jnp.where(is_in, weight, 0), axis=1, dtype=jnp.float32)
+            return [sums[:, i] for i in range(len(trials))]
+        over = tuple(range(1, ordered.ndim))
+        are_in = [ordered >= jnp.expand_dims(trial, over) for trial in trials]
+        return [jnp.sum(jnp.where(x, weight, 0), axis=over, dtype=jnp.float32) for x in are_in]
+
+    return masses_of
 
 
 def min_p_floor(scaled: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B 1"]:
@@ -166,46 +216,63 @@ def min_p_floor(scaled: Float[Array, "B V"], sampling: Sampling) -> Float[Array,
     return jnp.max(scaled, axis=1, keepdims=True) + jnp.log(share)[:, None]
 
 
-def keep(scaled: Float[Array, "B V"], sampling: Sampling) -> Bool[Array, "B V"]:
+def keep(scaled: Float[Array, "B V"], sampling: Sampling, *, depth: int = 32) -> Bool[Array, "B V"]:
     """Which tokens the filters leave: top-k, then top-p on what is left, then min-p.
 
-    A filter that is off is exactly off. Ties at an edge stay. The largest token always stays.
+    A filter that is off is exactly off. Ties at an edge stay. The largest token always stays, and
+    so does NaN, of which the pick then tells.
 
     Args:
       scaled: logits after temperature; padding ids are -inf.
+      depth: bits of the edges that are found; with fewer than 32, those of their distance from the
+        largest, and a little more is kept. For drafts, which may be wrong.
     """
     values = scaled.astype(jnp.float32)
-    wanted = jnp.clip(sampling.top_k, 1, scaled.shape[1]).astype(jnp.float32)
-    edge = largest_threshold(values, jnp.ones_like(values), wanted)
-    kept = jnp.isfinite(values) & ((values >= edge) | (sampling.top_k <= 0)[:, None])
-
     largest = jnp.max(values, axis=1, keepdims=True)
+    if depth < 32:
+        values, largest = values - largest, jnp.zeros_like(largest)
+    is_used = sampling.top_k > 0
+    wanted = jnp.clip(sampling.top_k, 1, scaled.shape[1]).astype(jnp.float32)
+    edge = largest_threshold(values, jnp.ones_like(values), wanted, is_used=is_used, depth=depth)
+    kept = jnp.isfinite(values) & ((values >= edge) | ~is_used[:, None])
+
+    is_used = sampling.top_p < 1
     weight = jnp.where(kept, jnp.exp(values - largest), 0)
-    edge = largest_threshold(values, weight, sampling.top_p * jnp.sum(weight, axis=1))
-    kept = kept & ((values >= edge) | (sampling.top_p >= 1)[:, None])
+    wanted = sampling.top_p * jnp.sum(weight, axis=1)
+    edge = largest_threshold(values, weight, wanted, is_used=is_used, depth=depth)
+    kept = kept & ((values >= edge) | ~is_used[:, None])
 
     floor = min_p_floor(values, sampling)
     kept = kept & ((values >= floor) | (sampling.min_p <= 0)[:, None])
-    return kept | (values == largest)
+    return kept | ~(values < largest)
 
 
 # --- scores and the pick -------------------------------------------------------------------------
 
 
-def is_bad(logits: Float[Array, "B V"]) -> Bool[Array, " B"]:
+def is_bad(logits: Float[Array, "B V"], token: Int[Array, " B"] | None = None) -> Bool[Array, " B"]:
     """Rows with a NaN, a positive infinity or nothing finite: no token can be picked.
 
-    Not read off the maximum: on CPU, XLA drops NaN from a reduction of many numbers
-    (openxla/xla#21461).
+    Args:
+      token: the law's pick, where it was made of these logits. It tells: NaN and infinity pass all
+        filters, and argmax takes the first NaN, else the largest. Not so on CPU, where XLA drops
+        NaN from a reduction of many numbers (openxla/xla#21461): there all logits are looked at.
     """
+    if token is not None and backend() != "cpu":
+        return ~jnp.isfinite(jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0])
     is_broken = jnp.any(jnp.isnan(logits) | (logits == jnp.inf), axis=-1)
     return is_broken | ~jnp.any(jnp.isfinite(logits), axis=-1)
 
 
-def processed(logits: Float[Array, "B V"], sampling: Sampling, mode: Mode) -> Float[Array, "B V"]:
+def processed(
+    logits: Float[Array, "B V"], sampling: Sampling, mode: Mode, *, depth: int = 32
+) -> Float[Array, "B V"]:
     """Logits after temperature and filters, without noise; -inf where filtered out.
 
     Greedy rows keep their logits, and no filter changes what they pick.
+
+    Args:
+      depth: bits of the filters' edges, see `keep`.
     """
     if mode is Mode.GREEDY:
         return logits
@@ -213,7 +280,7 @@ def processed(logits: Float[Array, "B V"], sampling: Sampling, mode: Mode) -> Fl
     divisor = jnp.where(is_greedy, 1, sampling.temperature[:, None]).astype(logits.dtype)
     scaled = logits / divisor
     if mode is Mode.FULL:
-        scaled = jnp.where(keep(scaled, sampling) | is_greedy, scaled, NEVER)
+        scaled = jnp.where(keep(scaled, sampling, depth=depth) | is_greedy, scaled, NEVER)
     return scaled
 
 
@@ -286,8 +353,14 @@ class Randomness:
         """Whether a drafter that samples must hand over the rows it sampled from."""
         return self.rule is Rule.REJECTION
 
-    def noise(self, depth: Int[Array, ""] | int, vocabulary: int) -> Float[Array, "B V"] | None:
-        """The law's noise for the token chosen at a node of this depth; None in greedy programs."""
+    def noise(
+        self, depth: Int[Array, ""] | Int[Array, " B"] | int, vocabulary: int
+    ) -> Float[Array, "B V"] | None:
+        """The law's noise for the token chosen at a node of this depth; None in greedy programs.
+
+        Args:
+          depth: one for all rows, or each row's own.
+        """
         return self._draw(depth, vocabulary, Stream.NOISE)
 
     def draft_noise(

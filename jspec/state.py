@@ -40,6 +40,7 @@ class StopReason(enum.IntEnum):
     """Why a row ended. On the device `LENGTH` and `MAX_TOKENS` are one limit.
 
     `WRONG_MODE`: its settings were traced, and its program's mode does not serve them.
+    `REFUSED`: the request could not be served; no row ever has it.
     """
 
     NONE = 0
@@ -49,6 +50,7 @@ class StopReason(enum.IntEnum):
     LENGTH = 4
     BAD_LOGITS = 5
     WRONG_MODE = 6
+    REFUSED = 7
 
     @property
     def label(self) -> str:
@@ -148,6 +150,10 @@ class KVCache:
     @property
     def capacity(self) -> int:
         return self.keys[0].shape[2]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.keys[0].dtype
 
 
 @state

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jspec"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 LEVELS = (
-    ("arguments", "errors", "lazy", "provenance", "records", "text_files", "versions"),
+    ("arguments", "errors", "lazy", "ngrams", "provenance", "records", "text_files", "versions"),
     ("ops",),
     ("config", "hosts", "law", "sharding", "state"),
     ("models",),

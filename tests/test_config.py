@@ -151,11 +151,11 @@ def test_sets_are_read_as_yaml_but_texts_stay_texts():
         ({"sample": -1}, "sample: expected"),
         ({"batch_size": 0}, "batch_size: expected"),
         ({"max_length": 1}, "max_length: expected a whole number from 2 to 2147483647"),
-        ({"dtype": "fp8"}, "dtype: expected float32 or bfloat16, given 'fp8'"),
+        ({"dtype": "fp8"}, "dtype: expected auto, float32 or bfloat16, given 'fp8'"),
         ({"rule": "maybe"}, "rule: expected walk or rejection"),
         ({"stop": [""]}, "stop: expected a list of non-empty texts"),
         ({"raw": "yes"}, "raw: expected true or false"),
-        ({"target": 7}, "target: expected a directory or a hub id, given 7"),
+        ({"target": 7}, "target: expected a directory, a .gguf file or a hub id, given 7"),
         ({"drafter_options": [1]}, "drafter_options: expected a mapping"),
     ],
 )

@@ -102,7 +102,7 @@ def test_source_archive_leaves_the_links_out(tmp_path):
 
 def test_extras_are_those_that_the_documentation_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {"cuda", "tpu", "plot", "torch", "data", "docs", "dev"}
+    extras = {"cuda", "tpu", "gpu-compiler", "plot", "torch", "data", "gguf", "docs", "dev"}
     assert set(project["optional-dependencies"]) == extras
 
 

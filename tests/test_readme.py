@@ -28,11 +28,15 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[list[str]]:
-    """The command lines of README, without `python -m jspec.infer`."""
+def commands() -> list:
+    """The command lines of README, without `python -m jspec.infer`; SmolLM2's are marked."""
     text = "\n".join(blocks("README.md", "sh")).replace("\\\n", " ")
     lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [line[3:] for line in lines if line[:3] == ["python", "-m", "jspec.infer"]]
+    some = [line[3:] for line in lines if line[:3] == ["python", "-m", "jspec.infer"]]
+    return [
+        pytest.param(line, marks=[pytest.mark.smollm2] if "smollm2" in line else [])
+        for line in some
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,15 @@ class Part:
     title: str
     variants: Sequence[Variant]
 
+    def changed(self, **fields: Any) -> Part:
+        """The same variants with other fields, and so what they are compared with."""
+
+        def one(variant: Variant) -> Variant:
+            against = variant.against and dataclasses.replace(variant.against, **fields)
+            return dataclasses.replace(variant, against=against, **fields)
+
+        return dataclasses.replace(self, variants=tuple(map(one, self.variants)))
+
 
 # --- measuring -----------------------------------------------------------------------------------
 
@@ -110,7 +119,11 @@ class Ablation:
       arguments: of `make_parser`.
       load: makes the drafter of a variant.
       ends_early: texts end at the target's stop tokens.
+      target: what all of them draft for: a model, or where it is.
+      prompts: what is continued; openings that were held out of the demo's training if not given.
       also: what all records of a folder share, beside the prompts.
+      context: tokens of the text that rounds are timed on, with room for three times as many more;
+        the longest prompt, and room for the longest text of the target, if not given.
     """
 
     def __init__(
@@ -119,13 +132,18 @@ class Ablation:
         *,
         load: Callable[[Variant, Target], LoadedDrafter] = load_variant,
         ends_early: bool = False,
+        target: str | Target = "demo/target",
+        prompts: Sequence[tuple[int, ...]] | None = None,
         also: Mapping[str, Any] | None = None,
+        context: int | None = None,
     ):
-        self.arguments = arguments
-        self.target = jspec.load_target("demo/target")
+        self.arguments, self._context = arguments, context
+        self.target = jspec.load_target(target) if isinstance(target, str) else target
         self._load = load
         self._stop_ids = self.target.stop_ids if ends_early else ()
-        self._prompts = [opening.tokens for opening in held_out_openings(arguments)]
+        if prompts is None:
+            prompts = [opening.tokens for opening in held_out_openings(arguments)]
+        self._prompts = list(prompts)
         settings = {"kind": "settings", "prompts": self._prompts, **(also or {})}
         made = {**provenance(), "device": device_record()["kind"]}
         self._results = Results(arguments.out / "results.jsonl", settings, made)
@@ -149,11 +167,11 @@ class Ablation:
 
     def find(self, variant: Variant) -> Record:
         """What every round of every text kept."""
-        return self._found("kept", variant, self._decode)
+        return self.keep("kept", variant, self._decode)
 
     def cost(self, variant: Variant) -> Record:
         """What a round and its parts take in plain rounds, and the seconds of one of these."""
-        return self._found("cost", variant, self._time)
+        return self.keep("cost", variant, self._time)
 
     # Numbers of records, a ratio of sums over prompts each.
 
@@ -186,8 +204,11 @@ class Ablation:
         record = self.find(variant)
         return sum(record["proposed"]) / sum(map(len, record["kept"]))
 
-    def _found(self, kind: str, variant: Variant, measure: Callable[[Variant], Record]) -> Record:
-        """A record; a longer text than `--max-new-tokens` is one of that length."""
+    def keep(self, kind: str, variant: Variant, measure: Callable[[Variant], Record]) -> Record:
+        """A record of some kind, which is measured and written where it is not there yet.
+
+        A longer text than `--max-new-tokens` is one of that length.
+        """
         limit = min(variant.new_tokens, self.arguments.max_new_tokens)
         key = variant.key | {"new_tokens": limit, "weights": _digest(variant.path)}
         block = json.dumps([kind, key], sort_keys=True)
@@ -199,7 +220,8 @@ class Ablation:
 
     def _decode(self, variant: Variant) -> Record:
         requests, loaded = self.requests(variant), self.load(variant)
-        capacity = LONGEST + max(request.max_new_tokens for request in requests)
+        longest = max(LONGEST, *(len(request.tokens) for request in requests))
+        capacity = longest + max(request.max_new_tokens for request in requests)
         engine = Engine(
             self.target, loaded, batch_size=variant.batch_size, max_length=capacity, trace=True
         )
@@ -211,9 +233,15 @@ class Ablation:
         }
 
     def _time(self, variant: Variant) -> Record:
+        request, capacity = self.timed_text(variant)
+        return round_costs(self.target, {"it": self.load(variant)}, request, capacity)["it"]
+
+    def timed_text(self, variant: Variant) -> tuple[Request, int]:
+        """The text after which rounds are timed, past stop tokens, and room for the whole."""
         longest = max(self.requests(variant), key=lambda request: len(request.tokens))
-        request, drafters = dataclasses.replace(longest, stop_ids=()), {"it": self.load(variant)}
-        return round_costs(self.target, drafters, request, self.target.max_length)["it"]
+        tokens = longest.tokens[: self._context]
+        capacity = min(4 * (self._context or self.target.max_length), self.target.max_length)
+        return dataclasses.replace(longest, tokens=tokens, stop_ids=()), capacity
 
 
 @functools.cache

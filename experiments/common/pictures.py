@@ -114,4 +114,5 @@ def _panels(width: float, height: float, count: int, *, is_shared: bool):
 
 def _save(figure, path: Path, handles: list, labels: list[str]) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -56,6 +56,7 @@ SHAPES = {
     "wide-14m": _llama(8192, 384, 1280, 6, (6, 2), has_tied_head=True),
     "7b": _llama(32000, 4096, 11008, 32, (32, 32)),
     "llama3-8b": KNOWN["meta-llama/Meta-Llama-3-8B-Instruct"],
+    "llama3-1b": KNOWN["meta-llama/Llama-3.2-1B-Instruct"],
     "qwen2.5-7b": KNOWN["Qwen/Qwen2.5-7B-Instruct"],
     "dream-7b": KNOWN["Dream-org/Dream-v0-Instruct-7B"],
 }

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.common import pictures
 from experiments.common.ablation import (
@@ -58,9 +59,9 @@ SWEPT = {
 """Labels of parts that are swept over one option."""
 
 
-def ablation_of(arguments: argparse.Namespace) -> Ablation:
-    """Measures variants with the proxy that was asked for."""
-    beside = local_directory(DRAFTER) / NGRAM_FOLDER
+def ablation_of(arguments: argparse.Namespace, drafter: str = DRAFTER, **others) -> Ablation:
+    """Measures variants with the proxy that was asked for; the others are `Ablation`'s."""
+    beside = local_directory(drafter) / NGRAM_FOLDER
     ngram = local_directory(arguments.ngram) if arguments.ngram else beside
     if not ngram.is_dir():
         raise UserError(f"no n-gram proxy at {ngram}; give --ngram")
@@ -69,19 +70,34 @@ def ablation_of(arguments: argparse.Namespace) -> Ablation:
         options = {**variant.options, "ngram": variant.options["ngram"] or str(ngram)}
         return load_variant(dataclasses.replace(variant, options=options), target)
 
-    return Ablation(arguments, load=load, ends_early=True, also={"ngram": weights_digest(ngram)})
+    also = {"ngram": weights_digest(ngram)}
+    return Ablation(arguments, load=load, ends_early=True, also=also, **others)
 
 
 def part_of(ablation: Ablation, name: str) -> Part:
     """A part by name; the adaptive one follows from the fixed length that is fastest, and costs."""
     if name in PARTS:
         return PARTS[name]
-    best = max(settings.LENGTHS, key=lambda k: estimate(ablation.speed(fixed(k))).value)
+    best = fastest(ablation, settings.LENGTHS)
+    return settings.adaptive(best, costs_of(ablation, settings.ADAPTIVE_SIZES))
+
+
+def fastest(ablation: Ablation, lengths: Sequence[int], **fields: Any) -> int:
+    """The fixed length that is fastest with the search; fields are the variants'."""
+
+    def speed(k: int) -> float:
+        return estimate(ablation.speed(dataclasses.replace(fixed(k), **fields))).value
+
+    return max(lengths, key=speed)
+
+
+def costs_of(ablation: Ablation, lengths: Sequence[int], **fields: Any) -> dict[str, str]:
+    """What rounds of fixed lengths cost, by choice, as the drafter's option has it."""
     costs = {}
     for choice, options in CHOICES.items():
-        rounds = [ablation.cost(fixed(k, **options))["round"] for k in settings.ADAPTIVE_SIZES]
-        costs[choice] = ",".join(f"{cost:.2f}" for cost in rounds)
-    return settings.adaptive(best, costs)
+        some = [dataclasses.replace(fixed(k, **options), **fields) for k in lengths]
+        costs[choice] = ",".join(f"{ablation.cost(one)['round']:.2f}" for one in some)
+    return costs
 
 
 def stages_of(ablation: Ablation, variant: Variant) -> dict[str, float]:

@@ -49,8 +49,8 @@ def variant(
         path=DRAFTER,
         options=options,
         temperature=temperature,
-        # All rows of a batch draft what the longest wants.
-        batch_size=BATCH_SIZE if options["n_lengths"] == 1 else 1,
+        # All rows of a batch draft what the longest wants, and are read anew with the oldest.
+        batch_size=BATCH_SIZE if options["n_lengths"] == 1 and not options["refresh_every"] else 1,
         x=x,
         paper=paper,
     )
@@ -93,15 +93,44 @@ _SHAPES: dict[str, dict[str, Any]] = {"path": {}, "beams": {"shape": "beams"}}
 _SHAPES |= {f"tree of {n}": {"shape": "tree", "nodes": n} for n in (8, 12, 16)}
 _PASSES = _sweep("S", "passes", _S, shortest=8, longest=8)
 
+
+def lengths(some: Sequence[int]) -> Part:
+    """Fixed lengths, the usual one among them, with the search and without."""
+    variants = [
+        fixed(k, f"{name}, k = {k}", **choice)
+        for name, choice in reversed(CHOICES.items())
+        for k in some
+    ]
+    return part("Fixed length", variants)
+
+
+def prefixes(k: int) -> Part:
+    """Ways to read the text, with k masks."""
+    ways: dict[str, dict[str, Any]] = {"frozen": {}}
+    ways |= {f"frozen, anew every {n} rounds": {"refresh_every": n} for n in (32, 8)}
+    ways["recompute"] = {"prefix": "recompute"}
+    variants = [fixed(k, name, **way) for name, way in ways.items()]
+    return part("How the text is read", variants, against=fixed(k))
+
+
+def proxies(k: int) -> Part:
+    """No search, and a search of k slots with each proxy and without any."""
+    kinds: dict[str, dict[str, Any]] = {
+        "no search": CHOICES["argmax"],
+        "none": NO_PROXY,
+        "table alone": {"static_share": 1.0},
+        "half table, half text": {},
+        "text, and the table where it is silent": {"static_share": 0.0},
+    }
+    for weight in (0.5, 0.7, 0.9):
+        silent = {"ngram": NO_NGRAM, "weight": weight}
+        kinds[f"no table, 0.5 text, lambda = {weight}"] = silent
+    variants = [fixed(k, name, **kind) for name, kind in kinds.items()]
+    return part("Proxy", variants, against=fixed(k))
+
+
 PARTS: dict[str, Part] = {
-    "lengths": part(
-        "Fixed length",
-        [
-            fixed(k, f"{name}, k = {k}", **choice)
-            for name, choice in reversed(CHOICES.items())
-            for k in LENGTHS
-        ],
-    ),
+    "lengths": lengths(LENGTHS),
     "passes": part("Passes, k = 8", _PASSES, against=_PASSES[0]),
     "beam": part("Beam", _sweep("B", "beam", _B)),
     "cap": part("Candidates of a slot", _sweep("M_max", "cap", _CAP)),
@@ -113,9 +142,7 @@ PARTS: dict[str, Part] = {
             for name, shape in _SHAPES.items()
         ],
     ),
-    "prefix": part(
-        "How the text is read", [variant(name, prefix=name) for name in ("frozen", "recompute")]
-    ),
+    "prefix": prefixes(4),
     "extra": part(
         "The slot after the last mask",
         [
@@ -153,31 +180,24 @@ PARTS: dict[str, Part] = {
             for is_mean in (True, False)
         ],
     ),
-    "proxy": part(
-        "Proxy",
-        [
-            variant("none", **NO_PROXY),
-            variant("table alone", static_share=1.0),
-            variant("half table, half text"),
-            variant("text, and the table where it is silent", static_share=0.0),
-            *(
-                variant(f"no table, 0.5 text, lambda = {weight}", ngram=NO_NGRAM, weight=weight)
-                for weight in (0.5, 0.7, 0.9)
-            ),
-        ],
-    ),
+    "proxy": proxies(4),
 }
 """All but `adaptive`, which stands on `lengths`."""
 
 
-def adaptive(best: int, costs: Mapping[str, str]) -> Part:
+def adaptive(
+    best: int, costs: Mapping[str, str], sizes: Sequence[int] = ADAPTIVE_SIZES, growth: int = 2
+) -> Part:
     """Fixed and adaptive lengths, with and without the search: the paper's Table 2.
 
     Args:
       best: the fixed length.
-      costs: of rounds of `ADAPTIVE_SIZES` by choice, for the survival controller.
+      costs: of rounds of these sizes by choice, for the survival controller.
+      sizes: lengths of drafts, evenly spread.
+      growth: masks that are added at once.
     """
-    lengths = {"shortest": 2, "longest": 8, "n_lengths": 4}
+    lengths = {"shortest": sizes[0], "longest": sizes[-1], "n_lengths": len(sizes)}
+    lengths["growth"] = growth
     paper = {"CPS": ("6.95, 2.98", "6.99, 3.08"), "argmax": ("6.05, 2.69", "6.43, 2.73")}
     variants = []
     for name, choice in CHOICES.items():

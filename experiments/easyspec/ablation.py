@@ -82,7 +82,8 @@ def calibration_part(grid: Part) -> Part:
     for one in grid.variants:
         options = {**one.options, "calibration": NEVER}
         for never in grid.variants:
-            if never.options == options and one.options != options:
+            is_same = (never.options, never.temperature) == (options, one.temperature)
+            if is_same and one.options != options:
                 against = dataclasses.replace(never, label="never's")
                 compared.append(dataclasses.replace(one, against=against))
     return Part(title="What calibration is worth", variants=compared)
@@ -134,11 +135,16 @@ Losses = dict[str, list[tuple[str, dict[float, Estimate]]]]
 
 
 def grid_losses(ablation: Ablation, variants: Sequence[Variant]) -> Losses:
-    """Losses by N, a panel a width and a curve a calibration."""
+    """Losses by N, a panel a width and temperature, and a curve a calibration."""
+
+    def panel(variant: Variant) -> tuple[int, float]:
+        return variant.options["width"], variant.temperature
+
     found: Losses = {}
-    for width in sorted({variant.options["width"] for variant in variants}):
-        exact, *others = (v for v in variants if v.options["width"] == width)
-        title = f"width {width}, exact: {estimate(ablation.alpha(exact)).value:.3f}"
+    for width, temperature in sorted(set(map(panel, variants))):
+        exact, *others = (v for v in variants if panel(v) == (width, temperature))
+        alpha = estimate(ablation.alpha(exact)).value
+        title = f"width {width}, T = {temperature:g}, exact: {alpha:.3f}"
         for place, calibration in enumerate(STYLES):
             some = [v for v in others if v.options["calibration"] == calibration]
             points = {v.x + 0.12 * (place - 1.5): _loss(ablation, v) for v in some}

@@ -31,29 +31,30 @@ def variant(
     *,
     groups: str = "",
     whole: bool = False,
-    **text: Any,
+    layers: int = LAYERS,
+    **others: Any,
 ) -> Variant:
     """Groups of at most n layers, or those given, beside the exact drafter of the same tree.
 
     Args:
-      text: temperature and length of the texts.
+      layers: of the drafter.
+      others: fields that both have: temperature and length of the texts, the drafter's path.
     """
     is_exact = n == 1 and not groups
     calibration = ROUND if is_exact else calibration
-    cut: Groups = parse(groups) or (singles(LAYERS) if is_exact else contiguous(LAYERS, n))
+    cut: Groups = parse(groups) or (singles(layers) if is_exact else contiguous(layers, n))
     tree = {"width": width, "depth": depth}
-    exact = None if is_exact else variant(1, **tree, **text)
+    exact = None if is_exact else variant(1, **tree, layers=layers, **others)
     kind = {"calibration": calibration, "groups": groups, "whole": whole}
     return Variant(
         label=written(cut) + " whole" * whole,
         drafter="easyspec",
-        path=DRAFTER,
         options={"size": n, **tree, **kind},
         # One row that needs it has all rows calibrated.
         batch_size=1 if calibration == MISMATCH else BATCH_SIZE,
         against=exact and dataclasses.replace(exact, label="exact"),
         x=n,
-        **{"new_tokens": SHORT, **text},
+        **{"path": DRAFTER, "new_tokens": SHORT, **others},
     )
 
 

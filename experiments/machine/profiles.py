@@ -10,7 +10,8 @@ class Profile:
     """What is measured on a kind of machine; shapes are names of `SHAPES`.
 
     Attributes:
-      target, contexts, rows, nodes: over which r(n) is measured; Falcon's target, too.
+      target, contexts, rows, nodes: over which r(n) is measured, and products, attention (which has
+        the heads of `series`) and filters (its vocabulary); Falcon's target, too.
       tree: of Falcon, after the first context.
       verifier, diffusion, lengths, texts: of DiffuSpec: shapes of target and drafter, masks of a
         round, and tokens of text.
@@ -38,7 +39,9 @@ PROFILES = {
     "gpu": Profile(
         dtype="bfloat16",
         target="7b",
-        contexts=(512, 4096),
+        contexts=(2048, 8000),
+        rows=(1, 8),
+        nodes=(1, 8, 26, 64),
         tree="kmask2_8layer_tree",
         verifier="qwen2.5-7b",
         diffusion="dream-7b",
@@ -46,6 +49,21 @@ PROFILES = {
         texts=(256, 1024, 2048),
         series="llama3-8b",
         sizes=(2, 4, 8),
+        passes_after=(256, 1024),
+    ),
+    "small": Profile(
+        dtype="bfloat16",
+        target="llama3-1b",
+        contexts=(2048,),
+        rows=(1, 8),
+        nodes=(1, 8, 26, 64),
+        tree="kmask2_8layer_tree",
+        verifier="llama3-1b",
+        diffusion="demo-diffusion",
+        lengths=(5,),
+        texts=(256,),
+        series="llama3-1b",
+        sizes=(2, 4),
         passes_after=(256, 1024),
     ),
     "cpu": Profile(
@@ -74,4 +92,4 @@ PROFILES = {
         passes_after=(16,),
     ),
 }
-"""By name: a GPU of 80 GB, a CPU with the shapes of the demo, and a check that all of it runs."""
+"""By name: accelerators of 80 GB and of 16, a CPU with the demo's shapes, a check that all runs."""

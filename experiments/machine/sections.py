@@ -27,9 +27,12 @@ from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.length import AdaptiveLength
 from jspec.drafters.diffuspec.prefix import Prefix
+from jspec.drafters.easyspec.drafter import EasySpec
 from jspec.drafters.easyspec.layer_groups import Groups, contiguous, singles
+from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.drafters.falcon.drafter import Falcon
 from jspec.drafters.falcon.trees import find
+from jspec.drafters.growth import Grower
 from jspec.infer.engine import Engine
 from jspec.infer.request import Request
 from jspec.models import sar_head
@@ -188,6 +191,25 @@ def _passes(
         return cache, jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
 
     return lax.fori_loop(0, ROUNDS, step, (cache, jnp.zeros((1, width), jnp.int32)))[1]
+
+
+def easyspec_round(profile: Profile) -> Rows:
+    """A round of EasySpec, where the small model has the target's own weights, and so its shape.
+
+    With a larger target the draft stays what it is here, and the plain round grows.
+    """
+    target, size = (
+        random_target(profile.series, profile.dtype),
+        profile.sizes[len(profile.sizes) // 2],
+    )
+    decoder = LayerParallelDecoder(target.model, contiguous(target.model.config.n_layers, size))
+    grower = Grower(vocab_size=target.vocab_size, depth=5, width=max(profile.widths))
+    drafter = EasySpec(decoder=decoder, grower=grower)
+    loaded = LoadedDrafter(name="easyspec", drafter=drafter, params=target.params)
+    text = profile.passes_after[-1]
+    found = costs_of(target, {"easyspec": loaded}, text)["easyspec"]
+    plain = {"plain, ms": 1e3 * found.pop("plain_s")}
+    return [{"layers a group": size, "text": text, **plain, **found}]
 
 
 def easyspec(profile: Profile) -> Rows:

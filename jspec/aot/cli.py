@@ -1,4 +1,4 @@
-"""`python -m jspec.aot`: compile a config's steps for a TPU topology, without a TPU.
+"""`python -m jspec.aot`: compile a config's steps for TPUs or GPUs, without any.
 
 In reading order: the flags, and the run that follows.
 """
@@ -6,12 +6,20 @@ In reading order: the flags, and the run that follows.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 
 from jspec.aot import report
 from jspec.aot.inference import inference_job
 from jspec.aot.steps import StepReport, compile_step
-from jspec.aot.topology import EXAMPLES, check_name, find_topology, set_environment
+from jspec.aot.topology import (
+    DEFAULTS,
+    EXAMPLES,
+    Topology,
+    choose_topology,
+    find_topology,
+    set_environment,
+)
 from jspec.aot.training import training_job
 from jspec.config import find_config, read_yaml
 from jspec.console.commands import Command
@@ -21,6 +29,9 @@ from jspec.errors import UserError
 
 PROMPT_TOKENS = 512
 """Tokens of the prompt that prefill is compiled for, where the context holds as many."""
+
+BATCHES, CONTEXTS = (1, 8, 32), (2048, 8192, 32_768)
+"""Of a sweep."""
 
 INFERENCE, TRAINING = ("prefill", "round"), ("train",)
 
@@ -34,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         note="; recipes for a model or a drafter too",
     )
     parser.add_argument("--topology", metavar="CHIP:GRID", help=f"such as {EXAMPLES}")
+    parser.add_argument(
+        "--platform",
+        choices=tuple(DEFAULTS),
+        help="without a topology: "
+        + ", ".join(f"{name} for {platform}" for platform, name in DEFAULTS.items()),
+    )
     parser.add_argument(
         "--steps",
         metavar="NAME,...",
@@ -58,6 +75,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of the prompt that prefill is compiled for (default: {PROMPT_TOKENS})",
     )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="compile the target's first N layers, and count a round's bytes as of all",
+    )
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="the bytes of rounds with "
+        f"{', '.join(map(str, BATCHES))} rows and room for {', '.join(map(str, CONTEXTS))} tokens",
+    )
     parser.add_argument("--json", action="store_true", help="one object on stdout")
 
 
@@ -68,16 +97,18 @@ def run(args: argparse.Namespace) -> int:
       UserError: what is wrong with flags and config, before anything is compiled.
       Failure: a step that does not fit.
     """
-    if args.topology is None:
-        raise UserError(f"no topology to compile for: give --topology, such as {EXAMPLES}")
-    check_name(args.topology)
+    name = choose_topology(args.topology, args.platform)
     if args.config is None and not args.set:
         raise UserError("nothing to compile: give --config")
     path = find_config(args.config) if args.config is not None else None
     values = read_yaml(path) if path is not None else {}
     is_recipe = "kind" in values
     chosen, log = _chosen(args, TRAINING if is_recipe else INFERENCE), Log()
-    topology = find_topology(args.topology)
+    topology = find_topology(name)
+    if args.sweep:
+        if is_recipe:
+            raise UserError("--sweep is of a config that generates")
+        return _sweep(args, topology, log)
     if path is not None and is_recipe:
         job = training_job(args, topology, path, values)
     else:
@@ -92,11 +123,27 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report.print_json(job, steps)
     else:
-        report.print_tables(steps)
+        report.print_tables(steps, topology.bandwidth)
     failed = [step for step in steps if not step.fits]
     if failed:
         worst = max(failed, key=lambda step: step.needed or 0)
         raise Failure(report.refusal(job, worst))
+    return 0
+
+
+def _sweep(args: argparse.Namespace, topology: Topology, log: Log) -> int:
+    """Compile rounds of several batches and lengths, and print what each moves."""
+    found: list[tuple[int, int, StepReport]] = []
+    for batch_size, context in itertools.product(BATCHES, CONTEXTS):
+        one = argparse.Namespace(**vars(args) | {"batch_size": batch_size, "context": context})
+        (step,) = (step for step in inference_job(one, topology).steps if step.name == "round")
+        with log.status(f"compiling {batch_size} x {context} tokens"):
+            compiled = compile_step(step, topology.devices, topology.hbm)
+        found.append((batch_size, context, compiled))
+    if args.json:
+        report.print_sweep_json(found)
+    else:
+        report.print_sweep(found, topology.bandwidth)
     return 0
 
 
@@ -127,7 +174,7 @@ def _run(args: argparse.Namespace, owns_process: bool) -> int:
 
 COMMAND = Command(
     name="aot",
-    description="Compile the steps of a config for a TPU topology, on any computer: whether "
+    description="Compile the steps of a config for TPUs or GPUs, on any computer: whether "
     "they fit, and what moves between devices.",
     add_arguments=add_arguments,
     run=_run,

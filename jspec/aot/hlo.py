@@ -26,7 +26,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$"
 """Name, type, operation, and what it is given: a type has brackets, but no word in front of one."""
 
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
-_OPERAND = re.compile(r"\s*(?:[\w\[\],{}:()]+ )?%?([\w.\-]+)")
+_COMMENT = re.compile(r"/\*.*?\*/")
+_LAST_NAME = re.compile(r"%?([\w.\-]+)\s*$")
 _ON_CHIP = re.compile(r"S\([1-9]\d*\)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _CHAIN = re.compile(r'chain_id="(\d+)"')
@@ -35,6 +36,8 @@ _CALLED = re.compile(
     r"called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _NAME = re.compile(r"%?([\w.\-]+)")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _BITS = re.compile(r"[a-z]+?(\d+)")
 
 
@@ -67,24 +70,37 @@ class Instruction:
     Attributes:
       operation: such as `fusion` or `all-gather-start`.
       arrays: what it makes; several where it makes a tuple.
-      operand: name of the first one, where there is one.
+      operands: their names; of a parameter, its number.
       computation: which it is in.
       calls: computations it runs, with the role of each (`body`, `calls`, ...).
       op_name: where in the Python program it comes from, as JAX says it.
       chain: of a collective that a TPU runs beside computations, part by part: every computation it
         is fused with has an instruction of this chain, and all of them are one collective.
+      is_in_place: it gives an operand back where it lies.
       is_in_loop: it runs once an iteration of some loop.
+      is_root: it is what its computation gives.
+      target: of a custom call, what it calls.
+      trips: of a loop, its iterations where they are known.
     """
 
     name: str
     operation: str
     arrays: tuple[Array, ...]
-    operand: str
+    operands: tuple[str, ...]
     computation: str
     calls: tuple[tuple[str, str], ...]
     op_name: str
     chain: str = ""
+    is_in_place: bool = False
     is_in_loop: bool = False
+    is_root: bool = False
+    target: str = ""
+    trips: int | None = None
+
+    @property
+    def operand(self) -> str:
+        """Name the first operand, where there is one."""
+        return self.operands[0] if self.operands else ""
 
     @property
     def kind(self) -> str | None:
@@ -128,17 +144,37 @@ def _parse(text: str) -> Iterator[Instruction]:
         elif found := _INSTRUCTION.match(line):
             name, type_, operation, given = found.groups()
             op_name, chain = _OP_NAME.search(given), _CHAIN.search(given)
-            operand = _OPERAND.match(given)
+            target, trips = _TARGET.search(given), _TRIPS.search(given)
             yield Instruction(
                 name=name,
                 operation=operation,
                 arrays=tuple(_arrays(type_)),
-                operand=operand[1] if operand else "",
+                operands=tuple(_operands(given)),
                 computation=computation,
                 calls=tuple(_calls(given)),
                 op_name=op_name[1].replace("\\'", "'") if op_name else "",
                 chain=chain[1] if chain else "",
+                is_in_place="output_to_operand_aliasing={{}:" in given,
+                is_root=line.lstrip().startswith("ROOT "),
+                target=target[1] if target else "",
+                trips=int(trips[1]) if trips else None,
             )
+
+
+def _operands(given: str) -> Iterator[str]:
+    """Names between an operation's brackets: the last word of each part, behind its type."""
+    depth, start, text = 0, 0, _COMMENT.sub("", given)
+    for at, letter in enumerate(text):
+        if letter in "([{":
+            depth += 1
+        elif letter in "}]" or (letter == ")" and depth):
+            depth -= 1
+        elif letter == ")" or (letter == "," and not depth):
+            if name := _LAST_NAME.search(text, start, at):
+                yield name[1]
+            start = at + 1
+            if letter == ")":
+                return
 
 
 def _arrays(text: str) -> Iterator[Array]:

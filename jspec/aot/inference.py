@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jspec.aot.moved import placed
+from jspec.aot.moved import PlacedArray, placed
 from jspec.aot.steps import CompileJob, Lowering
 from jspec.aot.topology import Topology, choose_mesh, default_mesh, gib
+from jspec.aot.traffic import RoundShape
 from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
-from jspec.checkpoints.target import abstract_target, check_causal
+from jspec.checkpoints.target import Target, abstract_target, check_causal
 from jspec.config import InferConfig, parse_sets
 from jspec.console.configs import infer_config
 from jspec.drafters import load_drafter
@@ -24,13 +27,11 @@ from jspec.infer.executables import Executables
 from jspec.infer.memory import memory_of
 from jspec.infer.prefill import prompt_bucket
 from jspec.infer.request import Request, sampling_of
+from jspec.infer.state import DecodeState
 from jspec.law import Mode, Rule, mode_of
 from jspec.ops.platform import compiling_for
 from jspec.sharding import make_mesh
 from jspec.state import Sampling
-
-ROUNDS = 8
-"""Rounds a dispatch, as the engine has them."""
 
 
 def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
@@ -50,7 +51,10 @@ def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
         batch_size = -(-batch_size // data) * data
         notes.append(f"batch size {batch_size}: one that data={data} divides")
     mesh = make_mesh(**sizes, devices=topology.devices)
-    target = abstract_target(found, dtype=config.dtype, mesh=mesh)
+    target = abstract_target(found, dtype=config.dtype, weights=config.weights, mesh=mesh)
+    if args.layers is not None:
+        target = dataclasses.replace(_shorter(target, args.layers), checkpoint=found)
+        notes.append(f"{args.layers} of {found.config.n_layers} layers; memory is of these alone")
     before, after = found.config.n_kv_heads, target.model.config.n_kv_heads
     if before != after:
         notes.append(f"{before} key/value heads, repeated to {after} for the mesh")
@@ -66,7 +70,7 @@ def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
         loop=None,
         batch_size=batch_size,
         capacity=capacity,
-        rounds=ROUNDS,
+        rounds=config.rounds_per_chunk,
     )
     mode = mode_of(config.temperature, config.top_k, config.top_p, config.min_p)
     return CompileJob(
@@ -74,9 +78,22 @@ def inference_job(args: argparse.Namespace, topology: Topology) -> CompileJob:
         mesh=sizes,
         origins={name: find_checkpoint(name, downloads=False).origin for name in names},
         notes=notes,
-        steps=_steps(programs, mode, args.prompt_tokens),
+        steps=steps_of(programs, mode, args.prompt_tokens, found.config.n_layers),
         remedy=lambda: _remedy(programs, topology.hbm or 0),
     )
+
+
+def _shorter(target: Target, n_layers: int) -> Target:
+    """Take the first layers of a target of shapes.
+
+    Raises:
+      UserError: it has not so many.
+    """
+    config = target.model.config
+    if not 1 <= n_layers <= config.n_layers:
+        raise UserError(f"--layers: expected 1 to {config.n_layers}, not {n_layers}")
+    fewer = dataclasses.replace(config, n_layers=n_layers, windows=config.windows[:n_layers])
+    return abstract_target(fewer, dtype=target.dtype, weights=target.weights, mesh=target.mesh)
 
 
 def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
@@ -95,8 +112,14 @@ def _plan(args: argparse.Namespace) -> tuple[InferConfig, Checkpoint, int]:
     return config, found, capacity
 
 
-def _steps(programs: Executables, mode: Mode, prompt_tokens: int) -> Iterator[Lowering]:
-    """Make prefill and round of an engine, as it jits them."""
+def steps_of(
+    programs: Executables, mode: Mode, prompt_tokens: int, of_layers: int
+) -> Iterator[Lowering]:
+    """Make prefill and round of an engine, as it jits them.
+
+    Args:
+      of_layers: that the whole target has, where these programs are of its first.
+    """
     target, drafter, capacity = programs.target, programs.drafter, programs.capacity
     width = prompt_bucket(min(prompt_tokens, capacity), capacity)
     prompt = _prompt(target.mesh, width, capacity)
@@ -119,19 +142,63 @@ def _steps(programs: Executables, mode: Mode, prompt_tokens: int) -> Iterator[Lo
         note=f"{programs.batch_size} x {capacity} tokens, {nodes} nodes a row, {mode.name.lower()}",
         lower=lambda: programs.lower_chunk(generation, mode),
         arrays=[*weights, *caches],
+        shape=round_shape(programs, generation, [*weights, *caches], nodes, of_layers),
+    )
+
+
+def round_shape(
+    programs: Executables,
+    generation: DecodeState,
+    arrays: Sequence[PlacedArray],
+    nodes: int,
+    of_layers: int,
+) -> RoundShape:
+    """Tell what a round's arrays are known by, and what it moves at least.
+
+    Args:
+      generation: shapes of its state.
+      nodes: rows of the target's pass.
+      of_layers: that the whole target has; those of `programs` may be fewer.
+    """
+    config, params = programs.target.model.config, programs.target.params
+    keys = generation.cache.keys[0]
+    rows, n_kv_heads, slots, head_dim = keys.sharding.shard_shape(keys.shape)
+    more = of_layers / config.n_layers
+    weights = 0
+    for path, leaf in jax.tree.leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        n_bytes = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        if "embedding" not in name or config.has_tied_head:
+            weights += round(n_bytes * (more if "layers" in name else 1))
+    row = n_kv_heads * head_dim * keys.dtype.itemsize
+    group = config.n_heads // config.n_kv_heads
+    part = config.vocab_size // programs.target.mesh.shape["tensor"]
+    return RoundShape(
+        arrays=arrays,
+        slots=slots,
+        vocabularies=(config.vocab_size, part),
+        batch_size=rows,
+        n_layers=config.n_layers,
+        of_layers=of_layers,
+        weights=weights,
+        kv=2 * of_layers * rows * programs.capacity * row,
+        rows=2 * of_layers * rows * nodes * row * (group + 1),
     )
 
 
 def _prompt(mesh: Mesh, width: int, capacity: int) -> tuple[Any, Any, Sampling]:
-    """Make the shapes of one prompt: tokens, length, settings; all on every device."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    """Make the shapes of a prompt for each device along `data`: tokens, lengths, settings.
+
+    They come to every device, which reads its own.
+    """
+    rows, everywhere = mesh.shape["data"], NamedSharding(mesh, PartitionSpec())
 
     def shape(leaf) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
 
     request = Request(tokens=(0,), max_new_tokens=1)
-    sampling = sampling_of([request], max_length=capacity, max_stop_ids=STOP_IDS)
-    tokens, length = np.zeros((1, width), np.int32), np.ones((1,), np.int32)
+    sampling = sampling_of([request] * rows, max_length=capacity, max_stop_ids=STOP_IDS)
+    tokens, length = np.zeros((rows, width), np.int32), np.ones((rows,), np.int32)
     return jax.tree.map(shape, (tokens, length, sampling))
 
 

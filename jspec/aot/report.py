@@ -14,6 +14,7 @@ from rich.table import Table
 from jspec.aot.moved import MovedArray
 from jspec.aot.steps import CompileJob, StepReport
 from jspec.aot.topology import gib, mesh_text
+from jspec.aot.traffic import REGIONS, Traffic
 from jspec.versions import installed
 
 PACKAGES = ("jspec", "jax", "jaxlib", "libtpu")
@@ -59,17 +60,23 @@ def print_json(job: CompileJob, reports: Sequence[StepReport]) -> None:
     print(json.dumps(record), flush=True)
 
 
-def print_tables(reports: Sequence[StepReport]) -> None:
-    """Print memory, collectives, and what moved though it should not, to stdout."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = WIDE
+def print_tables(reports: Sequence[StepReport], bandwidth: int | None = None) -> None:
+    """Print memory, collectives, a round's bytes, and what moved though it should not, to stdout.
+
+    Args:
+      bandwidth: of a device's memory, bytes a second.
+    """
+    console = _console()
     for report in reports:
         console.print(f"{report.name}: {report.note}", markup=False)
     console.print()
     console.print(_memory_table(reports))
     console.print()
     console.print(_collectives_table(reports))
+    for report in reports:
+        if report.traffic is not None:
+            console.print()
+            console.print(_traffic_table(report, report.traffic, bandwidth))
     for report in reports:
         moved = _merged(report.moved)
         if moved:
@@ -80,6 +87,71 @@ def print_tables(reports: Sequence[StepReport]) -> None:
             console.print(f"  {line} ({one.op_name})", markup=False)
         if len(moved) > MOST_MOVED:
             console.print(f"  and {len(moved) - MOST_MOVED} more kinds; --json has all")
+        for title, those in (("wide weights", report.wide), ("gathered rows", report.gathers)):
+            if those:
+                console.print(f"\n{report.name}: {title}, {len(those)}: {those[0]}", markup=False)
+
+
+def print_sweep(reports: Sequence[tuple[int, int, StepReport]], bandwidth: int | None) -> None:
+    """Print one table of rounds, one a line, to stdout.
+
+    Args:
+      reports: batch size and tokens of room of each.
+    """
+    table = _table("rows", "room", *REGIONS, "all", "least", "attention", "temporaries", "ms")
+    for batch_size, room, report in reports:
+        traffic, memory = report.traffic, report.memory
+        if traffic is None or memory is None:
+            table.add_row(str(batch_size), str(room), *["-"] * len(REGIONS), "does not fit")
+            continue
+        parts = [_mega(traffic.regions[name]) for name in REGIONS]
+        ratio = f"{traffic.attention / (traffic.kv + traffic.rows):.2f}"
+        sums = [_mega(traffic.total), _mega(traffic.floor), ratio, _mega(memory.temporaries)]
+        cells = [*parts, *sums, _milliseconds(traffic.total, bandwidth)]
+        table.add_row(str(batch_size), str(room), *cells)
+    console = _console()
+    console.print(table)
+    console.print("MB a device and round; attention: of live keys, values and the round's own rows")
+
+
+def print_sweep_json(reports: Sequence[tuple[int, int, StepReport]]) -> None:
+    """Print one object to stdout: the same rounds."""
+    rounds = [
+        {"batch_size": batch_size, "context": room, **report.record()}
+        for batch_size, room, report in reports
+    ]
+    print(json.dumps({"rounds": rounds}), flush=True)
+
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
+def _traffic_table(report: StepReport, traffic: Traffic, bandwidth: int | None) -> Table:
+    """What a round moves, and what it moves at least."""
+    table = _table(f"MB a {report.name}", "moved", "at least")
+    least = {"weights": traffic.floor - traffic.kv - traffic.rows, "kv": traffic.kv}
+    for name in REGIONS:
+        table.add_row(name, _mega(traffic.regions[name]), _mega(least.get(name, 0)))
+    table.add_row("all", _mega(traffic.total), _mega(traffic.floor))
+    table.add_row("of it attention", _mega(traffic.attention), _mega(traffic.kv + traffic.rows))
+    if bandwidth is not None:
+        name = f"ms at {bandwidth / 1e9:,.0f} GB/s"
+        moved, floor = (_milliseconds(n, bandwidth) for n in (traffic.total, traffic.floor))
+        table.add_row(name, moved, floor)
+    table.add_row("kernels a layer", f"{traffic.kernels:.1f}", "")
+    return table
+
+
+def _mega(n_bytes: float) -> str:
+    return f"{n_bytes / 1e6:,.1f}" if n_bytes < 1e7 else f"{n_bytes / 1e6:,.0f}"
+
+
+def _milliseconds(n_bytes: float, bandwidth: int | None) -> str:
+    return "?" if bandwidth is None else f"{1e3 * n_bytes / bandwidth:.2f}"
 
 
 def _memory_table(reports: Sequence[StepReport]) -> Table:

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 from jax.stages import Compiled, Lowered
 
-from jspec.aot.hlo import Collectives, collectives, read
-from jspec.aot.moved import MovedArray, PlacedArray, find_moved
+from jspec.aot.hlo import Collectives, Instruction, collectives, read
+from jspec.aot.moved import MovedArray, PlacedArray, find_gathers, find_moved, find_wide
 from jspec.aot.topology import Topology
+from jspec.aot.traffic import RoundShape, Traffic, count_traffic
 from jspec.ops.platform import compiling_for
 
 _OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM")
@@ -34,12 +35,14 @@ class Lowering:
       note: what it is compiled for.
       lower: traces and lowers it.
       arrays: weights and caches that should stay where they are.
+      shape: of a round, whose bytes are counted.
     """
 
     name: str
     note: str
     lower: Callable[[], Lowered]
     arrays: Sequence[PlacedArray] = ()
+    shape: RoundShape | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,9 @@ class StepReport:
       available: bytes a device has; None where that is not known.
       flops, bytes_accessed: of one device, the body of a loop once; None where XLA does not say.
       moved: collectives and copies that nobody wants.
+      wide: weights that are made anew in a wider type.
+      gathers: gathers that make rows of logits.
+      traffic: bytes that a round moves to and from main memory.
       unread: why the program's text, and so the two before, cannot be had; None where it can.
       compile_s: seconds to compile; `trace_s` to trace and lower before it.
     """
@@ -104,6 +110,9 @@ class StepReport:
     memory: ProgramMemory | None
     collectives: tuple[Collectives, ...] = ()
     moved: tuple[MovedArray, ...] = ()
+    wide: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
+    traffic: Traffic | None = None
     unread: str | None = None
     flops: float | None = None
     bytes_accessed: float | None = None
@@ -144,7 +153,7 @@ def compile_step(step: Lowering, devices: Sequence[Any], hbm: int | None) -> Ste
     end = time.perf_counter()
     told: dict[str, Any] = {"memory": None, "needed": refused or None}
     if compiled is not None:
-        told = read_program(compiled, step.arrays)
+        told = read_program(compiled, step.arrays, step.shape)
     return StepReport(
         name=step.name,
         note=step.note,
@@ -167,7 +176,9 @@ def out_of_memory(error: Exception) -> int | None:
     return int(float(found[1]) * _UNITS[found[2]]) if found else 0
 
 
-def read_program(compiled: Compiled, arrays: Sequence[PlacedArray]) -> dict[str, Any]:
+def read_program(
+    compiled: Compiled, arrays: Sequence[PlacedArray], shape: RoundShape | None = None
+) -> dict[str, Any]:
     """Read the fields of a `StepReport` that the program itself tells."""
     text, unread = text_of(compiled)
     instructions = read(text)
@@ -185,10 +196,17 @@ def read_program(compiled: Compiled, arrays: Sequence[PlacedArray]) -> dict[str,
         "needed": memory.total,
         "collectives": tuple(collectives(instructions)),
         "moved": tuple(find_moved(instructions, arrays)),
+        "wide": tuple(find_wide(instructions, arrays)),
+        "gathers": () if shape is None else tuple(_gathers(instructions, shape)),
+        "traffic": None if shape is None else count_traffic(instructions, shape),
         "unread": unread,
         "flops": flops,
         "bytes_accessed": accessed,
     }
+
+
+def _gathers(instructions: Sequence[Instruction], shape: RoundShape) -> list[str]:
+    return find_gathers(instructions, shape.vocabularies, shape.batch_size)
 
 
 def work_of(compiled: Compiled) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""Describes TPU topologies without a TPU: devices, memory, and the mesh to lay over them."""
+"""Describes accelerators that are not here: their devices and memory, and the mesh over them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,31 @@ from typing import Any
 
 import jax
 
+from jspec.aot.gpus import GPUS, find_gpus
 from jspec.errors import UserError
 
 GIB = 2**30
 
-CHIPS: Mapping[str, int] = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
-"""Memory of a chip, GiB. Source: Cloud TPU documentation, the page of each version."""
+TPUS: Mapping[str, tuple[int, int]] = {
+    "v4": (32, 1228),
+    "v5e": (16, 819),
+    "v5p": (95, 2765),
+    "v6e": (32, 1640),
+    "tpu7x": (192, 7380),
+}
+"""Memory of a chip, GiB, and its bandwidth, 10^9 bytes a second.
 
-EXAMPLES = "v5e:2x4, v4:2x2x1, v5p:8x8x16, v6e:4x4, tpu7x:2x2x1"
+Source: Cloud TPU documentation, the page of each version.
+"""
 
-_NAME = re.compile(r"(\w+):(\d+(?:x\d+){1,2})")
+CHIPS = (*TPUS, *GPUS)
+
+EXAMPLES = "v5e:2x4, v5p:8x8x16, v6e:4x4, h100:1, a100:8"
+
+DEFAULTS = {"tpu": "v5e:2x2", "gpu": "h100:1"}
+"""What is compiled for where only a platform is given."""
+
+_NAME = re.compile(r"(\w+):(\d+(?:x\d+){0,2})")
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "v7x": "tpu7x", "7x": "tpu7x"}
 
 
@@ -31,15 +46,17 @@ class Topology:
 
     Attributes:
       name: such as `v5e:2x4`.
-      chip: its key in `CHIPS`; another platform's own name where it is none.
+      chip: one of `CHIPS`.
       devices: what JAX calls devices; a chip may be two of them.
       hbm: bytes of memory of a device; None where it is not known.
+      bandwidth: of that memory, bytes a second; None where it is not known.
     """
 
     name: str
     chip: str
     devices: tuple[Any, ...]
     hbm: int | None
+    bandwidth: int | None = None
 
 
 def set_environment() -> None:
@@ -62,9 +79,22 @@ def find_topology(name: str) -> Topology:
     """Find the devices of a topology by its name.
 
     Raises:
-      UserError: a name that is none, a topology that does not exist, no libtpu.
+      UserError: a name that is none, a topology that does not exist, no compiler for it.
     """
     chip = check_name(name)
+    if chip in GPUS:
+        gpu = GPUS[chip]
+        devices = find_gpus(chip, int(name.partition(":")[2]))
+        return Topology(name, chip, devices, gpu.memory, gpu.bandwidth)
+    devices = _find_tpus(name)
+    n_chips = len({tuple(device.coords) for device in devices})
+    memory, bandwidth = (
+        size * n_chips // len(devices) for size in (TPUS[chip][0] * GIB, TPUS[chip][1] * 10**9)
+    )
+    return Topology(name, chip, devices, memory, bandwidth)
+
+
+def _find_tpus(name: str) -> tuple[Any, ...]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "compiling for a TPU needs libtpu, which is not installed; run "
@@ -73,7 +103,7 @@ def find_topology(name: str) -> Topology:
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(name, "tpu").devices
+        return tuple(topologies.get_topology_desc(name, "tpu").devices)
     except Exception as error:  # libtpu's own errors, of several types
         said = " ".join(str(error).split())
         if "lockfile" in said or "already in use" in said:
@@ -81,8 +111,6 @@ def find_topology(name: str) -> Topology:
                 "libtpu is in use by another process; wait until it has ended"
             ) from None
         raise UserError(f"topology {name}: {said}; such as {EXAMPLES}") from None
-    n_chips = len({tuple(device.coords) for device in devices})
-    return Topology(name, chip, tuple(devices), CHIPS[chip] * GIB * n_chips // len(devices))
 
 
 def check_name(name: str) -> str:
@@ -97,7 +125,26 @@ def check_name(name: str) -> str:
     chip = _ALIASES.get(parts[1], parts[1])
     if chip not in CHIPS:
         raise UserError(f"topology {name!r}: unknown chip {parts[1]!r}; known: {', '.join(CHIPS)}")
+    if (chip in GPUS) == ("x" in parts[2]):
+        wanted = "a number of cards" if chip in GPUS else "a grid of chips"
+        raise UserError(f"topology {name!r}: expected {wanted} after {chip}, such as {EXAMPLES}")
     return chip
+
+
+def choose_topology(name: str | None, platform: str | None) -> str:
+    """Take the topology asked for, or the platform's default.
+
+    Raises:
+      UserError: neither is given, a name that is none, or one of the other platform.
+    """
+    if name is None:
+        if platform is None:
+            raise UserError(f"no topology to compile for: give --topology, such as {EXAMPLES}")
+        return DEFAULTS[platform]
+    there = "gpu" if check_name(name) in GPUS else "tpu"
+    if platform not in (None, there):
+        raise UserError(f"topology {name} is of a {there.upper()}, and --platform is {platform}")
+    return name
 
 
 def default_mesh(n_devices: int, n_heads: int) -> dict[str, int]:

@@ -9,23 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jspec.aot.steps import CompileJob, Lowering
 from jspec.aot.topology import Topology, choose_mesh
 from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.hub import find_directory
 from jspec.checkpoints.target import abstract_target, check_causal
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.config import parse_mesh, parse_sets, resolve
 from jspec.errors import UserError
-from jspec.models.model import build
+from jspec.models.model import abstract_params, build
 from jspec.sharding import TRAINING, make_training_mesh
+from jspec.state import Params
 from jspec.train.config import FalconConfig, ModelConfig
 from jspec.train.falcon import head_of, objective_of, trainable_of
 from jspec.train.objective import NextToken, Objective, made_from
 from jspec.train.packing import ARRAYS
+from jspec.train.scores import DRAFT_IDS, DRAFT_ROWS, with_draft_ids
 from jspec.train.step import set_up
-from jspec.train.trainable import Trainable, language_model, model_of
+from jspec.train.trainable import (
+    Trainable,
+    language_model,
+    model_of,
+    truncated,
+    without_shared,
+)
 
 SOME_STEPS = 1000
 """Steps of a schedule that depends on the data, which is not read: the program takes a number."""
@@ -91,7 +101,12 @@ def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
     else:
         found = find_checkpoint(config.init_from, downloads=False)
         model, origins = build(found.config), {config.init_from: found.origin}
+    if config.layers:
+        shapes = abstract_params(model, jnp.float32)
+        model, _ = truncated(model, shapes, config.layers)
     trainable = language_model(model)
+    if config.shares_embedding:
+        trainable = without_shared(trainable)
     if config.teacher is None:
         return made_from(config, NextToken, model=model, teacher=None), trainable, origins
     teacher = abstract_target(
@@ -101,7 +116,8 @@ def _language_model(config: ModelConfig, mesh: Mesh) -> Recipe:
         table=TRAINING,
     )
     objective = made_from(config, NextToken, model=model, teacher=teacher.model)
-    return objective, dataclasses.replace(trainable, frozen=teacher.params), origins
+    frozen = _with_draft_ids(teacher.params, config.draft_vocabulary, mesh)
+    return objective, dataclasses.replace(trainable, frozen=frozen), origins
 
 
 def _falcon(config: FalconConfig, mesh: Mesh) -> Recipe:
@@ -110,14 +126,28 @@ def _falcon(config: FalconConfig, mesh: Mesh) -> Recipe:
     target = abstract_target(found, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     head = head_of(config, target.model)
     objective = objective_of(config, head, target.model, config.steps or SOME_STEPS)
-    return objective, trainable_of(head, target.params), {config.target: found.origin}
+    frozen = _with_draft_ids(target.params, config.draft_vocabulary, mesh)
+    return objective, trainable_of(head, frozen), {config.target: found.origin}
+
+
+def _with_draft_ids(frozen: Params, size: int, mesh: Mesh) -> Params:
+    """Add the shapes of a reduced draft vocabulary, which are whole on every device."""
+    if not size:
+        return frozen
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    found = jax.eval_shape(with_draft_ids, frozen, jax.ShapeDtypeStruct((size,), jnp.int32))
+    added = {
+        name: jax.ShapeDtypeStruct(found[name].shape, found[name].dtype, sharding=everywhere)
+        for name in (DRAFT_IDS, DRAFT_ROWS)
+    }
+    return {**frozen, **added}
 
 
 def _vocabulary(config: ModelConfig) -> int:
     """Count the entries of the recipe's tokenizer, where the model does not say its own."""
     if "vocab_size" in config.model:
         return config.model["vocab_size"]
-    tokenizer = load_tokenizer(Path(config.tokenizer))
+    tokenizer = load_tokenizer(find_directory(config.tokenizer))
     if tokenizer is None:
         raise UserError("no vocabulary size: give --set model.vocab_size=N")
     return tokenizer.n_ids

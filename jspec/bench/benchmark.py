@@ -7,17 +7,18 @@ import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jspec.bench.config import BenchConfig
 from jspec.bench.contestants import WAYS
 from jspec.bench.prompts import BenchPrompt, Prompts, fitting
 from jspec.bench.summary import PEERS, PLAIN
+from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.number_types import QUANTISED
 from jspec.config import DrafterConfig, InferConfig, drafters_of
 from jspec.console.prompts import Conversation
-from jspec.console.session import Models, Session, directory_of, find_models
+from jspec.console.session import Models, Session, find_models
 from jspec.errors import UserError
 from jspec.infer.engine import Engine
 from jspec.infer.prefill import room_for
@@ -32,21 +33,36 @@ class Benchmark:
 
     Attributes:
       name: of the config.
-      models: the target, and the drafters by label.
+      variants: the target, and the drafters by label; by the name of the number types.
       prompts: in tokens.
-      peers: names of the other library's ways that take part.
+      peers: names of the other library's ways that take part, in each of `peer_types`.
     """
 
     name: str
     settings: BenchConfig
-    models: Models
+    variants: Mapping[str, Models]
     prompts: Prompts
     peers: tuple[str, ...]
 
+    @property
+    def models(self) -> Models:
+        """Those of the first number types; of the others only these differ."""
+        return next(iter(self.variants.values()))
+
     @functools.cached_property
+    def sessions(self) -> dict[str, Session]:
+        """The models in memory, by the name of their number types."""
+        return {types: Session(models) for types, models in self.variants.items()}
+
+    @property
     def session(self) -> Session:
-        """The models in memory."""
-        return Session(self.models)
+        """The models of the first number types in memory."""
+        return next(iter(self.sessions.values()))
+
+    @property
+    def peer_types(self) -> dict[str, str]:
+        """Number types beside which the other library decodes, and the dtype that it takes."""
+        return _peer_types(self.variants) if self.peers else {}
 
     @property
     def labels(self) -> list[str]:
@@ -75,12 +91,13 @@ class Benchmark:
             return None
         return max(room_for(n_tokens, self.max_length), self.capacity)
 
-    def engine(self, label: str, batch_size: int, *, trace: bool = False) -> Engine:
-        """Make an engine with room for all texts."""
+    def engine(
+        self, label: str, batch_size: int, *, types: str | None = None, trace: bool = False
+    ) -> Engine:
+        """Make an engine with room for all texts; of the first number types by default."""
         name = None if label == PLAIN else label
-        return self.session.engine(
-            name, batch_size=batch_size, max_length=self.capacity, trace=trace
-        )
+        session = self.session if types is None else self.sessions[types]
+        return session.engine(name, batch_size=batch_size, max_length=self.capacity, trace=trace)
 
     def requests(self, prompts: Sequence[BenchPrompt], temperature: float) -> list[Request]:
         """Make the same requests for every contestant; `sample` tells a repeated prompt apart."""
@@ -129,7 +146,7 @@ class Benchmark:
             "versions": known["versions"] | installed(*packages),
             "device": jax.devices()[0].device_kind,
             "seed": self.settings.seed,
-            "dtype": self.models.config.dtype,
+            "dtype": ", ".join(self.variants),
         }
 
 
@@ -153,12 +170,26 @@ def find_benchmark(
     # Texts are compared with plain decoding's: under rejection they would differ rightly.
     config = config.model_copy(update={"rule": "walk"})
     models = find_models(config, _drafters(config, labels))
+    variants = _variants(settings, models)
     prompts = fitting(
-        given, models.reader, max_new_tokens=settings.max_new_tokens, limit=settings.limit
+        given,
+        models.reader,
+        max_new_tokens=settings.max_new_tokens,
+        offset=settings.offset,
+        limit=settings.limit,
     )
-    return Benchmark(
-        name=name, settings=settings, models=models, prompts=prompts, peers=_peers(settings, models)
-    )
+    peers = _peers(settings, variants)
+    return Benchmark(name=name, settings=settings, variants=variants, prompts=prompts, peers=peers)
+
+
+def _variants(settings: BenchConfig, models: Models) -> dict[str, Models]:
+    """The same models in each of the number types, those that turn out to be the same once."""
+    found = []
+    for text in settings.types:
+        dtype, _, weights = text.partition("+")
+        config = models.config.model_copy(update={"dtype": dtype, "weights": weights or None})
+        found.append(dataclasses.replace(models, config=config))
+    return {str(each.types): each for each in found or [models]}
 
 
 def _drafters(config: InferConfig, labels: Sequence[str] | None) -> dict[str, DrafterConfig]:
@@ -173,19 +204,34 @@ def _drafters(config: InferConfig, labels: Sequence[str] | None) -> dict[str, Dr
     return drafters
 
 
-def draft_directory(models: Models) -> Path | None:
-    """Weights of the first small model that drafts by itself, as the other library's do."""
+def assistant_of(models: Models) -> Checkpoint | None:
+    """The first small model that drafts by itself, as the other library's do."""
     for label, files in models.files.items():
-        if models.drafters[label].drafter == "draft-model":
-            return directory_of(files)
+        if models.drafters[label].drafter == "draft-model" and isinstance(files, Checkpoint):
+            return files
     return None
 
 
-def _peers(settings: BenchConfig, models: Models) -> tuple[str, ...]:
+def _peers(settings: BenchConfig, variants: Mapping[str, Models]) -> tuple[str, ...]:
     """Which ways of `transformers` can take part."""
+    models = next(iter(variants.values()))
     is_one_device = set(models.config.mesh.model_dump().values()) == {1}
-    can = 1 in settings.batch_sizes and settings.ignore_eos and is_one_device
-    if not (settings.has_peers and can) or importlib.util.find_spec("torch") is None:
+    have_lengths = settings.ignore_eos or settings.cut_repeats is not None
+    can = 1 in settings.batch_sizes and have_lengths and is_one_device
+    can = can and settings.has_peers and bool(_peer_types(variants))
+    if not can or importlib.util.find_spec("torch") is None:
         return ()
-    has_draft = draft_directory(models) is not None
+    has_draft = assistant_of(models) is not None
     return tuple(f"{PEERS}{way}" for way in WAYS if way != "assisted" or has_draft)
+
+
+def _peer_types(variants: Mapping[str, Models]) -> dict[str, str]:
+    """Types of the same weights, one for each dtype; of several, one that is that dtype alone."""
+    found: dict[str, str] = {}
+    for name, models in sorted(
+        variants.items(), key=lambda each: each[1].types.weights is not None
+    ):
+        types = models.types
+        if types.weights not in QUANTISED and types.dtype not in found.values():
+            found[name] = types.dtype
+    return found

@@ -30,7 +30,11 @@ _FLAGS = {
     "batch_sizes": "1,4",
     "contexts": "64,256",
     "max_new_tokens": "N",
+    "types": "A,B",
+    "offset": "N",
     "limit": "N",
+    "prompts_per_turn": "N",
+    "cut_repeats": "N",
     "repeats": "R",
     "seed": "S",
 }

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator
 
+from jspec.checkpoints.number_types import AUTO, DTYPES
 from jspec.config import Filters, count, field, seed_field
 from jspec.law import TEMPERATURES, is_temperature
+from jspec.models.weights import WEIGHT_TYPES
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
@@ -36,10 +38,28 @@ def temperatures_field() -> Any:
     )
 
 
+def _are_types(values: list[str]) -> list[str]:
+    for value in values:
+        dtype, plus, weights = value.partition("+")
+        if dtype not in _DTYPES or bool(plus) != (weights in WEIGHT_TYPES):
+            raise ValueError("unknown")
+    return _different(values)
+
+
+_DTYPES = (AUTO, *(name for name in DTYPES if name != "float64"))
+
+
 class BenchConfig(Filters):
     """Settings of a run; the target and its drafters come from a config for `jspec.infer`."""
 
     temperatures: Temperatures = temperatures_field()
+    types: Annotated[list[str], AfterValidator(_are_types)] = field(
+        [],
+        "number types in which everyone decodes, DTYPE or DTYPE+WEIGHTS, such as "
+        "float32,float32+int8; that of the config if not given",
+        f"different types, each one of {', '.join(_DTYPES)}, with +{', +'.join(WEIGHT_TYPES)} "
+        "where matrices have another",
+    )
     batch_sizes: list[Count] = field(
         [1], "rows decoded together", "different whole numbers of at least 1", min_length=1
     )
@@ -49,7 +69,21 @@ class BenchConfig(Filters):
         "different whole numbers of at least 1",
     )
     max_new_tokens: int = count(64, "new tokens of every text", low=2)
-    limit: int | None = count(None, "prompts of a category at most")
+    offset: int = count(
+        0,
+        "prompts of a category that are passed over, such as those that options were chosen on",
+        low=0,
+    )
+    limit: int | None = count(None, "prompts of a category at most, after those")
+    prompts_per_turn: int | None = count(
+        None, "prompts that everyone decodes before the next one's turn; a category if not given"
+    )
+    cut_repeats: int | None = count(
+        None,
+        "cut every answer before its first n-gram of so many tokens that repeats; small models "
+        "repeat themselves, and repetitions are easily drafted",
+        low=2,
+    )
     repeats: int = count(5, "times that everything is measured")
     seed: int = seed_field("names the noise")
     threads: int | None = count(None, "cores that may be used; all if not given")

@@ -111,9 +111,7 @@ def by_text(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "ttft_s": statistics.fmean(one["prefill_s"] for one in each),
         "tpot_s": statistics.fmean(one["decode_s"] / max(one["new_tokens"] - 1, 1) for one in each),
-        "per_prompt": [
-            {name: one[name] for name in ("new_tokens", "decode_s", "target_calls")} for one in each
-        ],
+        "per_prompt": [{name: one[name] for name in SUMS} for one in each],
     }
 
 

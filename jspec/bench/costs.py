@@ -27,6 +27,7 @@ from jspec.bench.contestants import Decoded, EngineContestant
 from jspec.bench.summary import PLAIN
 from jspec.bench.timing import timed
 from jspec.infer.engine import Engine
+from jspec.infer.executables import has_several_rows
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import prefill, prompt_bucket
 from jspec.infer.request import Request, sampling_of
@@ -34,6 +35,7 @@ from jspec.infer.state import DecodeState, Program, append
 from jspec.law import Mode, Randomness
 from jspec.models.blocks import causal_block
 from jspec.models.model import Model, forward
+from jspec.ops.jit import jit
 from jspec.state import replace
 
 ROUNDS, FEWEST_ROUNDS = 16, 4
@@ -49,10 +51,16 @@ PASS_S = 2.0
 """Seconds of one pass over all parts from which on they are slow."""
 
 _prefill = jax.jit(prefill, static_argnames=("program", "capacity"))
-_rounds = jax.jit(decode_loop, static_argnames=("program", "rounds"))
+_rounds = jit(decode_loop, has_several_rows=has_several_rows, static_argnames=("program", "rounds"))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_nodes", "rounds"))
+def _are_several(params, model: Model, generation: DecodeState, *, n_nodes: int, rounds: int):
+    return n_nodes * generation.context.length.shape[0] > 1
+
+
+@functools.partial(
+    jit, has_several_rows=_are_several, static_argnames=("model", "n_nodes", "rounds")
+)
 def forwards(params, model: Model, generation: DecodeState, *, n_nodes: int, rounds: int):
     """Target forwards over n new rows, one after another, the text growing by one each time."""
     context = generation.context
@@ -62,13 +70,13 @@ def forwards(params, model: Model, generation: DecodeState, *, n_nodes: int, rou
         cache, tokens = carry
         block = causal_block(context.length - 1 + i, n_nodes)
         output, cache = forward(params, model, cache, tokens, block)
-        is_never = jnp.max(output.logits, axis=-1) > 1e30
+        is_never = jnp.argmax(output.logits, axis=-1) < 0  # as a round reads the logits
         return cache, jnp.where(is_never, 0, tokens)
 
     return lax.fori_loop(0, rounds, step, (generation.cache, tokens))
 
 
-@functools.partial(jax.jit, static_argnames=("program", "rounds"))
+@functools.partial(jit, has_several_rows=has_several_rows, static_argnames=("program", "rounds"))
 def drafts(params, program: Program, generation: DecodeState, *, rounds: int):
     """Drafts of the first size one after another, the text growing by a drafted token each time."""
 

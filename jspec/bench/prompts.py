@@ -114,9 +114,14 @@ def fitting(
     reader: Reader,
     *,
     max_new_tokens: int,
+    offset: int = 0,
     limit: int | None,
 ) -> Prompts:
-    """Prompts in tokens, at most so many of a category; those that are too long are left out.
+    """Prompts in tokens; those that are too long are left out.
+
+    Args:
+      offset: prompts of each category that are passed over first; too long ones do not count.
+      limit: prompts of each category at most, after those.
 
     Raises:
       UserError: tokens outside the vocabulary, no tokenizer, or nothing that fits.
@@ -124,10 +129,11 @@ def fitting(
     room = reader.max_length - max_new_tokens
     patient = dataclasses.replace(reader, max_length=_NO_LIMIT)
     kept: dict[str, list[BenchPrompt]] = {}
+    last = None if limit is None else offset + limit
     n_passed_over, shortest = 0, _NO_LIMIT
     for category, each in given:
         some = kept.setdefault(category, [])
-        if limit is not None and len(some) == limit:
+        if len(some) == last:
             continue
         tokens = patient.tokens(each)
         shortest = min(shortest, len(tokens))
@@ -141,7 +147,13 @@ def fitting(
         decode = reader.tokenizer.decode if reader.tokenizer else lambda tokens: None
         text = each.turns[0] if each.turns else decode(tokens)
         some.append(BenchPrompt(id=name, category=category, tokens=tokens, text=text))
-    by_category = {category: tuple(some) for category, some in kept.items() if some}
+    by_category = {name: tuple(some[offset:]) for name, some in kept.items() if some[offset:]}
+    if not by_category and any(kept.values()):
+        longest = max(len(some) for some in kept.values())
+        raise UserError(
+            f"--offset {offset} passes over all prompts: no category has more than {longest}; "
+            "lower it"
+        )
     if not by_category:
         raise UserError(
             f"no prompt fits: the shortest has {shortest} tokens, and texts of {max_new_tokens} "

@@ -1,6 +1,6 @@
 """From records to a `Summary`: runs sorted, rows made, places to avoid found.
 
-In reading order: `summarise`, the runs that count, a row and its parts, what follows from the rows.
+In reading order: `summarise`, a row and its parts, what follows from the rows.
 """
 
 from __future__ import annotations
@@ -10,12 +10,26 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from jspec.bench.answers import REPEAT, STOP
+from jspec.bench.runs import (
+    Places,
+    Runs,
+    Where,
+    fastest_plain,
+    pooled,
+    ratios,
+    runs_that_count,
+    tau,
+    tau_estimate,
+    types_of,
+)
 from jspec.bench.summary import (
     PEERS,
     PLAIN,
     SKIPPED,
     Acceptance,
     Advice,
+    Cuts,
     Forwards,
     Metrics,
     Record,
@@ -36,14 +50,11 @@ from jspec.bench.terms import (
 )
 from jspec.infer.results import throughput
 
-Runs = dict[tuple[int, str], Record]
-"""Runs of one contestant in one place, by repeat and category."""
-
-Places = dict[tuple[float, int], dict[str, Runs]]
-"""Runs by temperature and batch size, then by contestant."""
+Costs = dict[tuple[int, int, str], list[Record]]
+"""Cost records by batch size, context and number types."""
 
 ENOUGH = 3
-"""Repeats from which on one category's interval says something."""
+"""Ratios from which on one category's interval says something."""
 
 
 def summarise(records: Iterable[Record]) -> Summary:
@@ -52,23 +63,25 @@ def summarise(records: Iterable[Record]) -> Summary:
     for record in records:
         kinds[record["kind"]].append(record)
     settings = kinds["settings"][-1] if kinds["settings"] else {}
-    places, is_complete = runs_that_count(kinds["run"], set(settings.get("categories", ())))
-    costs: dict[tuple[int, int], list[Record]] = defaultdict(list)
+    places, is_complete = runs_that_count(kinds["run"], settings.get("categories", {}))
+    costs: Costs = defaultdict(list)
     for record in kinds["cost"]:
-        costs[record["batch_size"], record["context"]].append(record)
+        costs[record["batch_size"], record["context"], types_of(record)].append(record)
     rows = tuple(
-        row_of(place, where, name, costs, kinds["split"])
+        row_of(place, where, name, fastest_plain(places, where), costs, kinds["split"])
         for where, place in places.items()
         for name in sorted(place, key=lambda name: (name != PLAIN, name.startswith(PEERS)))
     )
+    by_size = sorted(costs.items(), key=lambda each: each[0][:2])
     loads = [run["load"] for run in kinds["run"] if run.get("load") is not None]
-    repeats = [len({repeat for repeat, _ in place[PLAIN]}) for place in places.values()]
+    repeats = [len({repeat for repeat, *_ in place[PLAIN]}) for place in places.values()]
     own = [run["same"] for run in kinds["run"] if not run["contestant"].startswith(PEERS)]
     return Summary(
         settings=settings,
         provenance=settings.get("provenance", {}),
         rows=rows,
-        forwards=tuple(_forwards(where, some) for where, some in sorted(costs.items())),
+        cuts=_cuts(places),
+        forwards=tuple(_forwards(where, some) for where, some in by_size),
         turns=_turns(rows) if is_complete else (),
         advice=_advice(rows) if is_complete else (),
         unexcused=sum(same["unexcused"] for same in own if same),
@@ -79,76 +92,56 @@ def summarise(records: Iterable[Record]) -> Summary:
     )
 
 
-def runs_that_count(records: Iterable[Record], categories: set[str]) -> tuple[Places, bool]:
-    """Runs of complete repeats, which have all categories; of what there is where none is.
-
-    Returns:
-      The runs, and whether they are of complete repeats.
-    """
-    places: Places = defaultdict(lambda: defaultdict(dict))
-    for run in records:
-        place = places[run["temperature"], run["batch_size"]]
-        place[run["contestant"]][run["repeat"], run["category"]] = run
-    whole: Places = {}
-    for where, contestants in sorted(places.items()):
-        kept = {name: _whole_repeats(runs, categories) for name, runs in contestants.items()}
-        if kept.get(PLAIN):
-            whole[where] = {name: runs for name, runs in kept.items() if runs}
-    some = {where: dict(each) for where, each in sorted(places.items()) if {PLAIN} < set(each)}
-    return whole or some, bool(whole) or not some
-
-
-def _whole_repeats(runs: Runs, categories: set[str]) -> Runs:
-    seen = defaultdict(set)
-    for repeat, category in runs:
-        seen[repeat].add(category)
-    return {key: run for key, run in sorted(runs.items()) if seen[key[0]] >= categories}
-
-
 # --- a row ---------------------------------------------------------------------------------------
 
 
 def row_of(
     place: Mapping[str, Runs],
-    where: tuple[float, int],
+    where: Where,
     contestant: str,
-    costs: Mapping[tuple[int, int], Sequence[Record]],
+    fastest: Runs,
+    costs: Costs,
     splits: Sequence[Record],
 ) -> SummaryRow:
     """Make one row.
 
     Args:
       place: runs by contestant, plain decoding's among them.
-      where: temperature and batch size.
-      costs: cost records by batch size and context.
+      fastest: of plain decoding, in whatever number types.
       splits: records of stages, of all contestants and places.
     """
-    (temperature, batch_size), plain, runs = where, place[PLAIN], place[contestant]
+    (temperature, batch_size, types), plain, runs = where, place[PLAIN], place[contestant]
     found, is_plain, is_peer = [*runs.values()], contestant == PLAIN, contestant.startswith(PEERS)
     has_terms = not is_plain and not is_peer
     by_context = {
         context: terms_of(some, contestant, temperature)
-        for (size, context), some in costs.items()
-        if size == batch_size and has_terms
+        for (size, context, name), some in costs.items()
+        if (size, name) == (batch_size, types) and has_terms
     }
     terms = mean_terms(by_context, _mean([run.get("mean_context") for run in found], 0.0))
     relative = _occupancy(found, batch_size) / _occupancy([*plain.values()], batch_size)
     predicted = predicted_speedup(tau(found), terms, relative) if terms else None
-    whole, decoding = ([] if is_plain else _ratios(plain, runs, k) for k in ("seconds", "decode_s"))
+    whole, decoding = ([] if is_plain else ratios(plain, runs, k) for k in ("seconds", "decode_s"))
     decode_speedup = interval([ratio for _, ratio in decoding]) if decoding else None
-    categories = dict.fromkeys(category for _, category in runs)
-    ratios = {name: [ratio for category, ratio in whole if category == name] for name in categories}
+    categories = dict.fromkeys(category for _, category, _ in runs)
+    by_category = {c: [ratio for category, ratio in whole if category == c] for c in categories}
     acceptance = _acceptance(found)
     return SummaryRow(
         contestant=contestant,
         temperature=temperature,
         batch_size=batch_size,
+        types=types,
         is_peer=is_peer,
         speedup=interval([ratio for _, ratio in whole]) if whole else None,
+        pooled=None if is_plain else pooled(plain, runs),
+        over_fastest=None if runs is fastest else pooled(fastest, runs),
         decode_speedup=decode_speedup,
-        by_category={name: interval(some) for name, some in ratios.items() if some},
+        by_category={name: interval(some) for name, some in by_category.items() if some},
         tau=tau(found),
-        tau_by_category={c: tau(run for (_, k), run in runs.items() if k == c) for c in categories},
+        tau_estimate=tau_estimate(runs),
+        tau_by_category={
+            c: tau(run for (_, k, _), run in runs.items() if k == c) for c in categories
+        },
         terms=terms,
         terms_by_context=by_context,
         predicted=predicted,
@@ -158,23 +151,6 @@ def row_of(
         metrics=_metrics(found, acceptance),
         split=_split(splits, contestant, where),
     )
-
-
-def _ratios(plain: Runs, runs: Runs, key: str) -> list[tuple[str, float]]:
-    """Plain decoding's time over another's, with the category, in every repeat of it."""
-    return [
-        (place[1], plain[place][key] / run[key])
-        for place, run in runs.items()
-        if place in plain and run[key] and plain[place][key]
-    ]
-
-
-def tau(runs: Iterable[Record]) -> float:
-    """New tokens a target forward, pooled; the first of every text comes from its prefill."""
-    runs = list(runs)
-    calls = sum(run["target_calls"] for run in runs)
-    uncounted = sum(run.get("uncounted_tokens", run["texts"]) for run in runs)
-    return (sum(run["new_tokens"] for run in runs) - uncounted) / calls if calls else 0.0
 
 
 def _acceptance(runs: Sequence[Record]) -> Acceptance | None:
@@ -201,8 +177,8 @@ def _metrics(runs: Sequence[Record], acceptance: Acceptance | None) -> Metrics:
 
 def _same(runs: Runs) -> dict[str, int] | None:
     """Of the first repeat: the texts of the others are the same ones, or `changed` says so."""
-    first = min(repeat for repeat, _ in runs)
-    found = [run["same"] for (repeat, _), run in runs.items() if repeat == first]
+    first = min(repeat for repeat, *_ in runs)
+    found = [run["same"] for (repeat, *_), run in runs.items() if repeat == first]
     if not all(found):
         return None
     return {key: sum(same[key] for same in found) for key in found[0]}
@@ -218,11 +194,10 @@ def _occupancy(runs: Sequence[Record], batch_size: int) -> float:
     return _mean([occupancy(each, batch_size) for each in calls if each], 1.0)
 
 
-def _split(
-    splits: Sequence[Record], contestant: str, where: tuple[float, int]
-) -> dict[str, float] | None:
+def _split(splits: Sequence[Record], contestant: str, where: Where) -> dict[str, float] | None:
     for one in splits:
-        is_it = (one["contestant"], one["temperature"], one["batch_size"]) == (contestant, *where)
+        place = one["contestant"], one["temperature"], one["batch_size"], types_of(one)
+        is_it = place == (contestant, *where)
         if is_it and one["rounds"]:
             stages = ("propose", "verify", "commit")
             return {f"{stage}_ms": 1e3 * one[f"{stage}_s"] / one["rounds"] for stage in stages}
@@ -232,12 +207,13 @@ def _split(
 # --- what follows from the rows ------------------------------------------------------------------
 
 
-def _forwards(where: tuple[int, int], costs: Sequence[Record]) -> Forwards:
+def _forwards(where: tuple[int, int, str], costs: Sequence[Record]) -> Forwards:
     seconds = forwards_of(costs)
     r = {n: each / seconds[1] for n, each in seconds.items()}
     return Forwards(
         batch_size=where[0],
         context=where[1],
+        types=where[2],
         seconds=seconds,
         r=r,
         line=fit_line(r),
@@ -253,9 +229,9 @@ def _own(rows: Sequence[SummaryRow]):
 def _turns(rows: Sequence[SummaryRow]) -> tuple[TurningPoint, ...]:
     places = defaultdict(lambda: defaultdict(list))
     for row, speedup in _own(rows):
-        places[row.temperature][row.batch_size].append((row.contestant, speedup))
-    found = []
-    for temperature, by_size in places.items():
+        places[row.temperature, row.types][row.batch_size].append((row.contestant, speedup))
+    found, has_types = [], len({types for _, types in places}) > 1
+    for (temperature, types), by_size in places.items():
         best = {n: max(by_size[n], key=lambda one: one[1].median) for n in sorted(by_size)}
         speedups = {n: speedup.median for n, (_, speedup) in best.items()}
         at = crossing(speedups)
@@ -265,6 +241,7 @@ def _turns(rows: Sequence[SummaryRow]) -> tuple[TurningPoint, ...]:
         found.append(
             TurningPoint(
                 temperature=temperature,
+                types=types if has_types else "",
                 speedups=speedups,
                 best={n: name for n, (name, _) in best.items()},
                 batch_size=at,
@@ -277,16 +254,17 @@ def _turns(rows: Sequence[SummaryRow]) -> tuple[TurningPoint, ...]:
 
 def _advice(rows: Sequence[SummaryRow]) -> tuple[Advice, ...]:
     """Where a drafter loses as a whole, else the categories in which it does."""
-    found = []
+    found, has_types = [], len({row.types for row in rows}) > 1
     for row, speedup in _own(rows):
+        types = f", {row.types}" if has_types else ""
         enough = {name: one for name, one in row.by_category.items() if one.n >= ENOUGH}
         for category, one in ({None: speedup} if speedup.high < 1 else enough).items():
             if one.high >= 1:
                 continue
             text = (
                 f"do not speculate with {row.contestant} {f'on {category} ' if category else ''}"
-                f"at batch {row.batch_size}, T = {row.temperature:g}: {one.median:.2f} times the "
-                "speed of plain decoding"
+                f"at batch {row.batch_size}, T = {row.temperature:g}{types}: {one.median:.2f} "
+                "times the speed of plain decoding"
             )
             found.append(
                 Advice(
@@ -306,7 +284,31 @@ def _changed(places: Places) -> tuple[str, ...]:
     names = {}
     for where, place in places.items():
         for name, runs in place.items():
-            digests = {(category, run["digest"]) for (_, category), run in runs.items()}
-            if max(Counter(category for category, _ in digests).values()) > 1:
+            digests = {(key[1:], run["digest"]) for key, run in runs.items()}
+            if max(Counter(place for place, _ in digests).values()) > 1:
                 names[name] = where
     return tuple(names)
+
+
+def _cuts(places: Places) -> tuple[Cuts, ...]:
+    """How the answers of plain decoding ended; of the first repeat, as the others have the same."""
+    found = []
+    for (temperature, _, types), place in places.items():
+        runs = place[PLAIN]
+        first = min((repeat for repeat, *_ in runs), default=0)
+        here = [run for (repeat, *_), run in runs.items() if repeat == first]
+        endings = [ending for run in here for ending in run.get("endings", ())]
+        if endings:
+            why = Counter(ending["why"] for ending in endings)
+            lengths = [prompt["new_tokens"] for run in here for prompt in run["per_prompt"]]
+            cuts = Cuts(
+                temperature=temperature,
+                types=types,
+                answers=len(endings),
+                repeats=why[REPEAT],
+                stops=why[STOP],
+                mean_tokens=statistics.fmean(lengths),
+            )
+            if all((c.temperature, c.types) != (temperature, types) for c in found):
+                found.append(cuts)
+    return tuple(found)

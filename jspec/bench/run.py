@@ -7,14 +7,16 @@ import dataclasses
 import itertools
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from jspec.bench.benchmark import Benchmark, draft_directory, find_benchmark
+from jspec.bench.benchmark import Benchmark, find_benchmark
 from jspec.bench.config import BenchConfig
+from jspec.bench.peer_weights import directories_for_peers
 from jspec.bench.peers import Peer
 from jspec.bench.race import Race, RaceBlock, blocks_of
 from jspec.bench.report.page import page
@@ -27,7 +29,6 @@ from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Failure, Log, listening_log
 from jspec.console.progress import duration
 from jspec.console.prompts import Conversation
-from jspec.console.session import directory_of
 from jspec.infer.command.report import finite
 
 RESULTS, TABLE, REPORT = "results.jsonl", "table.md", "report.html"
@@ -100,10 +101,10 @@ def _say_what_is_left_out(benchmark: Benchmark, log: Log) -> None:
         log.warning(line)
     if settings.has_peers and not benchmark.peers:
         log.note(
-            "transformers is left out: it needs torch, a batch size of 1, stop tokens ignored, "
-            "and one device"
+            "transformers is left out: it needs torch, a batch size of 1, stop tokens ignored "
+            "or answers cut, and one device"
         )
-    if not settings.ignore_eos:
+    if not settings.ignore_eos and settings.cut_repeats is None:
         log.note("texts end at stop tokens: they differ in length, and predictions are rougher")
 
 
@@ -117,12 +118,12 @@ def _measure_all(
     if n_done:
         log.note(f"{n_done} of {counted(len(blocks), 'block')} done before")
     with log.status(f"loading {benchmark.models.checkpoint.where}"):
-        _ = benchmark.session
+        _ = benchmark.sessions
     left, took, written = [*missing], {}, time.monotonic()
     for batch_size, some in itertools.groupby(missing, lambda block: block.batch_size):
         here = [*some]
-        with _peer(benchmark, batch_size) as peer:
-            race = _warm_race(benchmark, here, peer, log)
+        with _peers(benchmark, batch_size) as peers:
+            race = _warm_race(benchmark, here, peers, log)
             for block in here:
                 at = f"{len(blocks) - len(left) + 1}/{len(blocks)}"
                 left.remove(block)
@@ -133,25 +134,31 @@ def _measure_all(
 
 
 @contextlib.contextmanager
-def _peer(benchmark: Benchmark, batch_size: int) -> Iterator[Peer | None]:
-    """The worker of transformers, where it takes part."""
-    if not benchmark.peers or batch_size != 1:
-        yield None
+def _peers(benchmark: Benchmark, batch_size: int) -> Iterator[dict[str, Peer]]:
+    """The workers of transformers by the number types they decode beside, where they take part."""
+    if batch_size != 1 or not benchmark.peer_types:
+        yield {}
         return
-    models = benchmark.models
-    arguments = ["--threads", str(len(os.sched_getaffinity(0))), "--dtype", models.config.dtype]
-    if (draft := draft_directory(models)) is not None:
-        arguments += ["--draft", str(draft)]
-    with contextlib.closing(Peer(str(directory_of(models.checkpoint)), *arguments)) as peer:
-        yield peer
+    threads = str(len(os.sched_getaffinity(0)))
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        target, draft = directories_for_peers(benchmark, folder)
+        peers = {}
+        for types, dtype in benchmark.peer_types.items():
+            arguments = ["--threads", threads, "--dtype", dtype]
+            if draft is not None:
+                arguments += ["--draft", str(draft)]
+            peer = Peer(str(target), *arguments)
+            peers[types] = stack.enter_context(contextlib.closing(peer))
+        yield peers
 
 
 def _warm_race(
-    benchmark: Benchmark, blocks: Sequence[RaceBlock], peer: Peer | None, log: Log
+    benchmark: Benchmark, blocks: Sequence[RaceBlock], peers: Mapping[str, Peer], log: Log
 ) -> Race:
     """The contestants of these blocks' batch size, with all that they need compiled."""
     batch_size = blocks[0].batch_size
-    race = Race(benchmark, batch_size, peer)
+    race = Race(benchmark, batch_size, peers)
     has_costs = any(block.kind == "cost" for block in blocks)
     log.note(f"batch {batch_size}: compiling {', '.join(benchmark.labels)}")
     steps = race.n_steps(has_costs=has_costs)
@@ -202,9 +209,16 @@ def told(block: RaceBlock, records: Sequence[Record]) -> str:
     """A block in a line, for progress."""
     if block.kind != "run":
         return str(block)
-    seconds = {record["contestant"]: record["seconds"] for record in records}
-    speeds = [f"{name} {seconds[PLAIN] / s:.2f}" for name, s in seconds.items() if name != PLAIN]
-    return f"{block}: {', '.join([f'plain {seconds[PLAIN]:.2f} s', *speeds])}"
+    told = []
+    for types in dict.fromkeys(record["types"] for record in records):
+        here = [record for record in records if record["types"] == types]
+        seconds = {record["contestant"]: record["seconds"] for record in here}
+        ratios = [
+            f"{name} {seconds[PLAIN] / s:.2f}" for name, s in seconds.items() if name != PLAIN
+        ]
+        told.append(", ".join([f"plain {seconds[PLAIN]:.2f} s", *ratios]))
+        told[-1] += f" ({types})" if len(here) < len(records) else ""
+    return f"{block}: {'; '.join(told)}"
 
 
 def write(records: Sequence[Record], out: Path) -> Summary:

@@ -18,8 +18,10 @@ from jspec.bench.costs import on_mesh, program_of, started
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.infer import round as stages
 from jspec.infer.engine import Engine
+from jspec.infer.executables import has_several_rows
 from jspec.infer.request import Request
 from jspec.infer.state import DecodeState, Program
+from jspec.ops.jit import jit
 
 SPLIT_ROUNDS = 24
 """Rounds whose stages are timed, at most."""
@@ -28,9 +30,9 @@ MOST_PICTURES = 4
 """Categories of which a text is drawn."""
 
 _STATIC = ("program", "index")
-_propose = jax.jit(stages.propose, static_argnames=_STATIC)
-_verify = jax.jit(stages.verify, static_argnames=_STATIC)
-_commit = jax.jit(stages.commit, static_argnames=_STATIC)
+_propose = jit(stages.propose, has_several_rows=has_several_rows, static_argnames=_STATIC)
+_verify = jit(stages.verify, has_several_rows=has_several_rows, static_argnames=_STATIC)
+_commit = jit(stages.commit, has_several_rows=has_several_rows, static_argnames=_STATIC)
 
 
 class PictureFailed(Exception):

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jspec.bench.estimates import Estimate
 from jspec.bench.terms import Interval, Terms
 
 Record = Mapping[str, Any]
@@ -62,16 +63,21 @@ class Metrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SummaryRow:
-    """One contestant at one temperature and batch size.
+    """One contestant at one temperature and batch size, in one number type.
 
     Attributes:
       contestant: "plain", a drafter's label, or "transformers ...".
+      types: the number types' name; empty where records do not tell.
       is_peer: it is of the other library.
-      speedup: over plain decoding, whole calls, prompts included; a ratio for every repeat and
-        category, of which this is the median. None for plain.
+      speedup: over plain decoding of the same types, whole calls, prompts included; a ratio for
+        every repeat and turn (a category, or some prompts of it), of which this is the median. None
+        for plain.
+      pooled: plain decoding's time of all turns over this one's, with its interval over turns.
+      over_fastest: the same over the plain decoding that is fastest of all number types.
       decode_speedup: the same of the time without prompts.
       by_category: `speedup` of one category alone.
       tau: tokens a target forward, the first token of a text not counted.
+      tau_estimate: the same with its interval over prompts; None where prompts are not told apart.
       tau_by_category: the same of one category.
       terms: what a round costs at the mean length of these texts; None where it was not measured.
       terms_by_context: the same at each measured length.
@@ -88,11 +94,15 @@ class SummaryRow:
     contestant: str
     temperature: float
     batch_size: int
+    types: str
     is_peer: bool
     speedup: Interval | None
+    pooled: Estimate | None
+    over_fastest: Estimate | None
     decode_speedup: Interval | None
     by_category: dict[str, Interval]
     tau: float
+    tau_estimate: Estimate | None
     tau_by_category: dict[str, float]
     terms: Terms | None
     terms_by_context: dict[int, Terms]
@@ -106,7 +116,7 @@ class SummaryRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forwards:
-    """Target forwards over n nodes at one batch size and length of text.
+    """Target forwards over n nodes at one batch size and length of text, in one number type.
 
     Attributes:
       seconds: by number of nodes, medians.
@@ -117,6 +127,7 @@ class Forwards:
 
     batch_size: int
     context: int
+    types: str
     seconds: dict[int, float]
     r: dict[int, float]
     line: dict[str, float] | None
@@ -128,6 +139,7 @@ class TurningPoint:
     """From which batch size on speculation loses, at one temperature.
 
     Attributes:
+      types: the number types, where there are several; else empty.
       speedups: of the best drafter at each batch size, measured.
       best: that drafter's label at each.
       batch_size: where the line between two measured sizes crosses 1; None where none does.
@@ -136,6 +148,7 @@ class TurningPoint:
     """
 
     temperature: float
+    types: str
     speedups: dict[int, float]
     best: dict[int, str]
     batch_size: float | None
@@ -159,7 +172,8 @@ class TurningPoint:
         else:
             said = f"the best drafter gains at batch {first}"
         doubt = "" if self.is_resolved else "; not resolved, intervals include 1"
-        return f"at T = {self.temperature:g}, {said}{doubt}"
+        types = f" in {self.types}" if self.types else ""
+        return f"at T = {self.temperature:g}{types}, {said}{doubt}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,6 +193,25 @@ class Advice:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Cuts:
+    """How plain decoding's answers ended at one temperature, in one number type.
+
+    Attributes:
+      answers: how many there are.
+      repeats: of these, cut before they repeated themselves.
+      stops: of these, ended by a stop token.
+      mean_tokens: of what is left of them.
+    """
+
+    temperature: float
+    types: str
+    answers: int
+    repeats: int
+    stops: int
+    mean_tokens: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
     """All that a run's records say.
 
@@ -186,6 +219,7 @@ class Summary:
       settings: the settings record.
       provenance: of that record: versions, commit, device, ...
       rows: by temperature, batch size, then plain, drafters, peers.
+      cuts: where answers were cut; by temperature and number types.
       forwards: by batch size and context.
       turns: one a temperature.
       advice: where a drafter loses by more than its interval.
@@ -194,12 +228,13 @@ class Summary:
       skipped: why something was not measured, a line each.
       load: smallest and largest load average.
       n_repeats: complete ones, at the batch size that has fewest; 0 where none is, and the rows are
-        of the categories that the first one has.
+        of what the first one has.
     """
 
     settings: Record
     provenance: Record
     rows: tuple[SummaryRow, ...]
+    cuts: tuple[Cuts, ...]
     forwards: tuple[Forwards, ...]
     turns: tuple[TurningPoint, ...]
     advice: tuple[Advice, ...]
@@ -208,3 +243,8 @@ class Summary:
     skipped: tuple[str, ...]
     load: tuple[float, float]
     n_repeats: int
+
+    @property
+    def has_types(self) -> bool:
+        """Whether there are several number types."""
+        return len({row.types for row in self.rows}) > 1

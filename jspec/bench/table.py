@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jspec.bench.estimates import Estimate
 from jspec.bench.summary import PLAIN, Summary, TurningPoint, counted
 
 Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -38,6 +39,12 @@ def _shares(values: Sequence[float]) -> str:
     return " ".join(f"{value:.2f}" for value in values)
 
 
+def _estimated(value: Estimate | None) -> str:
+    if value is None:
+        return NOTHING
+    return value.text() if value.low < value.high else f"{value.value:.2f}"
+
+
 def _percents(values: Sequence[float]) -> str:
     return " ".join(f"{100 * value:.0f}" for value in values) or NOTHING
 
@@ -45,8 +52,10 @@ def _percents(values: Sequence[float]) -> str:
 COLUMNS: dict[str, tuple[str, str | Callable[[Any], str]]] = {
     "batch": ("batch_size", "{}"),
     "T": ("temperature", "{:g}"),
+    "types": ("types", "{}"),
     "contestant": ("contestant", "{}"),
     "tau": ("tau", "{:.2f}"),
+    "tau [95 %]": ("tau_estimate", _estimated),
     "n": ("terms.n_nodes", "{}"),
     "r(n)": ("terms.r", "{:.2f}"),
     "c_d": ("terms.c_d", "{:.2f}"),
@@ -55,6 +64,8 @@ COLUMNS: dict[str, tuple[str, str | Callable[[Any], str]]] = {
     "decoding": ("decode_speedup.median", "{:.2f}"),
     "error": ("error", "{:+.0%}"),
     "whole call": ("speedup", "{0.median:.2f} [{0.low:.2f}, {0.high:.2f}]"),
+    "over plain": ("pooled", _estimated),
+    "over the fastest plain": ("over_fastest", _estimated),
     "same text": ("same", same_text),
     "rounds that kept depth 1, 2, ...": ("acceptance.unconditional", _shares),
     "of those before": ("acceptance.conditional", _shares),
@@ -79,6 +90,14 @@ TERMS = (
     *(*PLACE, "tau", "n", "r(n)", "c_d", "overhead", "predicted"),
     *("decoding", "error", "whole call", "same text"),
 )
+POOLED = (
+    *PLACE,
+    "tokens/s",
+    "tau [95 %]",
+    "over plain",
+    "over the fastest plain",
+    "whole call",
+)
 METRICS = (
     *(*PLACE, "kept / proposed", "kept by depth"),
     *("tokens/s", "first token, ms", "next token, ms"),
@@ -93,8 +112,12 @@ RUNS = (
 MEANINGS = {
     "batch": ("", "texts decoded together"),
     "T": ("", "temperature of sampling; 0 is greedy"),
+    "types": ("", "numbers in which everyone of the row computes"),
     "contestant": ("", "who decodes"),
     "tau": ("mean acceptance length", "tokens a target call, the target's own included"),
+    "tau [95 %]": ("", "the same with its 95 % interval, by drawing prompts anew"),
+    "over plain": ("", "plain decoding's time for all prompts over this one's [95 % interval]"),
+    "over the fastest plain": ("", "the same over plain decoding in whatever types it is fastest"),
     "n": ("", "nodes that the target scores in a round"),
     "r(n)": ("", "a target forward over n nodes, in forwards over one"),
     "c_d": ("", "a round's whole draft, in plain rounds"),
@@ -120,6 +143,14 @@ MEANINGS = {
 PRELIMINARY = "No repeat is complete: these are numbers of the categories measured so far."
 
 
+def columns_of(columns: Sequence[str], summary: Summary) -> tuple[str, ...]:
+    """The columns, with the number types and what compares them where there are several."""
+    if summary.has_types:
+        at = columns.index("contestant")
+        return (*columns[:at], "types", *columns[at:])
+    return tuple(column for column in columns if column != "over the fastest plain")
+
+
 def cells(columns: Sequence[str], rows: Iterable[Any]) -> Cells:
     """Make a table of these columns."""
     return tuple(columns), [tuple(_cell(row, *COLUMNS[name]) for name in columns) for row in rows]
@@ -136,12 +167,19 @@ def _cell(row: Any, path: str, form: str | Callable[[Any], str]) -> str:
 
 def drafters_table(summary: Summary) -> Cells:
     """Every contestant with the terms that explain its speed."""
-    return cells(TERMS, [row for row in summary.rows if row.contestant != PLAIN])
+    rows = [row for row in summary.rows if row.contestant != PLAIN]
+    return cells(columns_of(TERMS, summary), rows)
+
+
+def pooled_table(summary: Summary) -> Cells:
+    """Every contestant over all prompts together; plain decoding, too."""
+    return cells(columns_of(POOLED, summary), summary.rows)
 
 
 def categories_table(summary: Summary) -> Cells:
     """Speedups of whole calls by category."""
-    head, rows = cells(PLACE, [row for row in summary.rows if row.contestant != PLAIN])
+    columns = columns_of(PLACE, summary)
+    head, rows = cells(columns, [row for row in summary.rows if row.contestant != PLAIN])
     names = tuple(summary.settings.get("categories", ()))
     known = [row.by_category for row in summary.rows if row.contestant != PLAIN]
     more = [[f"{of[n].median:.2f}" if n in of else NOTHING for n in names] for of in known]
@@ -153,6 +191,7 @@ def remarks(summary: Summary) -> list[str]:
     lines = [PRELIMINARY] if summary.rows and not summary.n_repeats else []
     lines += [_turn_line(turn) for turn in summary.turns]
     lines += [advice.text for advice in summary.advice]
+    lines += cut_lines(summary)
     lines += summary.skipped
     lines += [f"TEXTS CHANGED between repeats: {name}" for name in summary.changed]
     if summary.unexcused:
@@ -160,6 +199,17 @@ def remarks(summary: Summary) -> list[str]:
             f"{counted(summary.unexcused, 'DIFFERENCE').upper()} that no near-tie explains"
         )
     return lines
+
+
+def cut_lines(summary: Summary) -> list[str]:
+    """How answers ended where they were cut, a line for each temperature and number type."""
+    return [
+        f"answers at T = {cuts.temperature:g}{f' in {cuts.types}' if summary.has_types else ''}: "
+        f"{cuts.repeats} of {cuts.answers} ({cuts.repeats / cuts.answers:.0%}) cut before they "
+        f"repeated themselves, {cuts.stops} ended by a stop token; {cuts.mean_tokens:.0f} tokens "
+        "decoded of each on average"
+        for cuts in summary.cuts
+    ]
 
 
 def _turn_line(turn: TurningPoint) -> str:
@@ -176,9 +226,11 @@ def caption(summary: Summary) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in where.get("versions", {}).items())
     texts = sum(settings.get("categories", {}).values())
     ending = ", stop tokens ignored" if settings.get("ignore_eos", True) else " at most"
+    if n := settings.get("cut_repeats"):
+        ending += f", cut before the first {n} tokens that repeat"
     speeds = ", ".join(
         f"{row.metrics.output_token_throughput:.0f} tokens/s (batch {row.batch_size}, "
-        f"T = {row.temperature:g})"
+        f"T = {row.temperature:g}{', ' + row.types if summary.has_types else ''})"
         for row in summary.rows
         if row.contestant == PLAIN
     )
@@ -189,7 +241,8 @@ def caption(summary: Summary) -> str:
         + f"commit {where.get('commit')}; {versions}. {counted(texts, 'prompt')}, "
         f"{settings.get('max_new_tokens')} new tokens each{ending}, seed {where.get('seed')}. All "
         f"contestants in turn in {counted(summary.n_repeats, 'complete repeat')}; medians over "
-        "repeats and categories of ratios to plain decoding, 95 % bootstrap intervals in brackets. "
+        "turns of ratios to plain decoding of the same types, 95 % bootstrap intervals in "
+        "brackets. "
         "tau: tokens a target forward; predicted: tau / (r + c_d + overhead), for decoding, the "
         f"host's time not in it; error: predicted over measured, less one. Plain: {speeds}."
     )
@@ -199,18 +252,20 @@ def markdown(summary: Summary) -> str:
     """Caption, tables and remarks."""
     if not summary.rows:
         return "No repeat is complete yet.\n"
-    kept = cells(ACCEPTANCE, [row for row in summary.rows if row.acceptance is not None])
+    with_drafts = [row for row in summary.rows if row.acceptance is not None]
+    kept = cells(columns_of(ACCEPTANCE, summary), with_drafts)
     parts = (
         caption(summary),
-        _markdown(drafters_table(summary)),
+        markdown_table(drafters_table(summary)),
+        "All prompts together:\n\n" + markdown_table(pooled_table(summary)),
         "\n".join(f"- {line}" for line in remarks(summary)),
-        "Whole calls by category:\n\n" + _markdown(categories_table(summary)),
-        "Acceptance by depth:\n\n" + _markdown(kept),
+        "Whole calls by category:\n\n" + markdown_table(categories_table(summary)),
+        "Acceptance by depth:\n\n" + markdown_table(kept),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _markdown(cells: Cells) -> str:
+def markdown_table(cells: Cells) -> str:
     head, rows = cells
     lines = (head, ("---",) * len(head), *rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -6,15 +6,26 @@ draws, settings and prompts, and one entry of the roster for each method.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from jspec.certify import exact_law, faults, float64, proof, reference_checks, walk_check
+from jspec.certify import (
+    exact_law,
+    faults,
+    float64,
+    proof,
+    reference_checks,
+    rounding,
+    walk_check,
+)
 from jspec.certify.certificate import Check, CheckResult
 from jspec.certify.proof import TinyCase
 from jspec.certify.roster import ROSTER
 from jspec.certify.subject import Subject
+from jspec.certify.workload import WorkloadChecks
+from jspec.checkpoints.number_types import QUANTISED
 
 FAULT_DRAWS = 8_000
 """Continuations that a planted fault of the law has to show itself in."""
@@ -36,6 +47,7 @@ def all_checks(subject: Subject) -> list[Check]:
         probe[faults.THE_REPLAY],
         *_replays(case, is_quick),
         *_model_checks(subject),
+        *_workload_checks(subject),
         *_float64_checks(is_quick),
         *(
             fault.check(probe[fault.caught_by].run, lambda: case.plain)
@@ -123,6 +135,13 @@ def _replays(case: TinyCase, is_quick: bool) -> Iterator[Check]:
 
 def _model_checks(subject: Subject) -> Iterator[Check]:
     options, drafters = subject.options, subject.models.drafters
+    types = subject.models.types
+    if types.rounding in rounding.MEASURED:
+        covers = "the bound of near-ties: how far scores move with the number of rows"
+        yield Check("rounding", "target", covers, subject.check_rounding)
+    if types.weights in QUANTISED:
+        covers = f"perplexity of {len(subject.prompts)} prompts beside the matrices as stored"
+        yield Check(f"{types.weights} matrices", "target", covers, subject.check_weights)
     settings = f"{len(subject.requests)} prompts, {options.max_new_tokens} tokens, mixed settings"
     yield Check("plain", "E2", f"plain decoding by replay: {settings}", lambda: subject.plain)
     for name, size in itertools.product(drafters, options.batch_sizes):
@@ -134,6 +153,28 @@ def _model_checks(subject: Subject) -> Iterator[Check]:
         yield Check(f"{name} by the reference", "target", covers, run)
 
 
+def _workload_checks(subject: Subject) -> Iterator[Check]:
+    """Check all drafters on each workload, temperature by temperature."""
+    for workload in subject.options.workloads:
+        for temperature in workload.temperatures:
+            where = f"{workload}, T = {temperature:g}"
+            covers = f"by replay: {workload.n_prompts} prompts, {workload.max_new_tokens} tokens"
+            made = functools.cache(partial(subject.workload_checks, workload, temperature))
+            run = partial(_plain_of, made)
+            yield Check(f"plain, {where}", "E2", covers, run)
+            for name in subject.models.drafters:
+                run = partial(_drafter_of, made, subject, name)
+                yield Check(f"{name}, {where}", "E2", covers, run)
+
+
+def _plain_of(made: Callable[[], WorkloadChecks]) -> CheckResult:
+    return made().plain()
+
+
+def _drafter_of(made: Callable[[], WorkloadChecks], subject: Subject, name: str) -> CheckResult:
+    return made().drafter(name, subject.session.drafters[name])
+
+
 def _float64_checks(is_quick: bool) -> Iterator[Check]:
     """Check the roster; in a full certificate also EasySpec's grid of settings, mesh by mesh."""
     cases = float64.FEW if is_quick else float64.CASES
@@ -142,6 +183,13 @@ def _float64_checks(is_quick: bool) -> Iterator[Check]:
     )
     run = partial(float64.strictly_equal, cases, is_light=is_quick)
     yield Check("float64", "E3", covers, run)
+    cases = float64.FEW_ELSEWHERE if is_quick else float64.ELSEWHERE
+    covers = (
+        "programs in the form of a TPU and of a GPU, kernels interpreted, equal to plain on a CPU "
+        f"without excuse: {' '.join(cases)}"
+    )
+    run = partial(float64.strictly_equal, cases, is_light=is_quick)
+    yield Check("float64, accelerators' forms", "E3", covers, run)
     grid = () if is_quick else float64.covering()
     for mesh in float64.FACTORS["mesh"] if grid else ():
         covers = (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jspec.certify.options import CertifyOptions
+from jspec.certify.workload import parse_workload
 from jspec.console.commands import Command
 from jspec.console.configs import DEMO, infer_config
 from jspec.console.flags import add_config_flags, file_name
@@ -43,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-sizes", metavar="B,B", help="rows decoded together (default: 1,8; with --quick 8)"
+    )
+    parser.add_argument(
+        "--workload",
+        action="append",
+        default=[],
+        metavar="PROMPTSxTOKENSxBATCH@T,T",
+        help="also so many prompts, new tokens and rows, at each of these temperatures, in parts "
+        "that are kept one by one; may be given several times, as in 200x256x8@0,1",
     )
     parser.add_argument("--quick", action="store_true", help="the same in about two minutes")
     parser.add_argument(
@@ -94,6 +103,7 @@ def make_options(args: argparse.Namespace) -> CertifyOptions:
         prompts=args.prompts,
         n_prompts=flag("n_prompts", whole_number, 8 if args.quick else None),
         max_new_tokens=flag("max_new_tokens", whole_number, 32 if args.quick else 64),
+        workloads=tuple(parse_workload("--workload", text) for text in args.workload),
         batch_sizes=flag("batch_sizes", whole_numbers, (8,) if args.quick else (1, 8)),
     )
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jspec import law
 from jspec.certify.certificate import Check, CheckResult
-from jspec.checkpoints import target as loading
+from jspec.checkpoints import beside
 from jspec.checkpoints.target import Target, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
@@ -120,10 +120,10 @@ def wrong_q(right):
     return wrong
 
 
-@_fault(rounds, "compact", caught_by=THE_REPLAY)
+@_fault(rounds, "keep_accepted", caught_by=THE_REPLAY)
 def stale_kv(right):
     """After a rejection the keys and values of refused nodes stay in the text's slots."""
-    return lambda cache, context, verdict, size: cache
+    return lambda verified, context, size: verified.cache
 
 
 @_fault(rounds, "tree_block", caught_by=THE_REPLAY)
@@ -140,9 +140,9 @@ def position_off_by_one(right):
 def temperature_twice(right):
     """Logits are divided by the temperature once more."""
 
-    def wrong(logits, sampling, mode):
+    def wrong(logits, sampling, mode, **options):
         warm = jnp.where(sampling.temperature == 0, 1, sampling.temperature)[:, None]
-        return right(logits / warm.astype(logits.dtype), sampling, mode)
+        return right(logits / warm.astype(logits.dtype), sampling, mode, **options)
 
     return wrong
 
@@ -151,9 +151,9 @@ def temperature_twice(right):
 def temperature_after_top_p(right):
     """The filters see the logits before the temperature is applied to them."""
 
-    def wrong(scaled, sampling):
+    def wrong(scaled, sampling, **options):
         warm = jnp.where(sampling.temperature == 0, 1, sampling.temperature)[:, None]
-        return right(scaled * warm.astype(scaled.dtype), sampling)
+        return right(scaled * warm.astype(scaled.dtype), sampling, **options)
 
     return wrong
 
@@ -204,7 +204,7 @@ def stop_token_in_draft_ignored(right):
     return wrong
 
 
-@_fault(loading, "check_same_tokenizer", caught_by=THE_REFUSAL)
+@_fault(beside, "check_same_tokenizer", caught_by=THE_REFUSAL)
 def other_tokenizer_taken(right):
     """A drafter whose token ids mean something else is not refused."""
     return lambda target, drafter: None

@@ -3,7 +3,9 @@
     python -m jspec.certify.float64 1,1,2=oracle-tree,none 2,2,2,8=draft-model-tree
 
 Arguments: `data,layer,tensor=name,name,...`, a mesh and drafters of the roster, any number; a
-fourth number is the batch size, 8 if not given. One JSON object is printed.
+fourth number is the batch size, 8 if not given. With `@tpu` or `@gpu` behind it, the programs have
+the form of that platform, kernels interpreted; what they are compared with is the CPU's. One JSON
+object is printed.
 
 In reading order: `strictly_equal`, which starts the process; `main`, which is the process; and the
 grid of EasySpec's settings, in which every two values of any two factors meet in some case.
@@ -13,6 +15,7 @@ Source: pairwise covering, the greedy way (Cohen et al., "The AETG system", 1997
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -32,6 +35,7 @@ from jspec.checkpoints.target import Target
 from jspec.console.compile_cache import keep_compiled_programs
 from jspec.drafters.base import LoadedDrafter
 from jspec.drafters.easyspec.layer_parallel import Parallelism
+from jspec.ops.platform import running_as_on
 from jspec.sharding import make_mesh
 from jspec.testing.compile_options import light, xla_flags
 from jspec.testing.models import on_mesh, tiny_target
@@ -40,6 +44,11 @@ DEVICES = 8
 _ALL = ",".join(entry.name for entry in ROSTER)
 CASES = (f"1,1,1={_ALL}", "1,1,2=oracle-tree", "2,2,2=none,draft-model-tree", "8,1,1=oracle-tree")
 FEW = ("2,2,2=oracle-tree",)
+
+QUICK_NAMES = ",".join(entry.name for entry in ROSTER if entry.is_quick)
+ELSEWHERE = (f"1,1,1={QUICK_NAMES}@tpu", "2,2,2=oracle-tree@tpu", f"1,1,1={QUICK_NAMES}@gpu")
+FEW_ELSEWHERE = ("1,1,2=oracle-tree@tpu", "1,1,1=oracle-tree@gpu")
+"""In the form of accelerators: prefix and tail apart, accepted rows written at commit."""
 
 
 def strictly_equal(cases: Sequence[str], *, is_light: bool = False) -> CheckResult:
@@ -82,13 +91,15 @@ def main(cases: Sequence[str]) -> None:
     texts = proof.texts_of(requests, plain)
     problems = {}
     for case in cases:
-        mesh_sizes, _, names = case.partition("=")
+        asked, _, platform = case.partition("@")
+        mesh_sizes, _, names = asked.partition("=")
         data, layer, tensor, *batch = (int(n) for n in mesh_sizes.split(","))
         target = on_mesh(alone, make_mesh(data=data, layer=layer, tensor=tensor))
         for name in names.split(","):
             drafter = _drafter(name, alone, target, texts)
-            results = proof.decode(target, requests, drafter, batch_size=(*batch, 8)[0])
-            problems[f"{mesh_sizes} {name}"] = proof.unequal(results, plain)
+            with running_as_on(platform) if platform else contextlib.nullcontext():
+                results = proof.decode(target, requests, drafter, batch_size=(*batch, 8)[0])
+            problems[f"{mesh_sizes} {name} {platform}"] = proof.unequal(results, plain)
     n_tokens = sum(len(result.tokens) for result in plain)
     print(json.dumps({"n_tokens": n_tokens, "problems": problems}))
 

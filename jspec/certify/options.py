@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from jspec.certify.workload import Workload
 from jspec.config import InferConfig
 
 
@@ -17,6 +18,7 @@ class CertifyOptions:
       prompts: a JSONL file; None for the built-in ones.
       n_prompts: prompts used, from the first on; None for all.
       batch_sizes: rows decoded together; plain decoding takes the first.
+      workloads: more prompts, at one temperature each.
     """
 
     config: InferConfig
@@ -26,3 +28,4 @@ class CertifyOptions:
     n_prompts: int | None
     max_new_tokens: int
     batch_sizes: tuple[int, ...]
+    workloads: tuple[Workload, ...] = ()

@@ -108,11 +108,18 @@ def replay_all(
     results: Sequence[Generation],
     *,
     max_length: int | None = None,
+    bound: float | None = None,
+    first: int = 0,
 ) -> CheckResult:
-    """Judge every emitted token, and that every text ended where and why it had to."""
+    """Judge every emitted token, and that every text ended where and why it had to.
+
+    Args:
+      bound: of near-ties, in units of logits; that of the target's dtype where None.
+      first: number of the first request, for what is told of problems.
+    """
     problems, near_ties, n_tokens = [], [], 0
-    for i, (request, result) in enumerate(zip(requests, results, strict=True)):
-        report = replay(target, request.tokens, result.tokens, request)
+    for i, (request, result) in enumerate(zip(requests, results, strict=True), first):
+        report = replay(target, request.tokens, result.tokens, request, bound)
         n_tokens += report.n_tokens
         near_ties += [(d.gap, report.bound) for d in report.near_ties]
         problems += [
@@ -120,17 +127,39 @@ def replay_all(
             for d in report.differences
             if not d.excused
         ]
-    problems += wrong_endings(requests, results, max_length)
+    problems += wrong_endings(requests, results, max_length, first)
     return CheckResult(n_tokens=n_tokens, problems=tuple(problems), near_ties=tuple(near_ties))
 
 
+MOST_TIES = 0.01
+"""Share of a config's tokens that may need the bound of near-ties."""
+
+ENOUGH = 1000
+"""Tokens of a check from which on that share says something."""
+
+
+def with_few_ties(found: CheckResult) -> CheckResult:
+    """Tell which share of tokens needs the bound, and of enough tokens whether it is too large."""
+    n_ties = len(found.near_ties)
+    if not n_ties:
+        return found
+    note = f"{n_ties:,} of {found.n_tokens:,} tokens need the bound ({n_ties / found.n_tokens:.2%})"
+    problems = found.problems
+    if found.n_tokens >= ENOUGH and n_ties > MOST_TIES * found.n_tokens:
+        problems = (*problems, f"{note}, more than {MOST_TIES:.0%}")
+    return dataclasses.replace(found, problems=problems, note=note)
+
+
 def wrong_endings(
-    requests: Sequence[Request], results: Sequence[Generation], max_length: int | None
+    requests: Sequence[Request],
+    results: Sequence[Generation],
+    max_length: int | None,
+    first: int = 0,
 ) -> list[str]:
     """List texts that end elsewhere or for another reason than the rules say, or count wrong."""
     return [
         f"request {i}: {problem}"
-        for i, (request, result) in enumerate(zip(requests, results, strict=True))
+        for i, (request, result) in enumerate(zip(requests, results, strict=True), first)
         for problem in _wrong_ending(request, result, max_length)
     ]
 
@@ -173,6 +202,7 @@ def compared(
     calls = max(sum(r.stats.target_calls for r in results), 1)
     same = len(results) - differing
     note = f"{same} of {len(results)} texts equal plain's; {emitted / calls:.2f} tokens a call"
+    note = f"{note}; {found.note}" if found.note else note
     return dataclasses.replace(found, problems=problems, note=note)
 
 

@@ -9,16 +9,23 @@ Source: Salmon et al. 2011 (Threefry-2x32, 20 rounds); Touvron et al. 2023 (the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes  # NumPy's bfloat16, in files too
 import numpy as np
 
+from jspec.checkpoints.checkpoint import Checkpoint
+from jspec.checkpoints.export import hugging_face_tensors
 from jspec.checkpoints.layouts import HUGGING_FACE
+from jspec.checkpoints.number_types import QUANTISED, NumberTypes
+from jspec.checkpoints.quantise import dequantised
 from jspec.checkpoints.target import Target
 from jspec.models.config import DecoderConfig, RopeKind
+from jspec.models.weights import is_matrix
+from jspec.ops.linear import Quantised
 
 Weights = dict[str, np.ndarray]
 """By their Hugging Face names, matrices with the output axis first."""
@@ -183,20 +190,52 @@ def _rotated(x: np.ndarray, theta: float) -> np.ndarray:
 def weights_in_memory(target: Target) -> Weights:
     """Give the weights of a model that came from no file as its checkpoint would have them."""
     stored = jax.tree.leaves(HUGGING_FACE.stored(target.model.config))
-    leaves = map(_wide, jax.tree.leaves(target.params))
+    leaves = map(_wide, jax.tree.leaves(target.params, is_leaf=_is_quantised))
     return {each.name: each.save(leaf) for each, leaf in zip(stored, leaves, strict=True)}
 
 
-def weights_on_disk(directory: Path) -> Weights | None:
-    """Read the tensors of a checkpoint directory; None where they are no decoder's safetensors."""
-    import ml_dtypes  # noqa: F401  NumPy's bfloat16
+def weights_on_disk(checkpoint: Checkpoint) -> Weights | None:
+    """Read the tensors of a checkpoint; None where they are no decoder's safetensors or GGUF file.
+
+    Those of a GGUF file are dequantised and put into Hugging Face's order as in loading: a fault of
+    that is not seen here.
+    """
     from safetensors.numpy import load_file
 
     found: Weights = {}
-    for file in sorted(directory.glob("*.safetensors")):
+    if checkpoint.is_gguf:
+        tensors = hugging_face_tensors(checkpoint)
+        return {name: value.astype(np.float64) for name, value in tensors.items()}
+    for file in sorted(checkpoint.files.glob("*.safetensors")):
         found |= {name: value.astype(np.float64) for name, value in load_file(file).items()}
     return found if "model.embed_tokens.weight" in found else None
 
 
+def narrowed(weights: Weights, config: DecoderConfig, types: NumberTypes, stored: str) -> Weights:
+    """Round weights as they are when a target loads them in these types.
+
+    Args:
+      stored: type of the weights in the checkpoint.
+    """
+    ours = {theirs: name for name, theirs in HUGGING_FACE.names.items()}
+
+    def one(name: str, value: np.ndarray) -> np.ndarray:
+        weight = ours.get(re.sub(r"^model\.layers\.\d+\.", "", name))
+        narrow = types.weights if weight and is_matrix(weight, config) else None
+        if narrow in QUANTISED:
+            return dequantised(value, str(narrow))
+        if (narrow or types.dtype) == "bfloat16" and stored != "bfloat16":
+            return value.astype(ml_dtypes.bfloat16).astype(np.float64)
+        return value
+
+    return {name: one(name, value) for name, value in weights.items()}
+
+
+def _is_quantised(node: Any) -> bool:
+    return isinstance(node, Quantised)
+
+
 def _wide(value: Any) -> np.ndarray:
+    if _is_quantised(value):
+        return _wide(value.values) * _wide(value.scale)
     return np.asarray(value, np.float64)

@@ -32,7 +32,7 @@ def judged_by_reference(
     weights: reference.Weights,
     requests: Sequence[Request],
     results: Sequence[Generation],
-    dtype: str,
+    rounding: str,
 ) -> CheckResult:
     """Judge every emitted token by the law, the noise and the target of the reference."""
     problems: list[str] = []
@@ -40,7 +40,7 @@ def judged_by_reference(
     for i, (request, result) in enumerate(zip(requests, results, strict=True)):
         text, n_prompt = request.tokens + result.tokens, len(request.tokens)
         logits = reference.logits_of(config, weights, text[:-1])[n_prompt - 1 :]
-        bound = BOUNDS[dtype] / (request.temperature or 1.0)
+        bound = BOUNDS[rounding] / (request.temperature or 1.0)
         for step, token in enumerate(result.tokens):
             noise = reference.gumbel(
                 request.seed, request.sample, n_prompt + step, config.vocab_size
@@ -82,7 +82,7 @@ def tiny_texts(case: TinyCase) -> CheckResult:
     drafter = hostile.oracle(case.target, case.texts, depth=4, width=3, error_every=0)
     results = proof.decode(case.target, case.requests, drafter, trace=True)
     config, weights = case.target.model.config, reference.weights_in_memory(case.target)
-    found = judged_by_reference(config, weights, case.requests, results, case.target.dtype)
+    found = judged_by_reference(config, weights, case.requests, results, case.target.types.rounding)
     problems = list(found.problems)
     for i, (request, result) in enumerate(zip(case.requests, results, strict=True)):
         for step, told in enumerate(result.trace or ()):

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jspec.checkpoints.draft_vocabulary import head_rows
 from jspec.checkpoints.target import Target
 from jspec.drafters import load_drafter
 from jspec.drafters.base import LoadedDrafter
@@ -23,19 +24,20 @@ from jspec.drafters.diffuspec.options import EosRule, SearchOptions, Shape
 from jspec.drafters.diffuspec.prefix import Prefix
 from jspec.drafters.diffuspec.refinement import Refinement
 from jspec.drafters.draft_model import draft_model
+from jspec.drafters.draft_vocabulary import IDS, with_head
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.layer_groups import contiguous
 from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder, Parallelism
 from jspec.drafters.falcon import trees
 from jspec.drafters.falcon.drafter import Falcon
-from jspec.drafters.falcon.loading import head_rows
 from jspec.drafters.falcon.trees import Tree
 from jspec.drafters.growth import Grower
 from jspec.models import sar_head
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel
-from jspec.models.model import build, random_params
+from jspec.models.model import Model, build, random_params
 from jspec.models.ngram.table import place_ngram
 from jspec.models.sar_head import LstmMode, SarConfig
+from jspec.state import Params
 from jspec.testing import drafters as hostile
 from jspec.testing.models import perturbed, random_head
 from jspec.train.ngram import estimate
@@ -69,12 +71,45 @@ class Entry:
 
 
 def untrained_draft_model(
-    target: Target, texts: Texts = (), *, scale: float = 0.05, **options
+    target: Target,
+    texts: Texts = (),
+    *,
+    scale: float = 0.05,
+    n_layers: int = 0,
+    every: int = 1,
+    **options,
 ) -> LoadedDrafter:
-    """Draft with the target itself, with noise on its weights: right now and then."""
+    """Draft with the target itself, with noise on its weights: right now and then.
+
+    Args:
+      n_layers: a truncated draft, of so many first layers, which shares the target's embedding and
+        head.
+      every: of which tokens are drafted.
+    """
     small = perturbed(target, scale=scale)
-    drafter = draft_model(small.model, vocab_size=target.vocab_size, **options)
-    return LoadedDrafter(name="draft-model", drafter=drafter, params=small.params)
+    model, params = small.model, small.params
+    if n_layers:
+        first = {"n_layers": n_layers, "windows": model.config.windows[:n_layers]}
+        model = build(dataclasses.replace(model.config, **first))
+        params = target.params | {"layers": params["layers"][:n_layers], "norm": params["norm"]}
+    model, params, ids = reduced(model, params, target, every)
+    drafter = draft_model(model, vocab_size=target.vocab_size, **options)
+    return LoadedDrafter(name="draft-model", drafter=drafter, params=params | ids)
+
+
+def reduced(
+    model: Model, params: Params, target: Target, every: int
+) -> tuple[Model, Params, dict[str, Any]]:
+    """Make a model draft every so many-th token; see `draft_vocabulary.reduce_model`."""
+    if every == 1:
+        return model, params, {}
+    ids = every_id(target, every)
+    return *with_head(model, params, head_rows(params, ids)), {IDS: ids}
+
+
+def every_id(target: Target, every: int) -> jax.Array:
+    """List every so many-th token, as a reduced draft vocabulary."""
+    return jnp.arange(0, target.vocab_size, every, dtype=jnp.int32)
 
 
 def untrained_falcon(
@@ -86,15 +121,19 @@ def untrained_falcon(
     n_layers: int = 1,
     mode: LstmMode = LstmMode.POINTWISE,
     block_align: str = "right",
-    n_ids: int = 0,
+    every: int = 1,
 ) -> LoadedDrafter:
-    """Make an untrained head; its vocabulary is every other token where there are `n_ids`."""
+    """Make an untrained head.
+
+    Args:
+      every: of which tokens are drafted.
+    """
     decoder = dataclasses.replace(target.model.config, n_layers=n_layers, windows=())
     model = sar_head.build(SarConfig(decoder=decoder, block_size=block_size, lstm_mode=mode))
     params = {"head": random_head(model, dtype=target.dtype), "target": target.params}
-    if n_ids:
-        ids = jnp.arange(n_ids, dtype=jnp.int32) * 2
-        params |= {"ids": ids, "rows": head_rows(target, ids)}
+    if every > 1:
+        ids = every_id(target, every)
+        params |= {IDS: ids, "rows": head_rows(target.params, ids)}
     drafter = Falcon(model=model, target=target.model, tree=tree, block_align=block_align)
     return LoadedDrafter(name="falcon", drafter=drafter, params=params)
 
@@ -108,6 +147,7 @@ def untrained_diffusion(
     is_text_causal: bool = False,
     has_ngram: bool = True,
     controller: Controller | None = None,
+    every: int = 1,
     **options,
 ) -> LoadedDrafter:
     """Read the target, with noise on its weights, in both directions: right now and then.
@@ -116,6 +156,7 @@ def untrained_diffusion(
 
     Args:
       controller: one that grows again after a token was refused, if not given.
+      every: of which tokens are drafted.
       options: more of `DiffuSpec`.
     """
     small = perturbed(target)
@@ -129,13 +170,14 @@ def untrained_diffusion(
     adaptive = AdaptiveLength(
         shortest=lengths[0], longest=lengths[-1], growth=2, tolerance=0.5, counts_bonus=True
     )
+    model, weights, ids = reduced(build(decoder), small.params, target, every)
     drafter = DiffuSpec(
-        model=DiffusionModel(model=build(decoder), config=config),
+        model=DiffusionModel(model=model, config=config),
         lengths=lengths,
         controller=controller or adaptive,
         **options,
     )
-    params = {"model": small.params}
+    params = {"model": weights} | ids
     if has_ngram:
         params["ngram"] = place_ngram(estimate(texts, order=3, vocab_size=target.vocab_size))
     return LoadedDrafter(name="diffuspec", drafter=drafter, params=params)
@@ -150,19 +192,25 @@ def untrained_easyspec(
     width: int = 1,
     n_layers: int = 5,
     plan: Parallelism = Parallelism.C,
+    every: int = 1,
     **options,
 ) -> LoadedDrafter:
-    """Draft with a deeper model than the target, begun as it, in groups of `size` layers."""
+    """Draft with a deeper model than the target, begun as it, in groups of `size` layers.
+
+    Args:
+      every: of which tokens are drafted.
+    """
     windows = (target.model.config.windows[0],) * n_layers
     model = build(dataclasses.replace(target.model.config, n_layers=n_layers, windows=windows))
     params = random_params(model, key=jax.random.key(3), scale=0.1)
     small = perturbed(target).params
     kept = (*small["layers"], *params["layers"][len(small["layers"]) :])
     params = jax.tree.map(lambda x: x.astype(target.dtype), small | {"layers": kept})
+    model, params, ids = reduced(model, params, target, every)
     decoder = LayerParallelDecoder(model, contiguous(n_layers, size), plan, target.mesh)
     grower = Grower(vocab_size=target.vocab_size, depth=depth, width=width)
     drafter = EasySpec(decoder=decoder, grower=grower, **options)
-    return LoadedDrafter(name="easyspec", drafter=drafter, params=decoder.place(params))
+    return LoadedDrafter(name="easyspec", drafter=drafter, params=decoder.place(params) | ids)
 
 
 def entry(name: str) -> Entry:
@@ -198,8 +246,25 @@ ROSTER = (
     Entry("none", "none", is_chain=True),
     Entry("none-padded", "none", {"padding": 4}, is_chain=True),
     Entry("prompt-lookup", "prompt-lookup", {"depth": 4}, is_chain=True, is_quick=True),
+    Entry(
+        "prompt-lookup-or-plain",
+        "prompt-lookup",
+        {"depth": 4, "drafts_always": False},
+        is_chain=True,
+    ),
     Entry("draft-model-chain", "draft-model", {"depth": 4}, is_chain=True),
     Entry("draft-model-tree", "draft-model", {"depth": 3, "width": 3}, is_quick=True),
+    Entry(
+        "draft-model-truncated",
+        "draft-model",
+        {"depth": 3, "n_layers": 1, "every": 2},
+        is_chain=True,
+    ),
+    Entry(
+        "draft-model-truncated-tree",
+        "draft-model",
+        {"depth": 3, "width": 3, "n_layers": 1, "every": 2},
+    ),
     Entry("falcon-chain", "falcon", {"tree": trees.chain(4)}, is_chain=True),
     Entry("falcon-tree", "falcon", {"tree": _SMALL_TREE}, is_quick=True),
     Entry(
@@ -210,7 +275,7 @@ ROSTER = (
     Entry(
         "falcon-4-reduced",
         "falcon",
-        {"tree": _DEEP_TREE, "block_size": 4, "n_layers": 2, "n_ids": 11},
+        {"tree": _DEEP_TREE, "block_size": 4, "n_layers": 2, "every": 2},
     ),
     Entry("falcon-released", "falcon", {"tree": trees.find("kmask2_8layer_tree")}),
     Entry(
@@ -248,6 +313,7 @@ ROSTER = (
             "lengths": (3,),
             "is_shifted": False,
             "has_ngram": False,
+            "every": 2,
             "prefix": Prefix(windows=(4,), refresh_every=1),
             "options": SearchOptions(shape=Shape.BEAMS, eos_rule=EosRule.FORCED_LITERAL),
         },
@@ -255,7 +321,7 @@ ROSTER = (
     Entry(
         "easyspec-chain",
         "easyspec",
-        {"size": 3, "calibration": Calibration.MISMATCH},
+        {"size": 3, "calibration": Calibration.MISMATCH, "every": 2},
         is_chain=True,
     ),
     Entry("easyspec-tree", "easyspec", {"size": 2, "depth": 4, "width": 3}, is_quick=True),

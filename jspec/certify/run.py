@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,10 @@ def run(options: CertifyOptions, *, title: str, out: Path, as_json: bool) -> int
     facts = facts_of(subject)
     asked = {
         "config": options.config.model_dump(mode="json"),
-        "requests": [list(request.tokens) for request in subject.requests],
+        "prompts": [list(tokens) for tokens in subject.prompts],
     }
     journal = CheckJournal(out, fingerprint_of(facts | asked))
+    subject.keep = journal.keep
     if journal.starts_anew:
         log.note(f"{out} has checks of other settings, versions or sources: starting anew")
     elif journal.done:
@@ -83,7 +84,11 @@ def facts_of(subject: Subject) -> dict[str, str]:
         "prompts": f"{len(subject.requests)} of {options.prompts or 'the built-in ones'}",
         "new tokens": str(options.max_new_tokens),
         "batch sizes": ", ".join(map(str, options.batch_sizes)),
-        "dtype": config.dtype,
+        "workloads": "; ".join(
+            f"{each}, T = {', '.join(f'{t:g}' for t in each.temperatures)}"
+            for each in options.workloads
+        ),
+        "dtype": str(subject.models.types),
         "seed": str(config.seed),
         "source": source_digest()[:16],
         "weights": ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items()),
@@ -110,35 +115,58 @@ def source_digest() -> str:
 class CheckJournal:
     """Keeps records of one fingerprint in `checks.jsonl`, on disk before the next check starts.
 
+    Parts of long checks are kept, too, so that a check that was cut off goes on with its next part.
+
     Attributes:
       done: records by the name of their check.
+      parts: values by the name of their part.
       starts_anew: the folder has records of another fingerprint, which the first new one replaces.
     """
 
     def __init__(self, folder: Path, fingerprint: str):
         self.done: dict[str, CheckRecord] = {}
+        self.parts: dict[str, Any] = {}
         self._path, self._fingerprint = folder / NAME, fingerprint
         lines = list(whole_records(self._path))
         for line, _ in lines:
-            if line.get("fingerprint") == fingerprint:
+            if line.get("fingerprint") == fingerprint and "part" in line:
+                self.parts[line["part"]] = line["value"]
+            elif line.get("fingerprint") == fingerprint:
                 record = CheckRecord.model_validate(line["record"])
                 self.done[record.name] = record
-        self.starts_anew = bool(lines) and not self.done
-        self._size = lines[-1][1] if self.done else 0
+        is_ours = bool(self.done or self.parts)
+        self.starts_anew = bool(lines) and not is_ours
+        self._size = lines[-1][1] if is_ours else 0
         self._is_cut = False
 
     def add(self, record: CheckRecord) -> None:
-        """Write a record; what the file has beside those that are done goes first."""
+        """Keep a record."""
+        self._write({"record": record.as_json()})
+        self.done[record.name] = record
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """Give what is kept of a part; where there is nothing, make it and keep it.
+
+        Args:
+          make: returns a JSON value.
+        """
+        if name not in self.parts:
+            value = json.loads(json.dumps(make()))
+            self._write({"part": name, "value": value})
+            self.parts[name] = value
+        return self.parts[name]
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Write a line; what the file has beside those that are kept goes first."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(RecordFile(self._path)) as file:
                 if not self._is_cut:
                     file.truncate(self._size)
-                file.append({"fingerprint": self._fingerprint, "record": record.as_json()})
+                file.append({"fingerprint": self._fingerprint, **line})
         except OSError as error:
             raise Failure(f"{self._path} cannot be written ({error.strerror})") from None
         self._is_cut, self.starts_anew = True, False
-        self.done[record.name] = record
 
 
 def do_all(checks: Sequence[Check], journal: CheckJournal, log: Log) -> None:

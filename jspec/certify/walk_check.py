@@ -158,7 +158,7 @@ def verdict_of(
     draft, logits, context, randomness, *, all_nodes=False, may_exit_early=True, depth=DEPTH
 ):
     """Run the walk under test, with its trace."""
-    nodes = judge_nodes(logits, draft.depth, randomness, depth, trace=True) if all_nodes else None
+    nodes = judge_nodes(logits, draft.depth, randomness, trace=True) if all_nodes else None
     return walk(
         draft,
         logits,

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jspec.checkpoints.beside import load_beside
 from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.families import FAMILIES
-from jspec.checkpoints.target import Target, count_ids, load_beside
+from jspec.checkpoints.target import Target, count_ids
 from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.models.diffusion import DiffusionConfig, DiffusionModel

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jspec.checkpoints.gguf.file import is_gguf
 from jspec.checkpoints.layouts import Layout
 from jspec.checkpoints.tensor_files import Tensors
 from jspec.errors import UserError
@@ -115,9 +116,10 @@ def fit(directory: Path, tensors: Tensors, layout: Layout, config: DecoderConfig
     surplus = {name: index for name, index in layers.items() if index >= config.n_layers}
     if surplus:
         logger.warning(
-            "%s: the weights have %d layers, config.json asks for %d: the first %d are used",
+            "%s: the weights have %d layers, %s asks for %d: the first %d are used",
             directory,
             max(surplus.values()) + 1,
+            "the metadata" if is_gguf(directory) else "config.json",
             config.n_layers,
             config.n_layers,
         )
@@ -152,11 +154,13 @@ def check_tensors(
     if wrong:
         told = [f"{name} {list(wrong[name])} instead of {list(shapes[name])}" for name in wrong]
         faults.append(f"wrong shapes: {_some(told)}")
-    if faults:
-        raise UserError(
-            f"{directory}: the tensors do not fit config.json: {'; '.join(faults)}; "
-            f"{_remedy(list(shapes), missing, unexpected, wrong, layout)}"
-        )
+    if not faults:
+        return
+    remedy = _remedy(list(shapes), missing, unexpected, wrong, layout)
+    config = "config.json"
+    if is_gguf(directory):
+        config, remedy = "its metadata", "give a file of a decoder that is converted as it was made"
+    raise UserError(f"{directory}: the tensors do not fit {config}: {'; '.join(faults)}; {remedy}")
 
 
 def _remedy(

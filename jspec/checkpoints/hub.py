@@ -1,8 +1,9 @@
-"""Find the directory of a model from its path, the name of a shipped one, or a hub id.
+"""Find the files of a model from its path, the name of a shipped one, or a hub id.
 
 In reading order: `local_directory`, which may download, and `find_directory`, which does not;
 models that come with jspec (`demo/target` is `weights/demo/target` of a checkout or of an installed
-wheel); the hub and its cache; the digest that tells a checkpoint from another.
+wheel); the hub and its cache; the digest that tells a checkpoint from another. Models that are
+fetched by name are in `published.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from jspec.arguments import shown
+from jspec.checkpoints.gguf.file import file_digest, is_gguf
 from jspec.checkpoints.other_kinds import what_file
+from jspec.checkpoints.published import check_fetched, fetched
+from jspec.checkpoints.tensor_files import missing_file
 from jspec.config.folders import recipe_of
 from jspec.errors import UserError
 
@@ -25,21 +29,26 @@ _HUB_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w
 
 
 def local_directory(path_or_id: str | Path) -> Path:
-    """Find a directory, a model that comes with jspec, or a snapshot of a hub id.
+    """Find a directory, a GGUF file, a model known by name, or a snapshot of a hub id.
 
     `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` are obeyed, because `huggingface_hub` obeys them.
 
     Raises:
-      UserError: neither a directory nor an id that can be fetched.
+      UserError: neither a model's files nor an id that can be fetched.
     """
     path, text = _path(path_or_id), os.fspath(path_or_id)
     if path.is_dir():
         return _of_cache(path)
+    if is_gguf(path):
+        if not path.is_file():
+            raise UserError(f"{path}: {missing_file(path, 'check the path')}")
+        return path
     if path.exists():
         raise UserError(f"{path} is {what_file(path)}")
-    found = shipped(text)
+    found = shipped(text) or fetched(text)
     if found is not None:
         return found
+    check_fetched(text)
     recipe = recipe_of(path.as_posix())
     if recipe is not None:
         raise UserError(
@@ -60,7 +69,11 @@ def find_directory(path_or_id: str | Path) -> Path | None:
     Of a hub's model whose `config.json` is in its cache, weights may be missing.
     """
     path, name = _path(path_or_id), os.fspath(path_or_id)
-    return _of_cache(path) if path.is_dir() else shipped(name) or _cached(name)
+    if is_gguf(path):
+        return path if path.is_file() else None
+    if path.is_dir():
+        return _of_cache(path)
+    return shipped(name) or fetched(name) or _cached(name)
 
 
 def _path(path_or_id: Any) -> Path:
@@ -90,12 +103,17 @@ def shipped_folders() -> tuple[Path, ...]:
 
 
 def shipped(name: str) -> Path | None:
-    """Find the directory of a shipped model; None if there is none of this name."""
+    """Find the directory of a shipped model; None if there is none of this name.
+
+    A folder without files is one of models: the drafters in `weights/smollm2` are no `smollm2`.
+    """
     parts = Path(name).parts
     if Path(name).is_absolute() or not parts or ".." in parts:
         return None
     found = (folder / name for folder in shipped_folders())
-    return next((directory for directory in found if directory.is_dir()), None)
+    return next(
+        (one for one in found if one.is_dir() and any(map(Path.is_file, one.iterdir()))), None
+    )
 
 
 def _of_cache(path: Path) -> Path:
@@ -167,7 +185,12 @@ def _why(error: Exception) -> str:
 
 
 def weights_digest(directory: Path) -> str:
-    """Digest config and weights of a checkpoint directory: SHA-256, hexadecimal."""
+    """Digest config and weights of a checkpoint directory: SHA-256, hexadecimal.
+
+    The digest of a GGUF file is that of its bytes, as its publisher may tell it.
+    """
+    if is_gguf(directory):
+        return file_digest(directory)
     names = sorted(path.name for path in directory.glob("*.safetensors"))
     if not names:
         raise UserError(f"{directory} has no safetensors, whose digest is asked for")

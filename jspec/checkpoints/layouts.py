@@ -2,7 +2,7 @@
 
 A `Layout` tells, for every parameter of the decoder, which stored tensor it is and how the stored
 array is turned into ours and back. In reading order: the pieces of a layout, Hugging Face's,
-LLaDA's, and llama2.c's.
+LLaDA's, llama2.c's, and those of GGUF files.
 """
 
 from __future__ import annotations
@@ -171,3 +171,24 @@ LLAMA2C = Layout(
     is_interleaved=True,
     harmless=("rope.freqs",),
 )
+
+GGUF = Layout(
+    names={
+        "embedding": "token_embd.weight",
+        "norm": "output_norm.weight",
+        "head_weight": "output.weight",
+        "attention_norm": "attn_norm.weight",
+        "mlp_norm": "ffn_norm.weight",
+        "o": "attn_output.weight",
+        "o_bias": "attn_output.bias",
+        "q_norm": "attn_q_norm.weight",
+        "k_norm": "attn_k_norm.weight",
+    }
+    | {name: f"attn_{name}.weight" for name in "qkv"}
+    | {f"{name}_bias": f"attn_{name}.bias" for name in "qkv"}
+    | {name: f"ffn_{name}.weight" for name in ("gate", "up", "down")}
+    | {f"{name}_bias": f"ffn_{name}.bias" for name in ("gate", "up", "down")},
+    prefix="blk.{}.",
+    harmless=("rope_freqs.weight",),
+)
+"""Those whose q and k are permuted for the rotary embedding, as a llama's are, are interleaved."""

@@ -10,7 +10,6 @@ last tokens, all in order. Integers have the fewest bits that they fit.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jspec.checkpoints.tensor_files import read_json
-from jspec.checkpoints.tokenizer.tokenizer import TOKENIZER_FILES
+from jspec.checkpoints.tokenizer.copies import vocabulary_digest
 from jspec.errors import UserError
 from jspec.models.ngram.model import Grams, NGramModel
 
@@ -62,7 +61,7 @@ def write_ngram(
         "n_grams": [len(grams) for grams in model.grams],
         "precision": precision,
         "discounts": [list(discounts) for discounts in model.discounts],
-        "tokenizer_digest": None if tokenizer is None else tokenizer_digest(tokenizer),
+        "tokenizer_digest": None if tokenizer is None else vocabulary_digest(tokenizer),
         **(facts or {}),
     }
     tensors = {}
@@ -97,7 +96,7 @@ def read_ngram(directory: Path, *, tokenizer: Path | None = None) -> NGramModel:
             "give a directory that python -m jspec.train wrote for kind: ngram"
         )
     known = config.get("tokenizer_digest")
-    if tokenizer is not None and known not in (None, tokenizer_digest(tokenizer)):
+    if tokenizer is not None and known not in (None, vocabulary_digest(tokenizer)):
         raise UserError(
             f"{directory}: its n-grams are of another tokenizer than {tokenizer}; estimate them "
             "again with this one"
@@ -169,9 +168,3 @@ def _unpacked(name: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     low, high = tensors[f"{name}.range"]
     share = values / np.iinfo(np.uint16).max
     return low * (1 - share) + high * share  # exact at both ends
-
-
-def tokenizer_digest(directory: Path) -> str | None:
-    """Digest a tokenizer's vocabulary file: SHA-256, hexadecimal; None where there is none."""
-    found = next((directory / n for n in TOKENIZER_FILES if (directory / n).is_file()), None)
-    return None if found is None else hashlib.sha256(found.read_bytes()).hexdigest()

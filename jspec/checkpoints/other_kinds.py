@@ -27,12 +27,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "a sentence-transformers model, which embeds texts",
         "give a language model",
     ),
-    (
-        ("*.gguf",),
-        "a GGUF model",
-        "give the original in safetensors (transformers converts it: "
-        "from_pretrained(..., gguf_file=...), then save_pretrained)",
-    ),
+    (("*.gguf",), "the directory of a GGUF model", "give the .gguf file itself"),
     (
         ("consolidated.*.pth", "consolidated.pth"),
         "Meta's own format",
@@ -111,14 +106,9 @@ def looks_like_a_decoder(directory: Path, values: Mapping[str, Any]) -> str | No
 
 def what_file(path: Path) -> str:
     """Say what a file is that was given in place of a directory, and what to do."""
-    if path.suffix == ".gguf":
-        return (
-            "a GGUF model: give the original's directory in safetensors (transformers converts "
-            "it: from_pretrained(..., gguf_file=...), then save_pretrained)"
-        )
     if (path.parent / "config.json").is_file():
         return f"a file; give the checkpoint directory that holds it: {path.parent}"
-    return "a file; give the checkpoint directory that holds config.json"
+    return "a file; give the checkpoint directory that holds config.json, or a .gguf file"
 
 
 def _model_directories(directory: Path) -> list[str]:

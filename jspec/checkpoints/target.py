@@ -1,7 +1,7 @@
 """A target: a model with its weights on their devices.
 
-In reading order: the value, loading one, the shapes of one, a drafter's model beside it, and
-whether the two speak the same tokens.
+In reading order: the value, loading one, the shapes of one, and whether a drafter's model, which
+`beside.py` loads, speaks the same tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +16,25 @@ from jax.sharding import Mesh
 
 from jspec.arguments import shown
 from jspec.checkpoints.checkpoint import GENERATION_FILE, Checkpoint, find_checkpoint
+from jspec.checkpoints.gguf.file import is_gguf
+from jspec.checkpoints.number_types import QUANTISED, NumberTypes, number_types
 from jspec.checkpoints.params import read_params
 from jspec.checkpoints.tensor_files import read_json
+from jspec.checkpoints.tokenizer.gguf import gguf_pieces
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, abstract_params, build
-from jspec.models.weights import fit_to_mesh, sharded_shapes
-from jspec.sharding import REPLICATED, TARGET, Table, make_mesh
+from jspec.models.weights import (
+    count_weights,
+    fit_to_mesh,
+    narrow_shapes,
+    sharded_shapes,
+)
+from jspec.sharding import TARGET, Table, make_mesh
 from jspec.state import Params
 from jspec.text_files import read_text
 
 logger = logging.getLogger(__name__)
-
-DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +44,8 @@ class Target:
     Attributes:
       model: static; its key/value heads may be repeated to fit the mesh.
       params: the weights; of an abstract target, their shapes and places.
-      dtype: their type, by name.
+      dtype: the model's type, by name: of its cache and its weights.
+      weights: type of its matrices where that is another, a name of `WEIGHT_TYPES`.
       mesh: where they are.
       checkpoint: where it comes from; None for a model made in memory.
       stop_ids: tokens that end a text, from the checkpoint.
@@ -53,20 +59,25 @@ class Target:
     checkpoint: Checkpoint | None
     stop_ids: tuple[int, ...]
     max_length: int
+    weights: str | None = None
 
     @property
     def path(self) -> Path | None:
-        """The directory of its files, where it has any."""
-        return self.checkpoint and self.checkpoint.directory
+        """The directory of its files, or its GGUF file; None where it has none."""
+        return self.checkpoint and self.checkpoint.path
+
+    @property
+    def types(self) -> NumberTypes:
+        return NumberTypes(self.dtype, self.weights)
 
     @property
     def vocab_size(self) -> int:
         return self.model.config.vocab_size
 
     def __repr__(self) -> str:
-        leaves = jax.tree.leaves(self.params)
-        n_weights = f"{sum(leaf.size for leaf in leaves):,} weights"
-        parts = [str(self.path or "in memory"), self.model.config.summary, n_weights, self.dtype]
+        n_weights = f"{count_weights(self.params):,} weights"
+        where = str(self.path or "in memory")
+        parts = [where, self.model.config.summary, n_weights, str(self.types)]
         if self.mesh.size > 1:
             parts.append("mesh " + " x ".join(f"{k}={n}" for k, n in self.mesh.shape.items()))
         return f"Target({', '.join(parts)}{', shapes only' if self.is_abstract else ''})"
@@ -83,21 +94,30 @@ def load_target(
     dtype: str = "float32",
     mesh: Mesh | None = None,
     table: Table = TARGET,
+    weights: str | None = None,
 ) -> Target:
     """Load a checkpoint onto a mesh, as a model that decodes from left to right.
 
     Args:
       path_or_id: a Hugging Face directory (safetensors, or `.bin` with torch), a llama2.c-style
-        one, an id on the hub, or a checkpoint that was found.
-      dtype: type of weights and cache: float32, bfloat16 (or float64, with x64 enabled).
+        one, a GGUF file, an id on the hub, or a checkpoint that was found.
+      dtype: type of weights and cache: float32, bfloat16 (or float64, with x64 enabled), or auto
+        (`number_types`).
       mesh: from `jspec.make_mesh`; one device where None.
       table: where logical axes go on the mesh.
+      weights: type of the matrices, where it is not `dtype`: int8, fp8 or int4, with a scale for
+        every output channel, or bfloat16. What the rest of the model computes stays in `dtype`.
 
     Raises:
       UserError: everything that can be wrong with the arguments or the files, and a model that
         reads in both directions.
     """
-    return load_model(path_or_id, dtype=dtype, mesh=mesh, table=table, must_be_causal=True)
+    target = load_model(
+        path_or_id, dtype=dtype, mesh=mesh, table=table, weights=weights, must_be_causal=True
+    )
+    if target.weights in QUANTISED and target.mesh.devices.flat[0].platform == "cpu":
+        logger.warning("%s weights save memory on a CPU, and no time", target.weights)
+    return target
 
 
 def load_model(
@@ -106,36 +126,60 @@ def load_model(
     dtype: str = "float32",
     mesh: Mesh | None = None,
     table: Table = TARGET,
+    weights: str | None = None,
     must_be_causal: bool = False,
+    shared: Params | None = None,
 ) -> Target:
     """Load a checkpoint that may also be bidirectional, as `load_target` does.
 
     Args:
+      shared: another model's embedding and head, which the checkpoint does not have; see
+        `read_params`.
       must_be_causal: refuse a bidirectional model before its weights are read.
     """
-    name = check_dtype(dtype)
     mesh = make_mesh() if mesh is None else mesh
     if not isinstance(mesh, Mesh):
         raise UserError(f"mesh: expected what jspec.make_mesh returns, given {shown(mesh)}")
+    types = number_types(dtype, weights, platform=mesh.devices.flat[0].platform)
     checkpoint = find_checkpoint(path_or_id)
     if must_be_causal:
         check_causal(checkpoint)
-    model = build(fit_to_mesh(checkpoint.config, mesh, table))
-    params = read_params(checkpoint, model, dtype=name, mesh=mesh, table=table)
+    model = build(fit_to_mesh(_sharing(checkpoint.config, shared), mesh, table))
+    params = read_params(
+        checkpoint,
+        model,
+        dtype=types.dtype,
+        mesh=mesh,
+        table=table,
+        weights=types.weights,
+        shared=shared,
+    )
     penalty = checkpoint.generation.get("repetition_penalty")
     if penalty not in (None, 1, 1.0):  # the law has no memory
         path = f"{checkpoint.where}/{GENERATION_FILE}"
         logger.warning("%s: repetition_penalty %s is ignored", path, penalty)
-    return _target(model, params, name, mesh, checkpoint)
+    return _target(model, params, types, mesh, checkpoint)
+
+
+def _sharing(config: DecoderConfig, shared: Params | None) -> DecoderConfig:
+    """Tie the head to the embedding as it is in the model that shares them."""
+    if shared is None:
+        return config
+    return dataclasses.replace(config, has_tied_head="head_weight" not in shared)
 
 
 def _target(
-    model: Model, params: Params, dtype: str, mesh: Mesh, checkpoint: Checkpoint | None
+    model: Model,
+    params: Params,
+    types: NumberTypes,
+    mesh: Mesh,
+    checkpoint: Checkpoint | None,
 ) -> Target:
     return Target(
         model=model,
         params=params,
-        dtype=dtype,
+        dtype=types.dtype,
+        weights=types.weights,
         mesh=mesh,
         checkpoint=checkpoint,
         stop_ids=() if checkpoint is None else checkpoint.stop_ids,
@@ -144,53 +188,30 @@ def _target(
 
 
 def abstract_target(
-    model: Checkpoint | DecoderConfig, *, dtype: str, mesh: Mesh, table: Table = TARGET
+    model: Checkpoint | DecoderConfig,
+    *,
+    dtype: str,
+    mesh: Mesh,
+    table: Table = TARGET,
+    weights: str | None = None,
+    shared: Params | None = None,
 ) -> Target:
     """Build what loading a model would give, its weights being shapes.
 
     Args:
       model: a checkpoint, or the config of a model without one.
+      shared: as in `load_model`, shapes.
 
     Raises:
       UserError: heads that the mesh does not divide.
     """
     checkpoint = model if isinstance(model, Checkpoint) else None
-    config = model.config if isinstance(model, Checkpoint) else model
+    config = _sharing(model.config if isinstance(model, Checkpoint) else model, shared)
     fitted = build(fit_to_mesh(config, mesh, table))
-    params = sharded_shapes(abstract_params(fitted, jnp.dtype(dtype)), mesh, table)
-    return _target(fitted, params, dtype, mesh, checkpoint)
-
-
-def load_beside(
-    target: Target,
-    path_or_id: str | Path | Checkpoint,
-    *,
-    table: Table = REPLICATED,
-    must_be_causal: bool = False,
-) -> Target:
-    """Load a drafter's model like its target: same dtype and mesh, and as abstract.
-
-    Raises:
-      UserError: as `load_model`, another tokenizer than the target's; of an abstract one, where
-        its config is not here.
-    """
-    checkpoint = checkpoint_beside(target, path_or_id)
-    if must_be_causal:
-        check_causal(checkpoint)
-    placed = {"dtype": target.dtype, "mesh": target.mesh, "table": table}
-    load = abstract_target if target.is_abstract else load_model
-    loaded = load(checkpoint, **placed)
-    check_same_tokenizer(target, loaded)
-    return loaded
-
-
-def checkpoint_beside(target: Target, path_or_id: str | Path | Checkpoint) -> Checkpoint:
-    """Find a drafter's checkpoint; for an abstract target nothing is downloaded.
-
-    Raises:
-      UserError: as `find_checkpoint`.
-    """
-    return find_checkpoint(path_or_id, downloads=not target.is_abstract)
+    types = number_types(dtype, weights, platform=mesh.devices.flat[0].platform)
+    shapes = narrow_shapes(abstract_params(fitted, jnp.dtype(types.dtype)), config, types.weights)
+    params = sharded_shapes(shapes, mesh, table) | (shared or {})
+    return _target(fitted, params, types, mesh, checkpoint)
 
 
 def check_same_tokenizer(target: Target, drafter: Target) -> None:
@@ -235,6 +256,8 @@ def _vocabulary(model: Target) -> dict[str, int] | None:
     """List pieces and ids as the checkpoint's own files do; None where it has none."""
     if model.path is None:
         return None
+    if is_gguf(model.path):
+        return gguf_pieces(model.path)
     fast, pieces = model.path / "tokenizer.json", model.path / "tokenizer.model"
     listed, added = model.path / "vocab.json", model.path / "added_tokens.json"
     try:
@@ -266,16 +289,3 @@ def check_causal(checkpoint: Checkpoint) -> None:
             f"{checkpoint.where}: a {config.family} model that reads in both directions cannot be "
             "decoded from left to right; give a causal model here, this one as a diffusion drafter"
         )
-
-
-def check_dtype(dtype: Any) -> str:
-    """Check a type, and give its name."""
-    try:
-        name = "None" if dtype is None else jnp.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    if name not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if name == "float64" and not jax.config.read("jax_enable_x64"):
-        raise UserError("dtype float64 needs 64-bit mode: set JAX_ENABLE_X64=1")
-    return name

@@ -157,11 +157,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_json_object(path)
 
 
-def missing_file(path: Path) -> str:
+def missing_file(path: Path, remedy: str = "") -> str:
     """Say why a file is not there: it never was, or it is a link whose end is gone."""
     if path.is_symlink():
         return f"a link to {path.readlink()}, which is not there; copy the files that it leads to"
-    return f"no such file; a checkpoint directory needs {path.name}"
+    return f"no such file; {remedy or f'a checkpoint directory needs {path.name}'}"
 
 
 def check_not_pointer(path: Path) -> None:

@@ -30,7 +30,8 @@ def write_checkpoint(
     Weights that an earlier call left in the directory are removed first.
 
     Args:
-      params: float32, float16 or bfloat16; written as they are.
+      params: float32, float16 or bfloat16; written as they are. A model that shares its embedding
+        and its head with another lacks them.
       extra_config: more entries of `config.json`, such as token ids.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
@@ -38,7 +39,8 @@ def write_checkpoint(
 
     dtype = jax.tree.leaves(params)[0].dtype.name
     begin_directory(directory, write_hf_config(config) | {"dtype": dtype} | (extra_config or {}))
-    stored = jax.tree.leaves(FAMILIES[config.family].layout.stored(config))
+    named = FAMILIES[config.family].layout.stored(config)
+    stored = jax.tree.leaves({name: named[name] for name in params})
     pairs = zip(stored, jax.tree.leaves(params), strict=True)
     leaves = {entry.name: (entry, leaf) for entry, leaf in pairs}
     split = split_state_dict_into_shards_factory(

@@ -19,6 +19,7 @@ from jspec.config.fields import (
 from jspec.config.folders import config_folders, config_names, find_config, runnable_names
 from jspec.config.layers import Layer, parse_mesh, parse_sets, parse_text, resolve
 from jspec.config.schema import (
+    ROUNDS_PER_CHUNK,
     DrafterConfig,
     Filters,
     InferConfig,
@@ -34,6 +35,7 @@ from jspec.lazy import submodules
 __all__ = [
     "MAX_SEED",
     "MAX_TOKENS",
+    "ROUNDS_PER_CHUNK",
     "Config",
     "DrafterConfig",
     "Filters",

@@ -1,12 +1,20 @@
-"""Where the ready configs are, and what their names mean."""
+"""Where the ready configs are, what their names mean, and where jspec keeps files of its own."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from jspec.arguments import hint
 from jspec.errors import UserError
+
+
+def cache_folder() -> Path:
+    """The folder of compiled programs and fetched models: `JSPEC_CACHE`, else the user's cache."""
+    given = os.environ.get("JSPEC_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(given or Path(home) / "jspec").expanduser()
 
 
 def config_folders() -> tuple[Path, ...]:

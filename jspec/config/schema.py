@@ -96,8 +96,8 @@ class DrafterConfig(Config):
     drafter: str = field("none", "what proposes tokens", "the name of a drafter", is_text=True)
     drafter_path: str | None = field(
         None,
-        "directory or hub id of the drafter's weights",
-        "a directory or a hub id",
+        "directory, GGUF file or hub id of the drafter's weights",
+        "a directory, a .gguf file or a hub id",
         is_text=True,
         min_length=1,
     )
@@ -109,16 +109,25 @@ class TargetConfig(Reading):
 
     target: str | None = field(
         None,
-        "Hugging Face directory or hub id of the target",
-        "a directory or a hub id",
+        "Hugging Face directory, GGUF file or hub id of the target",
+        "a directory, a .gguf file or a hub id",
         is_text=True,
         min_length=1,
     )
     target_digest: str | None = digest_field(
         "digest of the target's weights, which refuses any others"
     )
-    dtype: Literal["float32", "bfloat16"] = field(
-        "float32", "of weights and cache", "float32 or bfloat16", is_text=True
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        "float32",
+        "of weights and cache; auto is the fastest that the devices are good at",
+        "auto, float32 or bfloat16",
+        is_text=True,
+    )
+    weights: Literal["bfloat16", "int8", "fp8", "int4"] | None = field(
+        None,
+        "type of the matrices where it is not dtype; int8, fp8 and int4 change what is said",
+        "bfloat16, int8, fp8 or int4",
+        is_text=True,
     )
     mesh: MeshConfig = field(
         MeshConfig(), "devices along each axis", "axes such as data=1,layer=1,tensor=2"
@@ -140,10 +149,17 @@ class TargetConfig(Reading):
     )
 
 
+ROUNDS_PER_CHUNK = 8
+"""Rounds a dispatch, where nothing else is asked for."""
+
+
 class InferConfig(Settings, DrafterConfig, TargetConfig):
     """One run of `python -m jspec.infer`; every field can be given as `--set key=value`."""
 
     batch_size: int = count(1, "rows decoded together", high=MAX_ROWS)
+    rounds_per_chunk: int = count(
+        ROUNDS_PER_CHUNK, "rounds a dispatch; text is shown and rows are refilled between them"
+    )
     rule: Literal["walk", "rejection"] = field(
         "walk", "how a draft is accepted", "walk or rejection", is_text=True
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jax
 
+from jspec.config.folders import cache_folder
+
 SHORTEST_S = 0.3
 """Programs that compile faster are not worth a file."""
 
@@ -20,8 +22,7 @@ def keep_compiled_programs() -> None:
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(home) / "jspec" / "programs" / _machine()
+    folder = cache_folder() / "programs" / _machine()
     jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_S)
 

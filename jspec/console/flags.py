@@ -73,6 +73,16 @@ def add_config_flags(
         metavar="KEY=VALUE",
         help=f"any field of the config, such as {example}{note}",
     )
+    if not is_training:
+        weights = InferConfig.model_fields["weights"]
+        parser.add_argument(
+            "--weights",
+            dest="set",
+            type="weights={}".format,
+            action="append",
+            metavar="|".join(get_args(get_args(weights.annotation)[0])),
+            help=weights.description,
+        )
 
 
 def add_hosts_flag(parser: argparse.ArgumentParser) -> None:

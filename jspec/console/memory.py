@@ -18,7 +18,7 @@ def memory_line(memory: Memory, config: InferConfig, capacity: int, available: i
       available: bytes of a device; None where it does not say.
     """
     parts = [
-        f"target {_count(memory.n_weights)} weights in {config.dtype} {_bytes(memory.weights)}",
+        f"target {_count(memory.n_weights)} weights in {memory.types} {_bytes(memory.weights)}",
         f"its cache of {config.batch_size} x {capacity} tokens {_bytes(memory.cache)}",
     ]
     if memory.drafter:
@@ -33,11 +33,12 @@ def memory_line(memory: Memory, config: InferConfig, capacity: int, available: i
     return f"memory a device: {_bytes(memory.total)}{room} ({', '.join(parts)}), and work space"
 
 
-def memory_warning(memory: Memory, config: InferConfig, available: int | None) -> str | None:
+def memory_warning(memory: Memory, available: int | None) -> str | None:
     """What to reduce where weights and caches are more than a device has; None if they fit."""
     if available is None or memory.total <= available:
         return None
-    fewer_bytes = ", or dtype bfloat16" if config.dtype == "float32" else ""
+    narrower = "dtype bfloat16" if memory.types.dtype == "float32" else "weights int8"
+    fewer_bytes = f", or {narrower}" if memory.types.weights is None else ""
     parts = {
         "the target's weights": (memory.weights, f"use more devices (mesh.tensor){fewer_bytes}"),
         "the target's cache": (memory.cache, "lower batch_size, max_length or max_new_tokens"),

@@ -16,7 +16,9 @@ from jax.sharding import Mesh
 
 import jspec
 from jspec.checkpoints.checkpoint import Checkpoint, find_checkpoint
+from jspec.checkpoints.gguf.file import is_gguf
 from jspec.checkpoints.hub import check_digest, local_directory, weights_digest
+from jspec.checkpoints.number_types import NumberTypes, number_types
 from jspec.checkpoints.target import Target, abstract_target, check_causal, load_target
 from jspec.config import DrafterConfig, InferConfig
 from jspec.console.reader import Reader
@@ -55,17 +57,23 @@ class Models:
         return {
             "versions": (jspec.__version__, jax.__version__),
             "config": self.config.model_dump(exclude=paths),
-            "target": (self.checkpoint.config, weight_files(self.checkpoint)),
-            "drafter": {name: weight_files(files) for name, files in self.files.items()},
+            "target": (self.checkpoint.config, _sizes(self.checkpoint)),
+            "drafter": {name: _sizes(files) for name, files in self.files.items()},
         }
+
+    @property
+    def types(self) -> NumberTypes:
+        """In which types the target computes here."""
+        dtype, weights = self.config.dtype, self.config.weights
+        return number_types(dtype, weights, platform=jax.default_backend())
 
     def digests(self) -> dict[str, str | None]:
         """Digest the weights of the target (`target`) and of each drafter that has files, by name.
 
-        None stands for weights in another format than safetensors.
+        None stands for PyTorch's own files, which are not digested.
         """
         files: dict[str, Files] = {"target": self.checkpoint, **self.files}
-        return {name: _digest(directory_of(each)) for name, each in files.items()}
+        return {name: _digest(each) for name, each in files.items()}
 
     def memory(self, name: str, mesh: Mesh, capacity: int) -> Memory:
         """What weights and caches will take, from configs alone; a drafter of one's own uncounted.
@@ -78,7 +86,9 @@ class Models:
           UserError: a drafter that does not fit the target, as far as configs tell.
         """
         config = self.config
-        target = abstract_target(self.checkpoint, dtype=config.dtype, mesh=mesh)
+        target = abstract_target(
+            self.checkpoint, dtype=config.dtype, weights=config.weights, mesh=mesh
+        )
         if is_own(self.drafters[name].drafter):  # it may read weights: it is called once
             drafter = load_drafter("none", target=target)
         else:
@@ -145,7 +155,10 @@ class Session:
 
     def _load(self, mesh: Mesh) -> tuple[Target, dict[str, LoadedDrafter]]:
         models = self.models
-        target = load_target(models.checkpoint, dtype=models.config.dtype, mesh=mesh)
+        config = models.config
+        target = load_target(
+            models.checkpoint, dtype=config.dtype, weights=config.weights, mesh=mesh
+        )
         return target, {name: models.load_drafter(name, target) for name in models.drafters}
 
     def engine(
@@ -171,6 +184,7 @@ class Session:
             max_stop_ids=len(self.target.stop_ids) + more_stop_ids,
             rule=self.models.config.rule,
             trace=trace,
+            rounds_per_chunk=self.models.config.rounds_per_chunk,
         )
 
 
@@ -181,17 +195,22 @@ def _files_of(drafter: DrafterConfig) -> Files:
     return find(drafter.drafter_path)
 
 
-def directory_of(files: Files) -> Path:
-    """Where these files are."""
+def path_of(files: Files) -> Path:
+    """Where these files are: a directory, or a GGUF file."""
     return files.files if isinstance(files, Checkpoint) else files
 
 
-def weight_files(files: Files) -> list[tuple[str, int]]:
+def weight_files(files: Files) -> list[Path]:
+    """Files of weights."""
+    path = path_of(files)
+    return sorted([path] if is_gguf(path) else [*path.glob("*.safetensors"), *path.glob("*.bin")])
+
+
+def _sizes(files: Files) -> list[tuple[str, int]]:
     """Names and bytes of weights."""
-    directory = directory_of(files)
-    found = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
-    return sorted((file.name, file.stat().st_size) for file in found)
+    return [(file.name, file.stat().st_size) for file in weight_files(files)]
 
 
-def _digest(directory: Path) -> str | None:
-    return weights_digest(directory) if any(directory.glob("*.safetensors")) else None
+def _digest(files: Files) -> str | None:
+    has_digest = any(file.suffix != ".bin" for file in weight_files(files))
+    return weights_digest(path_of(files)) if has_digest else None

@@ -59,7 +59,7 @@ def load_drafter(name: str, /, path=None, *, target, **options) -> LoadedDrafter
 
     Args:
       name: one of `NAMES`, or `package.module:load` for one of your own.
-      path: local directory or hub id, for drafters that have weights.
+      path: local directory, GGUF file or hub id, for drafters that have weights.
       target: the loaded target it drafts for; for an abstract one the drafter's arrays are shapes
         too, and the network is not used.
       options: the drafter's own; the `options` of its `METHOD` document them.

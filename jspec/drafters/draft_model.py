@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from jspec.checkpoints.target import Target, load_beside
+from jspec.checkpoints.beside import checkpoint_beside, load_beside
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import Method
+from jspec.drafters.draft_vocabulary import reduce_model
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.drafters.growth import Grower, GrowthOptions
@@ -44,9 +46,13 @@ def load(path, target: Target, options: DraftModelOptions) -> tuple[EasySpec, Pa
     Raises:
       UserError: another tokenizer than the target's.
     """
-    small = load_beside(target, path, must_be_causal=True)
-    growth = dataclasses.asdict(options)
-    return draft_model(small.model, vocab_size=target.vocab_size, **growth), small.params
+    checkpoint = checkpoint_beside(target, path)
+    small = load_beside(target, checkpoint, must_be_causal=True)
+    model, params, ids = reduce_model(
+        small.model, small.params, checkpoint, target, options, width=options.width
+    )
+    growth = dataclasses.asdict(options.grower(target.vocab_size))
+    return draft_model(model, **growth), params | ids
 
 
 METHOD = Method(

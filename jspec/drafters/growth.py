@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from jspec import law
 from jspec.drafters.base import DrafterOptions, DraftSize, chain_draft, chain_size
+from jspec.drafters.draft_vocabulary import Ids, VocabularyOptions, tokens_at
 from jspec.drafters.law_scores import law_scores
 from jspec.law import Randomness
 from jspec.models.blocks import tree_block
@@ -56,7 +57,7 @@ class Growth:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GrowthOptions(DrafterOptions):
+class TreeShape(DrafterOptions):
     """Say what trees look like.
 
     Attributes:
@@ -78,7 +79,17 @@ class GrowthOptions(DrafterOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grower(GrowthOptions):
+class GrowthOptions(VocabularyOptions, TreeShape):
+    """Say what trees look like, and how many tokens may be in them."""
+
+    def grower(self, vocab_size: int) -> Grower:
+        """Make what grows such trees for a target of so many tokens."""
+        shape = {field.name: getattr(self, field.name) for field in dataclasses.fields(TreeShape)}
+        return Grower(vocab_size=vocab_size, **shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grower(TreeShape):
     """Grow trees.
 
     Attributes:
@@ -121,19 +132,21 @@ class Grower(GrowthOptions):
         randomness: Randomness,
         level: int,
         top_k: TopK = top_k_and_total,
+        ids: Ids = None,
     ) -> Growth:
-        """Add the best `width` children of the newest nodes, whose logits these are."""
+        """Add the best `width` children of the newest nodes, whose logits these are.
+
+        Args:
+          ids: tokens that the logits are of; those of the smaller model, in order, if not given.
+        """
         rows, n_parents, _ = logits.shape
-        missing = max(self.vocab_size - logits.shape[-1], 0)
-        logits = jnp.pad(
-            logits[..., : self.vocab_size],
-            ((0, 0), (0, 0), (0, missing)),
-            constant_values=law.NEVER,
-        )
+        if ids is None:
+            logits = self._of_target(logits)
         depths = [level - 1] * n_parents
-        scores, logprobs = law_scores(logits, depths, randomness, self.vocab_size)
+        scores, logprobs = law_scores(logits, depths, randomness, self.vocab_size, ids)
         flat = scores.reshape(rows * n_parents, -1)
-        best, tokens, total = top_k(flat, self.width, self.score_temperature)
+        best, places, total = top_k(flat, self.width, self.score_temperature)
+        tokens = tokens_at(places, ids)
         steps = best / self.score_temperature - total
         steps = jnp.where(jnp.isfinite(best), steps, law.NEVER)
         joint = grown.path_score[:, :, None] + steps.reshape(rows, n_parents, self.width)
@@ -153,3 +166,12 @@ class Grower(GrowthOptions):
             return jnp.concatenate([old, new.astype(old.dtype)], axis=1)
 
         return Growth(draft=jax.tree.map(joined, grown.draft, added), path_score=path_score)
+
+    def _of_target(self, logits: Float[Array, "B P U"]) -> Float[Array, "B P V"]:
+        """Leave out ids that the target does not have, and add those that the model does not."""
+        missing = max(self.vocab_size - logits.shape[-1], 0)
+        return jnp.pad(
+            logits[..., : self.vocab_size],
+            ((0, 0), (0, 0), (0, missing)),
+            constant_values=law.NEVER,
+        )

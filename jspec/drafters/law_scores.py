@@ -6,10 +6,17 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jspec import law
 from jspec.law import Randomness
+
+DEPTH = 16
+"""Bits of the filters' edges in a draft that the walk judges: half the passes.
+
+An edge is then within a hundredth of its distance from the likeliest token.
+"""
 
 
 def law_scores(
@@ -23,6 +30,8 @@ def law_scores(
 
     At temperature above 0 scores have the noise that the law itself will use at a row's depth, so
     that ranking by them raises acceptance; under the rejection rule, noise of the drafter's own.
+    Filters are those of the law, too, since its picks are among the few tokens that they leave; but
+    a draft may be wrong, and their edges are found roughly where no distribution is handed over.
 
     Args:
       depths: how many drafted tokens come before the one that a row predicts; rows of one depth
@@ -33,10 +42,17 @@ def law_scores(
     rows, n_rows, _ = logits.shape
     flat = logits.reshape(rows * n_rows, -1)
     sampling = jax.tree.map(lambda x: jnp.repeat(x, n_rows, axis=0), randomness.sampling)
-    by_depth = {d: randomness.draft_noise(d, vocab_size, ids=ids) for d in dict.fromkeys(depths)}
-    drawn = [noise for depth in depths if (noise := by_depth[depth]) is not None]
-    noise = jnp.stack(drawn, axis=1).reshape(flat.shape) if drawn else None
-    scores = law.scores(flat, sampling, noise, randomness.mode).reshape(logits.shape)
+    noise = None
+    for depth in dict.fromkeys(depths):
+        drawn = randomness.draft_noise(depth, vocab_size, ids=ids)
+        if drawn is not None:
+            is_here = np.equal(depths, depth)[None, :, None]
+            noise = drawn[:, None] if noise is None else jnp.where(is_here, drawn[:, None], noise)
+    if noise is not None:
+        noise = jnp.broadcast_to(noise, logits.shape).reshape(flat.shape)
+    depth = 32 if randomness.wants_logprobs else DEPTH
+    scaled = law.processed(flat, sampling, randomness.mode, depth=depth)
+    scores = law.add_noise(scaled, sampling, noise).reshape(logits.shape)
     if not randomness.wants_logprobs:
         return scores, None
     logprobs = law.log_distribution(flat, sampling, randomness.mode)

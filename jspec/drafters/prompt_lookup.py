@@ -13,7 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jspec.drafters.base import Method, chain_draft, chain_size
+from jspec.drafters.base import DraftSize, Method, chain_draft, chain_size
 from jspec.state import Context
 
 
@@ -25,11 +25,15 @@ class PromptLookup:
       depth: tokens drafted.
       max_ngram: longest suffix that is looked for.
       min_ngram: shortest match that is believed.
+      drafts_always: false: in rounds in which no row has a match the target reads one token and not
+        `depth` more that count for nothing. That pays where a pass over several tokens takes longer
+        than over one, as on a CPU; two rounds are compiled then.
     """
 
     depth: int = 4
     max_ngram: int = 3
     min_ngram: int = 1
+    drafts_always: bool = True
 
     captures = ()
     needs_picks = False
@@ -44,19 +48,24 @@ class PromptLookup:
             )
 
     @property
-    def sizes(self):
-        return (chain_size(self.depth),)
+    def sizes(self) -> tuple[DraftSize, ...]:
+        always = chain_size(self.depth)
+        return (always,) if self.drafts_always else (always, chain_size(0))
 
     def init(self, params, prompt):
         return ()
 
     def size(self, state, context):
-        return jnp.int32(0)
+        if self.drafts_always:
+            return jnp.int32(0)
+        _, is_found = self._find(context)
+        return 1 - jnp.any(is_found & context.is_active).astype(jnp.int32)
 
     def propose(self, params, state, context, randomness, size):
-        start, is_found = find_continuation(
-            context, max_ngram=self.max_ngram, min_ngram=self.min_ngram
-        )
+        if size == 1:
+            is_root = jnp.ones_like(context.is_active)[:, None]
+            return chain_draft(context.pending[:, None], is_root), state
+        start, is_found = self._find(context)
         period = jnp.maximum(context.length - start, 1)
         steps = jnp.arange(self.depth, dtype=jnp.int32)[None, :]
         place = start[:, None] + steps % period[:, None]
@@ -68,6 +77,9 @@ class PromptLookup:
 
     def commit(self, params, state, context, draft, verdict, output):
         return state
+
+    def _find(self, context: Context) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+        return find_continuation(context, max_ngram=self.max_ngram, min_ngram=self.min_ngram)
 
 
 def find_continuation(

@@ -52,9 +52,9 @@ class Answerer:
           should_stop: as `Engine.run` takes it.
         """
         streams = [self._stream(request) for request in requests]
-        seen: list[tuple[int, ...]] = [()] * len(requests)
+        seen: list[list[int]] = [[] for _ in requests]
 
-        def watch(index: int, tokens: tuple[int, ...]) -> int | None:
+        def watch(index: int, tokens: Sequence[int]) -> int | None:
             stream = streams[index]
             return stream.advance(tokens) if stream else None
 

@@ -1,28 +1,28 @@
 """The engine: a target, a drafter and a batch of rows, fed from a queue of requests.
 
-Between chunks of a few rounds, finished rows are refilled from the queue. Nothing else happens on
-the host: a chunk is one dispatch, whatever the rows do in it.
+A chunk of a few rounds is one dispatch, whatever the rows do in it. Finished rows are refilled from
+the queue between chunks, and what the host has to do it does while the next chunk is under way.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import jax
 import numpy as np
 
 from jspec.arguments import shown, whole_number
 from jspec.checkpoints.target import Target
+from jspec.config import ROUNDS_PER_CHUNK
 from jspec.drafters import LoadedDrafter, load_drafter
 from jspec.errors import UserError
-from jspec.hosts import fetch
+from jspec.infer.admission import Call, Source, may_share
+from jspec.infer.batch import PADDING, Batch, News, Row
 from jspec.infer.compiling import CompileCounts, compile_counts
 from jspec.infer.executables import Executables
 from jspec.infer.prefill import prompt_bucket
-from jspec.infer.request import Request, sampling_of
+from jspec.infer.request import Request
 from jspec.infer.results import (
     Generation,
     Piece,
@@ -32,27 +32,22 @@ from jspec.infer.results import (
     tokens_per_call,
     whole_answers,
 )
-from jspec.infer.state import DecodeState, Program
+from jspec.infer.state import Program
 from jspec.law import Mode, Rule
+from jspec.ops.platform import backend
 from jspec.state import StopReason
 
-Watch = Callable[[int, tuple[int, ...]], int | None]
+Watch = Callable[[int, Sequence[int]], int | None]
 """Called with a request's index and all its new tokens; a number ends the text after so many."""
-
 
 STOP_IDS = 8
 """Stop ids that every request may have, so that those with few of them compile alike."""
 
+PREFILL_ROWS = 8
+"""Prompts that an accelerator reads in one call, on each device."""
 
-@dataclasses.dataclass(kw_only=True)
-class Row:
-    """What the host knows of one occupied row."""
-
-    index: int
-    request: Request
-    tokens: tuple[int, ...] = ()
-    prefill_s: float = 0.0
-    started: float = 0.0
+IDLE_S = 0.005
+"""Seconds between looks for a request, where none is there and no row is under way."""
 
 
 def check_models(target: Target, drafter: LoadedDrafter | None) -> None:
@@ -111,6 +106,8 @@ class Engine:
       loop: "while" ends a chunk with its last active row, "static" runs a fixed number of rounds;
         None takes what is fast on this backend.
       rounds_per_chunk: rounds a dispatch; text is streamed once a chunk.
+      prefill_rows: prompts read in one call on each device, where several rows are free; None takes
+        what is fast on this backend. A CPU reads several no faster than one after the other.
 
     Raises:
       UserError: settings that do not fit together.
@@ -127,7 +124,8 @@ class Engine:
         rule: str | Rule = Rule.WALK,
         trace: bool = False,
         loop: str | None = None,
-        rounds_per_chunk: int = 8,
+        rounds_per_chunk: int = ROUNDS_PER_CHUNK,
+        prefill_rows: int | None = None,
     ):
         check_models(target, drafter)
         self.target = target
@@ -141,7 +139,7 @@ class Engine:
                 "this model was made for; lower it"
             )
         self.max_stop_ids = max(whole_number("max_stop_ids", max_stop_ids), STOP_IDS)
-        self.rule = _rule(rule)
+        self.rule, self._traces = _rule(rule), trace
         self._executables = Executables(
             target=target,
             drafter=self.drafter,
@@ -152,6 +150,10 @@ class Engine:
             capacity=self.max_length,
             rounds=_positive("rounds_per_chunk", rounds_per_chunk),
         )
+        if prefill_rows is None:
+            prefill_rows = 1 if backend() == "cpu" else PREFILL_ROWS
+        per_device = self.batch_size // self._executables.data
+        self._prefill_rows = min(_positive("prefill_rows", prefill_rows), per_device)
         self._started = compile_counts()
 
     def __repr__(self) -> str:
@@ -184,26 +186,19 @@ class Engine:
         Returns:
           What it took.
         """
-        before = compile_counts()
+        before, data = compile_counts(), self._executables.data
         if requests is None:
             lengths, modes = range(1, self.max_length), tuple(Mode)
         else:
             lengths = [len(r.tokens) for r in requests]
             modes = tuple(mode for mode in Mode if any(r.mode is mode for r in requests))
-        buckets = sorted({prompt_bucket(n, self.max_length) for n in lengths})
-        decoding = None
-        for bucket in buckets:
-            request = Request(tokens=(0,), max_new_tokens=1)
-            row = self._prefill(request, bucket)
-            decoding = self._executables.insert(decoding, row, 0)
-        if decoding is None:
-            return compile_counts().since(before)
-        decoding = self._executables.deactivate(decoding, np.zeros(self.batch_size, bool))
-        for mode in modes:
-            decoding = self._executables.chunk(decoding, mode)
-        fetch(_small(decoding))
-        fetch(decoding.trace)
-        jax.block_until_ready(decoding)
+        batch, nobody = self._batch(), ((),) * data
+        for bucket in sorted({prompt_bucket(n, self.max_length) for n in lengths}):
+            is_shared = may_share(bucket) and len(lengths) > data
+            for rows in sorted({1, self._prefill_rows} if is_shared else {1}):
+                batch.read(Call(bucket=bucket, rows=rows, placed=nobody), [PADDING] * rows * data)
+        if modes:
+            batch.try_chunks(modes)
         return compile_counts().since(before)
 
     def check(self, request: Request) -> None:
@@ -231,106 +226,110 @@ class Engine:
 
     def run(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[Request | None],
         *,
         watch: Watch | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Iterator[Piece]:
         """Decode requests, first come first served; pieces come as text is committed.
 
-        All requests are checked before anything runs. They share the cheapest mode of the law that
-        serves them all: a greedy request picks the same in each. The engine knows tokens: text is
-        None in all answers.
+        A list or another collection is checked as a whole before anything runs. Any other iterable
+        may still be filled: a request is pulled when a row is free for it, and checked then; one
+        that cannot be served is refused by an answer that says why, and the others go on. It should
+        not block, which would hold up the rows under way: where there is no request yet, let it
+        yield None. On several hosts it must yield the same on each.
+
+        All requests of a collection share the cheapest mode of the law that serves them, those of
+        an iterable that of the requests so far: a greedy request picks the same in each. The engine
+        knows tokens: text is None in all answers.
 
         Args:
-          watch: host-side stops, such as stop strings.
+          watch: host-side stops, such as stop strings. A chunk that is under way is not told.
           should_stop: asked once a chunk; on several hosts it must say the same on each.
 
         Raises:
-          KeyboardInterrupt: it was told to stop.
+          KeyboardInterrupt: it was told to stop. What was under way is told before.
         """
-        queue = collections.deque(enumerate(requests))
-        for _, request in queue:
-            self.check(request)
-        mode = max(
-            (request.mode for _, request in queue), key=list(Mode).index, default=Mode.GREEDY
-        )
-        rows: list[Row | None] = [None] * self.batch_size
-        decoding = None
-        while queue or any(row is not None for row in rows):
-            has_new = False
-            for place in range(self.batch_size):
-                if rows[place] is None and queue:
-                    index, request = queue.popleft()
-                    row = rows[place] = Row(index=index, request=request)
-                    decoding = self._admit(decoding, row, place)
-                    has_new = True
-            if decoding is not None and has_new:
-                decoding = yield from self._report(decoding, rows, watch)
-            if decoding is None or all(row is None for row in rows):
-                continue
-            if should_stop is not None and should_stop():
-                raise KeyboardInterrupt
-            decoding = self._executables.chunk(decoding, mode)
-            decoding = yield from self._report(decoding, rows, watch)
+        source, batch = Source(requests, self.check), self._batch()
+        untold: list[News] = []
+        while True:
+            rows = []
+            for index, request, refusal in source.pull(batch.n_free):
+                if refusal is None:
+                    rows.append(Row(index=index, request=request, limit=self._limit(request)))
+                else:
+                    yield self._refused(index, refusal)
+            batch.admit(rows)
+            has_sent = batch.may_go_on
+            if has_sent:
+                if should_stop is not None and should_stop():
+                    break
+                batch.decode(source.mode)
+            yield from self._tell(batch, untold, watch)
+            untold = []
+            if batch.is_quiet and not source.may_have_more:
+                return
+            if batch.is_quiet:
+                time.sleep(IDLE_S)
+            # The next chunk goes out before this one is heard of, unless a row could be refilled.
+            n_ahead = int(has_sent and not (source.may_have_more and batch.may_end))
+            while batch.n_chunks > n_ahead or batch.is_next_prefill:
+                news = batch.hear()
+                if batch.n_chunks:
+                    yield from self._tell(batch, news, watch)
+                else:  # the device waits for the next one
+                    untold += news
+        yield from self._tell(batch, untold, watch)
+        while not batch.is_silent:
+            yield from self._tell(batch, batch.hear(), watch)
+        raise KeyboardInterrupt
 
     def decode(self, requests: Iterable[Request]) -> list[Generation]:
         """Decode requests to their ends; the answers, in their order."""
         asked = list(requests)
         return whole_answers(self.run(asked), len(asked))
 
-    def _admit(self, decoding: DecodeState | None, row: Row, place: int) -> DecodeState:
-        row.started = time.perf_counter()
-        fresh = self._prefill(row.request)
-        jax.block_until_ready(fresh.context.length)
-        now = time.perf_counter()
-        row.prefill_s, row.started = now - row.started, now
-        return self._executables.insert(decoding, fresh, place)
+    def _batch(self) -> Batch:
+        return Batch(self._executables, most=self._prefill_rows, max_stop_ids=self.max_stop_ids)
 
-    def _prefill(self, request: Request, bucket: int | None = None) -> DecodeState:
-        n_tokens = len(request.tokens)
-        width = bucket or prompt_bucket(n_tokens, self.max_length)
-        tokens = np.zeros((1, width), np.int32)
-        tokens[0, :n_tokens] = request.tokens
-        sampling = sampling_of(
-            [request], max_length=self.max_length, max_stop_ids=self.max_stop_ids
-        )
-        length = np.asarray([n_tokens], np.int32)
-        return self._executables.prefill(tokens, length, sampling)
+    def _limit(self, request: Request) -> int:
+        """New tokens that a request has room for."""
+        return min(request.max_new_tokens, self.max_length - len(request.tokens))
 
-    def _report(self, decoding: DecodeState, rows: list[Row | None], watch: Watch | None):
-        """Fetch what is new, tell it, and free the rows that ended."""
-        tokens, length, reasons, counters = fetch(_small(decoding))
-        now = time.perf_counter()
-        stopped_here = np.ones(self.batch_size, bool)
-        for place, row in enumerate(rows):
-            if row is None:
+    def _tell(self, batch: Batch, news: Sequence[News], watch: Watch | None) -> Iterator[Piece]:
+        """What is new; a text that its reader ends is over."""
+        for new in news:
+            row, tokens, answer = new.row, new.tokens, None
+            if row.is_told:
                 continue
-            n_prompt = len(row.request.tokens)
-            text = tuple(int(t) for t in tokens[place, n_prompt : length[place]])
-            new = text[len(row.tokens) :]
-            reason = self._reason(row.request, StopReason(int(reasons[place])))
-            keep = watch(row.index, text) if watch and new else None
-            ends_in_stop_token = reason is StopReason.STOP_TOKEN and keep == len(text)
+            row.tokens += tokens
+            row.trace += new.trace
+            reason, n_tokens = self._reason(row.request, new.reason), len(row.tokens)
+            keep = watch(row.index, row.tokens) if watch and tokens else None
+            ends_in_stop_token = reason is StopReason.STOP_TOKEN and keep == n_tokens
             if keep is not None and not ends_in_stop_token:
-                text, reason = text[:keep], StopReason.STOP_STRING
-                new = text[len(row.tokens) :]
-                stopped_here[place] = False
-            row.tokens, answer = text, None
+                tokens = tokens[: len(tokens) - n_tokens + keep]
+                del row.tokens[keep:], row.trace[keep:]
+                reason = StopReason.STOP_STRING
+                batch.stop(row)
             if reason is not StopReason.NONE:
-                rows[place] = None
+                row.is_told = True
+                trace = tuple(itertools.starmap(_token_info, row.trace)) if self._traces else None
                 answer = Generation(
-                    tokens=text,
+                    tokens=tuple(row.tokens),
                     text=None,
                     stop_reason=reason.label,
-                    stats=self._stats(row, counters, place, now),
-                    trace=self._trace(decoding, place, n_prompt, len(text)),
+                    stats=self._stats(new),
+                    trace=trace,
                 )
-            if new or answer:
-                yield Piece(index=row.index, tokens=new, generation=answer)
-        if not stopped_here.all():
-            decoding = self._executables.deactivate(decoding, stopped_here)
-        return decoding
+            if tokens or answer:
+                yield Piece(index=row.index, tokens=tuple(tokens), generation=answer)
+
+    def _refused(self, index: int, why: str) -> Piece:
+        stats = Stats(row_tokens_per_s=0.0, drafter=self.drafter.name, rule=self.rule.value)
+        reason = StopReason.REFUSED.label
+        answer = Generation(tokens=(), text=None, stop_reason=reason, stats=stats, refusal=why)
+        return Piece(index=index, generation=answer)
 
     def _reason(self, request: Request, reason: StopReason) -> StopReason:
         """The device sees one limit; here it is told whether the request or the context set it."""
@@ -339,48 +338,32 @@ class Engine:
             return StopReason.LENGTH
         return reason
 
-    def _stats(self, row: Row, counters, place: int, now: float) -> Stats:
+    def _stats(self, new: News) -> Stats:
         """What one answer cost, without compiling."""
-        histogram = counters.accepted[place]
-        at_least = np.cumsum(histogram[::-1])[::-1]
-        new_tokens, calls = len(row.tokens), int(counters.rounds[place])
-        decode_s = max(now - row.started, 0.0)
-        wall_s = row.prefill_s + decode_s
+        row, counts = new.row, new.counts
+        at_least = np.cumsum(counts.accepted[::-1])[::-1]
+        start, first = row.read
+        wall_s = new.at - start
         return Stats(
-            new_tokens=new_tokens,
-            target_calls=calls,
-            tokens_per_call=tokens_per_call(new_tokens - 1, calls),
-            draft_tokens_accepted=int((histogram * np.arange(len(histogram))).sum()),
-            draft_tokens_proposed=int(counters.proposed[place]),
-            accepted_by_depth=tuple(int(n) for n in at_least[1:]),
-            prefill_s=row.prefill_s,
-            decode_s=decode_s,
+            new_tokens=len(row.tokens),
+            target_calls=counts.rounds,
+            tokens_per_call=tokens_per_call(len(row.tokens) - 1, counts.rounds),
+            draft_tokens_accepted=int(at_least[1:].sum()),
+            draft_tokens_proposed=counts.proposed,
+            accepted_by_depth=tuple(at_least[1:].tolist()),
+            prefill_s=first - start,
+            decode_s=new.at - first,
             wall_s=wall_s,
-            row_tokens_per_s=throughput(new_tokens, wall_s),
+            row_tokens_per_s=throughput(len(row.tokens), wall_s),
             drafter=self.drafter.name,
             rule=self.rule.value,
-            spans=((now - wall_s, now),),
-        )
-
-    def _trace(self, decoding: DecodeState, place: int, start: int, count: int):
-        if decoding.trace is None:
-            return None
-        log = fetch(decoding.trace)
-        return tuple(
-            TokenInfo(
-                depth=int(log.depth[place, i]),
-                rank=int(log.rank[place, i]),
-                logprob=float(log.logprob[place, i]),
-                gap=float(log.gap[place, i]),
-            )
-            for i in range(start, start + count)
+            spans=((start, new.at),),
+            reading=(row.read,),
         )
 
 
-def _small(decoding: DecodeState) -> tuple:
-    """What the host reads after every chunk."""
-    context = decoding.context
-    return context.tokens, context.length, decoding.stop_reason, decoding.counters
+def _token_info(depth: int, rank: int, logprob: float, gap: float) -> TokenInfo:
+    return TokenInfo(depth=depth, rank=rank, logprob=logprob, gap=gap)
 
 
 def _positive(name: str, given: int) -> int:

@@ -3,11 +3,14 @@ engines of equal shapes share their compiled code.
 
 | entry | static, compiles anew for | donates |
 |---|---|---|
-| prefill | program, prompt bucket, capacity | nothing |
-| spread | batch size | nothing |
-| insert | batch size | the state |
+| prefill | program, rows of a call, prompt bucket, capacity | nothing |
+| empty | program, batch size, capacity | nothing |
+| insert | rows of a call, batch size | the state |
 | chunk | program (one of three modes), rounds, batch size | the state |
 | deactivate | batch size | the state |
+
+Prefill and chunk also return a report, the little that the host reads of them: an array of its own,
+so that it can be read after the state has gone into the next call.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.loop import decode_loop
 from jspec.infer.prefill import start
+from jspec.infer.report import report_of, report_width
 from jspec.infer.state import DecodeState, Program
 from jspec.law import Mode, Rule
+from jspec.ops.jit import jit
 from jspec.ops.platform import backend
 from jspec.sharding import TARGET
 from jspec.state import ShardedArrays, replace
@@ -38,22 +43,50 @@ from jspec.state import ShardedArrays, replace
 LOOPS = ("while", "static")
 
 
-def empty_batch(row: DecodeState, batch_size: int) -> DecodeState:
-    """A batch of the shapes of `row` in which no row is occupied."""
-    batch = jax.tree.map(lambda one: jnp.zeros((batch_size, *one.shape[1:]), one.dtype), row)
-    return place_rows(batch)
+def empty_batch(
+    params, program: Program, tokens, length, sampling, *, batch_size: int, capacity: int
+) -> DecodeState:
+    """A batch in which no row is occupied, of rows such as `start` makes of these prompts."""
+
+    def one_call(params, tokens, length, sampling) -> DecodeState:
+        return start(params, program, tokens, length, sampling, capacity=capacity)
+
+    rows = jax.eval_shape(one_call, params, tokens, length, sampling)
+    empty = jax.tree.map(lambda leaf: jnp.zeros((batch_size, *leaf.shape[1:]), leaf.dtype), rows)
+    return place_rows(empty)
 
 
-def insert_row(decoding: DecodeState, row: DecodeState, place: Int[Array, ""]) -> DecodeState:
-    """Replace one row: every leaf has the rows on axis 0."""
+def insert_rows(
+    decoding: DecodeState, rows: DecodeState, place: Int[Array, " N"], count: Int[Array, " devices"]
+) -> DecodeState:
+    """Put new rows in the places of old ones: every leaf has the rows on axis 0.
 
-    def insert(all_rows, one):
-        if _mesh_size("data") == 1:
-            return lax.dynamic_update_slice_in_dim(all_rows, one, place, axis=0)
-        is_here = jnp.arange(all_rows.shape[0], dtype=jnp.int32) == place
-        return jnp.where(is_here.reshape(-1, *(1,) * (one.ndim - 1)), one, all_rows)
+    Each device along `data` puts its own new rows in its own places, one after the other, in place.
 
-    return place_rows(jax.tree.map(insert, decoding, row))
+    Args:
+      place: where each new row goes, counted among the rows of its device.
+      count: how many of its new rows each device has; the others are left out.
+    """
+
+    def insert(decoding: DecodeState, rows: DecodeState, place, count) -> DecodeState:
+        def put(i, decoding: DecodeState) -> DecodeState:
+            def one(whole, new):
+                row = lax.dynamic_slice_in_dim(new, i, 1, axis=0)
+                return lax.dynamic_update_slice_in_dim(whole, row, place[i], axis=0)
+
+            return jax.tree.map(one, decoding, rows)
+
+        return lax.fori_loop(0, count[0], put, decoding)
+
+    rows_apart = _mesh_size("data")
+    if rows_apart == 1:
+        return place_rows(insert(decoding, rows, place, count))
+    whole, new = (specs_of(each, rows_apart) for each in (decoding, rows))
+    each = PartitionSpec("data")
+    apart = jax.shard_map(
+        insert, in_specs=(whole, new, each, each), out_specs=whole, check_vma=False
+    )
+    return apart(decoding, rows, place, count)
 
 
 def deactivate_rows(decoding: DecodeState, goes_on: Bool[Array, " B"]) -> DecodeState:
@@ -62,16 +95,22 @@ def deactivate_rows(decoding: DecodeState, goes_on: Bool[Array, " B"]) -> Decode
     return replace(decoding, context=replace(context, is_active=context.is_active & goes_on))
 
 
-def prefill_row(
+def prefill_rows(
     params, program: Program, tokens, length, sampling, *, capacity: int
-) -> DecodeState:
-    """`prefill`, its result laid out as a batch is."""
-    return place_rows(start(params, program, tokens, length, sampling, capacity=capacity))
+) -> tuple[DecodeState, Array]:
+    """`prefill`, each device reading its own rows, laid out as a batch is; and what it tells."""
+    tokens, length, sampling = _over_data((tokens, length, sampling))
+    rows = place_rows(start(params, program, tokens, length, sampling, capacity=capacity))
+    return rows, _everywhere(report_of(rows, length, width=1))
 
 
-def decode_chunk(params, program: Program, decoding: DecodeState, *, rounds: int) -> DecodeState:
-    """`decode_loop` for some rounds, its result laid out as its input is."""
-    return place_rows(decode_loop(params, program, decoding, rounds=rounds))
+def decode_chunk(
+    params, program: Program, decoding: DecodeState, *, rounds: int
+) -> tuple[DecodeState, Array]:
+    """`decode_loop` for some rounds, its result laid out as its input is; and what it tells."""
+    before, width = decoding.context.length, report_width(program, rounds)
+    decoding = place_rows(decode_loop(params, program, decoding, rounds=rounds))
+    return decoding, _everywhere(report_of(decoding, before, width=width))
 
 
 def place_rows(decoding: DecodeState) -> DecodeState:
@@ -116,11 +155,41 @@ def _mesh_size(axis: str) -> int:
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
-_prefill = jax.jit(prefill_row, static_argnames=("program", "capacity"))
-_spread = jax.jit(empty_batch, static_argnames="batch_size")
-_insert = jax.jit(insert_row, donate_argnums=0)
+def _over_data(prompts: tuple) -> tuple:
+    """Prompts of which each device along `data` has its own; those it does not divide, all."""
+    rows_apart = _mesh_size("data")
+    if rows_apart == 1 or prompts[0].shape[0] % rows_apart:
+        return prompts
+    rows = PartitionSpec("data")
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, rows), prompts)
+
+
+def _everywhere(report: Array) -> Array:
+    """A report that every device has all of, so that any host can read it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return report
+    return lax.with_sharding_constraint(report, PartitionSpec())
+
+
+_prefill = jax.jit(prefill_rows, static_argnames=("program", "capacity"))
+_empty = jax.jit(empty_batch, static_argnames=("program", "batch_size", "capacity"))
+_insert = jax.jit(insert_rows, donate_argnums=0)
 _deactivate = jax.jit(deactivate_rows, donate_argnums=0)
-_chunk = jax.jit(decode_chunk, static_argnames=("program", "rounds"), donate_argnames="decoding")
+
+
+def has_several_rows(params, program: Program, decoding: DecodeState, *_, **__) -> bool:
+    """Whether all passes of the target have more than one row: of a draft, or of a batch."""
+    fewest = min(size.n_nodes for size in program.drafter.sizes)
+    return fewest * decoding.context.length.shape[0] > 1
+
+
+_chunk = jit(
+    decode_chunk,
+    has_several_rows=has_several_rows,
+    static_argnames=("program", "rounds"),
+    donate_argnames="decoding",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,11 +208,10 @@ class Executables:
     def __post_init__(self):
         if self.loop not in (None, *LOOPS):
             raise UserError(f"loop must be one of {', '.join(LOOPS)}, not {self.loop!r}")
-        rows_apart = self.target.mesh.shape["data"]
-        if self.batch_size % rows_apart:
+        if self.batch_size % self.data:
             raise UserError(
-                f"batch size {self.batch_size} cannot be split over data={rows_apart} devices; "
-                f"make it a multiple of {rows_apart}"
+                f"batch size {self.batch_size} cannot be split over data={self.data} devices; "
+                f"make it a multiple of {self.data}"
             )
         try:
             self.program(Mode.GREEDY)
@@ -155,7 +223,7 @@ class Executables:
         return self.target.params, self.drafter.params
 
     def program(self, mode: Mode) -> Program:
-        """The static program of one mode; loop form and law placement follow the backend."""
+        """The static program of one mode; the form of its loops follows the backend."""
         is_gpu = backend() == "gpu"
         exits_early = self.loop == "while" or (self.loop is None and not is_gpu)
         return Program(
@@ -165,30 +233,31 @@ class Executables:
             rule=self.rule,
             trace=self.trace,
             exits_early=exits_early,
-            judges_all_nodes=backend() != "cpu",
         )
 
-    def prefill(self, tokens, length, sampling) -> DecodeState:
-        """One row, its prompt read and its first token chosen.
+    def prefill(self, tokens, length, sampling) -> tuple[DecodeState, Array]:
+        """Some rows, their prompts read and their first tokens chosen; and the report of it.
 
         Always in the full mode of the law, in which every request picks the same as in its own:
-        one executable a bucket.
+        one executable a bucket and number of rows, which is a multiple of the devices along `data`.
         """
         program = self.program(Mode.FULL)
         with self._on_mesh():
             return _prefill(self.params, program, tokens, length, sampling, capacity=self.capacity)
 
-    def insert(self, decoding: DecodeState | None, row: DecodeState, place: int) -> DecodeState:
-        """Put a row into the batch; the first one makes the batch. A single row is all of it."""
-        if self.batch_size == 1:
-            return row
+    def empty(self, tokens, length, sampling) -> DecodeState:
+        """A batch without rows; the arguments are any prompt's, of which only the types count."""
+        sizes = {"batch_size": self.batch_size, "capacity": self.capacity}
         with self._on_mesh():
-            if decoding is None:
-                decoding = _spread(row, batch_size=self.batch_size)
-            return _insert(decoding, row, np.int32(place))
+            return _empty(self.params, self.program(Mode.FULL), tokens, length, sampling, **sizes)
 
-    def chunk(self, decoding: DecodeState, mode: Mode) -> DecodeState:
-        """A few rounds for all rows."""
+    def insert(self, decoding: DecodeState, rows: DecodeState, place, count) -> DecodeState:
+        """Put rows into the batch; see `insert_rows`."""
+        with self._on_mesh():
+            return _insert(decoding, rows, np.asarray(place, np.int32), np.asarray(count, np.int32))
+
+    def chunk(self, decoding: DecodeState, mode: Mode) -> tuple[DecodeState, Array]:
+        """A few rounds for all rows; and the report of it."""
         with self._on_mesh():
             return _chunk(self.params, self.program(mode), decoding, rounds=self.rounds)
 
@@ -211,11 +280,10 @@ class Executables:
 
     def state_shapes(self, tokens, length, sampling) -> DecodeState:
         """Shapes of a batch of rows whose prompts are like these, laid out as `chunk` has it."""
-        program = self.program(Mode.FULL)
+        program, sizes = self.program(Mode.FULL), (self.batch_size, self.capacity)
 
-        def batch(params, tokens, length, sampling) -> DecodeState:
-            row = start(params, program, tokens, length, sampling, capacity=self.capacity)
-            return empty_batch(row, self.batch_size)
+        def batch(params, *prompts) -> DecodeState:
+            return empty_batch(params, program, *prompts, batch_size=sizes[0], capacity=sizes[1])
 
         shapes = jax.eval_shape(batch, self.params, tokens, length, sampling)
         mesh = self.target.mesh
@@ -225,6 +293,11 @@ class Executables:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
         return jax.tree.map(place, shapes, specs_of(shapes, mesh.shape["data"]))
+
+    @property
+    def data(self) -> int:
+        """Devices along `data`, each of which has its own rows."""
+        return self.target.mesh.shape["data"]
 
     def _on_mesh(self):
         """The target's mesh, where it is one of several devices."""

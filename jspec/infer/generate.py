@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack
 from jspec.arguments import plain, shown, truth, whole_number
 from jspec.checkpoints.target import Target
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from jspec.config import Settings, resolve
+from jspec.config import ROUNDS_PER_CHUNK, Settings, resolve
 from jspec.drafters import LoadedDrafter
 from jspec.errors import UserError
 from jspec.infer.answers import Answerer
@@ -43,6 +43,7 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     max_length: int | None
     batch_size: int
+    rounds_per_chunk: int
     rule: str | Rule
     trace: bool
     chat_template: str | Path | None
@@ -77,6 +78,8 @@ def generate(
       max_length: most tokens of a text, prompt included; by default the target's context. A text
         that reaches it ends there, however many new tokens were asked for.
       batch_size: rows decoded together, by default 1.
+      rounds_per_chunk: rounds a dispatch, by default 8. Between them text is streamed and rows are
+        refilled; fewer make both sooner, and the host busier.
       rule: "walk", the default, or "rejection", under which the text depends on the drafter.
       trace: keep where every token came from.
       chat_template: Jinja or a file of it, where the tokenizer has none or another is wanted.
@@ -118,6 +121,7 @@ def _prepare(
     ignore_eos: bool = False,
     max_length: int | None = None,
     batch_size: int = 1,
+    rounds_per_chunk: int = ROUNDS_PER_CHUNK,
     rule: str | Rule = "walk",
     trace: bool = False,
     chat_template: str | Path | None = None,
@@ -156,6 +160,7 @@ def _prepare(
         max_stop_ids=len(stop_ids),
         rule=rule,
         trace=trace,
+        rounds_per_chunk=rounds_per_chunk,
     )
     for request in requests:
         engine.check(request)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jspec.checkpoints.number_types import NumberTypes
 from jspec.checkpoints.target import Target
 from jspec.drafters import LoadedDrafter
 from jspec.infer.executables import Executables
@@ -22,6 +23,7 @@ from jspec.infer.request import Request, sampling_of
 from jspec.infer.state import DecodeState
 from jspec.law import Rule
 from jspec.models.ngram.table import NGramTable
+from jspec.models.weights import count_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Memory:
       drafter: weights that the drafter does not share with the target.
       state: what it keeps of the texts, such as a cache of its own.
       tables: its n-grams.
+      types: in which the target computes.
     """
 
     n_weights: int
@@ -43,6 +46,7 @@ class Memory:
     drafter: int
     state: int
     tables: int
+    types: NumberTypes
 
     @property
     def total(self) -> int:
@@ -61,13 +65,14 @@ def memory_of(target: Target, drafter: LoadedDrafter, *, batch_size: int, capaci
     own = [leaf for leaf in jax.tree.leaves(drafter.params) if id(leaf) not in shared | in_tables]
     state = _state_shapes(target, drafter, batch_size, capacity)
     return Memory(
-        n_weights=sum(leaf.size for leaf in jax.tree.leaves(target.params)),
+        n_weights=count_weights(target.params),
         n_drafter=sum(leaf.size for leaf in own),
         weights=_bytes_a_device(target.params),
         cache=_bytes_a_device(state.cache),
         drafter=_bytes_a_device(own),
         state=_bytes_a_device(state.drafter),
         tables=_bytes_a_device(tables),
+        types=target.types,
     )
 
 
@@ -106,4 +111,5 @@ def _bytes_a_device(tree: Any) -> int:
 def _leaf_bytes(leaf: Any) -> int:
     where = leaf.sharding
     shape = leaf.shape if where is None else where.shard_shape(leaf.shape)
-    return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
+    bits = 4 if leaf.dtype == jnp.int4 else 8 * jnp.dtype(leaf.dtype).itemsize
+    return math.prod(shape) * bits // 8

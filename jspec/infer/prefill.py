@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jspec.infer.pure import check_prefill, end_unserved, is_known
@@ -10,7 +11,9 @@ from jspec.infer.round import RoundParams
 from jspec.infer.state import Counters, DecodeState, Program, append
 from jspec.law import Mode, Randomness
 from jspec.models.blocks import causal_block
-from jspec.models.model import empty_cache, forward
+from jspec.models.model import empty_cache, forward, head
+from jspec.models.weights import dtype_of
+from jspec.ops.chunks import over_chunks
 from jspec.state import (
     Context,
     KVCache,
@@ -104,7 +107,7 @@ def start(
     target_params, drafter_params = params
     rows, width = tokens.shape
     slots = slots_for(program, capacity)
-    cache = empty_cache(program.target.config, rows, slots, dtype or _dtype_of(target_params))
+    cache = empty_cache(program.target.config, rows, slots, dtype or dtype_of(target_params))
     logits, features, cache = read_prompt(
         target_params, program, cache, tokens, length, capture=program.drafter.captures
     )
@@ -140,31 +143,31 @@ def read_prompt(
     *,
     capture: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "B V"], dict[str, Float[Array, "B T D"]], KVCache]:
-    """The target over padded prompts, chunk by chunk: logits after the last token of each row."""
+    """The target over padded prompts, chunk by chunk: logits after the last token of each row.
+
+    A chunk reads no slot behind it, and only the last row of a prompt meets the head.
+    """
     rows, width = tokens.shape
-    last = None
-    pieces: list[dict] = []
-    for start in range(0, width, CHUNK):
-        piece = tokens[:, start : start + CHUNK]
-        n_tokens = piece.shape[1]
-        prefix = jnp.full((rows,), start, jnp.int32)
-        at = jnp.clip(length - 1 - start, 0, n_tokens - 1)
+    size = min(CHUNK, width)
+
+    def chunk(start: Int[Array, ""], so_far: tuple) -> tuple[tuple, dict]:
+        last, cache = so_far
         output, cache = forward(
             params,
             program.target,
             cache,
-            piece,
-            causal_block(prefix, n_tokens),
-            capture=capture,
-            logits_rows=at[:, None],
+            lax.dynamic_slice_in_dim(tokens, start, size, axis=1),
+            causal_block(jnp.broadcast_to(start, (rows,)), size),
+            capture=(*capture, "final"),
         )
-        logits = output.logits[:, 0]
-        is_here = (length > start)[:, None]
-        last = logits if last is None else jnp.where(is_here, logits, last)
-        pieces.append(output.features)
-    assert last is not None, "a prompt has at least one token"
-    features = {name: jnp.concatenate([p[name] for p in pieces], axis=1) for name in capture}
-    return last, features, cache
+        at = jnp.clip(length - 1 - start, 0, size - 1)[:, None, None]
+        here = jnp.take_along_axis(output.features["final"], at, axis=1)
+        last = jnp.where((length > start)[:, None, None], here.astype(last.dtype), last)
+        return (last, cache), {name: output.features[name] for name in capture}
+
+    nothing = jnp.zeros((rows, 1, program.target.config.width), dtype_of(params))
+    (last, cache), features = over_chunks(chunk, (nothing, cache), width, size)
+    return head(params, program.target, last)[:, 0], features, cache
 
 
 def first_token(
@@ -196,9 +199,3 @@ def first_token(
         gap=append(flat, says.gap[:, None], context.length, count),
     )
     return after, reason, trace
-
-
-def _dtype_of(params: Params):
-    import jax
-
-    return jax.tree.leaves(params)[0].dtype

@@ -32,7 +32,9 @@ class Stats:
       target_calls: target forwards in decoding; a prefill is not one.
       tokens_per_call: decoded tokens a target forward yields, its own included (tau).
       accepted_by_depth: rounds in which the drafted token at depth 1, 2, ... was kept.
-      prefill_s: seconds of reading prompts, which rows do one after the other.
+      prefill_s: seconds from where the device could begin to read the prompt to where its first
+        token was known here; prompts that are read in one call take the same ones. Of a total:
+        seconds in which any prompt was read.
       decode_s: the rest of `wall_s`.
       wall_s: seconds in which a row of these answers was active. Rows of a batch are active at the
         same time, so those of a total are fewer than those of its answers together.
@@ -41,6 +43,7 @@ class Stats:
         None for a total, as the speeds of rows cannot be added up.
       compile_s, compilations: of the engine so far, in none of the times above.
       spans: when the rows were active.
+      reading: when their prompts were read, which is part of it.
     """
 
     new_tokens: int = 0
@@ -59,6 +62,7 @@ class Stats:
     drafter: str = ""
     rule: str = ""
     spans: tuple[Span, ...] = dataclasses.field(default=(), repr=False)
+    reading: tuple[Span, ...] = dataclasses.field(default=(), repr=False)
 
 
 def total_stats(answers: Iterable[Stats], **engine: Any) -> Stats:
@@ -71,9 +75,10 @@ def total_stats(answers: Iterable[Stats], **engine: Any) -> Stats:
     rows = list(answers)
     calls = sum(row.target_calls for row in rows)
     columns = itertools.zip_longest(*(row.accepted_by_depth for row in rows), fillvalue=0)
-    new_tokens, prefill_s = sum(r.new_tokens for r in rows), sum(r.prefill_s for r in rows)
+    new_tokens = sum(row.new_tokens for row in rows)
     spans = _merged(span for row in rows for span in row.spans)
-    wall_s = sum(end - start for start, end in spans)
+    reading = _merged(span for row in rows for span in row.reading)
+    wall_s, prefill_s = (sum(end - start for start, end in each) for each in (spans, reading))
     of_the_last = {name: getattr(row, name) for row in rows[-1:] for name in _OF_THE_ENGINE}
     return Stats(
         new_tokens=new_tokens,
@@ -89,6 +94,7 @@ def total_stats(answers: Iterable[Stats], **engine: Any) -> Stats:
         wall_s=wall_s,
         tokens_per_s=throughput(new_tokens, wall_s),
         spans=spans,
+        reading=reading,
         **of_the_last | engine,
     )
 
@@ -130,9 +136,10 @@ class Generation:
       tokens: the new tokens, the stop token included.
       text: what they say, without the stop token and cut before a stop string; None without a
         tokenizer.
-      stop_reason: stop_token, stop_string, max_tokens, length or bad_logits.
+      stop_reason: stop_token, stop_string, max_tokens, length, bad_logits or refused.
       stats: what it cost.
       trace: where every token came from, if asked for.
+      refusal: why the request could not be served; None where it could.
     """
 
     tokens: tuple[int, ...]
@@ -140,6 +147,7 @@ class Generation:
     stop_reason: str
     stats: Stats
     trace: tuple[TokenInfo, ...] | None = None
+    refusal: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

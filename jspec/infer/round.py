@@ -17,7 +17,7 @@ from jspec.drafters.base import DraftSize
 from jspec.infer.state import DecodeState, Program, append, append_trace, count_round
 from jspec.law import Randomness, Rule
 from jspec.models.blocks import tree_block
-from jspec.models.model import forward
+from jspec.models.model import ModelOutput, forward
 from jspec.ops import cache as cache_ops
 from jspec.ops import trees
 from jspec.ops.branches import switch_in_place
@@ -33,7 +33,7 @@ from jspec.state import (
     replace,
     state,
 )
-from jspec.verify import Judgement, judge_nodes, reject, walk
+from jspec.verify import Judgement, judge_nodes, judges_all_nodes, reject, walk
 
 RoundParams = tuple[Params, Params]
 """Parameters of the target and of the drafter."""
@@ -82,11 +82,16 @@ class Drafted:
 
 @state
 class Verified:
-    """What `verify` gives: the verdict, the target's output, and its cache with all nodes."""
+    """What `verify` gives: the verdict, the target's output and its cache.
+
+    Attributes:
+      new_rows: keys and values of all nodes, where the cache has them not yet.
+    """
 
     verdict: Verdict
     output: TargetOutput
     cache: KVCache
+    new_rows: KVCache | None
 
 
 @_takes_the_old_name
@@ -114,14 +119,12 @@ def verify(
     target_params, _ = params
     context, size = decoding.context, program.drafter.sizes[index]
     with jax.named_scope("verify"):
-        logits, features, cache = score(
-            target_params, program, decoding.cache, context, drafted.draft, size
-        )
+        scored, cache = score(target_params, program, decoding.cache, context, drafted.draft, size)
         verdict, nodes = accept(
-            program, drafted.draft, logits, context, _randomness(program, context), size
+            program, drafted.draft, scored.logits, context, _randomness(program, context), size
         )
-    output = TargetOutput(features=features, picks=None if nodes is None else nodes.token)
-    return Verified(verdict=verdict, output=output, cache=cache)
+    output = TargetOutput(features=scored.features, picks=None if nodes is None else nodes.token)
+    return Verified(verdict=verdict, output=output, cache=cache, new_rows=scored.new_rows)
 
 
 @_takes_the_old_name
@@ -137,7 +140,7 @@ def commit(
     _, drafter_params = params
     before, verdict, draft = decoding.context, verified.verdict, drafted.draft
     with jax.named_scope("commit"):
-        cache = compact(verified.cache, before, verdict, program.drafter.sizes[index])
+        cache = keep_accepted(verified, before, program.drafter.sizes[index])
         after = emit(before, verdict)
         drafter = program.drafter.commit(
             drafter_params, drafted.drafter, after, draft, verdict, verified.output
@@ -172,17 +175,17 @@ def score(
     context: Context,
     draft: Draft,
     size: DraftSize,
-) -> tuple[Float[Array, "B M V"], dict[str, Float[Array, "B M D"]], KVCache]:
-    """One target forward over the nodes of a draft: logits, captured features, cache."""
-    output, cache = forward(
+) -> tuple[ModelOutput, KVCache]:
+    """One target forward over the nodes of a draft."""
+    return forward(
         params,
         program.target,
         cache,
         draft.token,
         draft_block(draft, context, size.max_depth),
         capture=program.drafter.captures,
+        may_defer=True,
     )
-    return output.logits, output.features, cache
 
 
 def accept(
@@ -199,8 +202,9 @@ def accept(
         verdict = reject(draft, logits, context, randomness, max_depth=depth, trace=trace)
         return verdict, None
     nodes = None
-    if program.judges_all_nodes or program.drafter.needs_picks:
-        nodes = judge_nodes(logits, draft.depth, randomness, depth, trace=trace)
+    is_at_once = judges_all_nodes(program.mode, logits.shape, is_chain=size.is_chain)
+    if is_at_once or program.drafter.needs_picks:
+        nodes = judge_nodes(logits, draft.depth, randomness, trace=trace)
     verdict = walk(
         draft,
         logits,
@@ -214,16 +218,22 @@ def accept(
     return verdict, nodes
 
 
-def compact(cache: KVCache, context: Context, verdict: Verdict, size: DraftSize) -> KVCache:
-    """Make the accepted path's keys and values contiguous. A chain's already are."""
+def keep_accepted(verified: Verified, context: Context, size: DraftSize) -> KVCache:
+    """Put the accepted path's keys and values where text belongs: write them, or, where all nodes
+    were written, make them contiguous. A chain's already are.
+    """
+    cache, path = verified.cache, verified.verdict.path
+    start = jnp.maximum(context.length - 1, 0)
+    if verified.new_rows is not None:
+        chosen = None if size.is_chain else path
+        return jax.tree.map(
+            lambda array, rows: cache_ops.write_path(array, rows, start, chosen),
+            cache,
+            verified.new_rows,
+        )
     if size.is_chain:
         return cache
-    start = jnp.maximum(context.length - 1, 0)
-
-    def kept(arrays):
-        return tuple(cache_ops.compact(a, start, verdict.path, size.n_nodes) for a in arrays)
-
-    return KVCache(keys=kept(cache.keys), values=kept(cache.values))
+    return jax.tree.map(lambda array: cache_ops.compact(array, start, path, size.n_nodes), cache)
 
 
 def emit(context: Context, verdict: Verdict) -> Context:

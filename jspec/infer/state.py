@@ -28,7 +28,6 @@ class Program:
       trace: keep, for every emitted token, where it came from.
       exits_early: loops may end as soon as no row is active. Data-dependent loops are free on CPU
         and TPU; on GPU each iteration would wait for the host, so there trip counts are static.
-      judges_all_nodes: compute the law at all nodes at once rather than level by level.
     """
 
     target: Model
@@ -37,7 +36,6 @@ class Program:
     rule: Rule = Rule.WALK
     trace: bool = False
     exits_early: bool = True
-    judges_all_nodes: bool = False
 
     def __post_init__(self):
         for name, expected, remedy in (

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jspec.ops import masks
+from jspec.ops.attention import Apart
 from jspec.state import Block
 
 
@@ -32,3 +33,25 @@ def tree_block(
     """
     first = 0 if new is None else ancestors.shape[1] - new
     return Block(prefix=prefix, visible=ancestors[:, first:], positions=prefix[:, None] + depth)
+
+
+def seen_apart(
+    block: Block, window: int | None, *, has_window: bool, head_axes: tuple[str, ...] = ()
+) -> Apart:
+    """Say what the rows of a block see.
+
+    Args:
+      window: only keys less than this many positions behind the query are seen.
+      has_window: some layer's window slides, so that all layers need `first`.
+    """
+    at, visible = block.query_positions, block.visible
+    first = jnp.zeros_like(at)
+    if window is not None:
+        visible &= at[:, :, None] - block.positions[:, None, :] < window
+        first = jnp.maximum(at - (window - 1), 0)
+    return Apart(
+        prefix=block.prefix,
+        first=first if has_window else None,
+        visible=visible,
+        head_axes=head_axes,
+    )

@@ -10,7 +10,7 @@ width, F MLP width, V vocabulary, B rows, T tokens of this call.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,11 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jspec.models.config import DecoderConfig
 from jspec.models.modules import weight
-from jspec.ops.attention import attend, attend_text
-from jspec.ops.cache import write_rows
-from jspec.ops.linear import project, wide_dtype, wide_project
+from jspec.ops.attention import Apart, attend, attend_apart, attend_text
+from jspec.ops.cache import read_window, write_rows
+from jspec.ops.linear import look_up, project, wide_dtype, wide_project
 from jspec.ops.norms import rms_norm
 from jspec.ops.rope import rotate, rotations
+from jspec.state import Block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +34,18 @@ class Rows:
     """Hold what every layer needs to know of the new rows, computed once a forward.
 
     Attributes:
-      start: cache slot of the first new row.
+      block: where they go.
       cos, sin: rotation of each new row.
-      masks: which slots each new row sees, by window (None: no window).
+      seen: what each new row sees, by window (None: no window): a mask over all slots where rows
+        are written before they are read, or `Apart`.
+      is_deferred: new rows are handed on and not written.
     """
 
-    start: Int[Array, " B"]
+    block: Block
     cos: Float[Array, "B T half_H"]
     sin: Float[Array, "B T half_H"]
-    masks: dict[int | None, Bool[Array, "B T S"]]
+    seen: Mapping[int | None, Bool[Array, "B T S"] | Apart]
+    is_deferred: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +79,16 @@ def _add_bias(x: Float[Array, "B T *F"], bias: nnx.Param | None) -> Float[Array,
     return x + jnp.broadcast_to(bias[...], x.shape)
 
 
+def _own(
+    kept: Float[Array, "B K S H"], new: Float[Array, "B K T H"], block: Block
+) -> Float[Array, "B K R H"]:
+    """Put the new rows after those that the same round wrote before."""
+    n_before = block.visible.shape[2] - new.shape[2]
+    if n_before == 0:
+        return new
+    return jnp.concatenate([read_window(kept, block.prefix, n_before), new], axis=2)
+
+
 class Attention(nnx.Module):
     """Compute grouped-query attention with rotary positions."""
 
@@ -101,10 +115,32 @@ class Attention(nnx.Module):
         values: Float[Array, "B K S H"],
         rows: Rows,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-        new_queries, new_keys, new_values = self._projections(x, rows.cos, rows.sin)
-        keys = write_rows(keys, new_keys.transpose(0, 2, 1, 3), rows.start)
-        values = write_rows(values, new_values.transpose(0, 2, 1, 3), rows.start)
-        return self._out(attend(new_queries, keys, values, rows.masks[self.window])), keys, values
+        """Attend to the cache and to the new rows.
+
+        Returns:
+          What attention adds, and keys and values: the cache with the new rows, or, deferred, these
+          alone.
+        """
+        queries, new_keys, new_values = self._projections(x, rows.cos, rows.sin)
+        new_keys = new_keys.transpose(0, 2, 1, 3).astype(keys.dtype)
+        new_values = new_values.transpose(0, 2, 1, 3).astype(values.dtype)
+        seen, start = rows.seen[self.window], rows.block.write_start
+        if not isinstance(seen, Apart):
+            keys = write_rows(keys, new_keys, start)
+            values = write_rows(values, new_values, start)
+            return self._out(attend(queries, keys, values, seen)), keys, values
+        own_keys, own_values = (
+            _own(keys, new_keys, rows.block),
+            _own(values, new_values, rows.block),
+        )
+        mixed = attend_apart(queries, keys, values, own_keys, own_values, seen)
+        if rows.is_deferred:
+            return self._out(mixed), new_keys, new_values
+        # The cache is read before it is written, or XLA would keep a copy of it to read.
+        mixed, new_keys, new_values = jax.lax.optimization_barrier((mixed, new_keys, new_values))
+        keys = write_rows(keys, new_keys, start)
+        values = write_rows(values, new_values, start)
+        return self._out(mixed), keys, values
 
     def over_text(self, x: Float[Array, "B T D"], rows: TextRows) -> Float[Array, "B T D"]:
         """Read whole texts at once, without a cache."""
@@ -267,7 +303,7 @@ class Decoder(nnx.Module):
         self.head_weight = weight(config.width, config.vocab_size) if has_head else None
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return jnp.take(self.embedding[...], tokens, axis=0, mode="clip")
+        return look_up(self.embedding[...], tokens, self.norm[...].dtype)
 
     def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return rms_norm(x, self.norm[...], self.eps)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jspec.models.model import Model, empty_cache, forward
+from jspec.models.weights import dtype_of
 from jspec.state import Block, KVCache, Params
 
 
@@ -142,6 +143,7 @@ def read_window(
         jnp.where(slot < 0, in_text, in_block),
         Block(prefix=start, visible=visible, positions=position),
         logits_rows=rows,
+        head_axes=(),
     )
     return output.logits, cache
 
@@ -153,13 +155,21 @@ def all_masks(model: DiffusionModel, rows: int, slots: Slots) -> Int[Array, "B W
 
 def scratch(params: Params, model: DiffusionModel, rows: int, width: int) -> KVCache:
     """Make a cache for one pass that reads everything."""
-    dtype = jax.tree.leaves(params)[0].dtype
-    return empty_cache(model.model.config, rows, width, dtype)
+    return empty_cache(model.model.config, rows, width, dtype_of(params))
 
 
-def normalised(logits: Float[Array, "B R V"], config: DiffusionConfig) -> Float[Array, "B R V"]:
-    """Return log-probabilities over the ids that may be predicted, nats; -inf elsewhere."""
-    ids = jnp.arange(logits.shape[-1])
+def normalised(
+    logits: Float[Array, "B R U"],
+    config: DiffusionConfig,
+    ids: Int[Array, " U"] | None = None,
+) -> Float[Array, "B R U"]:
+    """Return log-probabilities over the ids that may be predicted, nats; -inf elsewhere.
+
+    Args:
+      ids: those that the logits are of; all, in order, if not given.
+    """
+    if ids is None:
+        ids = jnp.arange(logits.shape[-1])
     allowed = ids < config.n_ids
     for token in (config.mask_id, *config.forbidden):
         allowed &= ids != token

@@ -18,12 +18,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jspec.errors import UserError
 from jspec.models import modules
+from jspec.models.blocks import seen_apart
 from jspec.models.config import DecoderConfig
 from jspec.models.decoder import Decoder, Layer, Rows, through_text
+from jspec.ops.attention import AttentionShape, choose
 from jspec.ops.linear import wide_dtype
 from jspec.ops.masks import attention_mask
 from jspec.ops.rope import rotations
-from jspec.state import Block, KVCache, Params, state
+from jspec.sharding import TARGET, mesh_axes
+from jspec.state import Block, KVCache, Params, replace, state
+
+HEAD_AXES = mesh_axes(TARGET, "kv_heads")
+"""Mesh axes that the target's heads lie over."""
 
 Groups = tuple[tuple[int, ...], ...]
 """Layers whose attention reads one hidden state, group by group; together all layers in order."""
@@ -52,10 +58,12 @@ class ModelOutput:
     Attributes:
       logits: float32 (float64 in float64 models), of all new rows or of `logits_rows`.
       features: by name, of all new rows, in the model's type.
+      new_rows: keys and values of the new rows, where they were not written: a cache of T slots.
     """
 
     logits: Float[Array, "B R V"]
     features: dict[str, Float[Array, "B T D"]]
+    new_rows: KVCache | None = None
 
 
 def build(config: DecoderConfig) -> Model:
@@ -93,6 +101,8 @@ def forward(
     capture: tuple[str, ...] = (),
     logits_rows: Int[Array, "B R"] | None = None,
     groups: Groups | None = None,
+    may_defer: bool = False,
+    head_axes: tuple[str, ...] = HEAD_AXES,
 ) -> tuple[ModelOutput, KVCache]:
     """Run one pass over T new rows, which are written to the cache where `block` says.
 
@@ -109,9 +119,12 @@ def forward(
         the output of the final norm.
       logits_rows: which of the new rows get logits, in this order; all of them if None.
       groups: layers whose attention reads one hidden state; each alone if None.
+      may_defer: where attention does not need them there, new rows are not written; they are
+        `new_rows` of the output, for `ops.cache.write_path`.
+      head_axes: mesh axes over which heads lie, where a mesh is set; the target's by default.
     """
     check_capture(model.config, capture)
-    return ForwardSteps().run(
+    return ForwardSteps(head_axes=head_axes).run(
         merged(model, params),
         model.config,
         cache,
@@ -120,15 +133,22 @@ def forward(
         groups or tuple((i,) for i in range(model.config.n_layers)),
         capture=capture,
         logits_rows=logits_rows,
+        may_defer=may_defer,
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ForwardSteps:
     """Compute the steps of a forward pass: embedding, attention of a group of layers, MLP.
 
     This is one device by itself. A drafter that divides its passes over a mesh overrides the steps,
-    and may bring a cache of its own kind (it needs a `capacity`).
+    and may bring a cache of its own kind (it needs a `capacity` and a `dtype`).
+
+    Attributes:
+      head_axes: mesh axes over which XLA divides heads.
     """
+
+    head_axes: tuple[str, ...] = ()
 
     def embed(self, decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Compute what enters the first layer."""
@@ -164,11 +184,19 @@ class ForwardSteps:
         *,
         capture: tuple[str, ...] = (),
         logits_rows: Int[Array, "B R"] | None = None,
+        may_defer: bool = False,
     ) -> tuple[ModelOutput, Any]:
         """Run `forward` with a merged decoder, made of these steps."""
         x = self.embed(decoder, tokens)
-        rows = rows_of(config, block, cache.capacity, wide_dtype(x.dtype))
-        features = {}
+        rows = rows_of(
+            config,
+            block,
+            cache,
+            wide_dtype(x.dtype),
+            may_defer=may_defer,
+            head_axes=self.head_axes,
+        )
+        features, before = {}, cache
         for group in groups:
             added, cache = self.mix(decoder, group, x, cache, rows)
             for i, mixed in zip(group, added, strict=True):
@@ -181,7 +209,10 @@ class ForwardSteps:
             features["final"] = hidden
         if logits_rows is not None:
             hidden = jnp.take_along_axis(hidden, logits_rows[:, :, None], axis=1)
-        return ModelOutput(logits=decoder.head(hidden), features=features), cache
+        output = ModelOutput(logits=decoder.head(hidden), features=features)
+        if rows.is_deferred:
+            return replace(output, new_rows=cache), before
+        return output, cache
 
 
 def forward_text(
@@ -264,12 +295,39 @@ def merged(model: Model, params: Params) -> Decoder:
     return modules.merge(model.definition, params)
 
 
-def rows_of(config: DecoderConfig, block: Block, slots: int, dtype) -> Rows:
-    """Compute what every layer needs to know of the rows of a block."""
+def rows_of(
+    config: DecoderConfig,
+    block: Block,
+    cache: Any,
+    dtype,
+    *,
+    may_defer: bool = False,
+    head_axes: tuple[str, ...] = (),
+) -> Rows:
+    """Compute what every layer needs to know of the rows of a block.
+
+    Args:
+      cache: of any kind that has a `capacity` and a `dtype`.
+      dtype: of rotations.
+      may_defer, head_axes: as in `forward`.
+    """
     frequencies, factor = config.rope.frequencies(config.head_dim)
     cos, sin = rotations(block.query_positions, frequencies, factor, dtype)
-    masks = {
-        window: attention_mask(block.prefix, block.visible, block.positions, slots, window)
-        for window in dict.fromkeys(config.windows)
+    slots, windows = cache.capacity, list(dict.fromkeys(config.windows))
+    shape = AttentionShape(
+        tokens=block.visible.shape[1],
+        head_dim=config.head_dim,
+        dtype=cache.dtype,
+        has_window=any(window is not None and window < slots for window in windows),
+    )
+    if choose(shape) is None:
+        seen = {
+            window: attention_mask(block.prefix, block.visible, block.positions, slots, window)
+            for window in windows
+        }
+        return Rows(block=block, cos=cos, sin=sin, seen=seen)
+    seen = {
+        window: seen_apart(block, window, has_window=shape.has_window, head_axes=head_axes)
+        for window in windows
     }
-    return Rows(start=block.write_start, cos=cos, sin=sin, masks=masks)
+    return Rows(block=block, cos=cos, sin=sin, seen=seen, is_deferred=may_defer)

@@ -217,7 +217,7 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Run T rows, as `mix` gives them, through the attention blocks, written where `block` says."""
     head: Head = modules.merge(model.definition, params)
-    rows = rows_of(model.config.decoder, block, cache.capacity, wide_dtype(mixed.dtype))
+    rows = rows_of(model.config.decoder, block, cache, wide_dtype(mixed.dtype))
     x, keys, values = mixed, [], []
     for i, layer in enumerate(head.layers):
         x, layer_keys, layer_values = layer(x, cache.keys[i], cache.values[i], rows)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.tree_util import DictKey
 
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, abstract_params
+from jspec.ops.linear import Quantised, wide_dtype
 from jspec.sharding import TARGET, Table, axis_size, mesh_axes, sharding
 from jspec.state import KVCache, Params
 
@@ -47,12 +50,65 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 """By the last name on a weight's path. `heads` of a weight are folded: N * H entries."""
 
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "head_weight")
+"""Weights that rows are multiplied by, and a tied embedding beside them."""
+
+SHARED = ("embedding", "head_weight")
+"""Weights that a drafter's model lacks where it shares them with its target."""
+
+WEIGHT_TYPES: Mapping[str, Any] = {
+    "bfloat16": jnp.bfloat16,
+    "int8": jnp.int8,
+    "fp8": jnp.float8_e4m3fn,
+    "int4": jnp.int4,
+}
+"""Types that matrices may have apart from all else, by the names that settings give them; those
+that are no bfloat16 come with a scale for every output channel."""
+
 CACHE_AXES = ("rows", "kv_heads", "slots", "head_dim")
 
 
 def leaf_name(path) -> str:
-    """Return the last name on the path of a parameter."""
-    return path[-1].key
+    """Return the last name on the path of a parameter; both parts of a quantised one have it."""
+    return next(key.key for key in reversed(path) if isinstance(key, DictKey))
+
+
+def is_matrix(name: str, config: DecoderConfig) -> bool:
+    """Tell whether rows are multiplied by the weight of this name."""
+    return name in MATRICES or (name == "embedding" and config.has_tied_head)
+
+
+def input_axis(name: str) -> int:
+    """Return the axis of a matrix that a product sums over."""
+    return 1 if name == "embedding" else 0
+
+
+def narrow_shapes(shapes: Params, config: DecoderConfig, weights: str | None) -> Params:
+    """Give the shapes of matrices the type that they have apart from all else."""
+
+    def one(path, leaf):
+        name = leaf_name(path)
+        if weights is None or not is_matrix(name, config):
+            return leaf
+        values: Any = jax.ShapeDtypeStruct(leaf.shape, WEIGHT_TYPES[weights])
+        if weights == "bfloat16":
+            return values
+        channels = tuple(1 if axis == input_axis(name) else n for axis, n in enumerate(leaf.shape))
+        scale: Any = jax.ShapeDtypeStruct(channels, wide_dtype(leaf.dtype))
+        return Quantised(values=values, scale=scale)
+
+    return jax.tree.map_with_path(one, shapes)
+
+
+def dtype_of(params: Params) -> jnp.dtype:
+    """Find the type that a decoder computes in, which is not that of all of its matrices."""
+    return params["norm"].dtype
+
+
+def count_weights(params: Params) -> int:
+    """Count numbers of a model, or of its shapes, without the scales of quantised matrices."""
+    whole = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Quantised))
+    return sum(leaf.size for leaf in whole)
 
 
 def param_shardings(model: Model, mesh: Mesh, table: Table = TARGET) -> Params:

@@ -42,7 +42,7 @@ _FLAGS = {
     "widths": "1,12",
     "depths": "5",
     "temperatures": "0,1",
-    "weights": "1,1",
+    "temperature_weights": "1,1",
     "batch_size": "B",
     "context": "N",
     "max_new_tokens": "N",

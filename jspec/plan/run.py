@@ -90,6 +90,7 @@ def _record(
         "drafter": job.drafter.drafter_path,
         "drafter_options": drafter_options,
         "dtype": job.config.dtype,
+        "weights": job.config.weights,
         **job.settings.read_by(job.method),
     }
     if benchmark is not None:

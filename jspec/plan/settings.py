@@ -40,7 +40,7 @@ class PlanSettings(Filters):
     """Settings of a plan; the target and its drafter come from a config for `jspec.infer`."""
 
     temperatures: Temperatures = temperatures_field()
-    weights: list[Weight] = field(
+    temperature_weights: list[Weight] = field(
         [],
         "how much each temperature counts; all the same if not given",
         "as many positive numbers as there are temperatures",
@@ -82,17 +82,15 @@ class PlanSettings(Filters):
 
     @model_validator(mode="after")
     def _has_a_weight_each(self) -> PlanSettings:
-        if self.weights and len(self.weights) != len(self.temperatures):
-            raise ValueError(
-                f"as many weights as temperatures, given {len(self.weights)} and "
-                f"{len(self.temperatures)}"
-            )
+        given, wanted = len(self.temperature_weights), len(self.temperatures)
+        if given and given != wanted:
+            raise ValueError(f"as many weights as temperatures, given {given} and {wanted}")
         return self
 
     @property
     def shares(self) -> tuple[float, ...]:
         """Weight of every temperature; they sum to 1."""
-        weights = self.weights or [1.0] * len(self.temperatures)
+        weights = self.temperature_weights or [1.0] * len(self.temperatures)
         return tuple(weight / math.fsum(weights) for weight in weights)
 
     def read_by(self, method: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from jspec.ops.jit import known
+
 _LIGHT: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
@@ -43,21 +45,6 @@ def usual_form() -> dict[str, Any]:
     Only the machine code that is made of them is compiled fast.
     """
     return known(_USUAL_FORM)
-
-
-def known(options: dict[str, Any]) -> dict[str, Any]:
-    """Choose the options that the installed compiler knows; a trivial program with each tells."""
-    return {name: value for name, value in options.items() if _is_known(name, value)}
-
-
-def _is_known(name: str, value: Any) -> bool:
-    try:
-        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
-            raise
-        return False
-    return True
 
 
 def jit_light(function: Callable, **options) -> Callable:

@@ -12,15 +12,15 @@ begin anywhere, as a drafter's do, and have any length up to k_max.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jspec.models.model import forward_text, head
 from jspec.state import state
 from jspec.train.masked_diffusion import MaskedPrediction, slot_weights
-from jspec.train.objective import Loss, agreement, compare, teacher_logits
+from jspec.train.objective import Loss, agreement
 
 
 def block_mask(
@@ -135,30 +135,34 @@ class BlockDiffusion(MaskedPrediction):
         blocks = lay(lay_key, segments, positions, self.n_blocks, self.k_max)
         is_masked, is_whole = self._masks(noise_key, blocks)
         inputs = jnp.where(is_masked, self.mask_id, _at(tokens, blocks.rows))
-        hidden, _ = forward_text(
+        hidden = self.hidden(
             params,
-            self.model,
+            frozen,
             jnp.concatenate([tokens, inputs], axis=1),
             jnp.concatenate([segments, blocks.segments], axis=1),
             jnp.concatenate([positions, blocks.starts + blocks.slots - 1], axis=1),
             visible=block_mask(positions, segments, blocks.starts, blocks.segments, blocks.numbers),
             n_causal=T,
-            remat=self.remat,
             rows_sharding=rows_sharding,
         )
-        wanted = teacher_logits(frozen, self.teacher, batch, rows_sharding)
-        logits = head(params, self.model, hidden[:, T:])
-        found = self._of_blocks(logits, wanted, batch, blocks, is_masked, is_whole)
+        wanted = self.wanted(frozen, batch, rows_sharding)
+        logits = self.scores(params, frozen, hidden[:, T:])
+        weighted = functools.partial(self._weighted, frozen)
+        found = self._of_blocks(weighted, logits, wanted, batch, blocks, is_masked, is_whole)
         if not self.is_shifted:
             return found
-        of_text = self._of_text(head(params, self.model, hidden[:, : T - 1]), wanted, batch)
+        of_text = self._of_text(
+            weighted, self.scores(params, frozen, hidden[:, : T - 1]), wanted, batch
+        )
         return Loss(
             total=found.total + of_text.total,
             weight=found.weight + of_text.weight,
             sums={**found.sums, **of_text.sums},
         )
 
-    def _of_blocks(self, logits, wanted, batch, blocks: Blocks, is_masked, is_whole) -> Loss:
+    def _of_blocks(
+        self, weighted, logits, wanted, batch, blocks: Blocks, is_masked, is_whole
+    ) -> Loss:
         """Learn what is masked in the blocks, and the token after each where the model is shifted.
 
         Args:
@@ -172,24 +176,24 @@ class BlockDiffusion(MaskedPrediction):
         slots = blocks.slots + int(self.is_shifted)
         weights = jnp.where(is_learnt, slot_weights(slots, self.slot_decay), 0.0)
         weights *= _at(batch["weights"], labels)
-        wanted = None if wanted is None else _at(wanted, labels - 1)
+        wanted = jax.tree.map(lambda x: _at(x, labels - 1), wanted)
         whole_slots = jnp.where(is_whole, slots, 0)
-        return self._weighted(logits, _at(tokens, labels), wanted, weights, whole_slots, self.k_max)
+        return weighted(logits, _at(tokens, labels), wanted, weights, whole_slots, self.k_max)
 
-    def _of_text(self, logits, wanted, batch) -> Loss:
+    def _of_text(self, weighted, logits, wanted, batch) -> Loss:
         """Learn every next token: all of them weigh as the first slots of so many blocks would.
 
         Args:
           logits: of the rows of the texts, without the last.
         """
         labels = batch["tokens"][:, 1:]
-        wanted = None if wanted is None else wanted[:, :-1]
+        wanted = jax.tree.map(lambda x: x[:, :-1], wanted)
         share = 2 * self.n_blocks / batch["tokens"].shape[1]
         weights = batch["weights"][:, 1:] * jnp.asarray(share, jnp.float32)
-        return self._weighted(logits, labels, wanted, weights, jnp.ones_like(labels), 1)
+        return weighted(logits, labels, wanted, weights, jnp.ones_like(labels), 1)
 
-    def _weighted(self, logits, labels, wanted, weights, slots, k_max: int) -> Loss:
-        found = compare(logits, labels, wanted, self.teacher_share)
+    def _weighted(self, frozen, logits, labels, wanted, weights, slots, k_max: int) -> Loss:
+        found = self.compared(logits, labels, wanted, frozen)
         return Loss(
             total=jnp.sum(found.losses * weights),
             weight=jnp.sum(weights),

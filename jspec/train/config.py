@@ -26,6 +26,16 @@ def _path(help_: str, default: str | None = None) -> Any:
     return _text(help_, "a path", default, min_length=1)
 
 
+def _draft_vocabulary() -> Any:
+    return count(
+        0, "learn to draft only so many tokens, those that the text has most often; 0: all", low=0
+    )
+
+
+def _features() -> Any:
+    return _path("folder that keeps the teacher's features; each step computes them if not given")
+
+
 # --- parts ---------------------------------------------------------------------------------------
 
 
@@ -64,7 +74,12 @@ class DataConfig(Config):
     )
     length: int = count(512, "tokens of a sequence", low=8)
     held_out: float = field(0.02, "share of rows kept out of training", ge=0, le=0.5)
-    loss_on: Literal["all", "assistant"] = field("all", "what is learnt of a conversation")
+    loss_on: Literal["all", "assistant"] = field(
+        "all", "what is learnt of a conversation, or of what a model wrote after its prompt"
+    )
+    cut_repeats: int = count(
+        0, "a model's answer ends before its first repeated n-gram of so many tokens", low=0
+    )
     chat_template: str | None = _text("where the tokenizer has none", "a Jinja template")
     system: str | None = field(None, "begins conversations that have no system message")
     overlong: Literal["truncate", "pieces"] = field(
@@ -77,6 +92,11 @@ class DataConfig(Config):
         if not isinstance(value, list):
             return value
         return [{"file": item} if isinstance(item, str) else item for item in value]
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """Tell how rows become tokens: the options of `encode_rows`."""
+        return self.model_dump(include={"loss_on", "system", "cut_repeats"})
 
 
 class TruncatedDataConfig(DataConfig):
@@ -172,11 +192,29 @@ class LanguageModelConfig(LoopConfig, RunConfig):
         {}, "sizes, as in DecoderConfig; not with init_from", "a mapping such as {width: 256}"
     )
     init_from: str | None = _path("checkpoint directory or hub id to start from")
+    layers: list[int] = field(
+        [], "layers of init_from to start with, in this order; all if empty", "a list of numbers"
+    )
     teacher: str | None = _path("directory or hub id of a model whose predictions are learnt too")
     teacher_digest: str | None = digest_field("of the teacher's weights, which refuses any others")
     teacher_share: float = field(
         0.8, "of the loss against the teacher; the rest is of the text", gt=0, le=1
     )
+    shares_embedding: bool = field(
+        False, "embedding and head are the teacher's, neither trained nor stored"
+    )
+    draft_vocabulary: int = _draft_vocabulary()
+    features: str | None = _features()
+
+    @pydantic.model_validator(mode="after")
+    def _drafts_for_teacher(self) -> LanguageModelConfig:
+        if (
+            self.draft_vocabulary or self.shares_embedding or self.features
+        ) and self.teacher is None:
+            raise ValueError("a teacher, for which it drafts, with what only a drafter has")
+        if self.layers and self.init_from is None:
+            raise ValueError("init_from with layers, whose layers they are")
+        return self
 
 
 class ModelConfig(LanguageModelConfig):
@@ -218,12 +256,16 @@ class FalconConfig(LoopConfig, RunConfig):
     """Trains a Falcon drafter beside its frozen target."""
 
     kind: Literal["falcon"] = field("falcon", "what is trained")
-    target: str = required("directory or hub id of the model it drafts for", "a path or id")
+    target: str = required("directory, GGUF file or id of the model it drafts for", "a path or id")
     target_digest: str | None = digest_field("of the target's weights, which refuses any others")
     init_from: str | None = _path("a trained head of the same sizes to go on from")
     embedding_gain: float = field(1.0, "factor on the first weights from embeddings", gt=0)
+    reading_gain: float = field(
+        0.0, "by how much heads score the last row of a block above others, at first", ge=0
+    )
     block_size: int = count(2, "k, the tokens of a pass")
     n_layers: int = count(1, "attention blocks")
+    n_kv_heads: int | None = count(None, "of the attention blocks; the target's if not given")
     mlp_width: int | None = count(None, "of the attention blocks; the target's if not given")
     lstm_mode: Literal["pointwise", "sequence"] = field("pointwise", "sequence: with a memory")
     glancing: bool = field(True, "distil in two passes; false: a plain shift")
@@ -233,6 +275,8 @@ class FalconConfig(LoopConfig, RunConfig):
     token_weight: float = field(0.1, "of the tokens' losses beside the features'", ge=0)
     soft_share: float = field(0.9, "of the soft loss beside the hard one", ge=0, le=1)
     has_loss_on_shown: bool = field(True, "learn positions that were shown")
+    draft_vocabulary: int = _draft_vocabulary()
+    features: str | None = _features()
     data: TruncatedDataConfig = required("text", "a mapping")
 
 
@@ -254,9 +298,12 @@ class TextsConfig(RunConfig):
     """Lets a model write texts: it continues the openings of corpora, for others to learn from."""
 
     kind: Literal["texts"] = field("texts", "what is made")
-    target: str = required("directory or hub id of the model that writes", "a path or id")
+    target: str = required("directory, GGUF file or id of the model that writes", "a path or id")
     target_digest: str | None = digest_field("of its weights, which refuses any others")
     dtype: Literal["float32", "bfloat16"] = field("float32", "of weights and cache")
+    weights: Literal["int8", "fp8", "int4", "bfloat16"] | None = field(
+        None, "narrower type of the matrices"
+    )
     n_texts: int = count(1000, "texts in all, spread over the corpora as an epoch has them")
     prompt_tokens: int = count(24, "tokens of a plain text that are its opening")
     max_new_tokens: int = count(256, "new tokens at most")

@@ -41,12 +41,15 @@ class CorpusRow:
       text: plain text, or None.
       messages: `{"role", "content"}` each, the oldest first; empty where the row has none.
       tokens: ids that a model wrote; empty where the row has none.
+      prompt_tokens: how many of them, at the beginning, are the prompt that the model answered; 0
+        where it is not known.
     """
 
     id: str
     text: str | None = None
     messages: tuple[dict[str, str], ...] = ()
     tokens: tuple[int, ...] = ()
+    prompt_tokens: int = 0
 
     @property
     def n_characters(self) -> int:
@@ -99,7 +102,7 @@ def read_rows(
       and value;
     * `turns`: what a user says, as in files of prompts; only the first is read, as the answers are
       not known;
-    * `tokens` that a model wrote.
+    * `tokens` that a model wrote, with `prompt_tokens`, how many of them it was given.
 
     Any other file is plain text, in which blank lines come between paragraphs and a row is a run of
     paragraphs of about 3,000 characters.
@@ -179,6 +182,7 @@ def _row(where: str, name: str, values: Any, tally: Tally) -> CorpusRow | None:
         if not _is_list(content, lambda token: type(token) is int and token >= 0):
             raise UserError(f"{where}: tokens must be a list of ids")
         parts["tokens"] = tuple(content)
+        parts["prompt_tokens"] = _prompt_tokens(where, values, len(content))
     else:
         if given[0] == "turns":
             if not _is_list(content, lambda turn: isinstance(turn, str)):
@@ -194,6 +198,18 @@ def _row(where: str, name: str, values: Any, tally: Tally) -> CorpusRow | None:
     except UnicodeEncodeError:
         raise UserError(f"{where}: half of a surrogate pair, which is no character") from None
     return row
+
+
+def _prompt_tokens(where: str, values: dict[str, Any], n_tokens: int) -> int:
+    given = values.get("prompt_tokens")
+    if given is None:
+        return 0
+    if type(given) is not int or not 0 <= given <= n_tokens:
+        raise UserError(
+            f"{where}: prompt_tokens must be how many of the {n_tokens} tokens are the prompt, "
+            f"given {given!r}"
+        )
+    return given
 
 
 def _is_list(values: Any, is_right: Callable[[Any], bool]) -> bool:

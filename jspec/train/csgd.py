@@ -5,7 +5,7 @@ times a share that falls over the training, then get the answer as their input, 
 both: coupled. The second pass learns from that. The teacher is the target, in the same step.
 
 In reading order: what is shifted (`shifted`), which positions are glanced at (`Glance`), the losses
-(`distances`), and the objective (`Csgd`).
+(`feature_distance`, `token_distances`), and the objective (`Csgd`).
 
 With blocks of k = 3, a text `a b c d e f g h i` of which f0, f1, ... are the target's features, and
 N = 3 positions to be shown:
@@ -39,10 +39,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jspec.config import Config, count, field
 from jspec.models import sar_head
-from jspec.models.model import Model, embed, forward_text, head
+from jspec.models.model import Model, embed
 from jspec.models.sar_head import SarModel
 from jspec.ops.linear import wide
-from jspec.train.objective import Loss, agreement, cross_entropy
+from jspec.train.objective import (
+    Loss,
+    agreement,
+    cross_entropy,
+    teacher_chooses,
+    teacher_features,
+)
+from jspec.train.scores import draft_ids_of, parts_of, teacher_scorer, teacher_weights
 
 SMALLEST = 1e-8
 """Added to the drafter's probabilities in the soft loss."""
@@ -67,6 +74,45 @@ def same_text(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 def per_text(x: Array, same: Bool[Array, "B T T"]) -> Float[Array, "B T"]:
     """Sum over its text, at every position."""
     return jnp.einsum("BTS,BS->BT", same.astype(jnp.float32), x.astype(jnp.float32))
+
+
+DRAWN_BLOCK = 128
+"""Tokens of a block, of which a draw chooses one first."""
+
+
+def drawn(
+    key: Array, numbers: Int[Array, "B T"], logits: Float[Array, "B T V"]
+) -> Int[Array, "B T"]:
+    """Draw a token a row, with a key of the row's number: it may be drawn in any company.
+
+    One uniform number a row decides, by the sums of probabilities of blocks and then of tokens: a
+    number for every token would take longer than the head that made the logits.
+    """
+    size = DRAWN_BLOCK
+    shifted_logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    room = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % size)]
+    masses = jnp.pad(jnp.exp(shifted_logits), room).reshape(*logits.shape[:-1], -1, size)
+    u = jax.vmap(jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row))))(numbers)
+    blocks = jnp.sum(masses, axis=-1)
+    left = u * jnp.sum(blocks, axis=-1)
+    block, before = _place_of(blocks, left)
+    is_block = jax.lax.broadcasted_iota(block.dtype, blocks.shape, 2) == block[..., None]
+    within = jnp.sum(jnp.where(is_block[..., None], masses, 0.0), axis=-2)
+    place, _ = _place_of(within, left - before)
+    return block * size + place
+
+
+def _place_of(masses: Float[Array, "B T N"], left: Float[Array, "B T"]) -> tuple[Array, Array]:
+    """Find the first place up to which masses are more than `left`, and their sum before it.
+
+    It is a place that has a mass, also where rounding leaves more than there is.
+    """
+    sums = jnp.cumsum(masses, axis=-1)
+    number = jnp.sum((sums <= left[..., None]).astype(jnp.int32), axis=-1)
+    places = jax.lax.broadcasted_iota(jnp.int32, masses.shape, 2)
+    last = jnp.max(jnp.where(masses > 0, places, 0), axis=-1)
+    place = jnp.minimum(number, last)
+    return place, jnp.sum(jnp.where(places < place[..., None], masses, 0.0), axis=-1)
 
 
 def glance_share(epoch: Array | float, epochs: int, schedule: str) -> Array | float:
@@ -134,27 +180,31 @@ class Glance(Config):
         return candidates & jnp.any(later & candidates[:, None, :], axis=2)
 
 
-def distances(
-    predicted: Float[Array, "B T D"],
-    wanted: Float[Array, "B T D"],
+def feature_distance(
+    predicted: Float[Array, "B T D"], wanted: Float[Array, "B T D"]
+) -> Float[Array, "B T"]:
+    """Compute the loss of every position's feature (Falcon, section 3.3, L_reg)."""
+    return jnp.mean(optax.huber_loss(wide(predicted), wide(wanted)), axis=-1)
+
+
+def token_distances(
     logits: Float[Array, "B T V"],
     wanted_logits: Float[Array, "B T V"],
     labels: Int[Array, "B T"],
     temperature: float,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"]]:
-    """Compute three losses of every position: the feature's, soft and hard (nats, both of these).
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Compute two losses of every position's token, soft and hard, nats.
 
     The soft loss weighs with the teacher at temperature 1 and compares at `temperature`, so it is
     not quite a divergence.
 
-    Source: Falcon, section 3.3, equations of L_reg, L_soft, L_hard, with the released trainer's
+    Source: Falcon, section 3.3, equations of L_soft and L_hard, with the released trainer's
     temperatures.
     """
-    regression = jnp.mean(optax.huber_loss(wide(predicted), wide(wanted)), axis=-1)
-    ours = jnp.logaddexp(jax.nn.log_softmax(logits / temperature, axis=-1), jnp.log(SMALLEST))
+    ours = jnp.log(jax.nn.softmax(logits / temperature, axis=-1) + SMALLEST)
     theirs = jax.nn.log_softmax(wanted_logits / temperature, axis=-1)
     soft = jnp.sum(jax.nn.softmax(wanted_logits, axis=-1) * (theirs - ours), axis=-1)
-    return regression, soft, cross_entropy(logits, labels)
+    return soft, cross_entropy(logits, labels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,6 +220,8 @@ class Csgd:
       glance: how positions are chosen; None learns from unreplaced inputs in a single pass.
       noise: of a uniform draw; it is the narrower the longer the text.
       temperature: of the soft loss.
+      judges_all: whether hits are the target's choice among all tokens, also where only some are
+        scored; that takes the whole head.
     """
 
     head: SarModel
@@ -183,21 +235,17 @@ class Csgd:
     token_weight: float = 0.1
     has_loss_on_shown: bool = True
     remat: bool = False
+    judges_all: bool = False
 
     def for_evaluation(self) -> Csgd:
-        """Show nothing, and draw nothing: the loss of plain drafting."""
-        return dataclasses.replace(self, glance=None, noise=0.0, dropout=0.0)
+        """Show nothing, and draw nothing: the loss of plain drafting. All tokens judge hits."""
+        return dataclasses.replace(self, glance=None, noise=0.0, dropout=0.0, judges_all=True)
 
     def loss(self, params, frozen, batch, *, key, step, rows_sharding) -> Loss:
         k = self.head.config.block_size
         tokens, segments, positions = batch["tokens"], batch["segments"], batch["positions"]
-        features, _ = forward_text(
-            frozen, self.target, tokens, segments, positions, rows_sharding=rows_sharding
-        )
-        features = jax.lax.stop_gradient(features)
+        features = teacher_features(frozen, self.target, batch, rows_sharding)
         wanted, is_there = shifted(features, k, segments)
-        teacher = jax.lax.stop_gradient(head(frozen, self.target, features))
-        wanted_logits, _ = shifted(teacher, k, segments)
         same = same_text(segments)
         mask = (batch["weights"] > 0) & is_there
         mask &= per_text(mask, same) > 1
@@ -206,30 +254,37 @@ class Csgd:
         seen = self._noisy(noise_key, features, same)
         is_shown = jnp.zeros_like(mask)
         draft = functools.partial(self._draft, params, frozen, batch, rows_sharding)
+        parts = parts_of(mask.shape, self.target, frozen, rows_sharding)
+        read = teacher_scorer(frozen, self.target, parts)
         if self.glance is not None:
-            _, guess = jax.lax.stop_gradient(draft(ahead, seen, first_key))
-            is_wrong = mask & (jnp.argmax(guess, axis=-1) != jnp.argmax(wanted_logits, axis=-1))
+            guess = jax.lax.stop_gradient(draft(ahead, seen, first_key))
+            agrees = parts.map(functools.partial(self._agrees, read), guess, wanted)
+            is_wrong = mask & ~agrees
             budget = self.glance.share(step, self.steps) * per_text(is_wrong, same)
             is_shown = self.glance.choose(choice_key, mask, budget, positions, same, k)
             answer, has_answer = shifted(tokens, k + 1, segments)
             is_shown &= has_answer
             seen = jnp.where(is_shown[..., None], wanted, seen)
             ahead = jnp.where(is_shown, answer, ahead)
-        out, logits = draft(ahead, seen, second_key)
-        labels = jax.random.categorical(label_key, wanted_logits, axis=-1)
-        losses = distances(out, wanted, logits, wanted_logits, labels, self.temperature)
-        is_hit = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted_logits, axis=-1)
+        out = draft(ahead, seen, second_key)
+        numbers = jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape)
+        chosen = teacher_chooses(
+            frozen, self.target, wanted, rows_sharding, judges_all=self.judges_all
+        )
+        compared = functools.partial(self._compared, read, draft_ids_of(frozen), label_key)
+        soft, hard, is_hit = parts.map(compared, out, wanted, numbers, chosen)
+        losses = feature_distance(out, wanted), soft, hard
         is_learnt = mask if self.has_loss_on_shown else mask & ~is_shown
         unaided = (mask & ~is_shown).astype(jnp.float32)
         hits = agreement(is_hit, positions % k + 1, unaided, k)
         return self._summed(losses, is_learnt, is_shown, hits)
 
     def _draft(self, params, frozen, batch, rows_sharding, tokens, features, key):
-        """Draft: the head's features, and the logits that the target's own head makes of them."""
-        out = sar_head.forward_text(
+        """Draft features, from which the target's own head reads tokens."""
+        return sar_head.forward_text(
             params,
             self.head,
-            embed(frozen, self.target, tokens),
+            embed(teacher_weights(frozen), self.target, tokens),
             features,
             batch["segments"],
             batch["positions"],
@@ -238,7 +293,28 @@ class Csgd:
             remat=self.remat,
             rows_sharding=rows_sharding,
         )
-        return out, head(frozen, self.target, out.astype(features.dtype))
+
+    def _agrees(self, read, guess, wanted) -> Bool[Array, "B T"]:
+        """Whether two rows of features have the same likeliest token."""
+        ours, theirs = (jnp.argmax(read(x.astype(wanted.dtype)), axis=-1) for x in (guess, wanted))
+        return ours == theirs
+
+    def _compared(self, read, ids, key, out, wanted, numbers, chosen) -> tuple[Array, Array, Array]:
+        """Compute the tokens' losses of some rows, and whether the likeliest is the teacher's.
+
+        Args:
+          ids: tokens that are scored; None: all. A label is drawn among them.
+          numbers: of the rows; each draws its label by its own.
+          chosen: the teacher's choice among all tokens; None: among those that are scored.
+        """
+        logits = read(out.astype(wanted.dtype))
+        theirs = jax.lax.stop_gradient(read(wanted))
+        labels = drawn(key, numbers, theirs)
+        likeliest = jnp.argmax(logits, axis=-1)
+        is_hit = likeliest == jnp.argmax(theirs, axis=-1)
+        if chosen is not None and ids is not None:
+            is_hit = jnp.take(ids, likeliest) == chosen
+        return *token_distances(logits, theirs, labels, self.temperature), is_hit
 
     def _summed(self, losses, is_learnt, is_shown, hits) -> Loss:
         regression, soft, hard = losses

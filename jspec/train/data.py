@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jspec.checkpoints.tokenizer.copies import settings_digest
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.errors import UserError
 from jspec.hosts import one_after_another
@@ -96,11 +97,22 @@ class TextData:
             .map(sequence)
             .batch(batch_size // processes, drop_remainder=True)
         )
-        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1)))
+        # Features of a batch are megabytes: few of them are read ahead.
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        return iter(dataset.to_iter_dataset(options))
 
     def held_out(self) -> Mapping[str, Batch]:
         """Held-out sequences by the name of their corpus; the same in every process."""
         return {name: packed.arrays for name, packed in self.tests.items() if len(packed)}
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """Count how often each token is learnt, int32; held-out sequences do not count."""
+        counts = np.zeros(vocab_size, np.int32)
+        for packed in self.train.values():
+            for one in packed:
+                learnt = one["tokens"][one["weights"] > 0]
+                counts += np.bincount(learnt, minlength=vocab_size).astype(np.int32)
+        return counts
 
     def _epoch(self) -> np.ndarray:
         """Number the sequences of one epoch, counted through all corpora."""
@@ -221,9 +233,7 @@ def _encoded_rows(
         share = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, "
 
     for rows in _batches(read_rows(source, tally=tally, told=told)):
-        encoded = encode_rows(
-            rows, tokenizer, loss_on=data.loss_on, system=data.system, tally=tally
-        )
+        encoded = encode_rows(rows, tokenizer, **data.encoding, tally=tally)
         for row, text in zip(rows, encoded, strict=True):
             n_texts, n_tokens = n_texts + 1, n_tokens + len(text.tokens)
             if time.monotonic() - said >= EVERY_S:
@@ -269,10 +279,8 @@ def _key(source: Source, tokenizer_folder: Path, tokenizer: Tokenizer, data: Dat
 
     Times and places of files do not matter, so that hosts with copies of a file agree.
     """
-    kinds = ("*.json", "*.jinja", "*.model")
-    files = [file for kind in kinds for file in sorted(tokenizer_folder.glob(kind))]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    how = data.model_dump(include={"held_out", "loss_on", "system"})
+    digest = settings_digest(tokenizer_folder)
+    how = data.encoding | {"held_out": data.held_out}
     how["chat_template"] = tokenizer.template
     parts = [ENCODING, source_version(source), digest, how]
     return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]

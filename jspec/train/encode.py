@@ -16,6 +16,7 @@ import numpy as np
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer
 from jspec.checkpoints.tokenizer.vocabulary import Pieces
 from jspec.errors import UserError
+from jspec.ngrams import first_repeat
 from jspec.train.corpus import CorpusRow, Tally
 
 
@@ -32,7 +33,7 @@ class Encoded:
     weights: np.ndarray
 
 
-ENCODING = 1
+ENCODING = 2
 """Goes up when the tokens or weights of the same rows become others."""
 
 
@@ -42,20 +43,25 @@ def encode_rows(
     *,
     loss_on: str,
     system: str | None = None,
+    cut_repeats: int = 0,
     tally: Tally | None = None,
 ) -> list[Encoded]:
     """Make the tokens and weights of rows, in order.
 
     Args:
       loss_on: "all", or "assistant": of a conversation only what the assistant says, its end of
-        turn included. Plain text always counts whole.
+        turn included, and of tokens that a model wrote only what comes after its prompt. Plain text
+        always counts whole.
       system: what conversations begin with that have no system message of their own.
-      tally: counts answers that do not begin with a token of their own.
+      cut_repeats: what a model wrote ends before its first n-gram of so many tokens that it wrote
+        before; 0 keeps all.
+      tally: counts answers that do not begin with a token of their own, and those that are cut.
 
     Raises:
       UserError: a conversation for a tokenizer without a chat template, or a template that rewrites
         earlier turns when later ones come.
     """
+    tally = tally or Tally()
     rows = [with_system(row, system) for row in rows]
     chats = {i: _chat(row, tokenizer, loss_on) for i, row in enumerate(rows) if row.messages}
     texts = {i: row.text for i, row in enumerate(rows) if row.text is not None}
@@ -66,11 +72,11 @@ def encode_rows(
     encoded = []
     for i, row in enumerate(rows):
         if row.tokens:
-            encoded.append(_given(row, tokenizer))
+            encoded.append(_given(row, tokenizer, loss_on, cut_repeats, tally))
         elif i in texts:
             encoded.append(_plain(pieces[i].ids, tokenizer))
         else:
-            encoded.append(_learnt(row, pieces[i], chats[i][1], tally or Tally()))
+            encoded.append(_learnt(row, pieces[i], chats[i][1], tally))
     return encoded
 
 
@@ -126,13 +132,24 @@ def _fill_in(row: CorpusRow, n: int, tokenizer: Tokenizer, *, is_asking: bool = 
         raise UserError(f"row {row.id}: {error}; change the row or the template") from None
 
 
-def _given(row: CorpusRow, tokenizer: Tokenizer) -> Encoded:
+def _given(
+    row: CorpusRow, tokenizer: Tokenizer, loss_on: str, cut_repeats: int, tally: Tally
+) -> Encoded:
+    """Take tokens as they are; of an answer, what comes before it repeats itself."""
     if max(row.tokens) >= tokenizer.n_ids:
         raise UserError(
             f"row {row.id} has token {max(row.tokens)}, the tokenizer {tokenizer.n_ids} entries; "
             "it was written with another tokenizer"
         )
-    return Encoded(np.asarray(row.tokens, np.int32), np.ones(len(row.tokens), np.float32))
+    tokens, begin = row.tokens, row.prompt_tokens
+    if cut_repeats and begin:
+        tokens = tokens[: begin + first_repeat(tokens[begin:], cut_repeats)]
+        if len(tokens) < len(row.tokens):
+            tally.add(f"answers are cut before their first repeated {cut_repeats}-gram", row.id)
+    weights = np.ones(len(tokens), np.float32)
+    if loss_on == "assistant":
+        weights[:begin] = 0
+    return Encoded(np.asarray(tokens, np.int32), weights)
 
 
 def _learnt(row: CorpusRow, pieces: Pieces, learnt: list[tuple[int, int]], tally: Tally) -> Encoded:

@@ -26,10 +26,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jspec.models.model import Model, forward_text, head
+from jspec.models.model import Model, forward_text
 from jspec.state import state
 from jspec.train.csgd import same_text
-from jspec.train.objective import Loss, agreement, compare, teacher_logits
+from jspec.train.objective import (
+    Loss,
+    PredictionLosses,
+    Wanted,
+    agreement,
+    compare,
+    teacher_says,
+)
+from jspec.train.parts import Parts
+from jspec.train.scores import completed, draft_ids_of, own_scorer
 
 
 def by_text(values: Array, segments: Int[Array, "B T"]) -> Array:
@@ -111,6 +120,8 @@ class MaskedPrediction:
       mask_id: the token that stands for a masked one.
       teacher: a causal model over the same vocabulary (or its first ids), whose weights are
         `frozen`; it sees the text without masks. None learns from the text alone.
+      judges_all: whether "agreement" is with the teacher's choice among all tokens, also where only
+        some are scored; that takes the whole head.
     """
 
     model: Model
@@ -122,10 +133,29 @@ class MaskedPrediction:
     k_max: int = 8
     slot_decay: float = 4.0
     remat: bool = False
+    judges_all: bool = False
 
     def for_evaluation(self) -> Self:
-        """Show the pattern that drafting has alone, if it is learnt at all."""
-        return dataclasses.replace(self, suffix_share=1.0 if self.suffix_share else 0.0)
+        """Show the pattern that drafting has alone, if it is learnt at all; all tokens judge."""
+        share = 1.0 if self.suffix_share else 0.0
+        return dataclasses.replace(self, suffix_share=share, judges_all=True)
+
+    def hidden(self, params, frozen, *text, **options) -> Float[Array, "B T D"]:
+        """Read texts with the model as `forward_text` does; its embedding may be the teacher's."""
+        options["remat"] = self.remat
+        return forward_text(completed(params, frozen), self.model, *text, **options)[0]
+
+    def scores(self, params, frozen, hidden) -> Float[Array, "B R U"]:
+        """Score the tokens that are learnt, of all rows at once."""
+        return own_scorer(params, self.model, frozen, Parts(1, None))(hidden)
+
+    def wanted(self, frozen, batch, rows_sharding) -> Wanted | None:
+        """Ask the teacher, if there is one, what follows each token of the texts."""
+        return teacher_says(frozen, self.teacher, batch, rows_sharding, judges_all=self.judges_all)
+
+    def compared(self, logits, labels, wanted, frozen) -> PredictionLosses:
+        """Compare scores with the labels and with the teacher."""
+        return compare(logits, labels, wanted, self.teacher_share, ids=draft_ids_of(frozen))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,23 +180,22 @@ class MaskedDiffusion(MaskedPrediction):
         tokens, positions = batch["tokens"], batch["positions"]
         noise_key, mask_key = jax.random.split(key)
         noise = self.noise(noise_key, batch)
-        hidden, _ = forward_text(
+        hidden = self.hidden(
             params,
-            self.model,
+            frozen,
             noise.tokens,
             noise.segments,
             positions,
             is_causal=False,
             visible=self._annealed(mask_key, tokens.shape, step),
-            remat=self.remat,
             rows_sharding=rows_sharding,
         )
         # The row that predicts a token, at the token; the first of a sequence is never masked.
         hidden = jnp.roll(hidden, 1, axis=1) if self.is_shifted else hidden
-        logits = head(params, self.model, hidden)
-        wanted = teacher_logits(frozen, self.teacher, batch, rows_sharding)
-        wanted = None if wanted is None else jnp.roll(wanted, 1, axis=1)
-        found = compare(logits, tokens, wanted, self.teacher_share)
+        logits = self.scores(params, frozen, hidden)
+        wanted = self.wanted(frozen, batch, rows_sharding)
+        wanted = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), wanted)
+        found = self.compared(logits, tokens, wanted, frozen)
         weights, weight = noise.weights, jnp.sum(noise.counts)
         sums = {"text_loss": (jnp.sum(found.text_losses * weights), weight)}
         if self.suffix_share:

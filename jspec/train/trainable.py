@@ -1,14 +1,14 @@
 """Says how trained weights begin, where they go on a mesh, and how they are written.
 
-`Trainable` is the loop's third argument. `model_of` makes a decoder of its sizes, and
-`language_model` makes a decoder trainable.
+`Trainable` is the loop's third argument. `model_of` makes a decoder of its sizes, `language_model`
+makes a decoder trainable; `without_shared` and `truncated` make a smaller one that drafts for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig, Rope, RopeKind
 from jspec.models.model import Model, build, random_params
-from jspec.models.weights import AXES, leaf_name
+from jspec.models.weights import AXES, SHARED, leaf_name
 from jspec.sharding import TRAINING, sharding
 from jspec.state import Params
 
@@ -122,6 +122,38 @@ def language_model(
         ),
         start=start,
     )
+
+
+def without_shared(trainable: Trainable) -> Trainable:
+    """Leave out of a decoder's weights the embedding and the head, which are its teacher's."""
+
+    def own(params: Params) -> Params:
+        return {name: leaf for name, leaf in params.items() if name not in SHARED}
+
+    return dataclasses.replace(
+        trainable,
+        init=lambda key: own(trainable.init(key)),
+        start=None if trainable.start is None else own(trainable.start),
+    )
+
+
+def truncated(model: Model, params: Params, layers: Sequence[int]) -> tuple[Model, Params]:
+    """Take some layers of a decoder, in this order, and all else of it.
+
+    Raises:
+      UserError: layers that it does not have.
+    """
+    config = model.config
+    wrong = [i for i in layers if not 0 <= i < config.n_layers]
+    if wrong:
+        raise UserError(
+            f"layers: the model has layers 0 to {config.n_layers - 1}, given {wrong[0]}"
+        )
+    changed = dataclasses.replace(
+        config, n_layers=len(layers), windows=tuple(config.windows[i] for i in layers)
+    )
+    kept = type(params["layers"])(params["layers"][i] for i in layers)
+    return build(changed), {**params, "layers": kept}
 
 
 def initial_params(model: Model, key) -> Params:

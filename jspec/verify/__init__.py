@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from jspec.lazy import submodules
-from jspec.verify.judge import Judgement, judge, judge_nodes
+from jspec.verify.judge import Judgement, judge, judge_nodes, judges_all_nodes
 from jspec.verify.rejection import reject, residual
 from jspec.verify.walk_rule import reason_to_stop, walk
 
@@ -11,6 +11,7 @@ __all__ = [
     "Judgement",
     "judge",
     "judge_nodes",
+    "judges_all_nodes",
     "reason_to_stop",
     "reject",
     "residual",

@@ -6,11 +6,13 @@ import importlib.util
 import json
 
 import jax
+import numpy as np
 import pytest
 import yaml
 
 from jspec.aot import cli, topology
 from jspec.aot.topology import GIB, Topology
+from jspec.aot.traffic import REGIONS
 from jspec.checkpoints.target import abstract_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.drafters import load_drafter
@@ -20,6 +22,7 @@ from jspec.testing.models import tiny_config, tiny_target
 from jspec.train.config import FalconConfig, TruncatedDataConfig
 from jspec.train.falcon import head_of, trainable_of
 from tests.support.diffusion import write_tiny
+from tests.support.truncated import write_truncated
 
 TOPOLOGY = ["--topology", "v5e:2x4"]
 
@@ -82,6 +85,38 @@ def test_a_table_is_printed(eight_devices, config_file, capsys):
     assert "shapes of" in said.err and "8 devices of 16.0 GB" in said.err
 
 
+def test_bytes_of_a_round_are_counted_as_of_all_layers(eight_devices, config_file, capsys):
+    arguments = ["--config", config_file(), *TOPOLOGY, "--steps", "round", "--json"]
+
+    def traffic(*flags: str) -> dict:
+        assert cli.main([*arguments, *flags]) == 0
+        found = records(capsys)
+        (step,) = found["steps"]
+        return step["traffic"] | {"notes": found["notes"]}
+
+    whole, part = traffic(), traffic("--layers", "1")
+    assert any("1 of 2 layers" in note for note in part["notes"])
+    assert whole["floor"] == part["floor"]
+    assert set(whole["regions"]) == set(REGIONS) and sum(whole["regions"].values()) > 0
+
+
+def test_a_sweep_has_a_line_for_every_batch_and_length(
+    eight_devices, config_file, capsys, monkeypatch
+):
+    monkeypatch.setattr(cli, "BATCHES", (1, 2))
+    monkeypatch.setattr(cli, "CONTEXTS", (64, 128))
+    arguments = ["--config", config_file(), *TOPOLOGY, "--sweep"]
+    assert cli.main([*arguments, "--json"]) == 0
+    rounds = records(capsys)["rounds"]
+    sizes = [(each["batch_size"], each["context"]) for each in rounds]
+    assert sizes == [(1, 64), (1, 128), (2, 64), (2, 128)]
+    floors = [each["traffic"]["floor"] for each in rounds]
+    assert floors[0] < floors[1] < floors[3]
+    assert cli.main([*arguments, "--layers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "scores" in said and len(said.splitlines()) == 1 + 4 + 1
+
+
 def test_a_draft_model_is_known_by_its_shapes(eight_devices, config_file, tmp_path, capsys):
     small = tiny_target(n_layers=1)
     write_checkpoint(tmp_path / "small", small.params, small.model.config)
@@ -89,6 +124,23 @@ def test_a_draft_model_is_known_by_its_shapes(eight_devices, config_file, tmp_pa
     assert cli.main(["--config", path, *TOPOLOGY, "--steps", "round", "--json"]) == 0
     found = records(capsys)
     assert set(found["shapes"]) == {str(tmp_path / "target"), str(tmp_path / "small")}
+
+
+def test_a_truncated_draft_is_known_by_its_shapes(eight_devices, config_file, tmp_path, capsys):
+    """With a vocabulary of 24 it reads their columns of the head, and not the target's own head."""
+    target, size = tiny_target(n_heads=8, n_kv_heads=2), 24
+    counts = np.arange(target.vocab_size)
+    write_truncated(tmp_path / "cut", target, counts=counts, draft_vocab_size=size)
+    values = {"drafter": "draft-model", "drafter_path": str(tmp_path / "cut")}
+    path = config_file(**values, drafter_options={"depth": 2})
+    flags = ["--config", path, *TOPOLOGY, "--mesh", "data=8", "--batch-size", "8", "--json"]
+    flags += ["--steps", "round"]
+    assert cli.main(flags) == 0
+    of_some = records(capsys)["steps"][0]["memory"]["arguments"]
+    assert cli.main([*flags, "--set", "drafter_options.draft_vocabulary=0"]) == 0
+    of_all = records(capsys)["steps"][0]["memory"]["arguments"]
+    columns, logits = 32 * (target.vocab_size - size), target.vocab_size - size
+    assert of_all - of_some == 4 * (columns + logits - size)  # the ids themselves
 
 
 def test_a_diffusion_drafter_is_known_by_its_shapes(eight_devices, tmp_path, capsys):
@@ -215,6 +267,7 @@ def head_beside(target):
         ),
         ([*TOPOLOGY, "--set", "drafter=diffuspec"], "diffuspec needs a diffusion model"),
         ([*TOPOLOGY, "--set", "target=nobody/nothing-7b"], "not a known checkpoint"),
+        ([*TOPOLOGY, "--layers", "3"], "--layers: expected 1 to 2, not 3"),
         ([*TOPOLOGY, "--wrong"], "unrecognized arguments"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jspec.aot.hlo import Array, collectives, read
-from jspec.aot.moved import find_moved
+from jspec.aot.moved import PlacedArray, find_moved
 from jspec.aot.moved import placed as placed_arrays
 from jspec.sharding import make_mesh
 
@@ -231,3 +231,18 @@ def test_an_activation_of_a_weights_shape_is_no_weight():
     assert not find_moved(read(text), placed_arrays("weight", [shape]))
     found = find_moved(read(text), placed_arrays("cache", [shape], is_argument=False))
     assert [(m.operation, m.is_in_loop) for m in found] == [("copy", True)]
+
+
+def test_a_fusion_that_gives_its_operand_back_copies_nothing():
+    """A TPU writes so that an array of bytes may be fetched beside computations."""
+    inside = (
+        "%copies (input: s8[1024,1024]) -> s8[1024,1024] {\n"
+        "  %input = s8[1024,1024]{1,0} parameter(0)\n"
+        "  ROOT %again = s8[1024,1024]{1,0} copy(%input)\n}\n\n"
+        "ENTRY %main (w: s8[1024,1024]) -> s8[1024,1024] {\n"
+        "  %w = s8[1024,1024]{1,0} parameter(0)\n"
+        "  ROOT %same = s8[1024,1024]{1,0} fusion(%w), kind=kLoop, ALIAS calls=%copies\n}\n"
+    )
+    weights = [PlacedArray("w", (1024, 8192), (1024, 1024), True)]
+    for alias, count in (("", 1), ("output_to_operand_aliasing={{}: (0, {})},", 0)):
+        assert len(find_moved(read(inside.replace("ALIAS", alias)), weights)) == count

@@ -91,5 +91,6 @@ def test_easyspec_compiles_for_a_pod(tmp_path):
     (step,) = found["steps"]
     assert step["fits"]
     gathers = [c["count"] for c in step["collectives"] if c["kind"] == "all-gather"]
-    # One group of three layers in two passes, the best of each level's scores, the target's pick.
-    assert sum(gathers) == 2 + 3 + 2
+    # One group of three layers in two passes, the best of each level's scores, the target's pick;
+    # and once a dispatch what the host is told.
+    assert sum(gathers) == 2 + 3 + 2 + 1

@@ -143,6 +143,40 @@ def test_a_run_that_was_interrupted_goes_on(config, prompts, tmp_path, capsys, m
     assert (cut / "results.jsonl").read_text() == before
 
 
+def test_types_take_turns_and_answers_are_cut_and_a_cut_run_goes_on(
+    config, prompts, tmp_path, monkeypatch
+):
+    flags = ["--types", "float32,bfloat16,auto,float32+int8", "--prompts-per-turn", "1"]
+    flags += ["--cut-repeats", "2", "--repeats", "1", "--max-new-tokens", "12"]
+    run, left = race.Race.run, iter(range(3))
+
+    def stops(self, block):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return run(self, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(race.Race, "run", stops)
+        assert bench(config, prompts, tmp_path, *flags) == 130
+    assert bench(config, prompts, tmp_path, *flags) == 0
+    records = records_of(tmp_path)
+    names = ["float32", "bfloat16", "float32 with int8 matrices"]
+    assert [r["types"] for r in records if r["kind"] == "cost"] == names
+    runs = [record for record in records if record["kind"] == "run"]
+    assert len(runs) == 3 * len(names) * 2
+    for id_ in ("1", "2", "3"):
+        here = [run for run in runs if run["per_prompt"][0]["id"] == id_]
+        assert [run["types"] for run in here] == [name for name in names for _ in range(2)]
+        (length,) = {run["new_tokens"] for run in here}
+        ends = [run["endings"][0]["tokens"] for run in here if run["contestant"] == "plain"]
+        assert length == min(ends) and all("endings" not in run for run in here[1::2])
+        assert all(run["same"]["unexcused"] == 0 for run in here[1::2])
+    assert {run["part"] for run in runs if run["category"] == "short"} == {0, 1}
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("cut before they repeated themselves") == 3
+    assert "| 1 | 0 | float32 with int8 matrices | lookup |" in text
+
+
 def test_texts_are_compared_under_the_walk_whatever_the_config_says(config, prompts, tmp_path):
     """Under rejection a text rightly depends on the drafter, and nothing could be compared."""
     values = yaml.safe_load(config.read_text()) | {"rule": "rejection"}
@@ -207,8 +241,13 @@ def test_a_text_that_differs_is_a_failure(config, prompts, tmp_path, capsys, mon
         (["--batch-sizes", "0"], "batch_sizes: expected different whole numbers"),
         (["--batch-sizes", "two"], "batch_sizes: expected different whole numbers"),
         (["--repeats", "0"], "repeats: expected a whole number"),
+        (["--types", "float32,half"], "types: expected different types, each one of auto, float32"),
+        (["--types", "float32+"], "types: expected different types"),
+        (["--types", "float32,float32"], "types: expected different types"),
+        (["--cut-repeats", "1"], "cut_repeats: expected a whole number"),
+        (["--offset", "9"], "--offset 9 passes over all prompts"),
         (["--set", "repeat=3"], "unknown key 'repeat'"),
-        (["--set", "dtype=int8"], "dtype: expected float32 or bfloat16"),
+        (["--set", "dtype=int8"], "dtype: expected auto, float32 or bfloat16"),
         (["--set", "target=nowhere/at/all"], "nowhere/at/all"),
         (["--config", "no-such-config"], "no-such-config"),
         (["--config", "demo/target"], "recipe for training"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def run_record(contestant: str, seconds: float, **more: Any) -> dict[str, Any]:
         "accepted_by_depth": [] if is_plain else [8, 6, 2],
         "ttft_s": 0.5,
         "tpot_s": (seconds - 1.0) / 24,
-        "per_prompt": [{"id": str(i), "target_calls": calls} for i in range(2)],
+        "per_prompt": [{"id": str(i), "new_tokens": 13, "target_calls": calls} for i in range(2)],
         "mean_context": 100.0,
         "same": None if is_plain else {"texts": 2, "identical": 2, "near_ties": 0, "unexcused": 0},
         "digest": "same",
@@ -46,8 +47,11 @@ def run_record(contestant: str, seconds: float, **more: Any) -> dict[str, Any]:
     }
 
 
+COST = {"draft_s": 0.25, "n_nodes": 4, "tokens_per_round": 3.0}
+
+
 def cost_record(context: int, round_s: float, **more: Any) -> dict[str, Any]:
-    cost = {"round_s": round_s, "draft_s": 0.25, "n_nodes": 4, "tokens_per_round": 3.0}
+    cost = {**COST, "round_s": round_s}
     return {
         "kind": "cost",
         "batch_size": 1,
@@ -185,6 +189,109 @@ def test_peers_are_told_apart():
     assert row.is_peer and row.speedup.median == 0.5 and row.tau == 26 / 8
     assert row.acceptance is None and row.same is None
     assert not summarise(made).advice
+
+
+def in_types(made: list[dict[str, Any]], types: str, times: float = 1.0) -> list[dict[str, Any]]:
+    """The runs and costs of other number types, which take so many times as long."""
+    return [
+        one | {"types": types} | ({"seconds": times * one["seconds"]} if "seconds" in one else {})
+        for one in made
+        if one["kind"] != "settings"
+    ]
+
+
+def test_types_are_compared_with_their_own_plain_decoding_and_with_the_fastest():
+    made = [*records({1: 5.0}), cost_record(100, 2.0)]
+    slower, faster = in_types(made, "slow", 2.0), in_types(made, "fast")
+    for cost in slower[-1:]:
+        cost["contestants"] = {"chain": {"temperature": {"0.0": {**COST, "round_s": 4.0}}}}
+    summary = summarise([made[0], *slower, *faster])
+    assert summary.has_types
+    rows = {(row.types, row.contestant): row for row in summary.rows}
+    assert len(rows) == 4
+    for types, over_fastest in (("slow", 9 / 10), ("fast", 9 / 5)):
+        row = rows[types, "chain"]
+        assert row.pooled is not None and row.over_fastest is not None and row.speedup is not None
+        assert row.pooled == pytest.approx((1.8, 1.8, 1.8)) and row.speedup.median == 1.8
+        assert row.over_fastest == pytest.approx((over_fastest,) * 3)
+        assert row.terms is not None
+        assert row.terms.total == pytest.approx({"slow": 4.0, "fast": 2.0}[types])
+    assert rows["fast", "plain"].over_fastest is None
+    assert rows["slow", "plain"].over_fastest == pytest.approx((0.5,) * 3)
+    assert [(turn.types, turn.speedups) for turn in summary.turns] == [
+        ("slow", {1: 1.8}),
+        ("fast", {1: 1.8}),
+    ]
+    assert [(each.types, each.context) for each in summary.forwards] == [
+        ("slow", 100),
+        ("fast", 100),
+    ]
+    text = markdown(summary)
+    assert "| 1 | 0 | slow | chain |" in text and "over the fastest plain" in text
+    assert "| 1.80 | 0.90 |" in text and "T = 0, slow, batch 1" in page([made[0], *slower, *faster])
+    assert re.search(r"1\.80<small>×</small></p>.*its fastest types</p>", page(made), re.S) is None
+    card = (
+        r'T = 0, batch 1, fast</p>\s*<p class="big">1\.80<small>×</small></p>\s*<p[^>]*>[^<]*its '
+    )
+    assert re.search(card + "fastest types", page([made[0], *slower, *faster]))
+    alone = markdown(summarise(made))
+    assert "types |" not in alone and "over the fastest plain" not in alone
+
+
+def test_losing_to_plain_decoding_is_said_with_the_types():
+    made = records({1: 10.0})
+    summary = summarise([made[0], *in_types(made, "a"), *in_types(made, "b")])
+    assert [one.text.split(": ")[0][-6:] for one in summary.advice] == ["= 0, a", "= 0, b"]
+
+
+def test_a_repeat_is_whole_when_all_of_its_parts_are_there_and_each_is_a_ratio():
+    made = records({1: 5.0})
+    settings, runs = made[0] | {"categories": {"a": 4, "b": 4}}, made[1:]
+    later = [run | {"part": 1, "seconds": 0.5 * run["seconds"]} for run in runs]
+    for run in later:
+        run["per_prompt"] = [one | {"id": one["id"] + "x"} for one in run["per_prompt"]]
+        if run["contestant"] == "chain":
+            run["seconds"] *= 3
+    summary = summarise([settings, *(run | {"part": 0} for run in runs), *later])
+    row = row_of(summary, "chain")
+    assert summary.n_repeats == 3
+    assert row.speedup is not None and row.pooled is not None
+    assert row.speedup.n == 2 * len(PLACES) and row.speedup.median == pytest.approx((1.8 + 0.6) / 2)
+    assert row.pooled.value == pytest.approx((9 + 4.5) / (5 + 7.5))
+    assert row.pooled.low == pytest.approx(0.6) and row.pooled.high == pytest.approx(1.8)
+    assert not summary.changed
+    cut = [settings, *(run | {"part": 0} for run in runs), *later[:-2]]
+    assert summarise(cut).n_repeats == 2
+    assert summarise([settings, *(run | {"part": 0} for run in runs)]).n_repeats == 0
+
+
+def test_tau_has_an_interval_over_prompts_and_the_first_token_is_no_rounds():
+    made = records({1: 5.0})
+    for run in made[1:]:
+        if run["contestant"] == "chain":
+            run["per_prompt"] = [
+                {"id": str(i), "new_tokens": 13, "target_calls": calls}
+                for i, calls in ((0, 2), (1, 6))
+            ]
+    row = row_of(summarise(made), "chain")
+    assert row.tau_estimate is not None
+    assert row.tau_estimate.value == row.tau == 3.0
+    assert row.tau_estimate.low >= 2.0 and row.tau_estimate.high <= 6.0
+    assert row.tau_estimate.low < 3.0 < row.tau_estimate.high
+    plain = row_of(summarise(made), "plain").tau_estimate
+    assert plain == (1.0, 1.0, 1.0)
+
+
+def test_how_answers_ended_is_told_once():
+    made = records({1: 5.0})
+    for run in made[1:]:
+        if run["contestant"] == "plain":
+            run["endings"] = [{"tokens": 13, "why": "repeat"}, {"tokens": 13, "why": "stop"}]
+    summary = summarise(made)
+    (cuts,) = summary.cuts
+    assert (cuts.answers, cuts.repeats, cuts.stops, cuts.mean_tokens) == (4, 2, 2, 13)
+    line = "2 of 4 (50%) cut before they repeated themselves, 2 ended by a stop token; 13 tokens"
+    assert line in markdown(summary) and line in page(made)
 
 
 def test_interval_holds_the_median_and_is_always_the_same():

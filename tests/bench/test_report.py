@@ -371,8 +371,8 @@ def test_axes_have_units(written):
 
 
 def test_every_table_scrolls_by_itself_after_a_hint(written):
-    assert written.count("<table>") == written.count('class="scroll"') == 3
-    assert len(re.findall(r'class="hint" hidden>[^<]+</p>\s*<div class="scroll"', written)) == 3
+    assert written.count("<table>") == written.count('class="scroll"') == 4
+    assert len(re.findall(r'class="hint" hidden>[^<]+</p>\s*<div class="scroll"', written)) == 4
 
 
 def test_seed_zero_and_all_else_that_is_known_is_in_the_provenance(written):

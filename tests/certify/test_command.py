@@ -114,6 +114,52 @@ def test_other_settings_start_anew(certify, capsys):
     assert certify(CheckResult(), argv=["--max-new-tokens", "9"]) == (0, [])
 
 
+def test_workloads_are_checks_of_every_drafter_at_each_temperature():
+    flags = ["--workload", "12x8x4@0,1", "--workload", "4x9x1@0.7", "--n-prompts", "2"]
+    models = Subject(cli.make_options(cli.make_parser().parse_args(flags)))
+    assert len(models.requests) == 2 and len(models.prompts) == 12
+    names = [check.name for check in checks.all_checks(models)]
+    drafters = ["plain", *models.models.drafters]
+    wanted = [
+        f"{who}, {where}"
+        for where in ("12 x 8, batch 4, T = 0", "12 x 8, batch 4, T = 1", "4 x 9, batch 1, T = 0.7")
+        for who in drafters
+    ]
+    assert [name for name in names if " x " in name] == wanted
+
+
+def test_checks_of_narrow_numbers_come_before_what_is_judged_by_them():
+    def names(*sets: str) -> list[str]:
+        asked = cli.make_parser().parse_args(["--quick", "--set", *sets])
+        return [check.name for check in checks.all_checks(Subject(cli.make_options(asked)))]
+
+    assert not {"rounding", "int8 matrices"} & set(names("dtype=float32"))
+    found = names("dtype=bfloat16", "weights=int8")
+    assert found.index("rounding") + 1 == found.index("int8 matrices") < found.index("plain")
+
+
+def test_parts_of_a_check_that_was_cut_off_are_not_made_again(tmp_path):
+    made: list[str] = []
+
+    def make() -> dict:
+        made.append("x")
+        return {"texts": [(1, 2)]}
+
+    for _ in range(2):
+        journal = run.CheckJournal(tmp_path, "f")
+        assert not journal.starts_anew
+        assert journal.keep("part 1", make) == {"texts": [[1, 2]]}
+    assert made == ["x"]
+    journal.add(run.record_of(check("some", CheckResult(), []), CheckResult(n_tokens=3), 1.0))
+    with (tmp_path / run.NAME).open("a") as file:
+        file.write('{"fingerprint": "f", "part": "par')
+    again = run.CheckJournal(tmp_path, "f")
+    assert again.keep("part 2", make) and set(again.done) == {"some"}
+    assert set(run.CheckJournal(tmp_path, "f").parts) == {"part 1", "part 2"}
+    other = run.CheckJournal(tmp_path, "g")
+    assert other.starts_anew and not other.parts
+
+
 @pytest.mark.parametrize("what", ["prompts", "weights", "source"])
 def test_whatever_could_change_what_is_found_starts_anew(what, certify, monkeypatch, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
@@ -206,6 +252,8 @@ def test_an_interrupt_loses_the_check_in_progress_only(certify, capsys):
         (["--drafters", "nobody"], "nobody"),
         (["--drafters", "draft,,x"], "--drafters: expected different names"),
         (["--prompts", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["--workload", "8x8@0"], "--workload: expected PROMPTSxTOKENSxBATCH@T,T"),
+        (["--workload", "999x8x1@0"], "has 40 prompts, fewer than 999; give more with --prompts"),
         (["--config", "dmo"], "demo"),
         (["--set", "rule=rejection"], "rule rejection"),
         (["--set", "temprature=1"], "temperature"),

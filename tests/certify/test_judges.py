@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from jspec.certify import proof, reference, reference_checks
 from jspec.certify.certificate import CheckResult
+from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.write import write_checkpoint
 from jspec.infer.results import Generation, TokenInfo
 from jspec.testing.models import tiny_target
+from tests.support.gguf_files import convert
 
 TARGET = tiny_target()
 REQUESTS = proof.mixed_requests(TARGET, 2)
@@ -107,3 +111,15 @@ def test_equality_is_of_tokens_reasons_and_bits(results):
     for said, others in wrong.items():
         (problem,) = proof.unequal(others, results)
         assert said in problem
+
+
+def test_the_reference_reads_the_same_weights_from_a_directory_and_from_a_gguf_file(tmp_path):
+    target = tiny_target(has_tied_head=True)
+    write_checkpoint(tmp_path / "hf", target.params, target.model.config)
+    file = convert(tmp_path / "hf", tmp_path / "m.gguf", "llama")
+    one, other = (
+        reference.weights_on_disk(find_checkpoint(path)) for path in (tmp_path / "hf", file)
+    )
+    assert one is not None and other is not None and one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(other[name], value)

@@ -292,7 +292,7 @@ def test_a_tensor_of_the_index_that_no_shard_has_is_missed_only_where_it_is_need
         (["adapter_config.json", "adapter_model.safetensors"], "PEFT adapter of org/base: merge"),
         (["model_index.json", "unet/config.json"], "a diffusers pipeline"),
         (["modules.json", "0_Transformer/config.json"], "a sentence-transformers model"),
-        (["llama.Q4_K_M.gguf"], "a GGUF model"),
+        (["llama.Q4_K_M.gguf"], "the directory of a GGUF model: give the .gguf file itself"),
         (["consolidated.00.pth", "params.json"], "Meta's own format"),
         (["consolidated.safetensors", "params.json"], "Mistral's own format"),
         (["tf_model.h5"], "TensorFlow weights alone"),
@@ -380,8 +380,6 @@ def test_a_link_whose_end_is_gone_is_named(name, tmp_path):
 
 
 def test_files_in_place_of_a_directory_are_named(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "model.gguf", "is a GGUF model: give the original's directory")
     written(tmp_path / "model")
     refused(tmp_path / "model" / "model.safetensors", f"directory that holds it: {tmp_path}/model$")
 

@@ -15,9 +15,9 @@ from jspec.checkpoints.ngram import (
     CONFIG_FILE,
     TENSOR_FILE,
     read_ngram,
-    tokenizer_digest,
     write_ngram,
 )
+from jspec.checkpoints.tokenizer.copies import vocabulary_digest
 from jspec.errors import UserError
 from jspec.models.ngram.model import NGramModel
 from jspec.train.ngram import estimate
@@ -89,7 +89,7 @@ def test_the_tokenizer_is_known_again(tmp_path):
     read_ngram(tmp_path / "model", tokenizer=tmp_path / "one")
     with pytest.raises(UserError, match="another tokenizer"):
         read_ngram(tmp_path / "model", tokenizer=tmp_path / "other")
-    assert tokenizer_digest(tmp_path) is None
+    assert vocabulary_digest(tmp_path) is None
     write_ngram(tmp_path / "model", a_model())
     read_ngram(tmp_path / "model", tokenizer=tmp_path / "other")
 

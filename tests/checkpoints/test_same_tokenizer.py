@@ -23,7 +23,7 @@ def model(tmp_path):
     def make(name: str, pieces: dict[str, int]) -> Target:
         (tmp_path / name).mkdir()
         (tmp_path / name / "vocab.json").write_text(json.dumps(pieces))
-        files = Checkpoint(name=name, directory=tmp_path / name, values={})
+        files = Checkpoint(name=name, path=tmp_path / name, values={})
         return dataclasses.replace(bare, checkpoint=files)
 
     return make

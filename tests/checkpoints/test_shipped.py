@@ -83,6 +83,14 @@ def test_every_config_of_the_demo_names_the_frozen_target():
     assert {"demo", "demo/texts", "demo/draft", "demo/draft_deep"} <= set(named)
 
 
+def test_a_folder_of_shipped_models_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "shipped_folders", lambda: (tmp_path,))
+    (tmp_path / "family" / "small").mkdir(parents=True)
+    assert shipped("family") is None
+    (tmp_path / "family" / "small" / "config.json").touch()
+    assert shipped("family") is None and shipped("family/small") == tmp_path / "family" / "small"
+
+
 def test_the_shipped_models_are_small_and_have_cards():
     sizes = {}
     for name in ("target", "draft", "draft-deep", "falcon", "diffusion"):

@@ -12,8 +12,11 @@ import pytest
 from jspec.drafters import load_drafter
 from jspec.drafters.prompt_lookup import PromptLookup
 from jspec.errors import UserError
+from jspec.infer import round as rounds
+from jspec.infer.generate import generate
 from jspec.law import Mode, Randomness, Rule
 from jspec.state import Context
+from jspec.testing.models import tiny_target
 from jspec.testing.settings import settings
 
 ROWS, CAPACITY = 400, 24
@@ -34,15 +37,23 @@ def lookup(text: list[int], drafter: PromptLookup) -> list[int] | None:
     return None
 
 
-@functools.partial(jax.jit, static_argnames="drafter")
-def propose(drafter, tokens, length):
-    rows = tokens.shape[0]
-    sampling = settings(rows)
-    context = Context(
-        tokens=tokens, length=length, is_active=jnp.ones((rows,), bool), sampling=sampling
+@functools.partial(jax.jit, static_argnames=("drafter", "size"))
+def propose(drafter, tokens, length, size=0):
+    context = texts(tokens, length)
+    randomness = Randomness(
+        sampling=context.sampling, length=length, mode=Mode.GREEDY, rule=Rule.WALK
     )
-    randomness = Randomness(sampling=sampling, length=length, mode=Mode.GREEDY, rule=Rule.WALK)
-    return drafter.propose((), (), context, randomness, 0)[0]
+    return drafter.propose((), (), context, randomness, size)[0]
+
+
+def texts(tokens, length, is_active: bool | list[bool] = True) -> Context:
+    rows = tokens.shape[0]
+    return Context(
+        tokens=jnp.asarray(tokens),
+        length=jnp.asarray(length),
+        is_active=jnp.broadcast_to(jnp.asarray(is_active), rows),
+        sampling=settings(rows),
+    )
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=str)
@@ -96,3 +107,42 @@ def test_worked_example(case):
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError, match="prompt-lookup: "):
         load_drafter("prompt-lookup", target=None, **options)
+
+
+def test_rounds_without_a_match_are_plain_where_it_is_asked_for():
+    """One active row that has a match is enough for a draft, and a row that has ended is none."""
+    drafter = PromptLookup(depth=3, min_ngram=2, drafts_always=False)
+    full, plain = drafter.sizes
+    assert (full.n_nodes, plain.n_nodes, plain.is_chain) == (4, 1, True)
+    repeats, new = [1, 2, 3, 1, 2, 0], [1, 2, 3, 4, 2, 0]
+    for rows, is_active, wanted in (
+        ([repeats], [True], 0),
+        ([new], [True], 1),
+        ([new, repeats], [True, True], 0),
+        ([new, repeats], [True, False], 1),
+    ):
+        context = texts(np.array(rows, np.int32), np.full(len(rows), 5, np.int32), is_active)
+        assert int(drafter.size((), context)) == wanted
+    draft = propose(drafter, jnp.asarray([new], jnp.int32), jnp.asarray([5], jnp.int32), size=1)
+    assert draft.token.tolist() == [[2]] and draft.is_valid.tolist() == [[True]]
+
+
+def test_rounds_without_a_draft_score_one_row_and_say_the_same(monkeypatch):
+    """Rows of the target's passes are counted as they run."""
+    target, rows = tiny_target(), []
+    right = rounds.score
+
+    def counted(params, program, cache, context, draft, size):
+        jax.debug.callback(lambda n=size.n_nodes: rows.append(n))
+        return right(params, program, cache, context, draft, size)
+
+    prompts = [[3, 1, 4, 1, 5, 9, 2, 6, 3, 1, 4], [2, 7, 1, 8]]
+    plain = generate(target, prompts, max_new_tokens=24, batch_size=1)
+    monkeypatch.setattr(rounds, "score", counted)
+    drafter = load_drafter("prompt-lookup", target=target, depth=3, drafts_always=False)
+    jax.clear_caches()
+    fast = generate(target, prompts, drafter=drafter, max_new_tokens=24, batch_size=1)
+    jax.effects_barrier()
+    assert [one.tokens for one in fast] == [one.tokens for one in plain]
+    assert set(rows) == {1, 4}
+    assert len(rows) >= sum(one.stats.target_calls for one in fast)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common import shapes
+from experiments.machine import first_look
 from jspec.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,33 @@ def test_first_look_fills_every_section_and_adds_to_its_record(tmp_path):
     assert saved == pytest.approx(passes["attention's share"] / 3, abs=1e-3)
     assert text.strip() == (tmp_path / "table.md").read_text().strip()
     assert text.count("\n| --- |") == 4
+
+
+@pytest.mark.grid
+def test_first_look_measures_operations_and_stops_when_its_time_is_spent(tmp_path):
+    look = ("experiments.machine.first_look", "--profile", "tiny", "--out", tmp_path)
+    text = run(*look, "--sections", "falcon", "products", "--minutes", 0)
+    assert "Not measured: falcon (no time was left)." in text and "| weights |" not in text
+    names = ("products", "attention", "filters", "launches", "easyspec_round")
+    run(*look, "--sections", *names)
+    record = json.loads((tmp_path / "look.json").read_text())
+    assert {row["weights"] for row in record["products"]} == {"float32", "int8"}
+    assert {row["by"] for row in record["attention"]} == {"all slots"}  # as a CPU has it
+    assert [row["filters"] for row in record["filters"]][-1] == "top-k, top-p"
+    assert all(row["kernels"] > row["in command buffers"] == 0 for row in record["launches"])
+    assert record["easyspec_round"][0]["nodes"] == 6
+
+
+@pytest.mark.grid
+def test_a_section_that_a_device_has_no_room_for_leaves_the_others(tmp_path, monkeypatch):
+    def refuse(profile):
+        raise UserError("no room")
+
+    monkeypatch.setitem(first_look.SECTIONS, "nodes", ("refused", refuse))
+    arguments = ["--out", str(tmp_path), "--profile", "tiny", "--sections", "nodes", "products"]
+    text = first_look.look_at(first_look.make_parser().parse_args(arguments))
+    assert "Not measured: nodes (no room)." in text and "| weights |" in text
+    assert "nodes" not in json.loads((tmp_path / "look.json").read_text())
 
 
 @pytest.mark.grid

@@ -26,6 +26,7 @@ def row(start: float, prefill_s: float, decode_s: float, new_tokens: int = 10) -
         tokens_per_call=tokens_per_call(new_tokens - 1, 3),
         row_tokens_per_s=throughput(new_tokens, wall_s),
         spans=((start, start + wall_s),),
+        reading=((start, start + prefill_s),),
         drafter="copy",
         rule="walk",
         compile_s=2.0,
@@ -52,6 +53,11 @@ def test_rows_that_were_active_at_once_are_counted_once():
     assert (total.prefill_s, total.decode_s) == (pytest.approx(3.0), pytest.approx(5.0))
     assert total.accepted_by_depth == (9, 6, 3) and total.tokens_per_call == pytest.approx(21 / 9)
     assert (total.drafter, total.compile_s, total.compilations) == ("copy", 2.0, 3)
+
+
+def test_prompts_that_were_read_in_one_call_are_counted_once():
+    total = total_stats([row(0.0, 2.0, 6.0), row(0.0, 2.0, 3.0), row(2.0, 1.0, 5.0)])
+    assert (total.prefill_s, total.decode_s) == (pytest.approx(3.0), pytest.approx(5.0))
 
 
 def test_time_between_batches_is_nobodys():

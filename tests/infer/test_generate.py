@@ -13,6 +13,7 @@ import pytest
 
 import jspec
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
+from jspec.errors import UserError
 from jspec.infer import generate as generate_module
 from jspec.infer.engine import check_models
 from jspec.law import Rule
@@ -152,6 +153,14 @@ def test_a_drafter_of_a_target_of_other_sizes_is_refused(target):
     assert not refused((), width=2 * config.width)
     assert not refused(("final",))
     assert drafter.loaded_for == target.model
+
+
+def test_text_is_streamed_once_a_chunk(target):
+    for rounds in (1, 5):
+        pieces = [*jspec.stream(target, ["the cat"], rounds_per_chunk=rounds, **SHORT)]
+        assert [len(each.tokens) for each in pieces][:3] == [1, rounds, rounds]
+    with pytest.raises(UserError, match="rounds_per_chunk must be at least 1"):
+        jspec.generate(target, ["the cat"], rounds_per_chunk=0, **SHORT)
 
 
 def test_stream_takes_what_generate_takes():

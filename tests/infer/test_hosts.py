@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -101,7 +102,7 @@ def test_all_hosts_warm_up_in_the_same_order(monkeypatch):
 
     def chunk(self, generation, mode):
         called.append(mode)
-        return generation
+        return generation, jnp.zeros(())
 
     monkeypatch.setattr(Executables, "chunk", chunk)
     asked = sorted(requests(), key=lambda request: request.mode.value)

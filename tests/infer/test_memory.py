@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.hub import shipped
 from jspec.checkpoints.known import KNOWN
 from jspec.checkpoints.ngram import write_ngram
+from jspec.checkpoints.number_types import NumberTypes
 from jspec.checkpoints.target import Target, abstract_target, load_target
 from jspec.checkpoints.write import write_checkpoint
 from jspec.config import InferConfig, find_config, read_yaml, resolve
@@ -31,6 +34,7 @@ from jspec.sharding import make_mesh
 from jspec.testing.models import random_head, tiny_config, tiny_target
 from jspec.train.ngram import estimate
 from tests.support.diffusion import write_tiny
+from tests.support.truncated import write_truncated
 
 CAPACITY, WIDTH = 64, 32
 FIELDS = dict(vocab_size=128, n_layers=1, width=16, mlp_width=16, n_heads=2, n_kv_heads=1)
@@ -115,6 +119,17 @@ def models(tmp_path_factory) -> Path:
     deep = tiny_target(**FIELDS | {"n_layers": 5})
     write_checkpoint(folder / "easyspec", deep.params, deep.model.config)
     write_head(folder / "falcon", random_head(sar_head.build(head)), head)
+    counts = np.arange(128, dtype=np.float64)
+    for name, is_causal in (("truncated", True), ("truncated-diffusion", False)):
+        write_truncated(
+            folder / name,
+            target,
+            counts=counts,
+            decoder={"is_causal": is_causal},
+            draft_vocab_size=48,
+            is_shifted=True,
+            mask_token_id=127,
+        )
     write_tiny(folder / "diffuspec", "dream")
     texts = [[1, 2, 3, 1, 2, 3, 4], [4, 1, 2, 5]]
     write_ngram(folder / "diffuspec" / "ngram", estimate(texts, order=3, vocab_size=128))
@@ -150,6 +165,30 @@ def test_every_drafter_is_counted_on_a_mesh(models, name, options):
     memory = check(target, planned, name, path, rows=4, **options)
     assert (memory.tables > 0) == (name == "diffuspec" and "ngram" not in options)
     assert (memory.drafter > 0) == (path is not None)
+
+
+@pytest.mark.parametrize("draft_vocabulary", [0, 48])
+@pytest.mark.parametrize("method", ["draft-model", "easyspec", "diffuspec"])
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_what_a_truncated_draft_shares_is_counted_once(models, method, draft_vocabulary, weights):
+    """Its own are a layer and a norm, and with a vocabulary of 48 so many rows of the head."""
+    mesh = make_mesh(data=2, tensor=2)
+    target = load_target(models / "target", mesh=mesh, weights=weights)
+    planned = abstract_target(
+        find_checkpoint(models / "target"), dtype="float32", mesh=mesh, weights=weights
+    )
+    path = models / ("truncated-diffusion" if method == "diffuspec" else "truncated")
+    options: dict[str, Any] = {
+        "draft-model": {"width": 2},
+        "easyspec": {"width": 2, "plan": "C"},
+        "diffuspec": {"shortest": 2, "longest": 3, "ngram": "none"},
+    }[method]
+    options["draft_vocabulary"] = draft_vocabulary
+    memory = check(target, planned, method, path, rows=4, **options)
+    layer = 16 * (16 + 8 + 8 + 16) + 3 * 16 * 16 + 3 * 16
+    ids_and_rows = draft_vocabulary * (1 + 16)
+    scales = 0 if weights is None else memory.n_drafter - layer - ids_and_rows
+    assert memory.n_drafter == layer + ids_and_rows + scales and 0 <= scales < 200
 
 
 def test_the_ready_config_with_dream_is_known_by_its_names():
@@ -197,8 +236,14 @@ def test_weights_and_cache_are_as_counted_by_hand():
 
 def test_the_line_names_every_part_there_is():
     parts = dict(weights=65_527_752_704, cache=2**29, drafter=15_231_233_024, state=10**8)
-    memory = Memory(n_weights=32_763_876_352, n_drafter=7_615_616_512, tables=0, **parts)
-    config = InferConfig(dtype="bfloat16")
+    memory = Memory(
+        n_weights=32_763_876_352,
+        n_drafter=7_615_616_512,
+        tables=0,
+        types=NumberTypes("bfloat16"),
+        **parts,
+    )
+    config = InferConfig()
     line = memory_line(memory, config, 2048, 85 * 10**9)
     assert line == (
         "memory a device: 81.4 GB of 85.0 GB (target 32.76 billion weights in bfloat16 65.5 GB, "
@@ -206,7 +251,16 @@ def test_the_line_names_every_part_there_is():
         "100 MB), and work space"
     )
     assert "drafter" not in memory_line(
-        Memory(n_weights=1, n_drafter=0, weights=4, cache=4, drafter=0, state=0, tables=0),
+        Memory(
+            n_weights=1,
+            n_drafter=0,
+            weights=4,
+            cache=4,
+            drafter=0,
+            state=0,
+            tables=0,
+            types=NumberTypes("float32"),
+        ),
         config,
         8,
         None,
@@ -225,13 +279,13 @@ def test_the_line_names_every_part_there_is():
 )
 def test_what_does_not_fit_is_told_with_its_largest_part(part, said):
     parts = dict.fromkeys(("weights", "cache", "drafter", "state", "tables"), 100) | {part: 9000}
-    memory = Memory(n_weights=1, n_drafter=1, **parts)
-    warning = memory_warning(memory, InferConfig(), 9000)
+    memory = Memory(n_weights=1, n_drafter=1, types=NumberTypes("float32"), **parts)
+    warning = memory_warning(memory, 9000)
     assert warning is not None and "\n" not in warning
     assert warning.startswith("9.4 kB a device do not fit 9 kB; the largest part is ")
     assert said in warning
-    assert memory_warning(memory, InferConfig(), 9400) is None
-    assert memory_warning(memory, InferConfig(), None) is None
+    assert memory_warning(memory, 9400) is None
+    assert memory_warning(memory, None) is None
 
 
 def test_a_run_that_does_not_fit_is_warned_of_once_and_tried(checkpoints, infer, monkeypatch):

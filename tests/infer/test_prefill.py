@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jspec.aot import hlo
 from jspec.drafters.draft_model import draft_model
 from jspec.drafters.easyspec import drafter as easyspec
 from jspec.infer import prefill as prefilling
 from jspec.infer.loop import decode_loop
-from jspec.infer.prefill import first_token, prefill, prompt_bucket, room_for, slots_for
+from jspec.infer.prefill import (
+    first_token,
+    prefill,
+    prompt_bucket,
+    read_prompt,
+    room_for,
+    slots_for,
+)
 from jspec.infer.state import Program
 from jspec.law import Mode
+from jspec.models.model import empty_cache
+from jspec.ops.attention import blocks
 from jspec.state import Context, StopReason
 from jspec.testing.compile_options import jit_light
 from jspec.testing.decoding import full_logits
@@ -61,6 +74,33 @@ def test_a_prompt_in_chunks_leaves_what_one_forward_leaves(states):
     (whole, _), (chunked, _) = states
     for ours, theirs in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=CLOSE, rtol=0)
+
+
+def test_chunks_read_what_was_written_before_them_only(monkeypatch):
+    """A cache of anything, also of what is no number: blocks that are not written are not read."""
+    monkeypatch.setattr(prefilling, "CHUNK", CHUNK)
+    monkeypatch.setattr(blocks, "BLOCK", CHUNK)
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 1)
+    cache = empty_cache(TARGET.model.config, ROWS, CAPACITY, "float32")
+    broken = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), cache)
+    given = (jnp.asarray(PROMPTS), jnp.asarray(LENGTHS))
+    clean, found = (read_prompt(TARGET.params, PROGRAM, one, *given)[0] for one in (cache, broken))
+    np.testing.assert_array_equal(found, clean)
+
+
+def test_a_longer_prompt_is_the_same_program_and_its_last_row_alone_meets_the_head(monkeypatch):
+    monkeypatch.setattr(prefilling, "CHUNK", CHUNK)
+    products = []
+    for width in (2 * CHUNK, 5 * CHUNK):
+        cache = empty_cache(TARGET.model.config, ROWS, CAPACITY, "float32")
+        tokens = jnp.zeros((ROWS, width), jnp.int32)
+        run = jax.jit(functools.partial(read_prompt, TARGET.params, PROGRAM))
+        text = run.lower(cache, tokens, jnp.asarray(LENGTHS)).compile().as_text() or ""
+        dots = [each.arrays[0].dims for each in hlo.read(text) if each.operation == "dot"]
+        heads = [dims for dims in dots if VOCABULARY in dims]
+        assert [math.prod(dims) for dims in heads] == [ROWS * VOCABULARY]
+        products.append(len(dots))
+    assert products[0] == products[1] > 0
 
 
 def test_the_first_token_is_that_of_the_prompts_own_last_row(states):

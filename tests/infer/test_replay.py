@@ -111,7 +111,7 @@ def test_the_bound_is_the_tables_over_the_temperature(targets, text, name, tempe
 
 
 def test_bounds_of_wider_types_are_tighter():
-    assert BOUNDS["float64"] < BOUNDS["float32"] < 1e-3 < BOUNDS["bfloat16"] < 0.3
+    assert BOUNDS["float64"] < BOUNDS["float32"] < 1e-3 < BOUNDS["mixed"] < BOUNDS["bfloat16"] < 0.3
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])

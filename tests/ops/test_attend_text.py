@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.ops.attention import attend_text
+from jspec.ops.attention import attend_text, text
 from tests.support.tolerances import tolerance
 
 B, T, H = 2, 21, 8
@@ -43,25 +44,25 @@ def compiled(attention, **options):
     return jax.jit(functools.partial(attention, **options))
 
 
+def value_and_gradients(attention, *heads, **options):
+    *arrays, weights = inputs(*heads)
+
+    def loss(queries, keys, values):
+        mixed = attention(queries, keys, values, SEGMENTS, **options)
+        return jnp.sum(mixed * weights), mixed
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+
+
 CASES = [(True, None, (4, 2)), (True, 4, (3, 3)), (False, None, (3, 3)), (False, 4, (4, 2))]
 
 
 @pytest.mark.parametrize(("is_causal", "window", "heads"), CASES)
 def test_values_and_gradients_are_those_of_one_masked_softmax(is_causal, window, heads):
     """In chunks of 8 rows, which do not divide the text; the padding is a text of its own."""
-    *arrays, weights = inputs(*heads)
     how = {"is_causal": is_causal, "window": window}
-
-    def total(attention, **options):
-        def loss(queries, keys, values):
-            mixed = attention(queries, keys, values, SEGMENTS, **how, **options)
-            return jnp.sum(mixed * weights), mixed
-
-        both = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-        return jax.jit(both)(*arrays)
-
-    (_, mixed), gradients = total(attend_text, chunk=8)
-    (_, wanted), wanted_gradients = total(plain)
+    (_, mixed), gradients = value_and_gradients(attend_text, *heads, **how, chunk=8)
+    (_, wanted), wanted_gradients = value_and_gradients(plain, *heads, **how)
     atol = tolerance("float32").ops
     np.testing.assert_allclose(mixed, wanted, rtol=0, atol=atol)
     for gradient, other in zip(gradients, wanted_gradients, strict=True):
@@ -102,3 +103,32 @@ def test_the_chunk_changes_nothing(chunk):
     one = compiled(attend_text, **how, chunk=chunk)(*arrays, SEGMENTS)
     wanted = compiled(plain, **how)(*arrays, SEGMENTS)
     np.testing.assert_allclose(one, wanted, rtol=0, atol=tolerance("float32").ops)
+
+
+def test_heads_that_follow_one_another_give_what_all_at_once_do(monkeypatch):
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    how = {"is_causal": True, "chunk": 8, "block_size": 2, "positions": positions}
+    wanted = value_and_gradients(attend_text, 4, 2, **how)
+    monkeypatch.setattr(text, "SCORES_BYTES", 0)
+    found = value_and_gradients(attend_text, 4, 2, **how)
+    atol = 10 * tolerance("float32").ops
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol), found, wanted)
+
+
+def test_large_scores_of_all_heads_are_not_held_at_once(monkeypatch):
+    """A program that takes 8 key/value heads one by one needs less than half the memory."""
+    shapes = [(1, 512, n, H) for n in (16, 8, 8)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def temporaries() -> int:
+        def loss(queries, keys, values):
+            segments = jnp.zeros((1, 512), jnp.int32)
+            return jnp.sum(attend_text(queries, keys, values, segments, is_causal=True))
+
+        program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
+        stats: Any = program.memory_analysis()
+        return stats.temp_size_in_bytes
+
+    whole = temporaries()
+    monkeypatch.setattr(text, "SCORES_BYTES", 2**20)
+    assert temporaries() < whole / 2

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jspec.ops import cache
+from jspec.ops.platform import running_as_on
 from jspec.sharding import make_mesh
 
 HEADS, WIDTH = 2, 4
@@ -54,6 +55,15 @@ def test_rows_are_written_where_they_start_and_nowhere_else(batch, count, dtype)
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(("batch", "count"), [(2, 1), (8, 1), (8, 5)])
+def test_a_bfloat16_cache_is_never_made_wide_to_write_to_it(batch, count):
+    array = jax.ShapeDtypeStruct((batch, HEADS, 16, WIDTH), "bfloat16")
+    rows = jax.ShapeDtypeStruct((batch, HEADS, count, WIDTH), "bfloat16")
+    program = write.lower(array, rows, jax.ShapeDtypeStruct((batch,), "int32")).compile()
+    text, shape = program.as_text() or "", f"[{batch},{HEADS},16,{WIDTH}]"
+    assert f"bf16{shape}" in text and f"f32{shape}" not in text
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_a_lone_row_goes_to_every_slot_of_a_short_cache(slots):
     array = numbers(1, HEADS, slots, WIDTH)
@@ -77,6 +87,29 @@ def test_writes_under_a_data_mesh_equal_unrolled_ones(count):
         found = compiled(*placed)
     assert found.sharding == by_rows
     np.testing.assert_array_equal(found, written(array, rows, start))
+    text = compiled.as_text() or ""
+    assert not any(word in text for word in ("all-gather", "all-reduce", "collective-permute"))
+
+
+@pytest.mark.parametrize("sizes", [{"data": 4}, {"data": 2, "tensor": 2}, {"data": 3}])
+def test_on_tpu_each_device_writes_and_reads_its_own_rows(sizes):
+    """Eight rows on three devices are on all of them."""
+    mesh = make_mesh(**sizes)
+    array, rows, start = numbers(8, HEADS, 16, WIDTH), numbers(8, HEADS, 3, WIDTH), starts(8, 13)
+    rows_apart = "data" if 8 % sizes["data"] == 0 else None
+    by_row = NamedSharding(mesh, PartitionSpec(rows_apart))
+    by_head = NamedSharding(mesh, PartitionSpec(rows_apart, "tensor"))
+    placed = [jax.device_put(array, by_head), *jax.device_put((rows, start), by_row)]
+
+    def both(array, rows, start):
+        array = cache.write_rows(array, rows, start)
+        return array, cache.read_window(array, start, 3)
+
+    with running_as_on("tpu"), jax.set_mesh(mesh):
+        compiled = jax.jit(both, donate_argnums=0).lower(*placed).compile()
+        found, read = compiled(*placed)
+    np.testing.assert_array_equal(found, written(array, rows, start))
+    np.testing.assert_array_equal(read, rows)
     text = compiled.as_text() or ""
     assert not any(word in text for word in ("all-gather", "all-reduce", "collective-permute"))
 

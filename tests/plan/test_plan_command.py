@@ -77,7 +77,7 @@ def test_a_tree_is_fitted_and_the_drafter_takes_it(config, prompts, tmp_path, ca
     monkeypatch.setattr(planners, "rounds_of", spy)
     out, head = tmp_path / "new" / "tree.yaml", config.parent / "head"
     flags = ["--costs", costs(tmp_path, FREE), "--out", str(out), "--nodes", "20", "--json"]
-    assert plan(config, prompts, *flags, "--weights", "3,1") == 0
+    assert plan(config, prompts, *flags, "--temperature-weights", "3,1") == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
     written = yaml.safe_load(out.read_text())
@@ -153,14 +153,18 @@ def test_an_interrupt_leaves_the_old_tree(config, prompts, tmp_path, capsys, mon
         (["--nodes", "0"], "nodes: expected a whole number from 1"),
         (["--nodes", "many"], "nodes: expected a whole number from 1"),
         (["--temperatures", "0,0.001"], "temperatures: expected different numbers"),
-        (["--weights", "1"], "as many weights as temperatures"),
-        (["--weights", "1,-1"], "weights: expected as many positive numbers"),
+        (["--temperature-weights", "1"], "as many weights as temperatures"),
+        (
+            ["--temperature-weights", "1,-1"],
+            "temperature_weights: expected as many positive numbers",
+        ),
         (["--set", "note=3"], "unknown key 'note'"),
-        (["--set", "dtype=int8"], "dtype: expected float32 or bfloat16"),
+        (["--set", "dtype=int8"], "dtype: expected auto, float32 or bfloat16"),
         (["--out", "."], "expected a file"),
         (["--drafter-path", "no/such/head"], "no/such/head"),
         (["--context", "250"], "lower it, or --nodes"),
         (["--bogus"], "unrecognized arguments"),
+        (["--weights", "int3"], "weights: expected bfloat16, int8, fp8 or int4, given 'int3'"),
     ],
 )
 def test_mistakes_are_one_line(flags, said, config, prompts, tmp_path, capsys):

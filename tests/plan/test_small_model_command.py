@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from jspec.drafters import check_drafter
 from jspec.models.model import build, random_params
 from jspec.plan.cli import main
 from jspec.testing.models import tiny_target
+from tests.support.truncated import write_truncated
 
 PAPER = {
     "r": {1: 1.0, 6: 1.086, 61: 1.139},
@@ -191,6 +193,9 @@ def tiny(tmp_path) -> list[str]:
     layers = dataclasses.replace(target.model.config, n_layers=4, windows=())
     params = random_params(build(layers), key=jax.random.key(3))
     write_checkpoint(tmp_path / "small", params, layers)
+    counts = np.arange(target.vocab_size, 0, -1)
+    cut = tmp_path / "cut"
+    write_truncated(cut, target, 2, counts=counts, draft_vocab_size=50, decoder={"scale": 0.0})
     prompts = tmp_path / "some.jsonl"
     prompts.write_text("".join(json.dumps({"prompt_tokens": [i, 2, 3]}) + "\n" for i in range(2)))
     values = {
@@ -199,6 +204,7 @@ def tiny(tmp_path) -> list[str]:
         "drafters": {
             "own": {"drafter": "easyspec", "drafter_path": str(tmp_path / "target")},
             "small": {"drafter": "easyspec", "drafter_path": str(tmp_path / "small")},
+            "cut": {"drafter": "draft-model", "drafter_path": str(cut)},
         },
     }
     path = tmp_path / "tiny.yaml"
@@ -231,3 +237,14 @@ def test_the_target_itself_keeps_all_that_it_drafts_exactly(tiny, given, tmp_pat
     assert main(flags) == 0
     (point,) = json.loads(capsys.readouterr().out)["acceptance"]
     assert point["tokens_per_call"] > 3.5
+
+
+def test_a_truncated_draft_of_some_tokens_is_planned_as_any_other(tiny, given, tmp_path, capsys):
+    """It has all layers of its target, and 50 of the 61 tokens: most of a draft is kept."""
+    grid = ["--widths", "1,2", "--depths", "3", "--drafter", "cut"]
+    out = tmp_path / "plan.yaml"
+    assert main([*tiny, *grid, *given[:2], "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {point["width"] for point in found["acceptance"]} == {1, 2}
+    assert all(1.5 < point["tokens_per_call"] <= 4 for point in found["acceptance"])
+    assert yaml.safe_load(out.read_text())["drafter_options"]["depth"] == 3

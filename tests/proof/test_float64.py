@@ -29,6 +29,14 @@ def test_float64_is_strictly_equal_for_the_other_drafters():
 
 
 @pytest.mark.grid
+def test_programs_for_accelerators_are_strictly_equal_to_the_cpus():
+    """Prefix by a kernel, own rows beside it, accepted rows written at commit; also on a mesh."""
+    found = float64.strictly_equal(float64.ELSEWHERE, is_light=True)
+    assert found.problems == ()
+    assert found.n_tokens > 300
+
+
+@pytest.mark.grid
 def test_easyspec_is_strictly_equal_over_a_mesh():
     """Layers side by side with heads split inside, and heads split; the certificate has the rest.
 

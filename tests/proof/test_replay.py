@@ -23,6 +23,21 @@ def test_drafter_says_what_the_target_says(case, name, batch_size):
     print(f"{name}: {found.n_tokens} tokens, near-ties {found.near_ties}")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(one.name, marks=[] if one.method == "draft-model" else [pytest.mark.grid])
+        for one in ROSTER
+        if one.is_quick
+    ],
+)
+def test_prompts_that_are_read_in_one_call_begin_texts_as_the_law_says(case, name):
+    drafter = entry(name).make(case.target, case.texts)
+    results = proof.decode(case.target, case.requests, drafter, batch_size=8, prefill_rows=4)
+    found = proof.replay_all(case.target, case.requests, results, max_length=proof.MAX_LENGTH)
+    assert proof.compared(found, results, case.plain).problems == ()
+
+
 @pytest.mark.parametrize("kind", [0, 1], ids=["greedy", "temperature"])
 @pytest.mark.parametrize("name", ["draft-model-tree", "prompt-lookup"])
 def test_cheaper_programs_say_the_same(case, name, kind):

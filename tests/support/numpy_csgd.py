@@ -42,19 +42,21 @@ class Draws:
       kept: what dropout keeps, in the first and in the second pass.
       order: uniform; candidates are taken from the smallest on.
       lengths: of runs.
-      gumbel: what is added to the teacher's logits to draw labels.
+      label: uniform in [0, 1), the share of the teacher's probability that is before the label.
     """
 
     noise: np.ndarray
     kept: tuple[np.ndarray, np.ndarray]
     order: np.ndarray
     lengths: np.ndarray
-    gumbel: np.ndarray
+    label: np.ndarray
 
     @classmethod
-    def of(cls, key, *, shape, width: int, vocab: int, k: int, dropout: float) -> Draws:
+    def of(cls, key, *, shape, width: int, k: int, dropout: float) -> Draws:
         noise, first, choice, second, label = jax.random.split(key, 5)
         order, lengths = jax.random.split(choice)
+        rows = [jax.random.fold_in(label, n) for n in range(shape[0] * shape[1])]
+        labels = [float(jax.random.uniform(row)) for row in rows]
         wide = (*shape, width)
         return cls(
             noise=np.asarray(jax.random.uniform(noise, wide, minval=-0.5, maxval=0.5), float),
@@ -64,7 +66,7 @@ class Draws:
             ),
             order=np.asarray(jax.random.uniform(order, shape)),
             lengths=np.asarray(jax.random.randint(lengths, shape, 1, max(k, 2))),
-            gumbel=np.asarray(jax.random.gumbel(label, (*shape, vocab)), float),
+            label=np.asarray(labels).reshape(shape),
         )
 
     def arrays(self) -> dict[str, Any]:
@@ -209,7 +211,8 @@ def text_loss(tokens, weights, nets, options: Options, draws, share: float) -> d
     for j in at:
         if j in shown and not options.has_loss_on_shown:
             continue
-        label = (teacher[j + k] + draws.gumbel[j]).argmax()
+        masses = np.cumsum(np.exp(teacher[j + k] - teacher[j + k].max()))
+        label = (masses <= draws.label[j] * masses[-1]).sum()
         regression, soft, hard = losses(
             out[j], f[j + k], z[j], teacher[j + k], label, options.temperature
         )
@@ -245,7 +248,6 @@ def batch_loss(
         key,
         shape=tokens.shape,
         width=config.width,
-        vocab=config.vocab_size,
         k=options.k,
         dropout=options.dropout,
     )

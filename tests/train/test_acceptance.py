@@ -85,7 +85,7 @@ def test_a_drafter_that_is_right_now_and_then(target):
 def test_a_falcon_head_in_float32_as_it_is_trained(target):
     head = head_of(FALCON, target.model)
     trained = random_head(head)
-    probe = acceptance_of(FALCON, head, target, random_text())
+    probe = acceptance_of(FALCON, head, target, random_text(), target.params)
     assert probe is not None
     loaded = LoadedDrafter(
         name="falcon",

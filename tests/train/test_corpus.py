@@ -24,12 +24,14 @@ LINES = [
     {"messages": TALK},
     {"id": None, "text": ""},
     {"id": 5, "tokens": [0, 7]},
+    {"id": 6, "tokens": [3, 4, 5], "prompt_tokens": 2, "temperature": 0.7},
 ]
 ROWS = [
     CorpusRow(id="one", text="süß 😀"),
     CorpusRow(id="things-3", messages=tuple(TALK)),
     CorpusRow(id="things-4", text=""),
     CorpusRow(id="5", tokens=(0, 7)),
+    CorpusRow(id="6", tokens=(3, 4, 5), prompt_tokens=2),
 ]
 """The second line of the file is blank."""
 
@@ -261,6 +263,9 @@ BAD = {
     "not UTF-8": (b'{"text": "\xff"}', "not UTF-8 .* byte 10 of the line"),
     "no tokens": (b'{"tokens": []}', "tokens must be a list of ids"),
     "bad tokens": (b'{"tokens": [1, -1]}', "tokens must be a list of ids"),
+    "long prompt": (b'{"tokens": [1], "prompt_tokens": 2}', "how many of the 1 tokens .* given 2"),
+    "no number": (b'{"tokens": [1], "prompt_tokens": "1"}', "prompt_tokens must be .* given '1'"),
+    "negative": (b'{"tokens": [1], "prompt_tokens": -1}', "prompt_tokens must be .* given -1"),
     "bad ids": (b'{"tokens": [true]}', "tokens must be a list of ids"),
     "no turns": (b'{"turns": []}', "turns must be a list of texts"),
     "surrogate": (b'{"text": "\\ud83d"}', "half of a surrogate"),

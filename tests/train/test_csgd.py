@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jspec.models import sar_head
+from jspec.models.model import forward_text
 from jspec.models.sar_head import SarConfig
 from jspec.testing.models import tiny_target
-from jspec.train import csgd
+from jspec.train import csgd, scores
+from jspec.train import parts as parts_module
 from jspec.train.csgd import Csgd, Glance
 from jspec.train.falcon import initial_params
+from jspec.train.scores import with_draft_ids
 
 KEY = jax.random.key(3)
 
@@ -75,8 +78,9 @@ def test_losses_are_the_golden_values():
         predicted = 2 * jnp.cos(0.3 * m).reshape(1, 4, 3)
         mask = jnp.asarray([[1.0, 1.0, 0.0, 1.0]], jnp.float64)
         labels = jnp.argmax(teacher, axis=-1)
-        parts = csgd.distances(predicted, wanted, drafter, teacher, labels, 0.95)
-        regression, soft, hard = (float(jnp.sum(x * mask)) / (3 + 1e-5) for x in parts)
+        of_tokens = csgd.token_distances(drafter, teacher, labels, 0.95)
+        losses = csgd.feature_distance(predicted, wanted), *of_tokens
+        regression, soft, hard = (float(jnp.sum(x * mask)) / (3 + 1e-5) for x in losses)
     assert hard == pytest.approx(4.643295040, abs=1e-8)
     assert soft == pytest.approx(3.053733107, abs=1e-8)
     assert regression == pytest.approx(1.065033624, abs=1e-8)
@@ -147,6 +151,35 @@ def test_one_a_block_shows_nothing():
     _, positions, same = one_text(8)
     mask = jnp.ones((1, 8), bool)
     assert not Glance().choose(KEY, mask, jnp.full((1, 8), 8.0), positions, same, 1).any()
+
+
+@pytest.mark.parametrize("vocab_size", [5, 300])
+def test_tokens_are_drawn_by_their_probabilities(vocab_size):
+    """Within four deviations of 40,000 draws; what has no probability is never drawn."""
+    n = 40_000
+    logits = np.random.default_rng(0).normal(size=vocab_size) * 2
+    logits[3] = -np.inf
+    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (1, n, vocab_size))
+    numbers = jnp.arange(n, dtype=jnp.int32)[None]
+    tokens = np.asarray(jax.jit(csgd.drawn)(KEY, numbers, rows))
+    assert tokens.shape == (1, n) and tokens.dtype == np.int32
+    found = np.bincount(tokens[0], minlength=vocab_size) / n
+    expected = np.exp(logits - np.logaddexp.reduce(logits))
+    assert len(found) == vocab_size and found[3] == 0
+    error = np.abs(found - expected) / np.sqrt(expected * (1 - expected) / n + 1e-12)
+    assert error[expected * n > 20].max() < 4
+
+
+def test_a_row_is_drawn_alike_in_any_company():
+    logits = jax.random.normal(jax.random.key(1), (3, 8, 300)) * 3
+    numbers = jnp.arange(24, dtype=jnp.int32).reshape(3, 8)
+    whole = csgd.drawn(KEY, numbers, logits)
+    part = csgd.drawn(KEY, numbers[1:2, 4:], logits[1:2, 4:])
+    np.testing.assert_array_equal(part, whole[1:2, 4:])
+    assert len(set(np.asarray(whole).reshape(-1))) > 5
+    sure = np.full((1, 4, 300), -np.inf, np.float32)
+    sure[..., 299] = 0
+    assert (csgd.drawn(KEY, numbers[:1, :4], jnp.asarray(sure)) == 299).all()
 
 
 # --- the objective -------------------------------------------------------------------------------
@@ -322,3 +355,91 @@ def test_gradients_follow_the_head_and_not_the_target(setting):
     # Its embedding and head are used as they are; the rest of the target is behind a stop.
     layers = jax.tree.leaves(theirs["layers"])
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in layers)
+
+
+def test_a_reduced_vocabulary_of_all_tokens_changes_nothing(setting):
+    target, head, params = setting
+    batch = batch_of(tokens_of(target, (2, 16)))
+    everything = with_draft_ids(target.params, jnp.arange(target.vocab_size, dtype=jnp.int32))
+    learning = objective(target, head)
+    for each in (learning, learning.for_evaluation()):
+        whole = compiled_loss(each, params, target.params, batch, KEY)
+        found = compiled_loss(each, params, everything, batch, KEY)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), whole, found)
+
+
+def test_a_reduced_vocabulary_scores_its_tokens_alone(setting, monkeypatch):
+    """In training no logits of others are made; evaluation judges hits by all of them."""
+    target, head, params = setting
+    ids = np.arange(1, target.vocab_size, 3, dtype=np.int32)
+    frozen, tokens = with_draft_ids(target.params, jnp.asarray(ids)), tokens_of(target, (4, 16))
+    batch, quiet = batch_of(tokens), objective(target, head, dropout=0.0, noise=0.0)
+    asked = dataclasses.replace(quiet, glance=None)
+    features, _ = forward_text(
+        target.params, target.model, *(batch[name] for name in ("tokens", "segments", "positions"))
+    )
+    wanted = np.asarray(features)[:, 2:]
+    out = []
+    original = csgd.feature_distance
+    monkeypatch.setattr(
+        csgd, "feature_distance", lambda a, b: out.append(np.asarray(a)) or original(a, b)
+    )
+    heads = []
+    whole_head = scores.head
+    monkeypatch.setattr(scores, "head", lambda *a: heads.append(1) or whole_head(*a))
+    learnt = first_loss(asked, params, frozen, batch, KEY)
+    assert not heads
+    judged = first_loss(quiet.for_evaluation(), params, frozen, batch, KEY)
+    assert heads
+    read = np.asarray(target.params["head_weight"])
+    ours, theirs = out[0][:, :-2] @ read, wanted @ read
+    told = []
+    # Positions 0 to 13 have a teacher; in blocks of two, slots 1 and 2 take turns.
+    for slot in (1, 2):
+        rows = slice(slot - 1, None, 2)
+        drafted = ids[ours[:, rows][..., ids].argmax(-1)]
+        among = ids[theirs[:, rows][..., ids].argmax(-1)]
+        n_among = int((drafted == among).sum())
+        n_all = int((drafted == theirs[:, rows].argmax(-1)).sum())
+        told.append((n_among, n_all))
+        assert [float(x) for x in learnt.sums[f"agreement_{slot}"]] == [n_among, 28]
+        assert [float(x) for x in judged.sums[f"agreement_{slot}"]] == [n_all, 28]
+    assert sum(all_ for _, all_ in told) < sum(among for among, _ in told)
+    for name in ("soft_loss", "hard_loss"):
+        np.testing.assert_allclose(learnt.sums[name], judged.sums[name], rtol=1e-5)
+    soft = []
+    for n in range(4):
+        for t in range(14):
+            p, q = (x[n, t, ids] / 0.95 for x in (theirs, ours))
+            p, q = (x - np.logaddexp.reduce(x) for x in (p, q))
+            weights = np.exp(0.95 * p - np.logaddexp.reduce(0.95 * p))
+            soft.append((weights * (p - np.logaddexp(q, np.log(csgd.SMALLEST)))).sum())
+    np.testing.assert_allclose(learnt.sums["soft_loss"][0], sum(soft), rtol=1e-3)
+
+
+def test_losses_and_gradients_do_not_depend_on_the_parts(setting, monkeypatch):
+    """A part has room for 5 of 12 rows."""
+    target, head, params = setting
+    batch = batch_of(tokens_of(target, (2, 12)), [[0] * 12, [0] * 7 + [1] * 5])
+    learning, rows = objective(target, head), set()
+    original = scores.head
+
+    def spy(frozen, model, features):
+        rows.add(features.shape[1])
+        return original(frozen, model, features)
+
+    def run():
+        def total(params):
+            found = first_loss(learning, params, target.params, batch, KEY)
+            return found.total, found
+
+        return jax.jit(jax.grad(total, has_aux=True))(params)
+
+    monkeypatch.setattr(scores, "head", spy)
+    whole = run()
+    assert rows == {12}
+    rows.clear()
+    monkeypatch.setattr(parts_module, "LOGITS_BYTES", 2 * 5 * target.vocab_size * 4)
+    cut = run()
+    assert rows == {4}  # three parts, as even as they can be
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole, cut)

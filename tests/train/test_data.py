@@ -187,16 +187,17 @@ def test_the_cache_knows_text_tokenizer_settings_and_how_it_is_encoded(
     assert n_files(held_out=0.3) == 2
     assert n_files(loss_on="assistant") == 3
     assert n_files(system="be kind") == 4
+    assert n_files(cut_repeats=3) == 5
     own = tmp_path / "own.jinja"
-    for n, text in enumerate(("{{ 'x' }}", "{{ 'y' }}"), 5):
+    for n, text in enumerate(("{{ 'x' }}", "{{ 'y' }}"), 6):
         own.write_text(text)
         assert n_files(chat_template=str(own)) == n
     (folder / "chat_template.jinja").write_text("another")
-    assert n_files() == 7
-    path.write_text(path.read_text().replace("cat", "dog"))
     assert n_files() == 8
-    monkeypatch.setattr(data_module, "ENCODING", "another")
+    path.write_text(path.read_text().replace("cat", "dog"))
     assert n_files() == 9
+    monkeypatch.setattr(data_module, "ENCODING", "another")
+    assert n_files() == 10
 
 
 def talks(path: Path, n: int) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.errors import UserError
-from jspec.train.corpus import CorpusRow
+from jspec.train.corpus import CorpusRow, Tally
 from jspec.train.encode import encode_rows
 from tests.train.conftest import BOS, CHAT_TEMPLATE, EOS, write_tokenizer
 
@@ -92,6 +92,38 @@ def test_given_tokens_are_kept_beside_texts_and_must_be_the_tokenizers(tokenizer
     np.testing.assert_array_equal(first.tokens, last.tokens)
     with pytest.raises(UserError, match="row d has token 300, the tokenizer 300 entries"):
         encode_rows([CorpusRow(id="d", tokens=(300,))], tokenizer, loss_on="all")
+
+
+def test_of_an_answer_only_what_comes_after_its_prompt_is_learnt(tokenizer):
+    row = CorpusRow(id="a", tokens=(7, 8, 7, 8, 9), prompt_tokens=2)
+    [encoded] = encode_rows([row], tokenizer, loss_on="assistant")
+    assert encoded.tokens.tolist() == [7, 8, 7, 8, 9]
+    assert encoded.weights.tolist() == [0, 0, 1, 1, 1]
+    [whole] = encode_rows([row], tokenizer, loss_on="all")
+    assert whole.tokens.tolist() == [7, 8, 7, 8, 9] and whole.weights.all()
+
+
+@pytest.mark.parametrize(("cut_repeats", "kept"), [(0, 8), (1, 5), (2, 6), (3, 8)])
+def test_an_answer_ends_before_it_repeats_itself_whatever_its_prompt_says(
+    tokenizer, cut_repeats, kept
+):
+    """Of the answer `5 6 9 6 5 6`, which begins as its prompt `5 6` does."""
+    tokens, tally = (5, 6, 5, 6, 9, 6, 5, 6), Tally()
+    row = CorpusRow(id="loop", tokens=tokens, prompt_tokens=2)
+    [encoded] = encode_rows(
+        [row], tokenizer, loss_on="assistant", cut_repeats=cut_repeats, tally=tally
+    )
+    assert encoded.tokens.tolist() == list(tokens[:kept])
+    assert encoded.weights.tolist() == [0, 0] + [1] * (kept - 2)
+    told = [f"1 answers are cut before their first repeated {cut_repeats}-gram (first: loop)"]
+    assert tally.lines() == (told if kept < 8 else [])
+    [unknown] = encode_rows(
+        [dataclasses.replace(row, prompt_tokens=0)],
+        tokenizer,
+        loss_on="assistant",
+        cut_repeats=cut_repeats,
+    )
+    assert unknown.tokens.tolist() == list(tokens) and unknown.weights.all()
 
 
 def test_no_rows_are_no_rows(tokenizer):

@@ -15,9 +15,11 @@ from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.drafters.falcon.checkpoint import read_config, read_params
 from jspec.errors import UserError
 from jspec.models import sar_head
+from jspec.models.sar_head import LstmMode, SarConfig
 from jspec.sharding import make_training_mesh
+from jspec.testing.models import tiny_config, tiny_target
 from jspec.train.config import CorpusConfig, FalconConfig, TruncatedDataConfig
-from jspec.train.falcon import initial_params, start_of, trainable_of
+from jspec.train.falcon import head_of, initial_params, start_of, trainable_of
 from tests.support.training import kill_at, loop_config, run_training, told
 
 STEPS = 5
@@ -116,3 +118,44 @@ def test_the_gain_is_on_weights_from_embeddings_alone(whole):
     assert np.array_equal(louder[:width], 4 * first[:width])
     assert np.array_equal(louder[width:], first[width:])
     assert all(map(np.array_equal, jax.tree.leaves(plain), jax.tree.leaves(loud)))
+
+
+@pytest.mark.parametrize("lstm_mode", list(LstmMode))
+@pytest.mark.parametrize("block_size", [2, 3])
+def test_rows_begin_by_reading_the_last_row_of_their_block(block_size, lstm_mode):
+    """The first row of a block, which reads all rows evenly otherwise."""
+    decoder = tiny_config(width=48, n_layers=1, head_dim=32)
+    head = sar_head.build(SarConfig(decoder, block_size=block_size, lstm_mode=lstm_mode))
+    n_rows = 6 * block_size
+    embeddings, features, others = (
+        jax.random.normal(jax.random.key(i), (1, n_rows, 48)) for i in range(3)
+    )
+    segments, positions = jnp.zeros((1, n_rows), jnp.int32), jnp.arange(n_rows)[None]
+    first = n_rows - block_size
+
+    def moved_by(row: int, gain: float) -> float:
+        """How far what the first row of the last block gets from attention moves with a row."""
+        params = initial_params(head, jax.random.key(3), reading_gain=gain)
+        # Without the MLP, and without the other heads.
+        layer = params["layers"][0]
+        layer["mlp"]["down"] *= 0
+        layer["attention"]["o"] = layer["attention"]["o"].at[2 * 32 :].set(0)
+        outs = [
+            sar_head.forward_text(params, head, embeddings, some, segments, positions)
+            for some in (features, features.at[0, row].set(others[0, row]))
+        ]
+        return float(jnp.linalg.norm(outs[1][0, first] - outs[0][0, first]))
+
+    last = n_rows - 1
+    assert moved_by(last, 20.0) > 4 * moved_by(last, 0.0) > 0
+    if lstm_mode is LstmMode.POINTWISE:  # the rows of the other mode remember those before
+        others_move = [moved_by(row, 20.0) for row in range(1, first)]
+        assert moved_by(last, 20.0) > 50 * max(others_move)
+
+
+def test_a_head_has_as_many_key_value_heads_as_it_is_told():
+    target = tiny_target(n_heads=4, n_kv_heads=2).model
+    assert head_of(recipe(), target).config.decoder.n_kv_heads == 2
+    assert head_of(recipe(n_kv_heads=4), target).config.decoder.n_kv_heads == 4
+    with pytest.raises(UserError, match="n_kv_heads 3 does not divide the 4 query heads"):
+        head_of(recipe(n_kv_heads=3), target)

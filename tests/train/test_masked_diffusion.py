@@ -310,4 +310,4 @@ def test_later_tokens_matter_once_they_are_seen():
 def test_held_out_text_is_drafted_and_seen_both_ways():
     objective = dataclasses.replace(SUFFIX, suffix_share=0.3, anneal_steps=50).for_evaluation()
     assert (objective.suffix_share, objective.anneal_steps) == (1.0, 0)
-    assert RANDOM.for_evaluation() == RANDOM
+    assert RANDOM.for_evaluation() == dataclasses.replace(RANDOM, judges_all=True)

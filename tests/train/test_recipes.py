@@ -59,6 +59,7 @@ def test_a_recipe_minimises_what_the_paper_does(name):
         "token_weight": 0.1,
         "has_loss_on_shown": True,
         "remat": True,
+        "judges_all": False,
     }
     assert (config.data.length, config.data.loss_on) == (2048, "assistant")
     assert (config.steps, config.batch_size) == (800_000 // DIALOGUES, DIALOGUES)

@@ -19,6 +19,7 @@ from jspec.certify.walk_check import (
     walk_by_its_words,
     walked,
 )
+from jspec.ops.platform import compiling_for
 from jspec.state import StopReason, replace
 from jspec.testing.settings import settings
 from jspec.verify import reason_to_stop
@@ -34,9 +35,10 @@ def verdicts(case):
     """The forms of a walk, each computed once, as NumPy."""
 
     @functools.cache
-    def of(all_nodes: bool, may_exit_early: bool):
+    def of(all_nodes: bool, may_exit_early: bool, platform: str = "cpu"):
         given = (case.draft, jnp.asarray(case.logits), case.context, case.randomness)
-        found = verdict_of(*given, all_nodes=all_nodes, may_exit_early=may_exit_early)
+        with compiling_for(platform):
+            found = verdict_of(*given, all_nodes=all_nodes, may_exit_early=may_exit_early)
         return jax.tree.map(np.asarray, found)
 
     return of
@@ -60,6 +62,7 @@ def test_walk_is_the_reference_walk(case, verdicts):
         if reason is not StopReason.BAD_LOGITS:
             assert verdict.next_token[row] == own
     elsewhere = {StopReason.STOP_STRING, StopReason.LENGTH, StopReason.WRONG_MODE}
+    elsewhere |= {StopReason.REFUSED}
     reasons = set(StopReason) - elsewhere
     assert {reason for reason, _ in met} == reasons
     assert all({(reason, 0), (reason, 2)} <= met for reason in reasons)
@@ -97,9 +100,12 @@ def test_inactive_rows_emit_nothing(case, verdicts):
     np.testing.assert_array_equal(verdict.next_token[is_idle], case.context.pending[is_idle])
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize("all_nodes,may_exit_early", [(False, False), (True, True), (True, False)])
-def test_every_form_of_the_walk_gives_the_same_verdict(verdicts, all_nodes, may_exit_early):
-    usual, other = verdicts(False, True), verdicts(all_nodes, may_exit_early)
+def test_every_form_of_the_walk_gives_the_same_verdict(
+    verdicts, all_nodes, may_exit_early, platform
+):
+    usual, other = verdicts(False, True), verdicts(all_nodes, may_exit_early, platform)
     for name in ("path", "n_accepted", "n_emitted", "stop_reason"):
         np.testing.assert_array_equal(getattr(other, name), getattr(usual, name))
     is_good = usual.stop_reason != StopReason.BAD_LOGITS  # of a bad token nothing is meant

@@ -248,9 +248,9 @@ def charts(summary: Summary, looks: Looks, origin: str) -> list[dict[str, str]]:
     """
     smallest = min((row.batch_size for row in summary.rows), default=0)
     figures = []
-    for temperature in sorted({row.temperature for row in summary.rows}):
-        where = f"T = {temperature:g}"
-        here = [row for row in summary.rows if row.temperature == temperature]
+    for temperature, types in dict.fromkeys((row.temperature, row.types) for row in summary.rows):
+        where = f"T = {temperature:g}{f', {types}' if summary.has_types else ''}"
+        here = [row for row in summary.rows if (row.temperature, row.types) == (temperature, types)]
         first = [row for row in here if row.batch_size == smallest]
         for chart in CHARTS:
             rows, sizes = (

@@ -19,12 +19,18 @@ from jspec.bench.table import (
     PRELIMINARY,
     RUNS,
     cells,
+    columns_of,
+    cut_lines,
     drafters_table,
+    pooled_table,
     same_text,
 )
 from jspec.console.page import render
 
 Record = Mapping[str, Any]
+
+MOST_RUNS = 1000
+"""Runs that the page lists; more of them are in the file of records only."""
 
 
 def page(records: Sequence[Record]) -> str:
@@ -32,6 +38,7 @@ def page(records: Sequence[Record]) -> str:
     summary = summarise(records)
     settings = summary.settings
     named = [r["contestant"] for r in records if "contestant" in r]
+    runs = [record for record in records if record["kind"] == "run"]
     looks = looks_of([PLAIN, *settings.get("drafters", ()), *named])
     first = next((r["provenance"] for r in records if "provenance" in r), {})
     known = summary.provenance or first
@@ -44,6 +51,7 @@ def page(records: Sequence[Record]) -> str:
         best=best_rows(summary),
         charts=charts(summary, looks, ", ".join(filter(None, origin))),
         counted=counted,
+        cut=[sentence(text) for text in cut_lines(summary)],
         facts=facts(summary, known),
         looks=looks,
         meanings=MEANINGS,
@@ -55,8 +63,9 @@ def page(records: Sequence[Record]) -> str:
         summary=summary,
         tables={
             "terms": drafters_table(summary),
-            "metrics": cells(METRICS, summary.rows),
-            "runs": cells(RUNS, [record for record in records if record["kind"] == "run"]),
+            "pooled": pooled_table(summary),
+            "metrics": cells(columns_of(METRICS, summary), summary.rows),
+            "runs": cells(columns_of(RUNS, summary), runs if len(runs) <= MOST_RUNS else []),
         },
     )
 
@@ -68,7 +77,11 @@ def sentence(words: str) -> str:
 
 def best_rows(summary: Summary) -> list[SummaryRow]:
     """The fastest drafter of each temperature at the smallest batch size."""
-    known = [(row.speedup.median, row) for row in summary.rows if row.speedup and not row.is_peer]
+    known = []
+    for row in summary.rows:
+        if row.speedup and not row.is_peer:
+            over = row.over_fastest if summary.has_types else None
+            known.append((over.value if over else row.speedup.median, row))
     smallest = min((row.batch_size for _, row in known), default=0)
     best: dict[float, tuple[float, SummaryRow]] = {}
     for speedup, row in known:

@@ -28,15 +28,18 @@ class TokenizerFiles:
     """The files of one checkpoint directory that may say something of its tokenizer.
 
     Attributes:
+      folder: the directory, or a GGUF file, which says it all in `given`.
       model: contents of the model's own `config.json`, where they are known already.
+      given: what `tokenizer_config.json` would say, where there is no such file.
     """
 
     folder: Path
     model: Mapping[str, Any] | None = None
+    given: Mapping[str, Any] | None = None
 
     @functools.cached_property
-    def config(self) -> dict[str, Any]:
-        return self._json("tokenizer_config.json")
+    def config(self) -> Mapping[str, Any]:
+        return self._json("tokenizer_config.json") if self.given is None else self.given
 
     @functools.cached_property
     def special(self) -> dict[str, str]:

@@ -4,7 +4,8 @@ In reading order: `Tokenizer`, how it is loaded, and the import of `transformers
 `jspec.infer.text_stream` has text that grows token by token.
 
 `tokenizer.json`, or else `tokenizer.model`, decides how text is split, whatever class
-`tokenizer_config.json` names. Special tokens and the chat template come from the config.
+`tokenizer_config.json` names. Special tokens and the chat template come from the config. A GGUF
+file has all of it inside.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jspec.checkpoints.gguf.file import is_gguf, open_gguf
 from jspec.checkpoints.tensor_files import check_not_pointer
 from jspec.checkpoints.tokenizer.files import TokenizerFiles, chosen_template
+from jspec.checkpoints.tokenizer.gguf import gguf_config, gguf_vocabulary, has_tokenizer
 from jspec.checkpoints.tokenizer.vocabulary import JsonVocabulary, Pieces
 from jspec.errors import UserError
 from jspec.text_files import read_json_object, read_text
@@ -194,7 +197,7 @@ def load_tokenizer(
     *,
     model: Mapping[str, Any] | None = None,
 ) -> Tokenizer | None:
-    """Load the tokenizer of a checkpoint directory; None where it has no tokenizer files.
+    """Load the tokenizer of a checkpoint directory or GGUF file; None where it has none.
 
     Args:
       chat_template: Jinja, a file of it, or the name of one of the tokenizer's templates.
@@ -203,11 +206,9 @@ def load_tokenizer(
     Raises:
       UserError: files that are there and cannot be read.
     """
-    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    files = None if folder is None else _files(folder, model)
+    if folder is None or files is None:
         return None
-    for name in (*TOKENIZER_FILES, "tokenizer_config.json"):
-        check_not_pointer(folder / name)
-    files = TokenizerFiles(folder, model)
     added = files.added  # whose errors name their file
     try:
         vocabulary = _load(folder, files)
@@ -230,6 +231,18 @@ def load_tokenizer(
     return tokenizer
 
 
+def _files(folder: Path, model: Mapping[str, Any] | None) -> TokenizerFiles | None:
+    """Find what says something of a tokenizer; None where there is none."""
+    if is_gguf(folder):
+        file = open_gguf(folder)
+        return TokenizerFiles(folder, model, gguf_config(file)) if has_tokenizer(file) else None
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    for name in (*TOKENIZER_FILES, "tokenizer_config.json"):
+        check_not_pointer(folder / name)
+    return TokenizerFiles(folder, model)
+
+
 def _special_names(vocabulary: Vocabulary, files: TokenizerFiles) -> dict[str, str]:
     """Find names by role: in the tokenizer's files, the vocabulary, the model's config by id.
 
@@ -242,6 +255,8 @@ def _special_names(vocabulary: Vocabulary, files: TokenizerFiles) -> dict[str, s
 
 
 def _load(folder: Path, files: TokenizerFiles) -> Vocabulary:
+    if is_gguf(folder):
+        return gguf_vocabulary(open_gguf(folder), files)
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer as Backend
 

@@ -33,6 +33,7 @@ from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix, PrefixState, pred
 from jspec.drafters.diffuspec.refinement import ONE_PASS, Refinement
 from jspec.drafters.diffuspec.search import Paths, search
 from jspec.drafters.diffuspec.tree import lattice_tree, paths_tree
+from jspec.drafters.draft_vocabulary import IDS, Ids
 from jspec.law import Randomness, Rule
 from jspec.models.diffusion import DiffusionModel, Slots
 from jspec.models.ngram import table as ngram
@@ -64,7 +65,8 @@ class DiffuSpecState:
 class DiffuSpec:
     """Draft with a diffusion model.
 
-    The params are `{"model": ...}`, and with a proxy `"ngram"`, its table.
+    The params are `{"model": ...}`, with a proxy also `"ngram"`, its table, and with a reduced
+    vocabulary `"ids"`, which are drafted.
 
     Attributes:
       model: the diffusion model.
@@ -74,7 +76,7 @@ class DiffuSpec:
       refinement: passes that fill the slots.
       options: how a draft is chosen from what they hold.
       has_extra: draft the slot that a shifted model's last mask predicts as well.
-      mesh, vocab_axes: the mesh, and its axes over which the model's vocabulary is split.
+      mesh, vocab_axes: the mesh, and its axes over which the model's logits are split.
     """
 
     model: DiffusionModel
@@ -153,6 +155,7 @@ class DiffuSpec:
                 context,
                 slots,
                 self.refinement,
+                params.get(IDS),
             )
         with jax.named_scope("search"):
             draft = self.choose(params, prediction.logprobs, context, randomness, size)
@@ -176,14 +179,14 @@ class DiffuSpec:
     def choose(
         self,
         params: Params,
-        logprobs: Float[Array, "B R V"],
+        logprobs: Float[Array, "B R U"],
         context: Context,
         randomness: Randomness,
         size: int,
     ) -> Draft:
         """Choose a draft from what the model predicts: all of `propose` but the model's passes."""
         proxy = self._proxy(params, context)
-        lattice = self._lattice(logprobs, randomness)
+        lattice = self._lattice(logprobs, randomness, params.get(IDS))
         last = None if proxy is None else _last_tokens(context, self._n_read(params["ngram"]))
         stop_ids, n_nodes = context.sampling.stop_ids, self.sizes[size].n_nodes
         given = {"stop_ids": stop_ids, "options": self.options}
@@ -194,18 +197,20 @@ class DiffuSpec:
             return paths_tree(paths, context.pending, stop_ids=stop_ids, n_nodes=n_nodes)
         return _chain(paths, context)
 
-    def _lattice(self, logprobs: Float[Array, "B R V"], randomness: Randomness) -> Lattice:
+    def _lattice(
+        self, logprobs: Float[Array, "B R U"], randomness: Randomness, drafted: Ids
+    ) -> Lattice:
         """Find the candidates of every slot, with the law's noise where there is any to use."""
         options, sampling = self.options, randomness.sampling
         always = sampling.stop_ids if options.eos_rule is EosRule.FORCED_LITERAL else None
         limits = {"cap": options.cap, "mass": options.mass, "always": always}
+        likeliest = functools.partial(candidates, logprobs, drafted=drafted, top_k=self._top_k)
         if randomness.rule is not Rule.WALK:
             # A draft that noise did not choose is a point mass, which the rejection rule knows.
-            return candidates(logprobs, **limits, top_k=self._top_k)
-        wide, top_k = everything(logprobs), self._top_k
+            return likeliest(**limits)
+        wide, top_k = everything(logprobs, drafted), self._top_k
         if 0 < options.wide < logprobs.shape[2]:
-            cap = max(options.wide, options.cap)
-            wide = candidates(logprobs, cap=cap, mass=jnp.inf, always=always, top_k=top_k)
+            wide = likeliest(cap=max(options.wide, options.cap), mass=jnp.inf, always=always)
             top_k = jax.lax.top_k
         noise = [
             randomness.draft_noise(depth, logprobs.shape[2], ids=wide.ids[:, depth])
@@ -213,12 +218,12 @@ class DiffuSpec:
         ]
         drawn = [one for one in noise if one is not None]
         if not drawn:
-            return candidates(logprobs, **limits, top_k=self._top_k)
+            return likeliest(**limits)
         noise = jnp.stack(drawn, axis=1)
         return perturbed(wide, noise, sampling.temperature, **limits, top_k=top_k)
 
-    def _top_k(self, scores: Float[Array, "B R V"], k: int):
-        """Take `lax.top_k` over the vocabulary, which may be split over devices."""
+    def _top_k(self, scores: Float[Array, "B R U"], k: int):
+        """Take `lax.top_k` over what is drafted, which may be split over devices."""
         if self.mesh is None or not self.vocab_axes:
             return jax.lax.top_k(scores, k)
         return split_top_k(scores, k, self.mesh, self.vocab_axes)

@@ -3,8 +3,8 @@
 In reading order: `Lattice`; `candidates`, `everything` and `perturbed`, which make one; and
 `path_steps`, by which the path search and the tree judge its steps.
 
-Letters: B rows, k slots, A candidates of a slot, W paths side by side, V vocabulary, E stop ids of
-a row. Slot 1 of the papers is index 0 here. Log-probabilities are float32, in nats.
+Letters: B rows, k slots, A candidates of a slot, W paths side by side, U tokens that are drafted, E
+stop ids of a row. Slot 1 of the papers is index 0 here. Log-probabilities are float32, in nats.
 
 With `cap` 3 and `mass` 0.8 two slots keep:
 
@@ -29,6 +29,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.drafters.diffuspec.options import SearchOptions
+from jspec.drafters.draft_vocabulary import Ids, tokens_at
 from jspec.law import NEVER
 from jspec.state import replace, state
 
@@ -67,8 +68,9 @@ class Lattice:
 
 
 def candidates(
-    logprobs: Float[Array, "B k V"],
+    logprobs: Float[Array, "B k U"],
     *,
+    drafted: Ids = None,
     cap: int = 15,
     mass: float = 0.8,
     always: Int[Array, "B E"] | None = None,
@@ -80,18 +82,20 @@ def candidates(
     stand in the order of their ids.
 
     Args:
-      logprobs: of the whole vocabulary; -inf for ids that are never drafted.
+      logprobs: of all tokens that are drafted; -inf for ids that never are.
+      drafted: these tokens; all, in order, if not given.
       cap: M_max in the paper.
       mass: tau in the paper; above 1 it cuts nothing.
-      always: ids that stay whatever their mass, padded with -1; the lattice is wider by E.
-      top_k: of the vocabulary.
+      always: ids that stay whatever their mass, padded with -1; the lattice is wider by E. Those
+        that are not among the drafted ones have no mass, and are not there.
+      top_k: of all tokens that are drafted.
     """
     logprobs = logprobs.astype(jnp.float32)
-    best, ids = top_k(logprobs, min(cap, logprobs.shape[2]))
-    ids = ids.astype(jnp.int32)
+    best, places = top_k(logprobs, min(cap, logprobs.shape[2]))
+    ids = tokens_at(places, drafted)
     if always is not None:
         more = jnp.broadcast_to(always[:, None, :], (*ids.shape[:2], always.shape[1]))
-        theirs = jnp.take_along_axis(logprobs, jnp.maximum(more, 0), axis=2)
+        theirs = _logprobs_of(jnp.maximum(more, 0), logprobs, drafted)
         earlier = jnp.concatenate([ids, more], axis=2)
         is_new = (more >= 0) & ~_is_repeated(earlier)[:, :, ids.shape[2] :]
         ids = jnp.concatenate([ids, jnp.maximum(more, 0)], axis=2)
@@ -99,9 +103,20 @@ def candidates(
     return _pruned(Lattice(ids=ids, logprobs=best), cap, mass, always)
 
 
-def everything(logprobs: Float[Array, "B k V"]) -> Lattice:
-    """Take the whole vocabulary in the order of ids, for `perturbed` to choose from."""
-    ids = jnp.arange(logprobs.shape[2], dtype=jnp.int32)
+def _logprobs_of(
+    tokens: Int[Array, "B k E"], logprobs: Float[Array, "B k U"], drafted: Ids
+) -> Float[Array, "B k E"]:
+    """Look up tokens, which have -inf where they are not drafted."""
+    if drafted is None:
+        return jnp.take_along_axis(logprobs, tokens, axis=2)
+    place = jnp.minimum(jnp.searchsorted(drafted, tokens), logprobs.shape[2] - 1)
+    theirs = jnp.take_along_axis(logprobs, place, axis=2)
+    return jnp.where(jnp.take(drafted, place) == tokens, theirs, NEVER)
+
+
+def everything(logprobs: Float[Array, "B k U"], drafted: Ids = None) -> Lattice:
+    """Take all that is drafted in the order of ids, for `perturbed` to choose from."""
+    ids = tokens_at(jnp.arange(logprobs.shape[2], dtype=jnp.int32), drafted)
     return Lattice(ids=jnp.broadcast_to(ids, logprobs.shape), logprobs=logprobs.astype(jnp.float32))
 
 

@@ -12,16 +12,18 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jspec.checkpoints.beside import checkpoint_beside
 from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.diffusion import load_diffusion
 from jspec.checkpoints.ngram import read_ngram
-from jspec.checkpoints.target import Target, checkpoint_beside
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import Method
 from jspec.drafters.diffuspec.drafter import DiffuSpec
 from jspec.drafters.diffuspec.length import AdaptiveLength, Controller, SurvivalLength
 from jspec.drafters.diffuspec.options import SearchOptions
 from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix
 from jspec.drafters.diffuspec.refinement import Refinement
+from jspec.drafters.draft_vocabulary import IDS, VocabularyOptions, reduce_model
 from jspec.errors import UserError
 from jspec.models.ngram.table import NGramTable, place_ngram, uniform_table
 from jspec.sharding import REPLICATED, SPLIT, split_axes
@@ -37,7 +39,7 @@ PLACEMENTS = {"replicated": REPLICATED, "split": SPLIT}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffuSpecOptions(SearchOptions, Refinement, AdaptiveLength):
+class DiffuSpecOptions(SearchOptions, Refinement, AdaptiveLength, VocabularyOptions):
     """Hold what a config may say of a DiffuSpec drafter; as published if not given.
 
     Handed on whole: to the search, to the passes, and as the adaptive controller.
@@ -126,10 +128,14 @@ def load(path, target: Target, options: DiffuSpecOptions) -> tuple[DiffuSpec, Pa
       UserError: a causal model, one of another tokenizer, or one that has no extra slot.
     """
     checkpoint, table = checkpoint_beside(target, path), PLACEMENTS[options.placement]
-    model, params = load_diffusion(checkpoint, target=target, table=table)
+    found, whole = load_diffusion(checkpoint, target=target, table=table)
+    decoder, params, ids = reduce_model(
+        found.model, whole, checkpoint, target, options, table=table
+    )
+    n_logits = ids[IDS].shape[0] if ids else found.vocab_size
     try:
         drafter = DiffuSpec(
-            model=model,
+            model=dataclasses.replace(found, model=decoder),
             lengths=options.lengths,
             controller=options.make_controller(),
             prefix=options.make_prefix(),
@@ -137,12 +143,12 @@ def load(path, target: Target, options: DiffuSpecOptions) -> tuple[DiffuSpec, Pa
             options=options,
             has_extra=options.extra_slot,
             mesh=target.mesh,
-            vocab_axes=split_axes(target.mesh, table, "vocab", model.vocab_size),
+            vocab_axes=split_axes(target.mesh, table, "vocab", n_logits),
         )
     except ValueError as error:
         raise UserError(f"diffuspec: {error}") from None
     proxy = _proxy(checkpoint, options.ngram, target, options.static_share)
-    return drafter, {"model": params} | proxy
+    return drafter, {"model": params} | proxy | ids
 
 
 def _proxy(
@@ -190,7 +196,7 @@ def _proxy_folder(checkpoint: Checkpoint, ngram: str, target: Target) -> Path | 
         return None
     if ngram:
         return checkpoint_beside(target, ngram).files
-    model = checkpoint.directory
+    model = checkpoint.path
     beside = None if model is None else model / NGRAM_FOLDER
     return beside if beside is not None and beside.is_dir() else None
 

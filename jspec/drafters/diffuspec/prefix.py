@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jspec.drafters.diffuspec.refinement import ONE_PASS, Pass, Prediction, Refinement, refine
+from jspec.drafters.draft_vocabulary import Ids
 from jspec.models.diffusion import (
     DiffusionModel,
     Slots,
@@ -34,6 +35,7 @@ from jspec.models.diffusion import (
     scratch,
 )
 from jspec.models.model import empty_cache
+from jspec.models.weights import dtype_of
 from jspec.ops.branches import switch_in_place
 from jspec.ops.cache import write_rows
 from jspec.state import Context, KVCache, Params, state
@@ -131,7 +133,7 @@ def start_prefix(
     zeros = jnp.zeros((rows,), jnp.int32)
     if not prefix.is_frozen:
         return PrefixState(cache=None, n_read=zeros, age=zeros)
-    dtype = jax.tree.leaves(params)[0].dtype
+    dtype = dtype_of(params)
     cache = empty_cache(model.model.config, rows, prefix.slots(capacity, n_masks), dtype)
     width = tokens.shape[1] + n_masks
     run = _pass(params, model, (tokens, length, zeros), width, n_slots=0)
@@ -148,12 +150,16 @@ def predict(
     context: Context,
     slots: Slots,
     refinement: Refinement = ONE_PASS,
+    ids: Ids = None,
 ) -> tuple[Prediction, PrefixState]:
     """Predict the next tokens of every row, and read what was committed since.
 
     Everything is static in `prefix`, `slots`, `refinement` and the context's capacity. Predictions
     of rows that are not active are meaningless. In a round of several passes all read the same
     positions.
+
+    Args:
+      ids: tokens that are predicted.
     """
     rows, capacity = context.tokens.shape
     widths = prefix.widths(capacity, slots.n_masks)
@@ -162,7 +168,7 @@ def predict(
 
     def read(cache: KVCache, text: Text, width: int) -> tuple[Prediction, KVCache]:
         run = _pass(params, model, text, width, n_slots=slots.count)
-        return refine(run, cache, model, rows, slots, refinement)
+        return refine(run, cache, model, rows, slots, refinement, ids)
 
     def everything(tokens, length, width: int):
         text = (tokens, length, jnp.zeros_like(length))

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.drafters.base import DrafterOptions
+from jspec.drafters.draft_vocabulary import Ids, tokens_at
 from jspec.models.diffusion import DiffusionModel, Slots, all_masks, normalised
 from jspec.state import KVCache, state
 
@@ -83,16 +84,16 @@ class Prediction:
     """Hold what the passes leave.
 
     Attributes:
-      logprobs: of each slot in the last pass in which it was masked, nats; -inf for ids that are
-        never predicted. An extra slot's come from the last pass.
+      logprobs: of what is drafted, of each slot in the last pass in which it was masked, nats; -inf
+        for ids that are never predicted. An extra slot's come from the last pass.
       tokens: the likeliest of each slot, the lowest id of several.
     """
 
-    logprobs: Float[Array, "B R V"]
+    logprobs: Float[Array, "B R U"]
     tokens: Int[Array, "B R"]
 
 
-Pass = Callable[[Int[Array, "B W"], KVCache], tuple[Float[Array, "B R V"], KVCache]]
+Pass = Callable[[Int[Array, "B W"], KVCache], tuple[Float[Array, "B R U"], KVCache]]
 """One pass over text and block through a cache: logits of the slots, and the cache."""
 
 
@@ -103,16 +104,20 @@ def refine(
     rows: int,
     slots: Slots,
     refinement: Refinement,
+    ids: Ids = None,
 ) -> tuple[Prediction, KVCache]:
     """Fill all slots.
 
     Passes that fix nothing are left out: the next one would see the same.
+
+    Args:
+      ids: tokens that logits are of.
     """
     block = all_masks(model, rows, slots)
     counts = [count for count in refinement.counts(slots.n_masks) if count]
     logits, cache = run(block, cache)
-    logprobs = normalised(logits, model.config)
-    tokens = _likeliest(logprobs)
+    logprobs = normalised(logits, model.config, ids)
+    tokens = _likeliest(logprobs, ids)
     has_mask = jnp.arange(slots.count) < slots.n_masks
 
     def again(carry, count: Int[Array, ""]):
@@ -121,9 +126,9 @@ def refine(
         is_open &= ~_surest(sure, is_open & has_mask[None], count)
         block = jnp.where(is_open, model.config.mask_id, tokens)[:, : slots.n_masks]
         logits, cache = run(block, cache)
-        new = normalised(logits, model.config)
+        new = normalised(logits, model.config, ids)
         logprobs = jnp.where(is_open[..., None], new, logprobs)
-        tokens = jnp.where(is_open, _likeliest(new), tokens)
+        tokens = jnp.where(is_open, _likeliest(new, ids), tokens)
         return (logprobs, tokens, is_open, cache), None
 
     if len(counts) > 1:
@@ -134,7 +139,7 @@ def refine(
     return Prediction(logprobs=logprobs, tokens=tokens), cache
 
 
-def confidence_of(logprobs: Float[Array, "B R V"], kind: Confidence) -> Float[Array, "B R"]:
+def confidence_of(logprobs: Float[Array, "B R U"], kind: Confidence) -> Float[Array, "B R"]:
     """Measure how sure a pass is of each slot."""
     probs = jnp.exp(logprobs)
     match kind:
@@ -156,5 +161,5 @@ def _surest(
     return may_close & (place < count)
 
 
-def _likeliest(logprobs: Float[Array, "B R V"]) -> Int[Array, "B R"]:
-    return jnp.argmax(logprobs, axis=-1).astype(jnp.int32)
+def _likeliest(logprobs: Float[Array, "B R U"], ids: Ids) -> Int[Array, "B R"]:
+    return tokens_at(jnp.argmax(logprobs, axis=-1), ids)

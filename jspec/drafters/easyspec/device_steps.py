@@ -41,6 +41,10 @@ class LayerParallelCache:
     def capacity(self) -> int:
         return self.every.arrays.capacity
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.every.arrays.dtype
+
     def updated(self, **arrays: KVCache) -> LayerParallelCache:
         """Put other arrays into `every` or `own`."""
         changed = {name: replace(getattr(self, name), arrays=new) for name, new in arrays.items()}
@@ -115,13 +119,17 @@ class DeviceSteps(ForwardSteps):
         return merged(self.model, self.params | {"layers": changed}).layers[first]
 
     def _own_rows(self, group: tuple[int, ...], rows: Rows) -> Rows:
-        """Give the group's first layer the mask of the layer that runs here."""
+        """Let the group's first layer see what the layer that runs here sees."""
         windows = [self.model.config.windows[i] for i in group]
         if len(set(windows)) == 1:
             return rows
-        masks = jnp.stack([rows.masks[window] for window in windows])
-        chosen = lax.dynamic_index_in_dim(masks, self._mine(group), keepdims=False)
-        return dataclasses.replace(rows, masks=rows.masks | {windows[0]: chosen})
+        mine = self._mine(group)
+
+        def chosen(*seen):
+            return lax.dynamic_index_in_dim(jnp.stack(seen), mine, keepdims=False)
+
+        here = jax.tree.map(chosen, *(rows.seen[window] for window in windows))
+        return dataclasses.replace(rows, seen={**rows.seen, windows[0]: here})
 
     def _mine(self, group: tuple[int, ...]) -> Int[Array, ""]:
         """Find the place of the layer that runs here; spare devices repeat the last."""

@@ -24,12 +24,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jspec.drafters.draft_vocabulary import split_ids
 from jspec.drafters.easyspec.device_steps import LayerParallelCache
 from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder
 from jspec.drafters.growth import Grower
 from jspec.law import Randomness
 from jspec.models.blocks import causal_block
+from jspec.models.weights import dtype_of
 from jspec.ops.branches import switch_in_place
+from jspec.ops.chunks import over_chunks
 from jspec.state import Context, Draft, Params, Prompt, ShardedArrays, Verdict, replace, state
 
 
@@ -52,7 +55,7 @@ class EasySpecState:
 
     Attributes:
       cache: slots `[0, n_exact)` hold what exact passes wrote, those up to `length` are read.
-      logits: of the small model after the pending token, `"B V"`.
+      logits: of the small model after the pending token, `"B U"`.
       n_exact: as above.
     """
 
@@ -64,6 +67,8 @@ class EasySpecState:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EasySpec:
     """Draft with a decoder whose layers run in groups.
+
+    The params are the decoder's, and with a reduced vocabulary also `"ids"`, which are drafted.
 
     Attributes:
       decoder: the small model; in groups of one it is the exact drafter.
@@ -89,8 +94,9 @@ class EasySpec:
         return 2 * a_round if self.calibration is Calibration.MISMATCH else a_round
 
     def init(self, params: Params, prompt: Prompt) -> EasySpecState:
+        params, _ = split_ids(params)
         context, is_exact = prompt.context, self.calibration is not Calibration.NEVER
-        dtype = jax.tree.leaves(params)[0].dtype
+        dtype = dtype_of(params)
         rows, slots = context.tokens.shape[0], prompt.slots + self.window
         cache = self.decoder.empty_cache(rows, slots, dtype)
         cache = self._read_prompt(params, cache, prompt, is_exact)
@@ -98,8 +104,10 @@ class EasySpec:
         n_exact = jnp.where(is_exact, context.length, 0).astype(jnp.int32)
         return EasySpecState(cache=cache, logits=self._laid(logits), n_exact=n_exact)
 
-    def _laid(self, logits: Float[Array, "B V"]) -> ShardedArrays:
-        return ShardedArrays(arrays=logits, axes=(self.decoder.vocab_axes or None,))
+    def _laid(self, logits: Float[Array, "B U"]) -> ShardedArrays:
+        return ShardedArrays(
+            arrays=logits, axes=(self.decoder.logits_axes(logits.shape[-1]) or None,)
+        )
 
     def size(self, state: EasySpecState, context: Context) -> Int[Array, ""]:
         return jnp.int32(0)
@@ -112,10 +120,11 @@ class EasySpec:
         randomness: Randomness,
         size: int,
     ) -> tuple[Draft, EasySpecState]:
+        params, ids = split_ids(params)
         logits, cache = state.logits.arrays[:, None], state.cache
         grown = self.grower.root(context, randomness, logits.dtype)
         for level in range(1, self.grower.depth + 1):
-            grown = self.grower.grow(grown, logits, randomness, level, self.decoder.top_k)
+            grown = self.grower.grow(grown, logits, randomness, level, self.decoder.top_k, ids)
             if level < self.grower.depth:
                 tokens, block = self.grower.newest(grown, context)
                 logits, cache = self.decoder.forward(params, cache, tokens, block)
@@ -130,6 +139,7 @@ class EasySpec:
         verdict: Verdict,
         output,
     ) -> EasySpecState:
+        params, _ = split_ids(params)
         is_live = verdict.n_emitted > 0
         given, is_exact = (params, context, state.n_exact), jnp.bool_(False)
         if self.calibration is Calibration.ROUND:
@@ -189,7 +199,7 @@ class EasySpec:
         start: Int[Array, " B"],
         count: int,
         is_exact: bool,
-    ) -> tuple[Float[Array, "B V"], LayerParallelCache]:
+    ) -> tuple[Float[Array, "B U"], LayerParallelCache]:
         """Read `count` places of a text: logits after the pending token, and the cache."""
         places = start[:, None] + jnp.arange(count, dtype=jnp.int32)[None, :]
         places = jnp.minimum(places, context.tokens.shape[1] - 1)
@@ -206,11 +216,14 @@ class EasySpec:
     ) -> LayerParallelCache:
         """Read the prompt in chunks; logits are not computed."""
         rows = prompt.context.tokens.shape[0]
-        nothing = jnp.zeros((rows, 0), jnp.int32)
-        for start in range(0, prompt.width, CHUNK):
-            piece = prompt.context.tokens[:, start : min(start + CHUNK, prompt.width)]
-            block = causal_block(jnp.full((rows,), start, jnp.int32), piece.shape[1])
+        nothing, size = jnp.zeros((rows, 0), jnp.int32), min(CHUNK, prompt.width)
+
+        def chunk(start: Int[Array, ""], cache: LayerParallelCache):
+            piece = jax.lax.dynamic_slice_in_dim(prompt.context.tokens, start, size, axis=1)
+            block = causal_block(jnp.broadcast_to(start, (rows,)), size)
             _, cache = self.decoder.forward(
                 params, cache, piece, block, is_exact=is_exact, logits_rows=nothing
             )
-        return cache
+            return cache, ()
+
+        return over_chunks(chunk, cache, prompt.width, size)[0]

@@ -106,10 +106,9 @@ class LayerParallelDecoder:
         """Tell whether one device computes everything."""
         return self.mesh is None or self.mesh.size == 1
 
-    @property
-    def vocab_axes(self) -> Axes:
-        """Name the mesh axes over which logits lie."""
-        return self._axes_of("vocab", self.model.config.vocab_size)
+    def logits_axes(self, count: int) -> Axes:
+        """Name the mesh axes over which so many logits of a row lie."""
+        return self._axes_of("vocab", count)
 
     def forward(
         self,
@@ -120,7 +119,7 @@ class LayerParallelDecoder:
         *,
         is_exact: bool = False,
         logits_rows: Int[Array, "B R"] | None = None,
-    ) -> tuple[Float[Array, "B R V"], LayerParallelCache]:
+    ) -> tuple[Float[Array, "B R U"], LayerParallelCache]:
         """Run one pass: logits, of `logits_rows` or all rows, and the cache.
 
         All attention of a group reads what enters the group; an exact pass is the decoder itself,
@@ -141,10 +140,12 @@ class LayerParallelDecoder:
         rows = self._rows(tokens.shape[0])
         where = self._cache_specs(cache)
         weights = jax.tree.map(lambda found: found.spec, self.shardings(params))
+        own_head = params.get("head_weight")
+        n_logits = self.model.config.vocab_size if own_head is None else own_head.shape[1]
         return self._over_mesh(
             functools.partial(self._one_device, groups),
             (weights, where, rows, rows, rows),
-            (PartitionSpec(*rows, None, self.vocab_axes or None), where),
+            (PartitionSpec(*rows, None, self.logits_axes(n_logits) or None), where),
         )(params, cache, tokens, block, logits_rows)
 
     def empty_cache(self, rows: int, slots: int, dtype) -> LayerParallelCache:
@@ -180,10 +181,10 @@ class LayerParallelDecoder:
         return self._over_mesh(kept, (where, rows, rows), where)(cache, start, path)
 
     def top_k(
-        self, scores: Float[Array, "R V"], k: int, score_temperature: float
+        self, scores: Float[Array, "R U"], k: int, score_temperature: float
     ) -> tuple[Float[Array, "R k"], Int[Array, "R k"], Float[Array, "R 1"]]:
         """Take `top_k_and_total` of scores that lie over the vocabulary, in one collective."""
-        axes = self._axes_of("vocab", scores.shape[-1])
+        axes = self.logits_axes(scores.shape[-1])
         if not axes or self.mesh is None:
             return top_k_and_total(scores, k, score_temperature)
 
@@ -208,7 +209,7 @@ class LayerParallelDecoder:
             params=params,
             heads=heads,
             mlp=mlp,
-            vocab=self.vocab_axes,
+            vocab=self._axes_of("vocab", self.model.config.vocab_size),
             layers=self.plan.layers,
             parallel_groups=self._parallel_groups,
             own=own,
@@ -285,7 +286,7 @@ class LayerParallelDecoder:
             return params
         is_abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
         if not is_abstract:
-            params = jax.device_put(params, self.shardings(params))
+            params = jax.tree.map(_put, params, self.shardings(params))
         if not self._parallel_groups:
             return params
 
@@ -309,3 +310,9 @@ class LayerParallelDecoder:
         layers = layers + layers[-1:] * (self._side_by_side - len(layers))
         mixing = [{key: layer[key] for key in ("attention_norm", "attention")} for layer in layers]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixing)
+
+
+def _put(array: jax.Array, where: NamedSharding) -> jax.Array:
+    """Move an array where it is wanted; one that is there stays the same array."""
+    is_there = array.sharding.is_equivalent_to(where, array.ndim)
+    return array if is_there else jax.device_put(array, where)

@@ -7,12 +7,14 @@ import enum
 
 from jax.sharding import Mesh
 
-from jspec.checkpoints.target import Target, load_beside
+from jspec.checkpoints.beside import checkpoint_beside, load_beside
+from jspec.checkpoints.target import Target
 from jspec.drafters.base import Method, named
+from jspec.drafters.draft_vocabulary import reduce_model
 from jspec.drafters.easyspec.drafter import Calibration, EasySpec
 from jspec.drafters.easyspec.layer_groups import aligned, check_groups, contiguous, parse
 from jspec.drafters.easyspec.layer_parallel import LayerParallelDecoder, Parallelism
-from jspec.drafters.growth import Grower, GrowthOptions
+from jspec.drafters.growth import GrowthOptions
 from jspec.errors import UserError
 from jspec.models.model import Groups
 from jspec.state import Params
@@ -95,20 +97,28 @@ def load(path, target: Target, options: EasySpecOptions) -> tuple[EasySpec, Para
         not the model's layers, or another tokenizer than the target's.
     """
     plan = options.parallelism(target.mesh)
-    small = load_beside(target, path, table=plan.table, must_be_causal=True)
+    checkpoint = checkpoint_beside(target, path)
+    small = load_beside(target, checkpoint, table=plan.table, must_be_causal=True)
     try:
         groups = options.cut(small.model.config.n_layers)
     except ValueError as error:
         raise UserError(f"easyspec: {error}") from None
-    decoder = LayerParallelDecoder(small.model, groups, plan, target.mesh)
-    grower = Grower(
-        vocab_size=target.vocab_size,
-        depth=options.depth,
+    model, params, ids = reduce_model(
+        small.model,
+        small.params,
+        checkpoint,
+        target,
+        options,
         width=options.width,
-        score_temperature=options.score_temperature,
+        table=plan.table,
     )
-    drafter = EasySpec(decoder=decoder, grower=grower, calibration=options.calibration)
-    return drafter, decoder.place(small.params)
+    decoder = LayerParallelDecoder(model, groups, plan, target.mesh)
+    drafter = EasySpec(
+        decoder=decoder,
+        grower=options.grower(target.vocab_size),
+        calibration=options.calibration,
+    )
+    return drafter, decoder.place(params) | ids
 
 
 METHOD = Method(

@@ -5,9 +5,12 @@ with the same names, which is what we write. In reading order: the config, the n
 the tensors, reading, what a file tells of its LSTM and its embedding, writing.
 
 The released LSTM is torch's: four gates a layer and two biases, of which a pointwise head reads
-the rows of three gates and the sum of the biases. What it does not read is written as zeros. Two
-fields of `config.json` are ours: `lstm_mode`, and `has_embedding`, false where the directory has no
-copy of the target's embedding.
+the rows of three gates and the sum of the biases. What it does not read is written as zeros.
+
+Two fields of `config.json` are ours: `lstm_mode`, and `shares_embedding`, true where the directory
+has no copy of the target's embedding, and nothing of a pointwise LSTM that is not read: three
+gates, one bias, no recurrent weights. In older ones `has_embedding: false` says that the embedding
+alone is missing.
 
 Source: Gao et al. 2024 (Falcon, arXiv 2412.12639), the released code and drafters.
 """
@@ -118,9 +121,13 @@ def config_values(config: SarConfig) -> dict[str, Any]:
 # --- names and shapes ----------------------------------------------------------------------------
 
 
-def _stored(model: SarModel) -> Params:
-    """Make a tree of `Stored`, structured like the parameters; of two biases the first."""
-    is_pointwise = not model.config.is_sequence
+def _stored(model: SarModel, *, is_small: bool) -> Params:
+    """Make a tree of `Stored`, structured like the parameters; of two biases the first.
+
+    Args:
+      is_small: whether the directory has only what is read.
+    """
+    has_unread = not (model.config.is_sequence or is_small)
     lstm_names = {"input": "weight_ih", "recurrent": "weight_hh", "bias": "bias_ih"}
 
     def one(path, leaf) -> Stored:
@@ -129,10 +136,10 @@ def _stored(model: SarModel) -> Params:
             name = f"layers.{index}.{HUGGING_FACE.names[ours]}"
             return Stored(name, leaf.shape[::-1], np.transpose, np.transpose)
         name = f"lstm.{lstm_names[ours]}_l{index}"
-        shape = (4 * model.config.decoder.width, *leaf.shape[:-1])
-        if is_pointwise:
+        if has_unread:
+            shape = (4 * model.config.decoder.width, *leaf.shape[:-1])
             return Stored(name, shape, _without_forget, _with_forget)
-        return Stored(name, shape, np.transpose, np.transpose)
+        return Stored(name, leaf.shape[::-1], np.transpose, np.transpose)
 
     return jax.tree.map_with_path(one, abstract_params(model, jnp.float32))
 
@@ -154,12 +161,16 @@ def _second_bias(name: str) -> str | None:
     return name.replace("bias_ih", "bias_hh") if "bias_ih" in name else None
 
 
-def tensor_shapes(config: SarConfig) -> dict[str, tuple[int, ...]]:
-    """List every tensor of a released head but the embedding, also those that are not read."""
+def tensor_shapes(config: SarConfig, *, is_small: bool = False) -> dict[str, tuple[int, ...]]:
+    """List every tensor of a released head but the embedding, also those that are not read.
+
+    Args:
+      is_small: list only those that a directory has which shares the embedding.
+    """
     width = config.decoder.width
-    stored = jax.tree.leaves(_stored(build(config)))
+    stored = jax.tree.leaves(_stored(build(config), is_small=is_small))
     shapes = {entry.name: entry.shape for entry in stored}
-    for layer in range(2):
+    for layer in range(0 if is_small and not config.is_sequence else 2):
         shapes[f"lstm.weight_hh_l{layer}"] = (4 * width, width)
         if config.has_lstm_bias:
             shapes[f"lstm.bias_hh_l{layer}"] = (4 * width,)
@@ -185,8 +196,10 @@ def read_params(
       UserError: unreadable files; missing, unexpected or misshapen tensors, told all at once.
     """
     values, tensors, directory = dict(checkpoint.values), checkpoint.tensors, checkpoint.files
-    shapes = tensor_shapes(config)
-    if Fields(values, {"has_embedding": True}).flag("has_embedding") or EMBEDDING in tensors:
+    said = Fields(values, {"has_embedding": True, "shares_embedding": False})
+    is_small = said.flag("shares_embedding")
+    shapes = tensor_shapes(config, is_small=is_small)
+    if (said.flag("has_embedding") and not is_small) or EMBEDDING in tensors:
         shapes[EMBEDDING] = (config.decoder.vocab_size, config.decoder.width)
     check_tensors(directory, tensors, shapes)
     if "lstm_mode" not in values:
@@ -194,14 +207,14 @@ def read_params(
 
     def one(path, stored: Stored) -> jax.Array:
         array, second = tensors[stored.name].read(), _second_bias(stored.name)
-        if second is not None:
+        if second in shapes:
             wide = np.promote_types(array.dtype, np.float32)
             array = array.astype(wide) + tensors[second].read().astype(wide)
         array = stored.load(array)
         where = sharding(mesh, REPLICATED, HEAD_AXES[leaf_name(path)], array.shape)
         return place(array, dtype, where)
 
-    return jax.tree.map_with_path(one, _stored(model))
+    return jax.tree.map_with_path(one, _stored(model, is_small=is_small))
 
 
 def lstm_evidence(tensors: Tensors) -> str:
@@ -283,21 +296,24 @@ def write_checkpoint(
 
     Args:
       params: float32, float16 or bfloat16; written as they are.
-      embedding: the target's, for a copy of it; without, `config.json` says that there is none.
+      embedding: the target's, for a copy of it; without, `config.json` says that it is shared, and
+        nothing is written that is not read.
       extra_config: more entries of `config.json`.
     """
     from safetensors.numpy import save_file
 
     dtype = jax.tree.leaves(params)[0].dtype
     values = config_values(config) | {"torch_dtype": dtype.name}
-    if embedding is None:
-        values["has_embedding"] = False
-    tensors = {name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()}
+    is_small = embedding is None
+    if is_small:
+        values["shares_embedding"] = True
+    shapes = tensor_shapes(config, is_small=is_small)
+    tensors = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
 
     def fill(stored: Stored, leaf: jax.Array) -> None:
         tensors[stored.name] = np.ascontiguousarray(stored.save(np.asarray(leaf)))
 
-    jax.tree.map(fill, _stored(build(config)), params)
+    jax.tree.map(fill, _stored(build(config), is_small=is_small), params)
     if embedding is not None:
         tensors[EMBEDDING] = np.asarray(embedding).astype(dtype)
     begin_directory(directory, values | (extra_config or {}))

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jspec.drafters.base import DraftSize, chain_size
+from jspec.drafters.draft_vocabulary import IDS, tokens_at
 from jspec.drafters.falcon.trees import Pass, Tree, TreePlan, plan
 from jspec.drafters.law_scores import law_scores
 from jspec.law import Randomness
@@ -310,7 +311,7 @@ class Falcon:
         """
         k = self.block_size
         used = jnp.take(out, one.used_rows, axis=1)
-        ids = params.get("ids")
+        ids = params.get(IDS)
         if ids is None:
             logits = head(params["target"], self.target, used)
         else:
@@ -319,8 +320,7 @@ class Falcon:
         vocab_size = self.target.config.vocab_size
         scores, distribution = law_scores(logits, depths, randomness, vocab_size, ids)
         best, places = jax.lax.top_k(scores, one.width)
-        tokens = places if ids is None else jnp.take(ids, places)
-        return tokens.astype(jnp.int32), jnp.isfinite(best), distribution
+        return tokens_at(places, ids), jnp.isfinite(best), distribution
 
 
 def _rows_at(array: Array, at: Int[Array, "B R"]) -> Array:

@@ -80,7 +80,7 @@ class Answering:
         memory = agreed(lambda: models.memory(config.drafter, mesh, capacity))
         available = device_memory()
         line = memory_line(memory, config, capacity, available)
-        warning = memory_warning(memory, config, available)
+        warning = memory_warning(memory, available)
         where = models.checkpoint.where
         with log.status(f"loading {where}"), log.unless_refused(line, warning):
             self._session = Session(models, mesh)

@@ -31,6 +31,7 @@ _NO_FLAG = (
     "chat_template",
     "target_digest",
     "prompt",
+    "weights",
 )
 _METAVARS = {
     "target": "PATH|ID",
@@ -46,6 +47,7 @@ _METAVARS = {
     "sample": "N",
     "max_length": "N",
     "batch_size": "B",
+    "rounds_per_chunk": "N",
     "stop": "TEXT",
     "stop_ids": "ID",
     "system": "TEXT",

@@ -18,7 +18,7 @@ from typing import Any
 from jspec.config import LineConfig
 from jspec.console.log import Failure, Log
 from jspec.console.reader import Turn
-from jspec.console.session import Models, directory_of, weight_files
+from jspec.console.session import Models, path_of, weight_files
 from jspec.console.signals import ask_to_stop
 from jspec.errors import UserError
 from jspec.hosts import agreed, are_joined, from_first, is_first
@@ -47,7 +47,10 @@ PARTS: dict[str, type | UnionType] = {
 EDGE = 2**16
 """Bytes of a weight file's ends that tell it from others of its size."""
 
-_NO_MATTER = {"target", "target_digest", "drafter_path", "drafters", "batch_size", "mesh", "prompt"}
+_NO_MATTER = {
+    *("target", "target_digest", "drafter_path", "drafters", "prompt"),
+    *("batch_size", "rounds_per_chunk", "mesh"),
+}
 """Fields that may differ from start to start: no text depends on them, or a digest says more."""
 
 
@@ -156,9 +159,9 @@ def made_with(models: Models) -> dict[str, Any]:
     out = _NO_MATTER | set(LineConfig.model_fields)
     given = models.config.model_dump(mode="json", exclude=out, exclude_defaults=True)
     given["drafter"] = models.config.drafter
-    found = {"target": _weights_digest(directory_of(models.checkpoint))}
+    found = {"target": _weights_digest(path_of(models.checkpoint))}
     for files in models.files.values():
-        found["drafter_path"] = _weights_digest(directory_of(files))
+        found["drafter_path"] = _weights_digest(path_of(files))
     return found | {name: _short(value) for name, value in given.items()}
 
 
@@ -230,11 +233,12 @@ def _weights_digest(directory: Path) -> str:
     for name in ("config.json", "generation_config.json"):
         with contextlib.suppress(OSError):
             parts.append((directory / name).read_bytes())
-    for name, size in weight_files(directory):
-        with (directory / name).open("rb") as file:
+    for path in weight_files(directory):
+        size = path.stat().st_size
+        with path.open("rb") as file:
             first = file.read(EDGE)
             file.seek(max(size - EDGE, 0))
-            parts.append(repr((name, size, _hash(first + file.read()))).encode())
+            parts.append(repr((path.name, size, _hash(first + file.read()))).encode())
     return _hash(b"\n".join(parts))
 
 

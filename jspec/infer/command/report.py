@@ -46,7 +46,8 @@ def answer_record(
 
 def stats_record(stats: Stats) -> dict[str, Any]:
     record = dataclasses.asdict(stats) | {"accepted_by_depth": list(stats.accepted_by_depth)}
-    del record["spans"]  # of this process's clock
+    for name in ("spans", "reading"):  # of this process's clock
+        del record[name]
     return record
 
 

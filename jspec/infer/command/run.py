@@ -139,7 +139,7 @@ def _check(broken: Sequence[Turn], n_unexcused: int, questions: Questions) -> No
     """What makes a complete run a failure."""
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        is_exact = questions.config.dtype == "float32"
+        is_exact = str(questions.models.types) == "float32"
         hint = "the weights may be damaged" if is_exact else "try --dtype float32"
         raise Failure(f"prompt {broken[0].name}{more}: the target's logits are not numbers; {hint}")
     if n_unexcused:

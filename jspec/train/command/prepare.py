@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jspec.checkpoints.hub import check_digest, local_directory
+from jspec.checkpoints.draft_vocabulary import SIZE_KEY, most_frequent, write_counts
+from jspec.checkpoints.hub import check_digest, local_directory, weights_digest
+from jspec.checkpoints.params import place
 from jspec.checkpoints.target import Target, load_model, load_target
+from jspec.checkpoints.tokenizer.copies import copy_tokenizer
 from jspec.checkpoints.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jspec.drafters.falcon.drafter import Falcon
-from jspec.drafters.falcon.loading import COUNTS_FILE
 from jspec.drafters.falcon.trees import chain
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
@@ -35,12 +35,17 @@ from jspec.train.command.recipes import after_falcon, after_model
 from jspec.train.config import DiffusionTrainingConfig, FalconConfig, LanguageModelConfig
 from jspec.train.data import TextData
 from jspec.train.objective import NextToken, Objective, made_from
-from jspec.train.trainable import Trainable, language_model, model_of
+from jspec.train.scores import DRAFT_ROWS, draft_ids_of, with_draft_ids
+from jspec.train.trainable import (
+    Trainable,
+    language_model,
+    model_of,
+    truncated,
+    without_shared,
+)
 
 PROMPT = 48
 """Tokens of a held-out text that are its opening, when acceptance is told."""
-
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,16 +56,21 @@ class Prepared:
       trainable: what is trained.
       objective: what is minimised, from the optimizer steps in all.
       tokenizer_folder: of the tokenizer that makes tokens of the text.
+      teacher: the frozen model that is learnt from, if there is one.
+      teacher_folder: of its files.
       add_files: writes what belongs beside exported weights.
-      probe: makes what else is asked of weights at every evaluation, if anything.
+      probe: makes what else is asked of weights at every evaluation, if anything, from the text and
+        all frozen weights.
       next_commands: what to do with the weights.
     """
 
     trainable: Trainable
     objective: Callable[[int], Objective]
     tokenizer_folder: Path
+    teacher: Model | None
+    teacher_folder: Path | None
     add_files: Callable[[Path, TextData], None]
-    probe: Callable[[TextData], Probe | None] = lambda data: None
+    probe: Callable[[TextData, Params], Probe | None] = lambda data, frozen: None
     next_commands: tuple[str, ...]
 
 
@@ -73,26 +83,33 @@ def prepare_language_model(config: LanguageModelConfig, mesh: Mesh) -> Prepared:
     mask_id = mask_id_of(config, tokenizer) if is_diffusion else None
     teacher, frozen = teacher_of(config, model.config.vocab_size, mesh, mask_id=mask_id)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    said = ids | drafter_facts(config)
     if isinstance(config, DiffusionTrainingConfig) and mask_id is not None:
         filled, start = diffusion.diffusion_model(
             config, model, start, mask_id=mask_id, n_ids=tokenizer.n_ids
         )
-        trainable = diffusion.trainable_of(filled, start, extra_config=ids)
+        trainable = diffusion.trainable_of(filled, start, extra_config=said)
         objective = diffusion.objective_of(config, filled, teacher)
     else:
-        trainable = language_model(model, start=start, extra_config=ids)
+        trainable = language_model(model, start=start, extra_config=said)
         objective = made_from(config, NextToken, model=model, teacher=teacher)
+    trainable = dataclasses.replace(trainable, frozen=frozen)
+    if config.shares_embedding:
+        trainable = without_shared(trainable)
 
     def add_files(directory: Path, data: TextData) -> None:
-        for pattern in _TOKENIZER_FILES:
-            for file in folder.glob(pattern):
-                shutil.copyfile(file, directory / file.name)
+        if not config.shares_embedding:
+            copy_tokenizer(folder, directory)
         (directory / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+        if config.teacher is not None:
+            write_counts(directory, data.counts(model.config.vocab_size))
 
     return Prepared(
-        trainable=dataclasses.replace(trainable, frozen=frozen),
+        trainable=trainable,
         objective=lambda steps: objective,
         tokenizer_folder=folder,
+        teacher=teacher,
+        teacher_folder=None if config.teacher is None else local_directory(config.teacher),
         add_files=add_files,
         next_commands=after_model(config, "diffuspec" if is_diffusion else "draft-model"),
     )
@@ -118,13 +135,48 @@ def prepare_falcon(config: FalconConfig, mesh: Mesh) -> Prepared:
             target.params,
             start=falcon.start_of(config, head, mesh),
             embedding_gain=config.embedding_gain,
+            reading_gain=config.reading_gain,
+            extra_config=drafter_facts(config),
         ),
         objective=lambda steps: falcon.objective_of(config, head, target.model, steps),
         tokenizer_folder=folder,
-        add_files=lambda folder, data: write_counts(folder, data, target.vocab_size),
-        probe=lambda data: acceptance_of(config, head, target, data),
+        teacher=target.model,
+        teacher_folder=folder,
+        add_files=lambda folder, data: write_counts(folder, data.counts(target.vocab_size)),
+        probe=lambda data, frozen: acceptance_of(config, head, target, data, frozen),
         next_commands=after_falcon(config),
     )
+
+
+def drafter_facts(config: LanguageModelConfig | FalconConfig) -> dict[str, Any]:
+    """Tell what `config.json` says of a drafter: how many tokens it drafts, whose head it has."""
+    facts: dict[str, Any] = {}
+    if config.draft_vocabulary:
+        facts[SIZE_KEY] = config.draft_vocabulary
+    if isinstance(config, LanguageModelConfig) and config.shares_embedding:
+        facts["shares_embedding"] = True
+        facts["target_digest"] = weights_digest(local_directory(str(config.teacher)))
+    return facts
+
+
+def with_draft_vocabulary(
+    config: LanguageModelConfig | FalconConfig, frozen: Params, data: TextData, mesh: Mesh
+) -> Params:
+    """Add to what is frozen the tokens that are drafted, those that the text has most often.
+
+    Raises:
+      UserError: more tokens than there are.
+    """
+    size = config.draft_vocabulary
+    if not size:
+        return frozen
+    vocab_size = frozen["embedding"].shape[0]
+    if size > vocab_size:
+        raise UserError(
+            f"draft_vocabulary {size}: expected at most the {vocab_size} tokens of the vocabulary"
+        )
+    ids = most_frequent(data.counts(vocab_size), size)
+    return with_draft_ids(frozen, place(ids, ids.dtype, NamedSharding(mesh, PartitionSpec())))
 
 
 def tokenizer_of(config: Any) -> Tokenizer:
@@ -157,6 +209,8 @@ def starting_model(
     if config.init_from is not None:
         target = load(config.init_from, mesh=mesh, table=TRAINING)
         _check_vocabulary(target.model.config, tokenizer)
+        if config.layers:
+            return truncated(target.model, target.params, config.layers)
         return target.model, target.params
     model = model_of(config.model, vocab_size=tokenizer.n_ids)
     decoder = model.config
@@ -191,6 +245,11 @@ def teacher_of(
     check_digest(directory, config.teacher_digest)
     teacher = load_target(directory, dtype=config.compute_dtype, mesh=mesh, table=TRAINING)
     is_without_mask = teacher.vocab_size == vocab_size - 1 == mask_id
+    if config.shares_embedding and mask_id is not None and mask_id >= teacher.vocab_size:
+        raise UserError(
+            f"mask_token: {mask_id} is no token of the teacher, and with shares_embedding none can "
+            "be added; name one of its tokenizer that text does not have"
+        )
     if teacher.vocab_size != vocab_size and not is_without_mask:
         raise UserError(
             f"the teacher has {teacher.vocab_size} tokens, the model {vocab_size}; they "
@@ -200,30 +259,22 @@ def teacher_of(
 
 
 def acceptance_of(
-    config: FalconConfig, head: SarModel, target: Target, data: TextData
+    config: FalconConfig, head: SarModel, target: Target, data: TextData, frozen: Params
 ) -> Probe | None:
     """Make the probe of a chain of two passes; None where nothing is held out."""
     prompts = openings(data.held_out(), length=min(PROMPT, config.data.length // 2), a_corpus=2)
     if not len(prompts):
         return None
     dtype = jnp.dtype(target.dtype)
+    ids = draft_ids_of(frozen)
+    reduced = {} if ids is None else {"ids": ids, "rows": frozen[DRAFT_ROWS]}
     return acceptance_probe(
         target,
         Falcon(model=head, target=target.model, tree=chain(2 * config.block_size)),
         lambda params: {
             "head": jax.tree.map(lambda leaf: leaf.astype(dtype), params),
             "target": target.params,
+            **reduced,
         },
         prompts,
     )
-
-
-def write_counts(directory: Path, data: TextData, vocab_size: int) -> None:
-    """Write how often the text has each token; a reduced draft vocabulary is chosen by it."""
-    from safetensors.numpy import save_file
-
-    counts = np.zeros(vocab_size, np.float64)
-    for packed in data.train.values():
-        for one in packed:
-            counts += np.bincount(one["tokens"][one["weights"] > 0], minlength=vocab_size)
-    save_file({"counts": counts}, directory / COUNTS_FILE)

@@ -22,6 +22,9 @@ from jspec.console.progress import Progress, duration
 from jspec.console.streams import write_result
 from jspec.hosts import is_first
 
+MOMENT_S = 1.0
+"""Seconds within which steps are told that were logged together."""
+
 
 class TrainingProgress:
     """Tells the records of a run; a context manager. Of several hosts the first one speaks.
@@ -41,6 +44,7 @@ class TrainingProgress:
         self.failure: Failure | None = None
         self._planned, self._log, self._as_json, self._clock = planned, log, as_json, clock
         self._pace: Progress | None = None
+        self._first_s: float | None = None
         self._what, self._since = "setting up", clock()
         self._bar: Bar | None = None
         console = Console(stderr=True)
@@ -101,11 +105,14 @@ class TrainingProgress:
             self.failure = failure
 
     def _left(self, step: int) -> str:
-        """Tell how long the rest takes, by the steps after the first that was told.
+        """Tell how long the rest takes, by the steps after those that were told first.
 
-        What comes before that (loading, compiling) does not come again.
+        What comes before that (loading, compiling) does not come again. Steps are told together,
+        `log_every` at a time: the first of them within a moment.
         """
-        if self._pace is None:
+        now = self._clock()
+        self._first_s = now if self._first_s is None else self._first_s
+        if self._pace is None or now - self._first_s < MOMENT_S:
             self._pace = Progress(self._planned, "steps", done=step, clock=self._clock)
         self._pace.done = step
         return f", about {duration(self._pace.left_s)} left" if self._pace.left_s else ""

@@ -12,14 +12,22 @@ from typing import Any
 
 import jax
 import yaml
+from jax.sharding import Mesh
 
+from jspec.checkpoints.hub import weights_digest
 from jspec.console.commands import INTERRUPTED
 from jspec.console.log import Log
 from jspec.errors import UserError
-from jspec.train.command.prepare import prepare_falcon, prepare_language_model
+from jspec.train.command.prepare import (
+    Prepared,
+    prepare_falcon,
+    prepare_language_model,
+    with_draft_vocabulary,
+)
 from jspec.train.command.progress import TrainingProgress, stop_requests
 from jspec.train.config import FalconConfig, LanguageModelConfig, as_yaml
 from jspec.train.data import TextData, load_corpora
+from jspec.train.features import Stopped, computing, model_key, with_features
 from jspec.train.files import write_whole
 from jspec.train.journal import read_journal
 from jspec.train.loop import TrainingOutcome, mesh_of, planned_steps, train
@@ -29,7 +37,16 @@ from jspec.train.trainable import Trainable
 CONFIG_FILE = "config.yaml"
 PICTURE_FILE = "loss.png"
 
-MAY_CHANGE = ("steps", "epochs", "log_every", "eval_every", "eval_sequences", "save_every", "out")
+MAY_CHANGE = (
+    "steps",
+    "epochs",
+    "log_every",
+    "eval_every",
+    "eval_sequences",
+    "save_every",
+    "out",
+    "features",
+)
 """Fields that may differ when a run is resumed: they do not change a step that is done."""
 
 
@@ -48,6 +65,12 @@ def run(
     data = load_corpora(config.data, prepared.tokenizer_folder, cache=cache, note=log.note)
     steps = planned_steps(config, data)
     log.note(plan_line(config, prepared.trainable, data))
+    frozen = with_draft_vocabulary(config, prepared.trainable.frozen, data, mesh)
+    try:
+        data = with_stored_features(config, prepared, data, mesh, log)
+    except Stopped:
+        log.warning("stopped; the same command goes on from the features that are stored")
+        return INTERRUPTED
 
     def write(params: Any, folder: Path) -> None:
         prepared.trainable.write(params, folder)
@@ -61,16 +84,47 @@ def run(
         lambda **watching: train(
             prepared.objective(steps),
             data,
-            dataclasses.replace(prepared.trainable, write=write),
+            dataclasses.replace(prepared.trainable, write=write, frozen=frozen),
             config=config,
             directory=directory,
             resume=resume,
-            probe=prepared.probe(data),
+            probe=prepared.probe(data, frozen),
             **watching,
         ),
         next_commands=prepared.next_commands,
     )
     return 0 if outcome.is_complete else INTERRUPTED
+
+
+def with_stored_features(
+    config: LanguageModelConfig | FalconConfig,
+    prepared: Prepared,
+    data: TextData,
+    mesh: Mesh,
+    log: Log,
+) -> TextData:
+    """Store the teacher's features of all text, where the config names a folder for them.
+
+    Raises:
+      UserError: several hosts.
+      Stopped: it was told to stop.
+    """
+    if config.features is None or prepared.teacher is None or prepared.teacher_folder is None:
+        return data
+    if jax.process_count() > 1:
+        raise UserError("features are stored by one host; leave out features, or --hosts")
+    digest = weights_digest(prepared.teacher_folder)
+    with stop_requests(log.warning) as should_stop:
+        return with_features(
+            data,
+            computing(prepared.teacher, prepared.trainable.frozen, mesh),
+            Path(config.features),
+            key=model_key(digest, config.compute_dtype),
+            width=prepared.teacher.config.width,
+            at_once=config.sequences_at_once,
+            note=log.note,
+            should_stop=should_stop,
+        )
 
 
 def plan_line(config: LanguageModelConfig | FalconConfig, model: Trainable, data: TextData) -> str:

@@ -124,9 +124,7 @@ def _texts(
     for row in read_rows(source):
         rows[is_held_out(row.id, data.held_out)].append(row)
     parts = rows[0][: math.ceil(len(rows[0]) * share)], rows[1]
-    return CountedCorpus(
-        *(encode_rows(p, tokenizer, loss_on=data.loss_on, system=data.system) for p in parts)
-    )
+    return CountedCorpus(*(encode_rows(part, tokenizer, **data.encoding) for part in parts))
 
 
 def _n_tokens(texts: Sequence[Encoded]) -> int:

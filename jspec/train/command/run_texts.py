@@ -75,7 +75,7 @@ def run(config: TextsConfig, *, log: Log, resume: bool, as_json: bool) -> int:
     left = [opening for opening, is_there in zip(openings, is_done, strict=True) if not is_there]
     log.note(f"{len(openings)} texts, {len(openings) - len(left)} of them written")
     with log.status(f"loading {checkpoint.where}"):
-        target = load_target(checkpoint, dtype=config.dtype, mesh=mesh)
+        target = load_target(checkpoint, dtype=config.dtype, weights=config.weights, mesh=mesh)
     engine = _engine(target, left, config)
     requests = [
         Request(

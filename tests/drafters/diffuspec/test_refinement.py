@@ -13,8 +13,15 @@ from jspec.certify import reference
 from jspec.checkpoints.diffusion import load_diffusion
 from jspec.checkpoints.hf_config import read_hf_config
 from jspec.drafters.diffuspec.prefix import RECOMPUTE, Prefix, predict, start_prefix
-from jspec.drafters.diffuspec.refinement import Confidence, Refinement, Schedule, confidence_of
+from jspec.drafters.diffuspec.refinement import (
+    Confidence,
+    Refinement,
+    Schedule,
+    confidence_of,
+    refine,
+)
 from jspec.models.diffusion import Slots
+from jspec.state import KVCache
 from jspec.testing.models import tiny_target
 from tests.models.test_diffusion import context_of, log_softmax, texts
 from tests.support.diffusion import DREAM, MASK, tensors_of, write_tiny
@@ -88,6 +95,35 @@ def by_definition(text: list[int], slots: Slots, refinement: Refinement):
         for slot in sorted(is_open, key=lambda slot: -sure[slot])[:count]:
             block[slot] = int(np.argmax(logprobs[slot]))
     return found, [*block, *np.argmax(found[k:], axis=-1).tolist()]
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_slots_are_filled_as_if_tokens_that_are_not_drafted_were_impossible(passes, tmp_path):
+    """What a pass says depends on the tokens that the one before fixed, not on their places.
+
+    Of the drafted ids one is the mask and one is forbidden: they are known by id as well.
+    """
+    model, _ = load_diffusion(
+        write_tiny(tmp_path, "dream"), target=tiny_target(vocab_size=128), forbidden=(40,)
+    )
+    ids = np.asarray([2, 7, 40, 41, 77, 90, MASK], np.int32)
+    said = np.random.default_rng(0).normal(size=(128, 4, 128)).astype(np.float32)
+    cache = KVCache(keys=(), values=())
+
+    def filled(ids):
+        def one(block, cache):
+            logits = jnp.take(said, block, axis=0).sum(axis=1)  # of every token before
+            others = jnp.isin(jnp.arange(128), np.asarray([2, 7, 40, 41, 77, 90, MASK]))
+            whole = jnp.where(others[None, None], logits, -jnp.inf)
+            return whole if ids is None else jnp.take(logits, ids, axis=2), cache
+
+        refinement = Refinement(passes=passes)
+        return refine(one, cache, model, 2, Slots(n_masks=4), refinement, ids)[0]
+
+    some, every = filled(jnp.asarray(ids)), filled(None)
+    np.testing.assert_array_equal(some.tokens, every.tokens)
+    np.testing.assert_allclose(some.logprobs, every.logprobs[..., ids], atol=1e-5)
+    assert np.isneginf(some.logprobs[..., [2, 6]]).all()
 
 
 @pytest.mark.parametrize(

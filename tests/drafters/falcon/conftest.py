@@ -45,10 +45,11 @@ HEAT = np.asarray([0, 1, 0.7, 0, 1.3, 1, 1, 0])
 def head_of(drafter: Falcon, params, folder) -> SlowHead:
     """The head in NumPy, by way of a directory in the released layout."""
     config = drafter.model.config
-    write_checkpoint(folder, params["head"], config)
+    embedding = params["target"]["embedding"]
+    write_checkpoint(folder, params["head"], config, embedding=embedding)
     return SlowHead(
         tensors=load_file(folder / "model.safetensors"),
-        embedding=np.asarray(params["target"]["embedding"]),
+        embedding=np.asarray(embedding),
         head=np.asarray(params["target"]["head_weight"]).T,
         n_heads=config.decoder.n_heads,
         block_size=config.block_size,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jspec.certify import reference
+from jspec.checkpoints.draft_vocabulary import head_rows
 from jspec.drafters.falcon import drafter as module
 from jspec.drafters.falcon.drafter import Falcon
-from jspec.drafters.falcon.loading import FalconOptions, head_rows
+from jspec.drafters.falcon.loading import FalconOptions
 from jspec.drafters.falcon.trees import chain, find, plan
 from jspec.law import Mode, Randomness, Rule, Stream
 from jspec.models import sar_head
@@ -48,7 +49,7 @@ def first_draft(drafter: Falcon, params, mode=Mode.PLAIN, rule=Rule.WALK, **law)
 
 def reduced(params, ids) -> dict[str, Any]:
     ids = jnp.asarray(ids)
-    return params | {"ids": ids, "rows": head_rows(TARGET, ids)}
+    return params | {"ids": ids, "rows": head_rows(TARGET.params, ids)}
 
 
 def prime_logits(drafter: Falcon, params) -> np.ndarray:

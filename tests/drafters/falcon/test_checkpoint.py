@@ -323,15 +323,29 @@ def test_an_input_norm_of_the_first_layer_is_unexpected(checkpoint):
     refused(checkpoint, "unexpected 1 tensors")
 
 
-def test_only_a_config_that_says_so_may_lack_the_embedding(tmp_path):
-    write_checkpoint(tmp_path, params_of(SYNTHETIC), SYNTHETIC)
-    assert read_config(find_checkpoint(tmp_path)) == SYNTHETIC
-    read(tmp_path)
-    edit_config(tmp_path, has_embedding=None)
-    refused(tmp_path, r"missing 1 tensors \(embed_tokens.weight\)")
-    edit_tensors(tmp_path, embed_tokens__weight=np.zeros((31, 8), np.float32))
-    edit_config(tmp_path, has_embedding=False)
-    refused(tmp_path, r"embed_tokens.weight \[31, 8\] instead of \[32, 8\]")
+def test_only_a_config_that_says_so_may_lack_the_embedding(checkpoint):
+    _, params = read(checkpoint)
+    tensors = tensors_of(checkpoint)
+    del tensors[EMBEDDING]
+    save_file(tensors, checkpoint / "model.safetensors")
+    refused(checkpoint, r"missing 1 tensors \(embed_tokens.weight\)")
+    edit_config(checkpoint, has_embedding=False)
+    assert_same(read(checkpoint)[1], params)
+    edit_tensors(checkpoint, embed_tokens__weight=np.zeros((31, 8), np.float32))
+    refused(checkpoint, r"embed_tokens.weight \[31, 8\] instead of \[32, 8\]")
+
+
+@pytest.mark.parametrize("mode", LstmMode)
+def test_a_directory_that_shares_the_embedding_has_what_is_read_and_no_more(mode, tmp_path):
+    config = dataclasses.replace(SYNTHETIC, lstm_mode=mode)
+    params = params_of(config)
+    write_checkpoint(tmp_path, params, config)
+    stored = sum(tensor.size for tensor in tensors_of(tmp_path).values())
+    read_numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+    second_biases = 0 if mode is LstmMode.POINTWISE else 2 * 4 * config.decoder.width
+    assert stored == read_numbers + second_biases
+    edit_config(tmp_path, shares_embedding=None)
+    refused(tmp_path, r"the tensors do not fit config.json: missing \d tensors")
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,15 @@ def test_a_reduced_vocabulary_is_the_most_frequent_tokens(directory, target):
     np.testing.assert_array_equal(every["ids"], np.arange(V))
 
 
+def test_a_head_drafts_what_it_was_trained_to_draft(directory):
+    fit(directory)
+    edit_config(directory, draft_vocab_size=7)
+    np.testing.assert_array_equal(
+        load(directory)[1]["ids"], load(directory, draft_vocabulary=7)[1]["ids"]
+    )
+    assert len(load(directory, draft_vocabulary=9)[1]["ids"]) == 9
+
+
 def test_the_head_has_the_type_of_the_target(directory):
     target = tiny_target(**SMALL, dtype=jnp.bfloat16)
     _, params = load(directory, target)
@@ -116,10 +125,13 @@ def refused(message: str, directory: Path | None, **options) -> None:
         (dict(tree="chain-0"), "unknown tree 'chain-0'"),
         (dict(block_align="middle"), "falcon: block_align must be right or left, got 'middle'"),
         (dict(draft_vocabulary=V + 1), f"draft_vocabulary 24: .* the {V} tokens"),
-        (dict(draft_vocabulary=-1), "draft_vocabulary -1: expected 0 or"),
+        (dict(draft_vocabulary=-1), "draft_vocabulary must be how many tokens .* got -1"),
         (dict(draft_vocabulary=19), "takes the best 20 tokens of a row, and 19 are drafted"),
-        (dict(trees="chain-2"), "no option 'trees'; it has tree, block_align, draft_vocabulary"),
-        (dict(draft_vocabulary="9"), "draft_vocabulary of drafter falcon must be int"),
+        (dict(trees="chain-2"), "no option 'trees'; it has draft_vocabulary, tree, block_align"),
+        (
+            dict(draft_vocabulary="9"),
+            "falcon: draft_vocabulary must be how many tokens are drafted, .* got '9'",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(directory, options, message):
@@ -160,7 +172,7 @@ def test_counts_that_are_not_there_or_of_another_vocabulary_are_refused(director
         save_file(tensors, file)
         refused(f"expected a tensor `counts` of {V} numbers", directory, draft_vocabulary=20)
     file.unlink()
-    refused("needs .*token_counts.safetensors.*leave it out", directory, draft_vocabulary=20)
+    refused("needs .*token_counts.safetensors.*set it to 0", directory, draft_vocabulary=20)
 
 
 def test_a_broken_tree_of_the_directory_is_refused(directory):

@@ -11,6 +11,7 @@ import pytest
 from jspec.checkpoints.tokenizer.tokenizer import load_tokenizer
 from jspec.infer.command.cli import make_config, make_parser
 from jspec.infer.command.output import Output
+from jspec.infer.executables import Executables
 
 SAMPLED = ("--temperature", "0.8", "--top-k", "40", "--seed", "5")
 SHORT = ("--max-new-tokens", "16", "--max-length", "128")
@@ -63,6 +64,22 @@ def test_json_has_every_promised_key(checkpoints, infer):
     summary = run.records[-1]["summary"]
     assert summary["config"]["max_new_tokens"] == 16 and summary["complete"] is True
     assert set(summary["stats"]) >= STATS
+
+
+def test_a_chunk_has_as_many_rounds_as_asked(checkpoints, infer, monkeypatch):
+    rounds, chunk = [], Executables.chunk
+
+    def spy(programs, *given):
+        rounds.append(programs.rounds)
+        return chunk(programs, *given)
+
+    monkeypatch.setattr(Executables, "chunk", spy)
+    asked = ("--target", checkpoints.chat, "--prompt", "the cat", *SHORT, "--json")
+    (answer,) = answers(infer(*asked, "--rounds-per-chunk", "3"))
+    assert set(rounds) == {3}
+    rounds.clear()
+    (other,) = answers(infer(*asked))
+    assert set(rounds) == {8} and other["tokens"] == answer["tokens"]
 
 
 def test_text_goes_to_stdout_and_numbers_to_stderr(checkpoints, infer):

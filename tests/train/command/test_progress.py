@@ -35,9 +35,11 @@ def test_lines_tell_how_far_it_is_and_how_long_the_rest_takes(capsys):
         progress.announce("compiling the step")
         clock.now = 20.0  # which does not come again
         assert progress.line == "compiling the step (for 20 s so far)"
-        progress.report(step(20))
-        assert progress.line == "step 20 of 100: loss 2.000, 0.50 s a step"
-        clock.now = 50.0
+        for number in (19, 20):  # logged together
+            progress.report(step(number))
+            assert progress.line == f"step {number} of 100: loss 2.000, 0.50 s a step"
+            clock.now += 0.01
+        clock.now = 50.1
         progress.report(step(40))
         assert progress.line == "step 40 of 100: loss 2.000, 0.50 s a step, about 2 min left"
         progress.report(step(100))

@@ -1,11 +1,4 @@
-"""Attend over a cache whose new rows are written already, or over whole texts in training.
-
-`attend` is one masked pass over all slots of a cache. It reads every slot whatever the mask, so
-equal rows give bitwise equal results in chains and in plain decoding of the same shape. The group
-of query heads and the new rows are folded into one axis per key/value head: keys and values are
-read once and never repeated. `attend_text` is its twin for training: the same function of a text,
-without a cache and with little memory.
-"""
+"""Attend over whole packed texts, for training: no cache, and little memory."""
 
 from __future__ import annotations
 
@@ -13,34 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jspec.ops.attention.masked import MASKED
 from jspec.ops.linear import wide_einsum
 from jspec.ops.platform import backend
-
-MASKED = -1e30
-"""Score of a slot that a row does not see. Finite, so that no row of scores can become NaN."""
 
 SMALLEST_CHUNK = 128
 """Query rows whose scores are computed together in training."""
 
-
-def attend(
-    queries: Float[Array, "B T N H"],
-    keys: Float[Array, "B K S H"],
-    values: Float[Array, "B K S H"],
-    mask: Bool[Array, "B T S"],
-) -> Float[Array, "B T N H"]:
-    """Attend from every new row to the slots it sees."""
-    B, T, N, H = queries.shape
-    _, K, S, _ = keys.shape
-    G = N // K
-    folded = queries.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    scores = wide_einsum("BKRH,BKSH->BKRS", folded.astype(keys.dtype), keys)
-    scores = scores.reshape(B, K, G, T, S) * jnp.asarray(H**-0.5, scores.dtype)
-    scores = jnp.where(mask[:, None, None], scores, jnp.asarray(MASKED, scores.dtype))
-    probs = jax.nn.softmax(scores, axis=-1).reshape(B, K, G * T, S)
-    mixed = wide_einsum("BKRS,BKSH->BKRH", probs.astype(values.dtype), values)
-    unfolded = mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4)
-    return unfolded.reshape(B, T, N, H).astype(queries.dtype)
+SCORES_BYTES = 2**27
+"""Of the scores of a sequence's chunk; where they are more, heads follow one another."""
 
 
 def attend_text(
@@ -87,7 +61,7 @@ def attend_text(
     keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
 
     def one(start: int, rows: Array, seen_keys: Array, seen_values: Array, segments: Array):
-        R, S = rows.shape[3], seen_keys.shape[3]
+        K, R, S = rows.shape[1], rows.shape[3], seen_keys.shape[3]
         folded = rows.reshape(B, K, G * R, H)
         scores = wide_einsum("BKRH,BKHS->BKRS", folded, seen_keys).reshape(B, K, G, R, S)
         scores = scores * jnp.asarray(H**-0.5, scores.dtype)
@@ -107,14 +81,22 @@ def attend_text(
         mixed = wide_einsum("BKRS,BKSH->BKRH", probs.astype(seen_values.dtype), seen_values)
         return mixed.reshape(B, K, G, R, H)
 
-    chunk = chunk or max(SMALLEST_CHUNK, -(-T // 4))
-    outs = []
-    for start in range(0, T, chunk):
-        end = min(start + chunk, T)
-        is_short = is_causal or end <= n_causal
-        seen = min(end + block_size - 1, T) if is_short else T
-        part = jax.checkpoint(one, static_argnums=0)
-        rows = heads[:, :, :, start:end]
-        outs.append(part(start, rows, keys[..., :seen], values[:, :, :seen], segments))
-    mixed = jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4)
-    return mixed.reshape(B, T, N, H).astype(dtype)
+    size = chunk or max(SMALLEST_CHUNK, -(-T // 4))
+
+    def chunks(heads: Array, keys: Array, values: Array) -> Array:
+        outs = []
+        for start in range(0, T, size):
+            end = min(start + size, T)
+            is_short = is_causal or end <= n_causal
+            seen = min(end + block_size - 1, T) if is_short else T
+            part = jax.checkpoint(one, static_argnums=0)
+            rows = heads[:, :, :, start:end]
+            outs.append(part(start, rows, keys[..., :seen], values[:, :, :seen], segments))
+        return jnp.concatenate(outs, axis=3)
+
+    if N * min(size, T) * T * 4 > SCORES_BYTES:
+        apart = [jnp.moveaxis(x[:, :, None], 1, 0) for x in (heads, keys, values)]
+        mixed = jnp.moveaxis(jax.lax.map(lambda own: chunks(*own), apart)[:, :, 0], 0, 1)
+    else:
+        mixed = chunks(heads, keys, values)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(dtype)

