@@ -114,14 +114,21 @@ class TextData:
                 counts += np.bincount(learnt, minlength=vocab_size).astype(np.int32)
         return counts
 
+    def n_used(self, name: str) -> int:
+        """Count the sequences of a corpus that an epoch has, each once."""
+        return min(len(self.train[name]), self._n_of_epoch(name))
+
     def _epoch(self) -> np.ndarray:
         """Number the sequences of one epoch, counted through all corpora."""
         parts, start = [np.zeros(0, np.int64)], 0
         for name, packed in self.train.items():
             n = len(packed)
-            parts.append(start + np.arange(round(n * self.repeats.get(name, 1.0))) % max(n, 1))
+            parts.append(start + np.arange(self._n_of_epoch(name)) % max(n, 1))
             start += n
         return np.concatenate(parts)
+
+    def _n_of_epoch(self, name: str) -> int:
+        return round(len(self.train[name]) * self.repeats.get(name, 1.0))
 
 
 # --- corpora -------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def with_features(
     note: Notes = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TextData:
-    """Give all sequences their features, which are computed where the folder lacks them.
+    """Give all sequences of an epoch their features, computed where the folder lacks them.
 
     Args:
       key: names the model and how it computes.
@@ -86,21 +86,18 @@ def with_features(
       Stopped: it was told to stop.
     """
 
-    def one(name: str, packed: Packed) -> Packed:
-        if not len(packed):
+    def one(name: str, packed: Packed, n: int) -> Packed:
+        if not n:
             return packed
         path = folder / f"{name}-{key}-{packed_digest(packed)}.features"
-        store(path, packed, compute, width, at_once, note=note, should_stop=should_stop)
-        shape = (len(packed), packed.length, width)
+        store(path, packed, compute, width, at_once, first=n, note=note, should_stop=should_stop)
+        shape = (n, packed.length, width)
         features = np.memmap(path, DTYPE, mode="r", shape=shape)
         fields = {field.name: getattr(packed, field.name) for field in dataclasses.fields(Packed)}
         return WithFeatures(**fields, features=features)
 
-    parts = (
-        {name: one(name, packed) for name, packed in part.items()}
-        for part in (data.train, data.tests)
-    )
-    train, tests = parts
+    train = {name: one(name, packed, data.n_used(name)) for name, packed in data.train.items()}
+    tests = {name: one(name, packed, len(packed)) for name, packed in data.tests.items()}
     return dataclasses.replace(data, train=train, tests=tests)
 
 
@@ -114,44 +111,50 @@ def store(
     width: int,
     at_once: int,
     *,
+    first: int | None = None,
     note: Notes = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Write the features of all sequences, or what is missing of them.
+    """Write the features of all sequences or the first few, or what is missing of them.
+
+    A file that an earlier run needed fewer of is gone on with.
 
     Raises:
       Stopped: it was told to stop, between two passes.
     """
+    n = len(packed) if first is None else first
     size = packed.length * width * DTYPE.itemsize
-    if _is_whole(path, len(packed) * size):
+    if _has(path, n * size):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + UNFINISHED)
     with _alone(path.parent, note):
-        if _is_whole(path, len(packed) * size):
+        if _has(path, n * size):
             return
+        if path.exists():  # of a run that needed fewer
+            os.replace(path, unfinished)
         with unfinished.open("ab") as file:
             n_done = file.tell() // size
             file.truncate(n_done * size)
             began, said, first = time.monotonic(), time.monotonic(), n_done
-            while n_done < len(packed):
+            while n_done < n:
                 if should_stop():
                     raise Stopped
-                rows = range(n_done, min(n_done + at_once, len(packed)))
+                rows = range(n_done, min(n_done + at_once, n))
                 file.write(_computed(compute, packed, rows, at_once).tobytes())
                 file.flush()
                 n_done = rows.stop
                 if time.monotonic() - said >= EVERY_S:
                     said = time.monotonic()
-                    left = (said - began) / (n_done - first) * (len(packed) - n_done)
-                    part = f"{n_done:,} of {len(packed):,} sequences"
+                    left = (said - began) / (n_done - first) * (n - n_done)
+                    part = f"{n_done:,} of {n:,} sequences"
                     note(f"features of {path.name.split('-')[0]}: {part}, {left / 60:.0f} min left")
             os.fsync(file.fileno())
         os.replace(unfinished, path)
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _has(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size >= size
 
 
 def _computed(compute: Compute, packed: Packed, rows: range, at_once: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Mapping
@@ -93,6 +94,23 @@ def test_what_was_begun_is_gone_on_with(tmp_path):
     np.testing.assert_array_equal(read(path, packed), expected(packed))
 
 
+def test_the_first_few_are_enough_for_part_of_a_corpus(tmp_path):
+    """A later run that needs more goes on; one that needs fewer computes nothing."""
+    packed, path, seen = random_packed(20, seed=0), tmp_path / "a.features", []
+
+    def compute(batch):
+        seen.append(len(batch["tokens"]))
+        return token_features(batch)
+
+    store(path, packed, compute, 3, 1, first=2)
+    assert path.stat().st_size == 2 * packed.length * 3 * 2 and len(seen) == 2
+    store(path, packed, compute, 3, 1, first=1)
+    assert len(seen) == 2
+    store(path, packed, compute, 3, 1)
+    assert len(seen) == len(packed)
+    np.testing.assert_array_equal(read(path, packed), expected(packed))
+
+
 def test_another_run_waits_and_reads_what_the_first_wrote(tmp_path):
     packed, path, notes = random_packed(20, seed=0), tmp_path / "a.features", []
     ready = threading.Event()
@@ -134,6 +152,20 @@ def stored(data: TextData, model, params, folder: Path, mesh: Any = None) -> Tex
     compute = computing(model, params, mesh)
     width = model.config.width
     return with_features(data, compute, folder, key="k", width=width, at_once=4)
+
+
+def test_features_are_computed_of_what_an_epoch_has(tmp_path):
+    data, params = random_text(), random_weights(MODEL)
+    halved = dataclasses.replace(data, repeats=dict.fromkeys(data.train, 0.5))
+    given = stored(halved, MODEL, params, tmp_path)
+    for name, packed in given.train.items():
+        assert len(packed.features) == round(len(data.train[name]) * 0.5)
+    for name, packed in given.tests.items():
+        assert len(packed.features) == len(data.tests[name])
+    whole = stored(data, MODEL, params, tmp_path)
+    for name, packed in whole.train.items():
+        assert len(packed.features) == len(data.train[name])
+    assert given.n_sequences < whole.n_sequences
 
 
 def test_batches_have_the_features_of_their_sequences(tmp_path):
