@@ -222,7 +222,7 @@ class Costs:
         self._temperatures, self._begin = tuple(requests), begin
         self._calls: dict[RoundPart, Callable[[], object]] = {}
         self._n_rounds: dict[RoundPart, int] = {}
-        self._tokens: dict[RoundPart, float] = {}
+        self._a_round: dict[RoundPart, dict[str, float]] = {}
         for temperature, some in requests.items():
             some = [dataclasses.replace(r, max_new_tokens=capacity) for r in some]
             for name, engine in engines.items():
@@ -240,8 +240,12 @@ class Costs:
         part = RoundPart("round", name, temperature)
         end = self._keep(part, functools.partial(_rounds, params, program, start))
         self._n_rounds[part] = int(end.counters.rounds.max())
+        rounds = jnp.maximum(end.counters.rounds.sum(), 1)
         new = (end.context.length - start.context.length).sum()
-        self._tokens[part] = float(new / jnp.maximum(end.counters.rounds.sum(), 1))
+        self._a_round[part] = {"tokens_per_round": float(new / rounds)}
+        if len(program.drafter.sizes) > 1:
+            proposed = end.counters.proposed.sum()
+            self._a_round[part]["proposed_per_round"] = float(proposed / rounds)
         if name != PLAIN:
             draft = functools.partial(drafts, engine.drafter.params, program, start)
             self._keep(RoundPart("draft", name, temperature), draft)
@@ -287,7 +291,7 @@ class Costs:
                 "round_s": seconds[RoundPart("round", name, t)],
                 "draft_s": seconds[RoundPart("draft", name, t)],
                 "n_nodes": self._engines[name].program.max_nodes,
-                "tokens_per_round": self._tokens[RoundPart("round", name, t)],
+                **self._a_round[RoundPart("round", name, t)],
             }
             for t in self._temperatures
         }

@@ -114,7 +114,7 @@ def row_of(
     found, is_plain, is_peer = [*runs.values()], contestant == PLAIN, contestant.startswith(PEERS)
     has_terms = not is_plain and not is_peer
     by_context = {
-        context: terms_of(some, contestant, temperature)
+        context: terms_of(some, contestant, temperature).where(_proposed(found))
         for (size, context, name), some in costs.items()
         if (size, name) == (batch_size, types) and has_terms
     }
@@ -151,6 +151,12 @@ def row_of(
         metrics=_metrics(found, acceptance),
         split=_split(splits, contestant, where),
     )
+
+
+def _proposed(runs: Sequence[Record]) -> float:
+    """Drafted tokens a target call."""
+    calls = sum(run["target_calls"] for run in runs)
+    return sum(run["draft_tokens_proposed"] or 0 for run in runs) / max(calls, 1)
 
 
 def _acceptance(runs: Sequence[Record]) -> Acceptance | None:

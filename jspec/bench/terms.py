@@ -45,16 +45,29 @@ class Terms:
       c_d: a whole draft.
       overhead: what is left of a measured round: accepting, committing, and where the parts do not
         add up. May be negative.
+      proposed: drafted tokens of a round, where a drafter has drafts of several sizes.
     """
 
     n_nodes: int
     r: float
     c_d: float
     overhead: float
+    proposed: float | None = None
 
     @property
     def total(self) -> float:
         return self.r + self.c_d + self.overhead
+
+    def where(self, proposed: float) -> Terms:
+        """The terms of rounds that propose so many tokens, on the line from a plain round to these.
+
+        These themselves, where drafts have one size or none was proposed.
+        """
+        if not self.proposed:
+            return self
+        share = proposed / self.proposed
+        r, c_d, overhead = 1 + (self.r - 1) * share, self.c_d * share, self.overhead * share
+        return dataclasses.replace(self, r=r, c_d=c_d, overhead=overhead, proposed=proposed)
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
@@ -81,7 +94,14 @@ def terms_of(costs: Sequence[Mapping[str, Any]], contestant: str, temperature: f
     draft_s, round_s = (statistics.median(one[k] for one in each) for k in ("draft_s", "round_s"))
     forwards, n_nodes = forwards_of(costs), each[0]["n_nodes"]
     r, c_d = forwards[n_nodes] / forwards[1], draft_s / plain_s
-    return Terms(n_nodes=n_nodes, r=r, c_d=c_d, overhead=round_s / plain_s - r - c_d)
+    proposed = [one.get("proposed_per_round") for one in each]
+    return Terms(
+        n_nodes=n_nodes,
+        r=r,
+        c_d=c_d,
+        overhead=round_s / plain_s - r - c_d,
+        proposed=None if None in proposed else statistics.median(proposed),
+    )
 
 
 def mean_terms(known: Mapping[int, Terms], context: float) -> Terms | None:

@@ -119,6 +119,25 @@ def test_row_has_the_terms_and_what_they_predict():
     )
 
 
+def test_rounds_that_propose_less_than_those_timed_cost_less():
+    """Drafts of several sizes: 6 tokens a round were timed, 3 a round were decoded."""
+    cost = {**COST, "round_s": 3.0}
+    with_sizes = cost | {"proposed_per_round": 6.0}
+    contestants = {"chain": {"temperature": {"0.0": with_sizes}}}
+    row = row_of(
+        summarise([*records({1: 5.0}), cost_record(100, 3.0, contestants=contestants)]), "chain"
+    )
+    assert row.terms is not None
+    assert (row.terms.r, row.terms.c_d) == (1.25, 0.125)
+    assert row.terms.total == pytest.approx(2.0)
+    assert row.predicted == pytest.approx(3.0 / 2.0)
+
+
+def test_rounds_in_which_none_was_proposed_say_nothing_of_others():
+    plain = terms.Terms(n_nodes=4, r=1.5, c_d=0.5, overhead=0.0, proposed=0.0)
+    assert plain.where(1.0) is plain
+
+
 def test_an_error_has_its_sign_in_the_table():
     """Three tokens for 1.2 plain rounds promise 2.5; 2 were measured."""
     text = markdown(summarise([*records({1: 5.0}), cost_record(100, 1.2)]))
