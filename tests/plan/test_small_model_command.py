@@ -239,6 +239,7 @@ def test_the_target_itself_keeps_all_that_it_drafts_exactly(tiny, given, tmp_pat
     assert point["tokens_per_call"] > 3.5
 
 
+@pytest.mark.grid
 def test_a_truncated_draft_of_some_tokens_is_planned_as_any_other(tiny, given, tmp_path, capsys):
     """It has all layers of its target, and 50 of the 61 tokens: most of a draft is kept."""
     grid = ["--widths", "1,2", "--depths", "3", "--drafter", "cut"]

@@ -9,14 +9,21 @@ from jspec.certify.roster import Entry
 
 
 def alone_and_together(entries: Sequence[Entry]) -> list:
-    """Names and batch sizes: all in batches, and one of each method alone; the rest is `grid`."""
-    batches = [pytest.param(entry.name, 8) for entry in entries]
-    methods: set[str] = set()
+    """Names and batch sizes.
+
+    One of each method in a batch is for every run, all in batches and that one alone are `grid`,
+    and the rest is `slow`.
+    """
+    cases, methods = [], set()
     for entry in sorted(entries, key=lambda entry: not entry.is_quick):
-        marks = [pytest.mark.grid] if entry.method in methods else []
-        batches.append(pytest.param(entry.name, 1, marks=marks))
+        is_first = entry.method not in methods
         methods.add(entry.method)
-    return batches
+        together, alone = (
+            ([], pytest.mark.grid) if is_first else (pytest.mark.grid, pytest.mark.slow)
+        )
+        cases.append(pytest.param(entry.name, 8, marks=together))
+        cases.append(pytest.param(entry.name, 1, marks=alone))
+    return cases
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Planted faults: each makes a named check fail, and the same check passes without it."""
+"""Planted faults: each makes a named check fail, and the same check passes without it.
+
+A quick certificate does both, so that here it is `slow`.
+"""
 
 import pytest
 
@@ -14,13 +17,13 @@ def test_every_fault_has_its_check():
     assert all(fault.covers for fault in faults.FAULTS.values())
 
 
-@pytest.mark.grid
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBES)
 def test_checks_pass_without_a_fault(name):
     assert PROBES[name].run().problems == ()
 
 
-@pytest.mark.grid
+@pytest.mark.slow
 @pytest.mark.parametrize("name", faults.FAULTS)
 def test_fault_is_caught(name):
     fault = faults.FAULTS[name]

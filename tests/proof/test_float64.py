@@ -1,4 +1,7 @@
-"""E3: float64, tiny models, in a process with x64 on: strictly equal over drafters and meshes."""
+"""E3: float64, tiny models, in a process with x64 on: strictly equal over drafters and meshes.
+
+A quick certificate has some of each; what it has not is here, and `slow`.
+"""
 
 import itertools
 import math
@@ -13,7 +16,7 @@ OTHERS = ",".join(entry.name for entry in ROSTER if not entry.is_quick)
 """Of every method one drafter, and the rest."""
 
 
-@pytest.mark.grid
+@pytest.mark.slow
 def test_float64_is_strictly_equal_on_one_two_and_eight_devices():
     _, *meshes = float64.CASES
     found = float64.strictly_equal([f"1,1,1={QUICK}", *meshes])
@@ -21,14 +24,14 @@ def test_float64_is_strictly_equal_on_one_two_and_eight_devices():
     assert found.n_tokens > 300
 
 
-@pytest.mark.grid
+@pytest.mark.slow
 def test_float64_is_strictly_equal_for_the_other_drafters():
     found = float64.strictly_equal([f"1,1,1={OTHERS}"])
     assert found.problems == ()
     assert found.n_tokens > 300
 
 
-@pytest.mark.grid
+@pytest.mark.slow
 def test_programs_for_accelerators_are_strictly_equal_to_the_cpus():
     """Prefix by a kernel, own rows beside it, accepted rows written at commit; also on a mesh."""
     found = float64.strictly_equal(float64.ELSEWHERE, is_light=True)

@@ -8,20 +8,21 @@ from jspec.certify.roster import ROSTER, Entry
 from jspec.checkpoints.number_types import QUANTISED
 from jspec.testing.models import tiny_target, with_weights
 
-LIGHT = {
-    "int8": ("prompt-lookup", "draft-model-tree", "falcon-4-reduced", "diffuspec-path")
-    + ("easyspec-chain", "oracle-chain", "random-trees"),
-    "bfloat16": ("draft-model-chain", "falcon-tree"),
+LIGHT = {"int8": ("draft-model-tree", "falcon-4-reduced"), "bfloat16": ("draft-model-chain",)}
+GRID = {
+    "int8": ("prompt-lookup", "diffuspec-path", "easyspec-chain", "oracle-chain", "random-trees"),
+    "bfloat16": ("falcon-tree", "diffuspec-path", "easyspec-tree"),
 }
-"""One entry of each method for int8, and of few for bfloat16; all others are `grid`."""
+"""With `LIGHT`, one entry of each method for int8, and of few for bfloat16; others are `slow`."""
 
 
 def entries(weights: str) -> list:
-    light = LIGHT[weights]
-    return [
-        pytest.param(e, id=e.name, marks=[] if e.name in light else [pytest.mark.grid])
-        for e in ROSTER
-    ]
+    def marks(name: str) -> list:
+        if name in LIGHT[weights]:
+            return []
+        return [pytest.mark.grid if name in GRID[weights] else pytest.mark.slow]
+
+    return [pytest.param(e, id=e.name, marks=marks(e.name)) for e in ROSTER]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,9 @@ def test_drafters_say_what_a_target_with_bfloat16_products_says(cases, entry):
     check(cases["bfloat16"], entry)
 
 
-@pytest.mark.parametrize("weights", QUANTISED)
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("weights", "tied"), [(weights, i % 2 == 0) for i, weights in enumerate(QUANTISED)]
+)
 def test_the_reference_has_the_very_values_of_a_quantised_target(weights, tied):
     target = with_weights(tiny_target(has_tied_head=tied), weights)
     requests = proof.mixed_requests(target, 4)

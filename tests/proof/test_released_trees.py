@@ -19,7 +19,9 @@ def test_a_released_tree_changes_no_text(case, name, batch_size):
     assert sum(result.stats.draft_tokens_accepted for result in results) > 0
 
 
-@pytest.mark.parametrize("block_size", [2, 3, 4])
+@pytest.mark.parametrize(
+    "block_size", [2, *(pytest.param(k, marks=pytest.mark.grid) for k in (3, 4))]
+)
 def test_a_fitted_tree_changes_no_text(case, block_size):
     drafter = untrained_falcon(case.target, tree=FITTED, block_size=block_size)
     results = proof.decode(case.target, case.requests, drafter)

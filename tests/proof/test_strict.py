@@ -9,6 +9,7 @@ from tests.proof.conftest import alone_and_together
 CHAINS = [entry for entry in ROSTER if entry.is_chain and entry.method != "none"]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name, batch_size", alone_and_together(CHAINS))
 def test_chains_equal_padded_plain_decoding(case, name, batch_size):
     found = proof.bitwise(case, name, batch_size)
@@ -16,6 +17,7 @@ def test_chains_equal_padded_plain_decoding(case, name, batch_size):
     assert found.n_tokens > 200
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_padded_plain_decoding_follows_the_law(case, batch_size):
     """So what equals it does too, and E2 need not judge chains again."""

@@ -65,7 +65,11 @@ def counted(results: list[Generation]) -> list[tuple]:
     "options",
     [
         pytest.param(dict(prefix=Prefix(windows=(2, 5), refresh_every=3)), id="path"),
-        pytest.param(dict(options=SearchOptions(shape=Shape.TREE, nodes=9)), id="tree"),
+        pytest.param(
+            dict(options=SearchOptions(shape=Shape.TREE, nodes=9)),
+            id="tree",
+            marks=pytest.mark.grid,
+        ),
         pytest.param(
             dict(is_shifted=False, options=SearchOptions(shape=Shape.BEAMS)),
             id="beams",
@@ -85,7 +89,7 @@ def test_texts_are_those_of_plain_decoding_and_partly_drafted(options):
     assert sum(result.stats.draft_tokens_accepted for result in results) > len(results)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.grid), 1.0])
 def test_a_drafter_that_knows_the_target_has_its_first_slot_accepted(temperature):
     """Also where the law is noisy: the drafter ranks with the same noise."""
     asked = [r for r in requests(temperature) if 0 not in r.tokens]

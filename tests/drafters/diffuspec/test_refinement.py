@@ -130,10 +130,8 @@ def test_slots_are_filled_as_if_tokens_that_are_not_drafted_were_impossible(pass
     ("n_passes", "schedule", "confidence", "has_extra"),
     [
         (1, Schedule.DREAM, Confidence.TOP1, True),
-        (2, Schedule.DREAM, Confidence.TOP1, False),
         (3, Schedule.LLADA, Confidence.MARGIN, True),
-        (4, Schedule.DREAM, Confidence.ENTROPY, True),
-        (7, Schedule.LLADA, Confidence.TOP1, False),
+        (4, Schedule.DREAM, Confidence.ENTROPY, False),
     ],
 )
 def test_passes_are_those_of_the_definition(n_passes, schedule, confidence, has_extra, tmp_path):

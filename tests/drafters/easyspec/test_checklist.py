@@ -83,7 +83,7 @@ def read(params, model, tokens):
 # --- structure -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 1000))
 def test_s3_trees_have_width_nodes_a_level_and_paths_that_only_lose(width, depth, seed):
     rng = np.random.default_rng(seed)
@@ -244,6 +244,7 @@ OPENINGS = (
 NEW_TOKENS, SLOTS = 96, 128
 
 
+@pytest.mark.grid
 def test_c6_without_calibration_less_is_accepted():
     """On the demo pair, all inner layers in one group."""
     target = load_target("demo/target")

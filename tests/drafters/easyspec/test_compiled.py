@@ -89,7 +89,14 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+HEAVY = ("A, mismatch", "B")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(c, marks=[pytest.mark.grid] if c in HEAVY else []) for c in CASES],
+    ids=str,
+)
 def compiled(request):
     return request.param, *compiled_chunk(*CASES[request.param])
 

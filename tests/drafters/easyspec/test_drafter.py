@@ -171,7 +171,7 @@ def test_the_cache_has_room_for_a_calibration_of_the_longest_text(calibration, w
         assert keys.shape[2] >= longest - 1 + of.window
 
 
-@pytest.mark.parametrize("calibration", Calibration)
+@pytest.mark.parametrize("calibration", [Calibration.ROUND, Calibration.MISMATCH])
 def test_groups_of_one_draft_as_a_draft_model_does(calibration):
     exact = draft_model(SMALL.model, vocab_size=VOCABULARY, depth=DEPTH, width=2)
     grouped = drafter(size=1, calibration=calibration)
