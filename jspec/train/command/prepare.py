@@ -6,6 +6,7 @@ In reading order: `Prepared`, one function a kind, and what they share.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jspec.checkpoints.beside import load_beside
+from jspec.checkpoints.checkpoint import find_checkpoint
 from jspec.checkpoints.draft_vocabulary import SIZE_KEY, most_frequent, write_counts
 from jspec.checkpoints.hub import check_digest, local_directory, weights_digest
 from jspec.checkpoints.params import place
@@ -207,7 +210,22 @@ def starting_model(
     if (config.init_from is None) == (not config.model):
         raise UserError("expected either model (its sizes) or init_from (a checkpoint)")
     if config.init_from is not None:
-        target = load(config.init_from, mesh=mesh, table=TRAINING)
+        checkpoint = find_checkpoint(config.init_from)
+        load = functools.partial(load, mesh=mesh, table=TRAINING)
+        if checkpoint.shares_embedding:
+            if config.teacher is None:
+                raise UserError(
+                    f"init_from: {checkpoint.where} has no embedding of its own; give as teacher the "
+                    "target that it was trained for"
+                )
+            target = load_beside(
+                load(config.teacher),
+                checkpoint,
+                table=TRAINING,
+                must_be_causal=config.kind == "model",
+            )
+        else:
+            target = load(checkpoint)
         _check_vocabulary(target.model.config, tokenizer)
         if config.layers:
             return truncated(target.model, target.params, config.layers)

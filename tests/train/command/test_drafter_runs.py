@@ -91,10 +91,8 @@ def drafted(trained, deep_folder, kind: str, **changes) -> Path:
         tokenizer=str(deep_folder),
         teacher=str(deep_folder),
         teacher_share=1.0,
-        init_from=str(deep_folder),
-        layers=LAYERS,
         shares_embedding=True,
-        **changes,
+        **{"init_from": str(deep_folder), "layers": LAYERS} | changes,
     )
 
 
@@ -115,6 +113,25 @@ def test_a_head_drafts_the_tokens_that_were_learnt_most(trained, deep_folder):
     [evaluation] = [record for record in read_journal(run) if "held_out" in record]
     assert {"agreement_1", "agreement_2"} <= set(evaluation["held_out_metrics"])
     assert evaluation["acceptance"]["tokens_per_call"] >= 1
+
+
+def test_a_draft_is_gone_on_with_where_it_was_left(trained, deep_folder, capsys):
+    """Its embedding is the teacher's; without a teacher there is none."""
+    begun = drafted(trained, deep_folder, "model", out=str(deep_folder.parent / "begun"))
+    still = {"optimizer": {"learning_rate": 1e-9, "weight_decay": 0.0}}
+    more = dict(still, init_from=str(begun / "model"), layers=[])
+    more |= {"out": str(deep_folder.parent / "more")}
+    run = drafted(trained, deep_folder, "model", **more)
+    first, second = (load_file(folder / "model/model.safetensors") for folder in (begun, run))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        np.testing.assert_array_equal(second[name], tensor)
+    values = {"kind": "model", "tokenizer": str(deep_folder), "init_from": str(begun / "model")}
+    values |= {"data": {"folder": str(deep_folder.parent), "corpora": [{"file": "answers.jsonl"}]}}
+    path = deep_folder.parent / "alone.yaml"
+    path.write_text(yaml.safe_dump(values | {"out": str(deep_folder.parent / "alone"), "steps": 1}))
+    assert main(["--config", str(path)]) == 2
+    assert "has no embedding of its own; give as teacher" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["model", "diffusion"])
