@@ -123,7 +123,16 @@ def play(entry: Entry, loaded: LoadedDrafter, prompt: Prompt) -> Played:
     return Played(entry, loaded, first, rounds)
 
 
-@pytest.fixture(scope="module", params=ROSTER, ids=lambda entry: entry.name)
+def entries() -> list:
+    """One of each method for every run; the others are `grid`."""
+    first = {one.method: one for one in sorted(ROSTER, key=lambda one: one.is_quick)}
+    return [
+        pytest.param(one, id=one.name, marks=[] if one is first[one.method] else [pytest.mark.grid])
+        for one in ROSTER
+    ]
+
+
+@pytest.fixture(scope="module", params=entries())
 def played(request) -> Played:
     return play(request.param, request.param.make(TARGET, TEXTS.tolist()), start())
 

@@ -46,7 +46,11 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(
+    scope="module",
+    params=[True, pytest.param(False, marks=pytest.mark.grid)],
+    ids=["tied", "untied"],
+)
 def models(request, tmp_path_factory) -> Path:
     """A target, a draft of it by truncation, and one that reads in both directions."""
     folder = tmp_path_factory.mktemp("models")

@@ -118,7 +118,13 @@ def without_late_counts(answer: Generation) -> tuple:
 
 @pytest.mark.parametrize(
     "batch_size, prefill_rows, data",
-    [(1, None, 1), (4, None, 1), (4, 4, 1), (16, 3, 1), (16, 8, 1), (4, None, 2), (8, 2, 4)],
+    [
+        *((1, None, 1), (16, 3, 1), (8, 2, 4)),
+        *(
+            pytest.param(*case, marks=pytest.mark.grid)
+            for case in ((4, None, 1), (4, 4, 1), (16, 8, 1), (4, None, 2))
+        ),
+    ],
 )
 def test_texts_depend_neither_on_rows_nor_on_calls_nor_on_devices(batch_size, prefill_rows, data):
     engine = engine_of(batch_size, prefill_rows, data)

@@ -105,7 +105,10 @@ def assert_in_place(case: Case) -> None:
         assert not makers(compiled, weight)
 
 
-@pytest.mark.parametrize("rows, nodes", [(1, 1), (8, 5), (1, 13), (8, 12)])
+@pytest.mark.parametrize(
+    "rows, nodes",
+    [(1, 1), (8, 12), *(pytest.param(*case, marks=pytest.mark.grid) for case in ((8, 5), (1, 13)))],
+)
 def test_loop_copies_neither_cache_nor_weights(rows, nodes):
     assert_in_place(make_case(rows, nodes))
 

@@ -199,7 +199,9 @@ def test_a_mesh_computes_the_same(tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["model", "falcon", "diffusion"])
+@pytest.mark.parametrize(
+    "kind", ["falcon", *(pytest.param(k, marks=pytest.mark.grid) for k in ("model", "diffusion"))]
+)
 def test_a_training_is_the_same_but_for_rounding(kind, tmp_path):
     config = loop_config()
     data, options = random_text(), {}

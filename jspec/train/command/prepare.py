@@ -215,7 +215,7 @@ def starting_model(
         if checkpoint.shares_embedding:
             if config.teacher is None:
                 raise UserError(
-                    f"init_from: {checkpoint.where} has no embedding of its own; give as teacher the "
+                    f"init_from: {checkpoint.where} has no embedding; give as teacher the "
                     "target that it was trained for"
                 )
             target = load_beside(

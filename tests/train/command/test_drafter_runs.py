@@ -131,7 +131,7 @@ def test_a_draft_is_gone_on_with_where_it_was_left(trained, deep_folder, capsys)
     path = deep_folder.parent / "alone.yaml"
     path.write_text(yaml.safe_dump(values | {"out": str(deep_folder.parent / "alone"), "steps": 1}))
     assert main(["--config", str(path)]) == 2
-    assert "has no embedding of its own; give as teacher" in capsys.readouterr().err
+    assert "has no embedding; give as teacher the target" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["model", "diffusion"])

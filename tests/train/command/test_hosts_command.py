@@ -61,6 +61,7 @@ def configs(target_folder, corpus_folder, tmp_path):
     return write
 
 
+@pytest.mark.grid
 def test_two_processes_do_what_one_does(configs, tmp_path):
     port = free_port()
     there = configs("two", mesh={"data": 2, "fsdp": 2}, texts_mesh={"data": 2, "tensor": 2})
