@@ -25,7 +25,7 @@ from jspec.checkpoints.quantise import dequantised
 from jspec.checkpoints.target import Target
 from jspec.models.config import DecoderConfig, RopeKind
 from jspec.models.weights import is_matrix
-from jspec.ops.linear import Quantised
+from jspec.ops.linear import OutputsFirst, Quantised
 
 Weights = dict[str, np.ndarray]
 """By their Hugging Face names, matrices with the output axis first."""
@@ -190,7 +190,7 @@ def _rotated(x: np.ndarray, theta: float) -> np.ndarray:
 def weights_in_memory(target: Target) -> Weights:
     """Give the weights of a model that came from no file as its checkpoint would have them."""
     stored = jax.tree.leaves(HUGGING_FACE.stored(target.model.config))
-    leaves = map(_wide, jax.tree.leaves(target.params, is_leaf=_is_quantised))
+    leaves = map(_wide, jax.tree.leaves(target.params, is_leaf=_is_narrow))
     return {each.name: each.save(leaf) for each, leaf in zip(stored, leaves, strict=True)}
 
 
@@ -231,11 +231,13 @@ def narrowed(weights: Weights, config: DecoderConfig, types: NumberTypes, stored
     return {name: one(name, value) for name, value in weights.items()}
 
 
-def _is_quantised(node: Any) -> bool:
-    return isinstance(node, Quantised)
+def _is_narrow(node: Any) -> bool:
+    return isinstance(node, Quantised | OutputsFirst)
 
 
 def _wide(value: Any) -> np.ndarray:
-    if _is_quantised(value):
+    if isinstance(value, OutputsFirst):
+        return _wide(value.values.T)
+    if isinstance(value, Quantised):
         return _wide(value.values) * _wide(value.scale)
     return np.asarray(value, np.float64)

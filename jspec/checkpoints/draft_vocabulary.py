@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jspec.checkpoints.tensor_files import open_safetensors
 from jspec.errors import UserError
-from jspec.ops.linear import Quantised
+from jspec.ops.linear import OutputsFirst, Weight, are_outputs_first
 from jspec.state import Params
 
 COUNTS_FILE = "token_counts.safetensors"
@@ -92,8 +92,13 @@ def draft_ids(
     return most_frequent(counts[:n_known], size)
 
 
-def head_rows(params: Params, ids: Int[Array, " U"]) -> Float[Array, "D U"] | Quantised:
-    """Take the part of a model's head that scores these tokens."""
-    if "head_weight" in params:
-        return jax.tree.map(lambda part: jnp.take(part, ids, axis=1), params["head_weight"])
+def head_rows(params: Params, ids: Int[Array, " U"]) -> Weight:
+    """Take the part of a model's head that scores these tokens, in the form of its matrices."""
+    head = params.get("head_weight")
+    if isinstance(head, OutputsFirst):
+        return OutputsFirst(values=jnp.take(head.values, ids, axis=0))
+    if head is not None:
+        return jax.tree.map(lambda part: jnp.take(part, ids, axis=1), head)
+    if are_outputs_first(params):
+        return OutputsFirst(values=jnp.take(params["embedding"], ids, axis=0))
     return jax.tree.map(lambda part: jnp.take(part, ids, axis=0).T, params["embedding"])

@@ -15,8 +15,15 @@ from jspec.checkpoints.layouts import Stored
 from jspec.checkpoints.quantise import channel_scales, quantise
 from jspec.errors import UserError
 from jspec.models.model import Model
-from jspec.models.weights import AXES, SHARED, input_axis, is_matrix, leaf_name
-from jspec.ops.linear import Quantised, wide_dtype
+from jspec.models.weights import (
+    AXES,
+    SHARED,
+    has_outputs_first,
+    input_axis,
+    is_matrix,
+    leaf_name,
+)
+from jspec.ops.linear import OutputsFirst, Quantised, Weight, wide_dtype
 from jspec.sharding import TARGET, Table, sharding
 from jspec.state import Params
 
@@ -68,7 +75,7 @@ def read_params(
         )
     repeats = model.config.n_kv_heads // config.n_kv_heads
 
-    def one(path, stored: Stored) -> jax.Array | Quantised:
+    def one(path, stored: Stored) -> Weight:
         name = leaf_name(path)
         axes = AXES[name]
         array = stored.load(tensors[stored.name].read())
@@ -93,7 +100,7 @@ def place(array: np.ndarray, dtype, where: NamedSharding) -> jax.Array:
 
 def place_narrow(
     matrix: np.ndarray, name: str, weights: str, dtype, mesh: Mesh, table: Table = TARGET
-) -> jax.Array | Quantised:
+) -> Weight:
     """Put a matrix of the host on its sharding in a type of its own, converted part by part.
 
     Args:
@@ -104,6 +111,8 @@ def place_narrow(
     def where(array: np.ndarray) -> NamedSharding:
         return sharding(mesh, table, AXES[name], array.shape)
 
+    if weights == "bfloat16" and has_outputs_first(name, mesh):
+        return OutputsFirst(values=place(matrix.T, jnp.bfloat16, where(matrix.T)))
     if weights == "bfloat16":
         return place(matrix, jnp.bfloat16, where(matrix))
     turn = np.transpose if input_axis(name) == 0 else np.asarray

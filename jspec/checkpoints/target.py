@@ -209,7 +209,8 @@ def abstract_target(
     config = _sharing(model.config if isinstance(model, Checkpoint) else model, shared)
     fitted = build(fit_to_mesh(config, mesh, table))
     types = number_types(dtype, weights, platform=mesh.devices.flat[0].platform)
-    shapes = narrow_shapes(abstract_params(fitted, jnp.dtype(types.dtype)), config, types.weights)
+    whole = abstract_params(fitted, jnp.dtype(types.dtype))
+    shapes = narrow_shapes(whole, config, types.weights, mesh)
     params = sharded_shapes(shapes, mesh, table) | (shared or {})
     return _target(fitted, params, types, mesh, checkpoint)
 

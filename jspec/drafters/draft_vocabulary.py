@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jspec.checkpoints.checkpoint import Checkpoint
 from jspec.checkpoints.draft_vocabulary import draft_ids, draft_size, head_rows
@@ -32,7 +32,7 @@ from jspec.drafters.base import DrafterOptions
 from jspec.errors import UserError
 from jspec.models.model import Model, build
 from jspec.models.weights import AXES
-from jspec.ops.linear import Quantised
+from jspec.ops.linear import Weight
 from jspec.sharding import REPLICATED, Table, sharding
 from jspec.state import Params
 
@@ -104,7 +104,7 @@ def choose_ids(
 
 def placed_rows(
     params: Params, ids: Int[Array, " U"], mesh: Mesh, table: Table = REPLICATED
-) -> Float[Array, "D U"] | Quantised:
+) -> Weight:
     """Put `head_rows` where a drafter of this table wants them; of shapes, their shapes."""
     shapes = jax.eval_shape(head_rows, params, ids)
     axes = AXES["head_weight"]
@@ -149,9 +149,7 @@ def reduce_model(
     return *with_head(model, params, rows), {IDS: ids}
 
 
-def with_head(
-    model: Model, params: Params, rows: Float[Array, "D U"] | Quantised
-) -> tuple[Model, Params]:
+def with_head(model: Model, params: Params, rows: Weight) -> tuple[Model, Params]:
     """Put some rows of a head in the place of the whole, tied or not."""
     own = build(dataclasses.replace(model.config, has_tied_head=False))
     return own, params | {"head_weight": rows}

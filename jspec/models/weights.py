@@ -19,7 +19,7 @@ from jax.tree_util import DictKey
 from jspec.errors import UserError
 from jspec.models.config import DecoderConfig
 from jspec.models.model import Model, abstract_params
-from jspec.ops.linear import Quantised, wide_dtype
+from jspec.ops.linear import OutputsFirst, Quantised, wide_dtype
 from jspec.sharding import TARGET, Table, axis_size, mesh_axes, sharding
 from jspec.state import KVCache, Params
 
@@ -83,13 +83,21 @@ def input_axis(name: str) -> int:
     return 1 if name == "embedding" else 0
 
 
-def narrow_shapes(shapes: Params, config: DecoderConfig, weights: str | None) -> Params:
-    """Give the shapes of matrices the type that they have apart from all else."""
+def has_outputs_first(name: str, mesh: Mesh) -> bool:
+    """Tell whether a bfloat16 matrix of this name is kept as `OutputsFirst`: on one CPU."""
+    return input_axis(name) == 0 and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+
+
+def narrow_shapes(shapes: Params, config: DecoderConfig, weights: str | None, mesh: Mesh) -> Params:
+    """Give the shapes of matrices the type and form that they have apart from all else."""
 
     def one(path, leaf):
         name = leaf_name(path)
         if weights is None or not is_matrix(name, config):
             return leaf
+        if weights == "bfloat16" and has_outputs_first(name, mesh):
+            turned: Any = jax.ShapeDtypeStruct(leaf.shape[::-1], jnp.bfloat16)
+            return OutputsFirst(values=turned)
         values: Any = jax.ShapeDtypeStruct(leaf.shape, WEIGHT_TYPES[weights])
         if weights == "bfloat16":
             return values

@@ -18,7 +18,7 @@ from jspec.models.model import Model, build, random_params
 from jspec.models.modules import random_like
 from jspec.models.sar_head import SarModel
 from jspec.models.weights import dtype_of, is_matrix, leaf_name, sharded_shapes
-from jspec.ops.linear import Quantised
+from jspec.ops.linear import OutputsFirst, Quantised
 from jspec.sharding import make_mesh
 
 
@@ -74,10 +74,12 @@ def dequantised(target: Target) -> Target:
     dtype = jnp.dtype(target.dtype)
 
     def one(leaf):
+        if isinstance(leaf, OutputsFirst):
+            return leaf.values.T.astype(dtype)
         wide = leaf.dequantised() if isinstance(leaf, Quantised) else leaf
         return wide.astype(dtype)
 
-    is_quantised = lambda node: isinstance(node, Quantised)  # noqa: E731
+    is_quantised = lambda node: isinstance(node, Quantised | OutputsFirst)  # noqa: E731
     params = jax.tree.map(one, target.params, is_leaf=is_quantised)
     return dataclasses.replace(target, params=params, weights=None)
 

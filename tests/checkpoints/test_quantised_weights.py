@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from jspec.checkpoints.beside import load_beside
 from jspec.checkpoints.checkpoint import find_checkpoint
+from jspec.checkpoints.draft_vocabulary import head_rows
 from jspec.checkpoints.quantise import channel_scales, dequantised, quantise
 from jspec.checkpoints.target import QUANTISED, abstract_target, load_target
 from jspec.checkpoints.write import write_checkpoint
@@ -19,7 +22,7 @@ from jspec.infer.memory import memory_of
 from jspec.models.blocks import causal_block
 from jspec.models.model import build, empty_cache, forward, random_params
 from jspec.models.weights import WEIGHT_TYPES, count_weights
-from jspec.ops.linear import Quantised
+from jspec.ops.linear import OutputsFirst, Quantised, are_outputs_first
 from jspec.sharding import make_mesh
 from jspec.testing import models
 from jspec.testing.models import tiny_config
@@ -137,9 +140,13 @@ def test_on_a_mesh_values_and_scales_are_those_of_one_device(directory, weights,
     )
 
 
-@pytest.mark.parametrize("weights", WEIGHT_TYPES)
-def test_shapes_of_an_abstract_target_are_those_of_a_loaded_one(directory, weights):
-    mesh = make_mesh(tensor=4)
+@pytest.mark.parametrize(
+    ("weights", "sizes"),
+    [*((weights, {"tensor": 4}) for weights in WEIGHT_TYPES), ("bfloat16", {})],
+    ids=str,
+)
+def test_shapes_of_an_abstract_target_are_those_of_a_loaded_one(directory, weights, sizes):
+    mesh = make_mesh(**sizes)
     loaded = load_target(directory, mesh=mesh, weights=weights)
     shapes = abstract_target(
         find_checkpoint(directory), dtype="float32", mesh=mesh, weights=weights
@@ -152,6 +159,30 @@ def test_shapes_of_an_abstract_target_are_those_of_a_loaded_one(directory, weigh
         lambda x: (x.shape, x.dtype, x.sharding.shard_shape(x.shape)), shapes.params
     )
     assert told == wanted
+
+
+def test_one_cpu_has_bfloat16_matrices_with_their_outputs_first(directory):
+    """Tables as they are; on a mesh all as they are."""
+    target, plain = (load_target(directory, weights=weights) for weights in ("bfloat16", None))
+    spread = load_target(directory, weights="bfloat16", mesh=make_mesh(tensor=2))
+    assert not are_outputs_first(spread.params) and are_outputs_first(target.params)
+    is_turned = lambda node: isinstance(node, OutputsFirst)  # noqa: E731
+    flat = jax.tree.leaves_with_path(target.params, is_leaf=is_turned)
+    for (path, ours), theirs in zip(flat, jax.tree.leaves(plain.params), strict=True):
+        name = path[-1].key
+        assert is_turned(ours) == (theirs.ndim == 2 and name != "embedding"), name
+        values = ours.values.T if is_turned(ours) else ours
+        np.testing.assert_array_equal(values, theirs.astype(values.dtype))
+    as_they_are = jax.tree.map(
+        lambda leaf: leaf.values.T if is_turned(leaf) else leaf, target.params, is_leaf=is_turned
+    )
+    wanted = logits_of(dataclasses.replace(target, params=as_they_are))
+    assert np.abs(logits_of(target) - wanted).max() < tolerance("bfloat16").logits / 3
+    ids = jnp.asarray([3, 9, 40], jnp.int32)
+    rows = head_rows(target.params, ids)
+    assert isinstance(rows, OutputsFirst)
+    whole = head_rows(models.dequantised(target).params, ids)
+    np.testing.assert_array_equal(np.asarray(rows.values.T, np.float32), np.asarray(whole))
 
 
 def test_memory_is_counted_as_it_is_held(directory):

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from jspec.checkpoints.quantise import channel_scales, quantise
-from jspec.ops.linear import Quantised, look_up, project, wide_project
+from jspec.ops.linear import (
+    FEW_NARROW_ROWS,
+    OutputsFirst,
+    Quantised,
+    look_up,
+    project,
+    wide_project,
+)
+from jspec.testing.compile_options import usual_form
+from tests.support.compiled import makers
 
 V, D = 50, 24
 TABLE = np.random.default_rng(0).standard_normal((V, D)).astype(np.float32)
@@ -95,3 +104,36 @@ def test_the_values_are_converted_and_the_sum_is_scaled(dtype):
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
     assert project("BTD,VD->BTV", x, table).dtype == x.dtype
+
+
+@pytest.mark.parametrize("n", [1, 2, FEW_NARROW_ROWS, FEW_NARROW_ROWS + 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_matrix_with_its_outputs_first_is_the_matrix(n, dtype):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.standard_normal((1, n, D)), dtype)
+    weight = jnp.asarray(TABLE.T, jnp.bfloat16)
+    turned = OutputsFirst(values=weight.T)
+    assert (turned.shape, turned.size, turned.dtype) == (weight.shape, weight.size, weight.dtype)
+    exact = np.asarray(x.astype(jnp.bfloat16), np.float64) @ np.asarray(weight, np.float64)
+    found = jax.jit(lambda x, w: wide_project("BTF,FD->BTD", x, w))(x, turned)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5)
+    rounded = project("BTF,FD->BTD", x, turned)
+    assert rounded.dtype == x.dtype
+    np.testing.assert_allclose(rounded.astype(jnp.float32), exact, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, FEW_NARROW_ROWS])
+def test_few_narrow_rows_read_a_matrix_where_it_lies(n):
+    """Outputs first, and a table that is: nothing of their size is made, and they come first."""
+    rows = jax.ShapeDtypeStruct((1, n, 96), jnp.float32)
+    values = jax.ShapeDtypeStruct((320, 96), jnp.bfloat16)
+    for spec, weight in (
+        ("BTF,FD->BTD", OutputsFirst(values=values)),
+        ("BTD,VD->BTV", values),
+    ):
+        lowered = jax.jit(lambda x, w, spec=spec: wide_project(spec, x, w)).lower(rows, weight)
+        [product] = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+        assert "(tensor<320x96xbf16>, tensor<1x" in product
+        compiled = lowered.compile(usual_form())
+        assert not makers(compiled, 320 * 96)
