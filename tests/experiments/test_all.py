@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.common import shapes
-from experiments.machine import first_look
+from experiments.machine import first_look, narrow_products
 from jspec.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +115,15 @@ def test_race_against_transformers_agrees_token_for_token(tmp_path):
     theirs = [record for record in records if record.get("contestant") == "transformers plain"]
     assert len(theirs) == 2
     assert all(record["same"]["identical"] == 1 for record in theirs)
+
+
+def test_every_form_of_a_narrow_product_is_timed_and_is_the_product(monkeypatch):
+    monkeypatch.setattr(narrow_products, "MATRICES", 2)
+    monkeypatch.setattr(narrow_products, "ROWS", (3,))
+    [line] = [line for line in narrow_products.measure().splitlines() if line.startswith("| 3 ")]
+    assert len(re.findall(r"\d+\.\d\d", line)) == len(narrow_products.FORMS)
+    rows, matrix = jnp.ones((3, 4)), jnp.arange(8.0).reshape(4, 2)
+    for form, _, is_turned in narrow_products.FORMS.values():
+        found = form(rows, matrix.T if is_turned else matrix)
+        found = found.T if form is narrow_products.matrix_first else found
+        np.testing.assert_array_equal(found, rows @ matrix)
