@@ -9,7 +9,7 @@ import pytest
 
 from jspec.checkpoints.quantise import channel_scales, quantise
 from jspec.ops.linear import (
-    FEW_NARROW_ROWS,
+    FEW_ROWS,
     OutputsFirst,
     Quantised,
     look_up,
@@ -106,7 +106,7 @@ def test_the_values_are_converted_and_the_sum_is_scaled(dtype):
     assert project("BTD,VD->BTV", x, table).dtype == x.dtype
 
 
-@pytest.mark.parametrize("n", [1, 2, FEW_NARROW_ROWS, FEW_NARROW_ROWS + 1])
+@pytest.mark.parametrize("n", [1, 2, FEW_ROWS, FEW_ROWS + 1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_matrix_with_its_outputs_first_is_the_matrix(n, dtype):
     rng = np.random.default_rng(1)
@@ -123,7 +123,7 @@ def test_a_matrix_with_its_outputs_first_is_the_matrix(n, dtype):
     np.testing.assert_allclose(rounded.astype(jnp.float32), exact, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("n", [1, 2, 8, FEW_NARROW_ROWS])
+@pytest.mark.parametrize("n", [1, 2, 8, FEW_ROWS])
 def test_few_narrow_rows_read_a_matrix_where_it_lies(n):
     """Outputs first, and a table that is: nothing of their size is made, and they come first."""
     rows = jax.ShapeDtypeStruct((1, n, 96), jnp.float32)
