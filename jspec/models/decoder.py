@@ -277,10 +277,7 @@ def through_text(
 
     x, features = place(x), {}
     frequencies, factor = config.rope.frequencies(config.head_dim)
-    # The barrier keeps XLA from computing every angle's sine anew in every layer.
-    cos, sin = jax.lax.optimization_barrier(
-        rotations(positions, frequencies, factor, wide_dtype(x.dtype))
-    )
+    cos, sin = rotations(positions, frequencies, factor, wide_dtype(x.dtype))
     for i, layer in enumerate(layers):
         if f"enter.{i}" in capture:
             features[f"enter.{i}"] = x

@@ -162,6 +162,14 @@ def test_types_take_turns_and_answers_are_cut_and_a_cut_run_goes_on(
         assert bench(config, prompts, tmp_path, *flags) == 130
     assert bench(config, prompts, tmp_path, *flags) == 0
     records = records_of(tmp_path)
+    costs = [
+        record["contestants"]["lookup"]["temperature"]
+        for record in records
+        if record["kind"] == "cost"
+    ]
+    assert costs and all(
+        "proposed_per_round" not in cost["0.0"] for cost in costs
+    )  # drafts of one size
     names = ["float32", "float32 with int8 matrices"]
     assert [r["types"] for r in records if r["kind"] == "cost"] == names
     runs = [record for record in records if record["kind"] == "run"]
@@ -279,3 +287,14 @@ def test_bad_lines_are_named(line, said, tmp_path, capsys):
     path.write_text('{"prompt": "Hello."}\n' + line + "\n")
     assert main(["--prompts", str(path), "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_costs_of_drafts_of_several_sizes_say_what_was_proposed(config, prompts, tmp_path):
+    values = yaml.safe_load(config.read_text())
+    values["drafters"]["lookup"]["drafter_options"] |= {"drafts_always": False}
+    path = tmp_path / "several.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert bench(path, prompts, tmp_path / "out", "--repeats", "1") == 0
+    costs = [record for record in records_of(tmp_path / "out") if record["kind"] == "cost"]
+    [cost] = [record["contestants"]["lookup"]["temperature"]["0.0"] for record in costs[:1]]
+    assert 0 <= cost["proposed_per_round"] <= 2 * cost["tokens_per_round"] + 2

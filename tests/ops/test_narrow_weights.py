@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,7 +129,7 @@ def test_a_matrix_with_its_outputs_first_is_the_matrix(n, dtype):
 def test_few_narrow_rows_read_a_matrix_where_it_lies(n):
     """Outputs first, and a table that is: nothing of their size is made, and they come first."""
     rows = jax.ShapeDtypeStruct((1, n, 96), jnp.float32)
-    values = jax.ShapeDtypeStruct((320, 96), jnp.bfloat16)
+    values: Any = jax.ShapeDtypeStruct((320, 96), jnp.bfloat16)
     for spec, weight in (
         ("BTF,FD->BTD", OutputsFirst(values=values)),
         ("BTD,VD->BTV", values),
