@@ -78,13 +78,17 @@ def comb(depth: int, n_nodes: int) -> Tree:
     return Tree(tuple(paths + list(itertools.islice(siblings, max(n_nodes - depth, 0)))))
 
 
+def chain_and_tree(depth: int, nodes: int, out: Path) -> dict[str, str]:
+    """What `tree` of a drafter is for a chain and for a comb, whose file this writes; by name."""
+    file = out / f"tree-{depth}-{nodes}.yaml"
+    paths = [list(path) for path in comb(depth, nodes).paths]
+    file.write_text(json.dumps({"paths": paths}), encoding="utf-8")
+    return {f"chain of {depth}": f"chain-{depth}", f"tree of {nodes}": str(file)}
+
+
 def shapes(head: Path, k: int, name: str, out: Path) -> Iterator[Variant]:
     """A head as a chain and as a tree, at every temperature."""
-    depth = PASSES * k
-    file = out / f"tree-{depth}-{NODES}.yaml"
-    paths = [list(path) for path in comb(depth, NODES).paths]
-    file.write_text(json.dumps({"paths": paths}), encoding="utf-8")
-    trees = {f"chain of {depth}": f"chain-{depth}", f"tree of {NODES}": str(file)}
+    trees = chain_and_tree(PASSES * k, NODES, out)
     for (shape, tree), temperature in itertools.product(trees.items(), TEMPERATURES):
         yield Variant(
             label=f"k = {k}, {name}, {shape}",

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from experiments.common.ablation import Ablation, Part, Variant, columns, part_t
 from experiments.common.estimates import Estimate, estimate
 from experiments.common.pictures import BLUE, GREEN, ORANGE, PALE_BLUE, Curve, Panel, draw_curves
 from experiments.common.tables import make_tables, parser_of, table
-from experiments.falcon.ablation import comb
+from experiments.falcon.ablation import chain_and_tree
 from experiments.smollm2.setting import TEMPERATURES, add_prompt_flags, eval_prompts
 from jspec.console.flags import Parser
 from jspec.errors import UserError
@@ -174,11 +173,7 @@ def compute_rows(folders: Mapping[Head, Path]) -> list[dict[str, object]]:
 
 def shapes(head: Head, folder: Path, out: Path) -> Iterator[Variant]:
     """A head as a chain and as a tree, at every temperature."""
-    depth = PASSES * head.k
-    file = out / f"tree-{depth}-{NODES}.yaml"
-    paths = [list(path) for path in comb(depth, NODES).paths]
-    file.write_text(json.dumps({"paths": paths}), encoding="utf-8")
-    trees = {f"chain of {depth}": f"chain-{depth}", f"tree of {NODES}": str(file)}
+    trees = chain_and_tree(PASSES * head.k, NODES, out)
     for (shape, tree), temperature in itertools.product(trees.items(), TEMPERATURES):
         yield Variant(
             label=f"k = {head.k}, {TRAININGS[head.training]}, seed {head.seed}, {shape}",
