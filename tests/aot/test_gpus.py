@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-import yaml
 
 from jspec.aot import gpus
 from jspec.aot.gpus import GPUS, find_gpus, target_text
 from jspec.aot.topology import check_name, choose_topology
-from jspec.checkpoints.write import write_checkpoint
 from jspec.errors import UserError
-from jspec.testing.models import tiny_target
+from tests.aot.processes import aot, python
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None,
@@ -70,22 +65,6 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
 # --- programs, where the compiler is -------------------------------------------------------------
 
 
-def aot(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jspec.aot", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gpus")
-    target = tiny_target(n_heads=4, n_kv_heads=2)
-    write_checkpoint(folder / "target", target.params, target.model.config)
-    values = {"target": str(folder / "target"), "dtype": "bfloat16", "drafter": "prompt-lookup"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    return str(folder / "config.yaml")
-
-
 @needs_compiler
 @pytest.mark.parametrize("topology", ["a100:2", "h100:1", "h200:16", "b200:1"])
 def test_prefill_and_round_compile_for_cards(config_file, topology):
@@ -116,7 +95,5 @@ rows = shape(2, 64, 1, 64)
 text = jax.jit(attend).lower(shape(2, 8, 1, 64), rows, rows, shape(2, dtype=jnp.int32)).compile()
 assert "cudnn$fmha" in text.as_text()
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    ran = python("-c", program)
     assert ran.returncode == 0, ran.stderr

@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from jspec.checkpoints.write import write_checkpoint
 from jspec.testing.models import tiny_target
+from tests.aot.processes import aot
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu is not installed: pip install 'jspec-decoding[tpu]'",
 )
-
-
-def aot(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: libtpu cannot be unloaded, nor told anything later."""
-    command = [sys.executable, "-m", "jspec.aot", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("aot")
-    target = tiny_target(n_heads=4, n_kv_heads=2)
-    write_checkpoint(folder / "target", target.params, target.model.config)
-    values = {"target": str(folder / "target"), "dtype": "bfloat16", "drafter": "prompt-lookup"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    return str(folder / "config.yaml")
 
 
 def test_prefill_and_round_compile_for_four_chips(config_file):
